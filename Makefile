@@ -1,0 +1,84 @@
+# Every target is a thin call of `python -m srl <command>`: all of it works without make too.
+# The variables below are set on make's command line only, never taken from the environment.
+
+CONFIG = experiments/tiny/srl.yaml
+RUN    =
+MODEL  =
+DATA   =
+ARGS   =
+# For set-up: which Python makes .venv, and which torch goes into it (`make clean` before a change).
+PYTHON = python3
+TORCH  = $(shell grep '^torch==' constraints.txt)
+
+PY     = .venv/bin/python
+PIP    = $(PY) -m pip --disable-pip-version-check --quiet
+STAMP  = .venv/.installed
+# Passed on only where the user named a config: a run knows its own.
+NAMED_CONFIG = $(if $(findstring command,$(origin CONFIG)),--config $(CONFIG))
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup train resume eval inspect check-data base test lint types clean \
+        need-run need-run-or-model need-data
+
+help: ## this list
+	@echo 'usage: make TARGET [NAME=value ...]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'CONFIG=$(CONFIG) unless given; ARGS="--key value ..." overrides any field of it.'
+
+setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
+
+train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value ..."]
+	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(RUN)) $(ARGS)
+
+resume: need-run $(STAMP) ## continue an interrupted run: RUN=name
+	$(PY) -m srl resume $(RUN) $(ARGS)
+
+eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any model, MODEL=path
+	$(PY) -m srl eval $(if $(RUN),--run $(RUN) $(NAMED_CONFIG),--model $(MODEL) --config $(CONFIG)) $(ARGS)
+
+inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--failures-only ..."]
+	$(PY) -m srl inspect $(RUN) $(ARGS)
+
+check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
+	$(PY) -m srl check-data $(DATA) $(ARGS)
+
+base: $(STAMP) ## make the small base policy of the default config again
+	$(PY) experiments/tiny/make_base.py $(ARGS)
+
+test: $(STAMP) ## all tests, offline [ARGS="tests/test_x.py -k name"]
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff: style and likely mistakes
+	$(PY) -m ruff check .
+
+types: $(STAMP) ## mypy: the three packages
+	$(PY) -m mypy
+
+clean: ## remove .venv, caches and build output; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first: left to the resolver, the newest build with several GB of CUDA packages comes.
+# Its own pin is then taken out of the constraints, so that TORCH=torch==2.11.0 stays what it is.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one, as in: make setup PYTHON=python3.12' >&2; exit 2; }
+	@echo 'Setting up .venv: $(TORCH) first, then the rest (some minutes, once)'
+	@$(PYTHON) -m venv .venv
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	@$(PIP) install -c .venv/constraints.txt '$(TORCH)'
+	@$(PIP) install -c .venv/constraints.txt -e '.[dev]'
+	@touch $@
+
+need-run:
+	@:$(if $(RUN),,$(error RUN is missing: name a folder of runs/, as in: make $(MAKECMDGOALS) RUN=name))
+
+need-run-or-model:
+	@:$(if $(RUN)$(MODEL),,$(error RUN or MODEL is missing, as in: make eval RUN=name, or: make eval MODEL=path))
+	@:$(if $(RUN),$(if $(MODEL),$(error RUN and MODEL are both given: name one)))
+
+need-data:
+	@:$(if $(DATA),,$(error DATA is missing: a data set or a file, as in: make check-data DATA=gsm8k))

@@ -1,0 +1,73 @@
+"""Final answers: where a solution states one, and when two are the same.
+
+This is plain text and exact numbers, enough for word problems and GSM8K and cautious elsewhere:
+two answers that only mathematics could tell equal (``1/2`` and ``\\frac{1}{2}`` are told equal,
+``x(x+1)`` and ``x^2+x`` are not) count as different, never the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from environments.competition_math import last_boxed
+
+_STATED = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
+_HASHES = re.compile(r"^####\s*(.+)$", re.MULTILINE)
+_FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(-?\d{1,50})\}\{(\d{1,50})\}$")
+_NUMBER = re.compile(r"^[-+]?\d{1,50}(?:\.\d{1,50})?(?:/\d{1,50})?$")
+
+
+def stated_answer(text: str) -> str | None:
+    """The final answer that `text` states last, or None if it states none.
+
+    Looked for, in this order: ``\\boxed{...}``, a line ``#### ...``, and the words "answer is".
+    A number is not an answer merely for standing last.
+    """
+    if (boxed := last_boxed(text)) is not None:
+        return boxed.strip() or None
+    if hashes := _HASHES.findall(text):
+        return str(hashes[-1]).strip() or None
+    if stated := _STATED.findall(text):
+        return str(stated[-1]).strip().rstrip(".").strip(" $*") or None
+    return None
+
+
+def same_answer(answer: str | None, gold: str | None) -> bool:
+    """Whether two final answers are the same number, or else the same text.
+
+    Numbers are compared exactly, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal. Thousands
+    commas, a currency or percent sign and a unit-free ``\\text{...}`` wrapper do not matter. None
+    equals nothing, not even None.
+    """
+    if answer is None or gold is None:
+        return False
+    left, right = _plain(answer), _plain(gold)
+    if not left or not right:
+        return False
+    if left == right:
+        return True
+    left_number, right_number = _number(left), _number(right)
+    return left_number is not None and left_number == right_number
+
+
+def _plain(answer: str) -> str:
+    answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer.strip())
+    answer = answer.replace("\\!", "").replace("\\$", "").replace("\\%", "%").strip("$ .")
+    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    return re.sub(r"\s+", "", answer).removesuffix("%").lower()
+
+
+def _number(text: str) -> Fraction | None:
+    if found := _FRACTION.match(text):
+        sign, top, bottom = found.groups()
+        text = (
+            f"{sign}{top}/{bottom}" if not (sign and top.startswith("-")) else f"{top[1:]}/{bottom}"
+        )
+    if not _NUMBER.match(text):
+        return None
+    try:
+        top, _, bottom = text.partition("/")
+        return Fraction(top) / (Fraction(bottom) if bottom else 1)
+    except ZeroDivisionError:
+        return None

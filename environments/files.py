@@ -1,0 +1,88 @@
+"""A user's own trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
+
+Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
+cut by a splitter. `answer` is optional. Every other plain column goes to the metadata.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from environments.reading import (
+    NO_PROBLEM,
+    NO_SOLUTION,
+    Row,
+    answer_of,
+    collect,
+    read_rows,
+    steps_of,
+    text_of,
+)
+from environments.splitting import SPLITTERS, merge_fragments
+from environments.types import DataError, LoadReport, Trajectory
+
+
+def load(
+    path_or_hub: str | None = None,
+    *,
+    report: LoadReport,
+    limit: int | None = None,
+    split: str = "train",
+    config: str | None = None,
+    splitter: str = "auto",
+    min_chars: int = 0,
+    label: str | None = None,
+    problem_column: str = "problem",
+    solution_column: str = "solution",
+    steps_column: str = "steps",
+    answer_column: str = "answer",
+) -> list[Trajectory]:
+    """Trajectories from a local file or a hub data set of any origin.
+
+    Args:
+        path_or_hub: a local file or a hub name; there is no default.
+        report: counted into.
+        limit: stop after so many trajectories.
+        split: the split of a hub data set.
+        config: the configuration of a hub data set.
+        splitter: how a `solution` is cut: a name in `SPLITTERS`.
+        min_chars: pieces of a cut solution shorter than this are joined to a neighbour.
+        label: the name in logs and mixtures; by default the file's name without its suffix.
+        problem_column: the column with the problem.
+        solution_column: the column with the whole solution.
+        steps_column: the column with the list of steps; wins over the solution.
+        answer_column: the column with the final answer; rows may lack it.
+
+    Raises:
+        DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
+    """
+    if not path_or_hub:
+        raise DataError("The source 'files' needs a path (or a hub name) to read from.")
+    if splitter not in SPLITTERS:
+        raise DataError(f"splitter is {splitter!r}; it can be {', '.join(SPLITTERS)}.")
+    split_text = SPLITTERS[splitter]
+    source_name = label or Path(path_or_hub).stem
+    known = (problem_column, solution_column, steps_column, answer_column)
+
+    def build(row: Row) -> Trajectory:
+        problem = text_of(row, problem_column, missing=NO_PROBLEM)
+        if row.get(steps_column) is not None or solution_column not in row:
+            steps = steps_of(row, steps_column)
+        else:
+            solution = text_of(row, solution_column, missing=NO_SOLUTION)
+            steps = tuple(merge_fragments(split_text(solution), min_chars))
+        metadata: dict[str, object] = {
+            key: value
+            for key, value in row.items()
+            if key not in known and isinstance(value, str | int | float | bool)
+        }
+        return Trajectory(problem, steps, answer_of(row, answer_column), source_name, metadata)
+
+    return collect(
+        read_rows(path_or_hub, split=split, config=config),
+        build,
+        name=path_or_hub,
+        columns=[[problem_column], [solution_column, steps_column]],
+        report=report,
+        limit=limit,
+    )

@@ -1,0 +1,65 @@
+"""GSM8K: grade-school word problems, one line per step (Cobbe et al., arXiv 2110.14168).
+
+The calculator marks ``<<48/2=24>>`` are taken out: they were written for a tool that the policy has
+not got. The last line, ``#### 24``, is the answer and not a step.
+"""
+
+from __future__ import annotations
+
+import re
+
+from environments.reading import (
+    NO_PROBLEM,
+    NO_SOLUTION,
+    Row,
+    UnusableRowError,
+    collect,
+    read_rows,
+    text_of,
+)
+from environments.splitting import split_lines
+from environments.types import LoadReport, Trajectory
+
+HUB_NAME = "openai/gsm8k"
+SOURCE = "gsm8k"
+NO_ANSWER = "no #### answer"
+
+_MARK = re.compile(r"<<[^<>\n]*>>")
+_ANSWER = re.compile(r"^####(.*)\Z", re.MULTILINE | re.DOTALL)
+
+
+def load(
+    path_or_hub: str | None = None,
+    *,
+    report: LoadReport,
+    limit: int | None = None,
+    split: str = "train",
+    config: str = "main",
+) -> list[Trajectory]:
+    """Trajectories from rows with `question` and `answer`.
+
+    The answer is written without thousands separators, as GSM8K's own checker reads it.
+
+    Raises:
+        DataError: the source cannot be read or has other columns.
+    """
+    name = path_or_hub or HUB_NAME
+    return collect(
+        read_rows(name, split=split, config=config),
+        _trajectory,
+        name=name,
+        columns=[["question"], ["answer"]],
+        report=report,
+        limit=limit,
+    )
+
+
+def _trajectory(row: Row) -> Trajectory:
+    problem = text_of(row, "question", missing=NO_PROBLEM)
+    solution = text_of(row, "answer", missing=NO_SOLUTION)
+    stated = _ANSWER.search(solution)
+    if stated is None or not stated[1].strip():
+        raise UnusableRowError(NO_ANSWER)
+    steps = split_lines(_MARK.sub("", solution[: stated.start()]))
+    answer = re.sub(r"(?<=\d),(?=\d)", "", stated[1].strip())
+    return Trajectory(problem, tuple(steps), answer, SOURCE)

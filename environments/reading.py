@@ -1,0 +1,264 @@
+"""Reads rows from a local file or from the hub, and turns them into trajectories with a count.
+
+What is wrong with a *file* (missing, empty, malformed, without the columns) stops with a DataError.
+What is wrong with a *row* drops that row and counts it by reason in the LoadReport. Every loader
+goes through `collect`, so a reason reads the same whatever the data set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from environments.types import DataError, LoadReport, Trajectory
+
+Row = Mapping[str, object]
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HINT = (
+    f"Give a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, "
+    "or a hub name such as owner/name."
+)
+
+NO_PROBLEM = "no problem"
+NO_SOLUTION = "no solution"
+NO_STEPS = "no steps"
+NOT_TEXT = "not text"
+EMPTY_STEP = "empty step"
+ONE_STEP = "only one step"
+DUPLICATE = "duplicate row"
+
+
+class UnusableRowError(Exception):
+    """A row that makes no trajectory; its text is the reason the report counts."""
+
+
+def read_rows(
+    path_or_hub: str, *, split: str = "train", config: str | None = None
+) -> Iterator[Row]:
+    """The rows of a local .jsonl, .json (a list of objects) or .parquet file, or of the hub.
+
+    Args:
+        path_or_hub: an existing file, or `owner/name` on the hub.
+        split: the split of a hub data set; a local file has none.
+        config: the configuration of a hub data set, where it has several.
+
+    Raises:
+        DataError: there is nothing to read there, or it cannot be read.
+    """
+    path = Path(path_or_hub).expanduser()
+    try:
+        if path.is_dir():
+            raise DataError(f"{path_or_hub} is a folder, not a file. {_HINT}")
+        exists = path.exists()
+    except OSError as error:
+        raise DataError(f"{path_or_hub} cannot be read: {error}. {_HINT}") from error
+    suffix = path.suffix.lower()
+    if exists and suffix not in SUFFIXES:
+        raise DataError(f"{path_or_hub}: files of kind {suffix or '(none)'} are not read. {_HINT}")
+    if exists:
+        rows = _READERS[suffix](path)
+    elif suffix in SUFFIXES:
+        raise DataError(f"{path_or_hub}: no such file (looked from {Path.cwd()}).")
+    elif _HUB_NAME.fullmatch(path_or_hub):
+        rows = _read_hub(path_or_hub, split=split, config=config)
+    else:
+        raise DataError(f"{path_or_hub!r} is neither an existing file nor a hub name. {_HINT}")
+    return _not_empty(rows, path_or_hub)
+
+
+def _not_empty(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{name} holds no rows.")
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                yield _json_object(line, f"{path}, line {number}")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, after line {number}: not UTF-8 text ({error.reason}).") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _json_object(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: malformed JSON ({error}). Each line must be one JSON object."
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{place}: expected a JSON object, found {type(row).__name__}. Each line must be one "
+            'object such as {"problem": "...", "solution": "..."}.'
+        )
+    return row
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: malformed JSON ({error}). If it has one object a line, name it .jsonl."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of objects, found {type(rows).__name__}.")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, row {number}: expected an object, found {type(row).__name__}."
+            )
+        yield row
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # comes with datasets; imported here because JSONL users need neither
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(name: str, *, split: str, config: str | None) -> Iterator[Row]:
+    import datasets  # slow to import, and needed for the hub alone
+
+    # Between hub, network, cache and file formats this call raises dozens of unrelated classes; all
+    # of them mean the same to the user, and the message carries the cause.
+    try:
+        data = datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        cause = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{name} (split {split!r}, config {config!r}) could not be loaded from the hub: "
+            f"{type(error).__name__}: {cause}. Check the name and the network, or give the path of "
+            f"a local file that ends in {', '.join(SUFFIXES)}."
+        ) from error
+    yield from data
+
+
+def collect(
+    rows: Iterable[Row],
+    build: Callable[[Row], Trajectory],
+    *,
+    name: str,
+    columns: Sequence[Sequence[str]],
+    report: LoadReport,
+    limit: int | None = None,
+) -> list[Trajectory]:
+    """Builds a trajectory from each row; drops and counts the rows of which none can be made.
+
+    A row is dropped when `build` raises UnusableRowError, or when its trajectory has fewer than two
+    steps, an empty step, or equals an earlier one in problem and steps. Two different solutions of
+    one problem are both kept.
+
+    Args:
+        rows: the rows as read.
+        build: a row -> its trajectory; raises UnusableRowError.
+        name: what the rows were read from, for messages.
+        columns: groups of column names; some row must have a column of each group.
+        report: counted into.
+        limit: stop after so many trajectories, 1 or more.
+
+    Raises:
+        DataError: a column is missing from every row.
+    """
+    kept: list[Trajectory] = []
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    found: dict[str, None] = {}  # column names in order
+    for row in rows:
+        found.update(dict.fromkeys(row))
+        report.rows += 1
+        try:
+            trajectory = build(row)
+            _check_steps(trajectory.steps)
+            key = (trajectory.problem, trajectory.steps)
+            if key in seen:
+                raise UnusableRowError(DUPLICATE)
+        except UnusableRowError as reason:
+            report.dropped[str(reason)] += 1
+            continue
+        seen.add(key)
+        kept.append(trajectory)
+        report.kept += 1
+        if len(kept) == limit:
+            break
+    for group in columns:
+        if not any(column in found for column in group):
+            raise DataError(
+                f"{name}: column {' or '.join(map(repr, group))} is missing from every row; the "
+                f"columns are {', '.join(map(repr, found)) or '(none)'}."
+            )
+    return kept
+
+
+def _check_steps(steps: tuple[str, ...]) -> None:
+    if not steps:
+        raise UnusableRowError(NO_STEPS)
+    if not all(step.strip() for step in steps):
+        raise UnusableRowError(EMPTY_STEP)
+    if len(steps) == 1:
+        # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
+        raise UnusableRowError(ONE_STEP)
+
+
+def text_of(row: Row, column: str, *, missing: str) -> str:
+    """The text in a column; UnusableRowError(`missing`) where it is absent, null or blank."""
+    value = row.get(column)
+    if value is None:
+        raise UnusableRowError(missing)
+    if not isinstance(value, str):
+        raise UnusableRowError(f"{column} is {NOT_TEXT}")
+    if not value.strip():
+        raise UnusableRowError(missing)
+    return value
+
+
+def steps_of(row: Row, column: str) -> tuple[str, ...]:
+    """The list of texts in a column, as it stands. UnusableRowError where it is not one."""
+    value = row.get(column)
+    if value is None:
+        raise UnusableRowError(NO_STEPS)
+    if not isinstance(value, list | tuple):
+        raise UnusableRowError(f"{column} is not a list")
+    if not all(isinstance(step, str) for step in value):
+        raise UnusableRowError(f"a step is {NOT_TEXT}")
+    return tuple(str(step) for step in value)
+
+
+def answer_of(row: Row, column: str) -> str | None:
+    """The final answer in a column as text; a number is written out, null or blank is None."""
+    value = row.get(column)
+    if value is None or value != value:  # NaN, as tables write a missing number
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UnusableRowError(f"{column} is {NOT_TEXT}")
+    return str(value).strip() or None

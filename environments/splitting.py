@@ -1,0 +1,262 @@
+r"""Cuts an expert's solution into steps: pure functions from one string to a list of strings.
+
+Every splitter keeps all of the text: the steps, joined, are the solution up to white space, and a
+text that does not follow a splitter's format comes back whole, as one step. Where a text is
+ambiguous the docstring of the splitter says which way it is read. Mathematics between ``$..$``,
+``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]`` and
+fenced code are never cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+Splitter = Callable[[str], list[str]]
+
+
+class _Span(NamedTuple):
+    """A stretch of text that must stay whole: its place, and what opened it."""
+
+    start: int
+    end: int
+    opener: str
+
+
+# An escaped backslash or dollar is matched first, so that `\\[2pt]` and `\$` open nothing.
+_OPENER = re.compile(
+    r"\\\\|\\\$"
+    r"|(?P<span>\\\[|\\\(|\\begin\{(?P<name>[^{}\n]{1,40})\}|\[asy\]|```|\$\$|\$)"
+)
+_CLOSER = {
+    "\\[": re.compile(r"(?<!\\)\\\]"),
+    "\\(": re.compile(r"(?<!\\)\\\)"),
+    "[asy]": re.compile(r"\[/asy\]"),
+    "```": re.compile(r"```"),
+    "$$": re.compile(r"(?<!\\)\$\$"),
+    # A dollar before a digit is a price or opens the next formula; it closes nothing. Nor does any
+    # formula run over a blank line, so that one stray dollar cannot swallow a whole solution.
+    "$": re.compile(r"(?<![\\\s])\$(?!\d)|(?<=\s)\$(?!\s?\d)|\n[ \t]*\n"),
+}
+
+
+def _closing_end(text: str, opener: str, name: str | None, start: int) -> int | None:
+    """The index after the closing mark that belongs to `opener`, or None where there is none."""
+    if name is None:
+        found = _CLOSER[opener].search(text, start)
+        return None if found is None or found.group().isspace() else found.end()
+    depth = 1
+    for mark in re.finditer(r"\\(begin|end)\{" + re.escape(name) + r"\}", text[start:]):
+        depth += 1 if mark.group(1) == "begin" else -1
+        if depth == 0:
+            return start + mark.end()
+    return None
+
+
+def _spans(text: str, *, inline: bool) -> list[_Span]:
+    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them."""
+    spans: list[_Span] = []
+    unclosed: set[str] = set()  # a mark not closed here is not closed later either
+    position = 0
+    while (found := _OPENER.search(text, position)) is not None:
+        position = found.end()
+        opener = found.group("span")
+        if opener is None or opener in unclosed or (opener == "$" and not inline):
+            continue
+        end = _closing_end(text, opener, found.group("name"), position)
+        if end is not None:
+            spans.append(_Span(found.start(), end, opener))
+            position = end
+        elif opener != "$":
+            unclosed.add(opener)
+    return spans
+
+
+def _gaps(text: str, spans: list[_Span]) -> Iterator[tuple[int, int, _Span | None, _Span | None]]:
+    """Each gap in the text outside `spans`: its place, and the spans it touches on either side.
+
+    A gap is a run of white space, or the empty place after a display formula.
+    """
+    edges = [_Span(0, 0, ""), *spans, _Span(len(text), len(text), "")]
+    for before, after in pairwise(edges):
+        display = before.opener not in ("", "$", "\\(")
+        if display and not text[before.end : before.end + 1].isspace():
+            touches = after if after.opener and after.start == before.end else None
+            yield before.end, before.end, before, touches
+        for gap in re.compile(r"\s+").finditer(text, before.end, after.start):
+            left = before if before.opener and gap.start() == before.end else None
+            right = after if after.opener and gap.end() == after.start else None
+            yield gap.start(), gap.end(), left, right
+
+
+def _cut(text: str, places: Iterable[int]) -> list[str]:
+    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out."""
+    cuts = [0, *places, len(text)]
+    pieces = (text[start:end].strip() for start, end in pairwise(cuts))
+    return [piece for piece in pieces if piece]
+
+
+def _newlines(text: str, start: int, end: int) -> int:
+    return text[start:end].replace("\r\n", "\n").replace("\r", "\n").count("\n")
+
+
+def split_lines(text: str) -> list[str]:
+    """One step per line that is not blank (GSM8K); display formulas stay whole."""
+    gaps = _gaps(text, _spans(text, inline=False))
+    return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end)))
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """One step per paragraph: cut at blank lines outside display formulas, drawings and code."""
+    gaps = _gaps(text, _spans(text, inline=False))
+    return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end) > 1))
+
+
+_TITLED = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+\*\*(?=\S).*?\*\*", re.M)
+_UNTITLED = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+(?=\S)", re.M)
+
+
+def split_numbered(text: str, *, titles: bool = True) -> list[str]:
+    r"""One step per ``N. **Title** ...``, numbered 1, 2, 3, ... without a gap (s1K).
+
+    Only a marker with the next number starts a step, and only when it stands no deeper than the
+    first one: ``3.14`` at the start of a line, inner lists and inner bold items stay inside their
+    step. An inner list that is *not* indented and happens to continue the numbering cannot be told
+    apart and does split. Text before step 1 belongs to step 1. Fewer than two steps: the text comes
+    back whole, as it does not follow the format.
+
+    Args:
+        text: the solution.
+        titles: steps need a bold title; False takes plain ``N. text`` too.
+    """
+    spans = _spans(text, inline=False)
+    places: list[int] = []
+    indent = 0
+    for marker in (_TITLED if titles else _UNTITLED).finditer(text):
+        depth = len(marker["indent"].expandtabs(4))
+        if int(marker["number"]) != len(places) + 1 or (places and depth > indent):
+            continue
+        if any(span.start <= marker.start() < span.end for span in spans):
+            continue
+        if not places:
+            indent = depth
+        places.append(marker.start())
+    return _cut(text, places[1:])
+
+
+# Words whose full stop does not end a sentence; lower case, without the last full stop.
+_ABBREVIATIONS = frozenset(
+    re.findall(
+        r"\w+",
+        "mr mrs ms dr prof st jr sr vs etc cf fig figs eq eqs eqn thm prop no nos vol pp approx "
+        "resp ex def min max ft sec al viz ca",
+    )
+)
+_INITIALS = re.compile(r"[A-Za-z](\.[A-Za-z])*")
+_LIST_NUMBER = re.compile(r"\d{1,3}\.")
+_END_MARK = re.compile(r"[.!?]+[\"'”’)\]}]*$")
+_MATH_END = re.compile(r"(?<!\.)\.(?:[\s}]|\\end\{[^{}]*\})*(?:\$\$?|\\\]|\\\)|\\end\{[^{}]*\})$")
+_STARTS_LOWER = re.compile(r"[\"'“‘(\[]*[a-z]")
+_STARTS_SENTENCE = re.compile(r"[\"'“‘(\[]*[A-Z0-9\\$*#]|[-•] ")
+_DISPLAY = ("\\[", "$$", "[asy]", "\\begin")
+
+
+def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
+    """Does the text before `end` (which is the end of `span`, where given) end a sentence?"""
+    left = text[max(0, end - 80) : end]
+    if span is not None:
+        return span.opener in ("[asy]", "```") or _MATH_END.search(left) is not None
+    mark = _END_MARK.search(left)
+    if mark is None:
+        return False
+    if mark.group()[0] != "." or mark.group().startswith(".."):
+        return True
+    before = left[: mark.start()]
+    word = re.split(r"[\s(\[\"“]", before)[-1]
+    if word.lower() in _ABBREVIATIONS or _INITIALS.fullmatch(word):
+        return False
+    # "2. Text" at the start of a line is an item of a list, not a sentence that ends in 2.
+    starts_line = re.search(r"(^|\n)[ \t]*$", before[: len(before) - len(word)]) is not None
+    return not (word.isdigit() and starts_line)
+
+
+def _ends_paragraph(text: str, start: int, end: int, right: _Span | None) -> bool:
+    """Is the gap a blank line that no sentence runs across?"""
+    if _newlines(text, start, end) < 2 or (right is not None and right.opener.startswith(_DISPLAY)):
+        return False
+    left = text[max(0, start - 40) : start].rstrip("$])\\ ")
+    return not left.endswith((",", ":", ";")) and _STARTS_LOWER.match(text, end) is None
+
+
+def split_sentences(text: str) -> list[str]:
+    r"""One step per sentence of prose with LaTeX (MATH).
+
+    A sentence ends at ``.``, ``!`` or ``?`` outside mathematics, or at a full stop that closes a
+    formula (``$x = 3.$  Then``, ``\[x = 3.\]Then``), before a capital letter, a digit or a formula;
+    and at a blank line, unless the sentence plainly runs on. Decimals, abbreviations, initials and
+    list numbers end none. A capital letter alone before a full stop is read as an initial ("J.
+    Smith"), so "at point A. Then" is not cut: two sentences in one step do less harm than half a
+    sentence.
+    """
+    places: list[int] = []
+    for start, end, left, right in _gaps(text, _spans(text, inline=True)):
+        begin = places[-1] if places else 0
+        if end == len(text) or _LIST_NUMBER.fullmatch(text, begin, start):
+            continue
+        starts = right is not None or _STARTS_SENTENCE.match(text, end) is not None
+        if (starts and _ends_sentence(text, start, left)) or _ends_paragraph(
+            text, start, end, right
+        ):
+            places.append(end)
+    return _cut(text, places)
+
+
+def split_auto(text: str) -> list[str]:
+    """The first of numbered, paragraphs, lines, sentences that finds two steps or more."""
+    steps: list[str] = []
+    for split in (split_numbered, split_paragraphs, split_lines, split_sentences):
+        steps = split(text)
+        if len(steps) > 1:
+            break
+    return steps
+
+
+SPLITTERS: dict[str, Splitter] = {
+    "numbered": split_numbered,
+    "lines": split_lines,
+    "sentences": split_sentences,
+    "paragraphs": split_paragraphs,
+    "auto": split_auto,
+}
+
+
+def merge_fragments(steps: list[str], min_chars: int, *, joiner: str = " ") -> list[str]:
+    """Joins each step shorter than `min_chars` characters to the one before it.
+
+    The first step, which has none before it, takes in the next until it is long enough. Only a
+    whole solution shorter than `min_chars` can leave a shorter step.
+    """
+    merged: list[str] = []
+    for step in steps:
+        if merged and (len(step) < min_chars or len(merged[-1]) < min_chars):
+            merged[-1] = f"{merged[-1]}{joiner}{step}"
+        else:
+            merged.append(step)
+    return merged
+
+
+_TITLE = re.compile(r"\s*(?:\d{1,4}\.[ \t]+)?\*\*(?=\S)(?P<title>.*?)\*\*")
+_FIRST_TITLE = re.compile(r"^[ \t]*1\.[ \t]+\*\*(?=\S)(?P<title>.*?)\*\*", re.M)
+
+
+def step_title(step: str) -> str | None:
+    """The title of ``N. **Title** text`` or ``**Title** text``, without its last colon; else None.
+
+    Text before step 1 belongs to step 1, so a first title may also stand on a later line.
+    """
+    found = _TITLE.match(step) or _FIRST_TITLE.search(step)
+    if found is None:
+        return None
+    return found["title"].strip().rstrip(":.").strip() or None

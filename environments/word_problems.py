@@ -1,0 +1,366 @@
+"""Procedural multi-step word problems: the embedded data, for which nothing is downloaded.
+
+A problem names several quantities ("Leo has 5 more pens than Mia has cups."), in shuffled order,
+and asks for one of them. Quantities depend on each other; some are distractors that the question
+does not need. The expert computes only what is needed, one operation a step, operands before
+results, and then states the answer. So the difficulty is *which step comes next*, not the arithmetic.
+
+Every problem is drawn from a seed. Its id is the hash of its text, and the id alone decides whether
+it belongs to the pool the base policy was made from or to the pool for training and evaluation:
+the two can never overlap, whatever the seeds.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from environments.types import DataError, LoadReport, Trajectory
+
+Pool = Literal["main", "base"]
+Operation = Literal["+", "-", "*", "/"]
+
+# One token each in the embedded policy's vocabulary; no name is a prefix of another.
+# fmt: off
+PEOPLE = (
+    "Ada", "Ben", "Cleo", "Dan", "Ella", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kira", "Leo",
+    "Mia", "Noah", "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tara", "Uma", "Vera", "Will",
+    "Xena", "Yara", "Zoe", "Amir", "Bella", "Carl", "Dina", "Emil", "Faye", "Greg", "Hana",
+    "Ivan", "Jade", "Kurt", "Lena", "Max", "Nina", "Omar", "Pia", "Rita", "Saul", "Tess",
+    "Viktor", "Wendy", "Yusuf",
+)
+OBJECTS = (
+    "marbles", "pens", "cups", "coins", "stamps", "books", "shells", "apples", "cards",
+    "ribbons", "buttons", "stickers", "pebbles", "balls", "hats", "keys", "lemons", "nuts",
+    "pears", "plums", "rings", "ropes", "seeds", "socks", "spoons", "stones", "toys", "beads",
+    "bells", "boxes", "bricks", "candles", "flags", "kites", "maps", "masks",
+)
+# fmt: on
+
+FRACTION_WORDS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
+MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
+
+# S has s (subject and object), R has r, Q has q (first and second operand), k is a number in
+# digits, m and f the multiple and the fraction in words.
+GIVEN_TEMPLATES = (
+    "{S} has {k} {s}.",
+    "{S} counted {k} {s}.",
+    "There are {k} {s} in the bag of {S}.",
+    "{S} was given {k} {s}.",
+)
+UNARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
+    "+": (
+        "{S} has {k} more {s} than {R} has {r}.",
+        "{S} owns {k} {s} more than the number of {r} that {R} has.",
+        "Compared with the {r} of {R}, {S} has {k} extra {s}.",
+        "Add {k} to the {r} of {R} to get the {s} of {S}.",
+    ),
+    "-": (
+        "{S} has {k} fewer {s} than {R} has {r}.",
+        "{S} would need {k} more {s} to match the {r} of {R}.",
+        "Take {k} from the {r} of {R} to get the {s} of {S}.",
+        "Compared with the {r} of {R}, {S} is short of {k} {s}.",
+    ),
+    "*": (
+        "{S} has {m} as many {s} as {R} has {r}.",
+        "For each of the {r} of {R} there are {k} {s} that {S} owns.",
+        "{S} keeps {k} {s} for every one of the {r} of {R}.",
+    ),
+    "/": (
+        "{S} has {f} as many {s} as {R} has {r}.",
+        "The {s} of {S} number {f} of the {r} of {R}.",
+        "Share the {r} of {R} in {k} equal parts: one part is as large as the {s} of {S}.",
+    ),
+}
+BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
+    "+": (
+        "{S} has as many {s} as {R} has {r} and {Q} has {q} together.",
+        "The {s} of {S} are as many as the {r} of {R} plus the {q} of {Q}.",
+    ),
+    "-": (
+        "{S} has as many {s} as the {r} of {R} less the {q} of {Q}.",
+        "Take the {q} of {Q} from the {r} of {R} to get the {s} of {S}.",
+    ),
+}
+QUESTION_TEMPLATES = (
+    "How many {s} does {S} have?",
+    "What is the number of {s} that {S} has?",
+    "Find how many {s} {S} has.",
+)
+
+
+@dataclass
+class Quantity:
+    """How many objects a person has: a number that is given, or an operation on other quantities.
+
+    Attributes:
+        person: who has it; unique within a problem, so a person names a quantity.
+        thing: the object counted.
+        value: the number, from 1 to the problem's largest value.
+        operation: None where the number is given in the text.
+        operands: the people whose quantities it is computed from, none to two.
+        constant: the second operand of an operation on one quantity.
+    """
+
+    person: str
+    thing: str
+    value: int
+    operation: Operation | None = None
+    operands: tuple[str, ...] = ()
+    constant: int | None = None
+
+
+@dataclass(frozen=True)
+class WordProblem:
+    """A problem as structure, before it becomes a `Trajectory`.
+
+    Attributes:
+        text: the problem as the policy reads it.
+        quantities: person -> quantity, in the order of the facts in the text.
+        target: the person whose quantity is asked for.
+        operations: how many operations the expert needs.
+    """
+
+    text: str
+    quantities: dict[str, Quantity]
+    target: str
+    operations: int
+
+    def needed(self, person: str) -> list[str]:
+        """The people whose quantities must be computed for `person`, operands before results."""
+        order: list[str] = []
+        for operand in self.quantities[person].operands:
+            order += [name for name in self.needed(operand) if name not in order]
+        return [*order, person] if self.quantities[person].operation else order
+
+    def write_step(self, person: str) -> str:
+        """The step that computes the quantity of `person`, e.g.
+        ``Mia has 12 cups, so Leo has 12 + 5 = 17 pens.``"""
+        quantity = self.quantities[person]
+        operands = [self.quantities[name] for name in quantity.operands]
+        known = " and ".join(f"{o.person} has {o.value} {o.thing}" for o in operands)
+        numbers = [o.value for o in operands]
+        if quantity.constant is not None:
+            numbers.append(quantity.constant)
+        return (
+            f"{known}, so {person} has {numbers[0]} {quantity.operation} {numbers[1]}"
+            f" = {quantity.value} {quantity.thing}."
+        )
+
+    def trajectory(self) -> Trajectory:
+        """The expert's solution: one step an operation, then the answer, and no monologue."""
+        answer = str(self.quantities[self.target].value)
+        steps = [self.write_step(person) for person in self.needed(self.target)]
+        return Trajectory(
+            problem=self.text,
+            steps=(*steps, write_answer(answer)),
+            answer=answer,
+            source="word_problems",
+            metadata={"operations": self.operations, "quantities": len(self.quantities)},
+        )
+
+
+def write_answer(answer: str | int) -> str:
+    """The step that states the final answer."""
+    return f"The answer is {answer}."
+
+
+def load(
+    path_or_hub: str | None = None,
+    *,
+    report: LoadReport,
+    limit: int | None = None,
+    seed: int = 0,
+    min_operations: int = 2,
+    max_operations: int = 8,
+    max_distractors: int = 3,
+    max_value: int = 99,
+    pool: Pool = "main",
+) -> list[Trajectory]:
+    """Draw `limit` different problems (1,000 by default), the numbers of operations in turn.
+
+    Args:
+        path_or_hub: must be None: there is no file to read.
+        report: counts what was drawn and dropped.
+        limit: how many problems.
+        seed: equal seeds and options give equal problems.
+        min_operations: the fewest operations of a problem, at least 1.
+        max_operations: the most operations of a problem, at most 12.
+        max_distractors: up to so many quantities that the question does not need.
+        max_value: the largest value of any quantity, at least 20.
+        pool: ``base`` is what the embedded base policy was made from, ``main`` everything else.
+
+    Raises:
+        DataError: an option is out of range.
+    """
+    if path_or_hub is not None:
+        raise DataError(
+            f"word_problems are drawn from a seed and read no file, but the path {path_or_hub!r} "
+            "was given; remove the path, or use source: files for a file of your own"
+        )
+    problems = draw_problems(
+        1000 if limit is None else limit,
+        seed=seed,
+        min_operations=min_operations,
+        max_operations=max_operations,
+        max_distractors=max_distractors,
+        max_value=max_value,
+        pool=pool,
+        report=report,
+    )
+    return [problem.trajectory() for problem in problems]
+
+
+def draw_problems(
+    count: int,
+    *,
+    seed: int,
+    min_operations: int = 2,
+    max_operations: int = 8,
+    max_distractors: int = 3,
+    max_value: int = 99,
+    pool: Pool = "main",
+    report: LoadReport | None = None,
+) -> list[WordProblem]:
+    """The problems behind `load`, as structures. Same arguments and errors."""
+    for name, value, low, high in (
+        ("limit", count, 1, 10_000_000),
+        ("min_operations", min_operations, 1, max_operations),
+        ("max_operations", max_operations, min_operations, 12),
+        ("max_distractors", max_distractors, 0, 12),
+        ("max_value", max_value, 20, 999),
+    ):
+        if not isinstance(value, int) or not low <= value <= high:
+            raise DataError(f"word_problems: {name} is {value!r}; allowed is {low} to {high}")
+    if pool not in ("main", "base"):
+        raise DataError(f"word_problems: pool is {pool!r}; allowed are main and base")
+    rng = random.Random(f"word_problems-{seed}-{pool}")
+    report = LoadReport() if report is None else report
+    seen: set[str] = set()
+    problems: list[WordProblem] = []
+    while len(problems) < count:
+        operations = min_operations + len(problems) % (max_operations - min_operations + 1)
+        problem = _draw_problem(rng, operations, max_distractors, max_value)
+        report.rows += 1
+        if any(quantity.value > max_value for quantity in problem.quantities.values()):
+            report.dropped["a value out of range"] += 1
+            continue
+        problem_id = problem.trajectory().problem_id
+        if problem_id in seen:
+            report.dropped["drawn twice"] += 1
+        elif pool_of(problem_id) != pool:
+            report.dropped["belongs to the other pool"] += 1
+        else:
+            seen.add(problem_id)
+            problems.append(problem)
+    report.kept += len(problems)
+    return problems
+
+
+def pool_of(problem_id: str) -> Pool:
+    """Half of all possible problems belong to the base policy's pool, decided by their id."""
+    return "base" if int(problem_id, 16) % 2 else "main"
+
+
+def _draw_problem(
+    rng: random.Random, operations: int, max_distractors: int, max_value: int
+) -> WordProblem:
+    people = rng.sample(PEOPLE, k=2 * operations + 1 + max_distractors)
+    quantities: dict[str, Quantity] = {}
+
+    def new(value: int, **how: object) -> Quantity:
+        quantity = Quantity(people.pop(), rng.choice(OBJECTS), value, **how)  # type: ignore[arg-type]
+        quantities[quantity.person] = quantity
+        return quantity
+
+    def draw_tree(size: int) -> Quantity:
+        """A quantity that takes exactly `size` operations."""
+        if size == 0:
+            return new(rng.randint(2, max_value * 2 // 3))
+        if size >= 2 and rng.random() < 0.3:
+            left = draw_tree(size_left := rng.randint(0, size - 1))
+            right = draw_tree(size - 1 - size_left)
+            return new(**_combine(rng, left, right, max_value))
+        return new(**_change(rng, draw_tree(size - 1), max_value))
+
+    target = draw_tree(operations)
+    for _ in range(rng.randint(0, max_distractors)):
+        if rng.random() < 0.25:
+            draw_tree(0)
+        else:
+            new(**_change(rng, rng.choice(list(quantities.values())), max_value))
+
+    facts = list(quantities.values())
+    rng.shuffle(facts)
+    sentences = [_write_fact(rng, fact, quantities) for fact in facts]
+    question = rng.choice(QUESTION_TEMPLATES).format(S=target.person, s=target.thing)
+    return WordProblem(
+        text=" ".join([*sentences, question]),
+        quantities={fact.person: fact for fact in facts},
+        target=target.person,
+        operations=operations,
+    )
+
+
+def _change(rng: random.Random, operand: Quantity, max_value: int) -> dict[str, object]:
+    """An operation on one quantity and a constant whose result is whole, positive and in range."""
+    value = operand.value
+    choices: list[tuple[Operation, int, int]] = []
+    if value + 2 <= max_value:
+        constant = rng.randint(2, min(max_value - value, max_value // 2))
+        choices.append(("+", constant, value + constant))
+    if value > 3:
+        constant = rng.randint(2, value - 1)
+        choices.append(("-", constant, value - constant))
+    multiples = [k for k in MULTIPLE_WORDS if value * k <= max_value]
+    if multiples:
+        constant = rng.choice(multiples)
+        choices.append(("*", constant, value * constant))
+    divisors = [k for k in FRACTION_WORDS if value % k == 0]
+    if divisors:
+        constant = rng.choice(divisors)
+        choices.append(("/", constant, value // constant))
+    operation, constant, result = rng.choice(choices)
+    return {
+        "value": result,
+        "operation": operation,
+        "operands": (operand.person,),
+        "constant": constant,
+    }
+
+
+def _combine(
+    rng: random.Random, left: Quantity, right: Quantity, max_value: int
+) -> dict[str, object]:
+    """The sum of two quantities, or the larger less the smaller one where the sum is too large.
+
+    Two large equal quantities have neither; their sum is then out of range, and the problem is
+    drawn again.
+    """
+    operation: Operation = "+"
+    if left.value != right.value and (left.value + right.value > max_value or rng.random() < 0.4):
+        operation = "-"
+        left, right = sorted((left, right), key=lambda quantity: -quantity.value)
+    sign = 1 if operation == "+" else -1
+    return {
+        "value": left.value + sign * right.value,
+        "operation": operation,
+        "operands": (left.person, right.person),
+    }
+
+
+def _write_fact(rng: random.Random, fact: Quantity, quantities: dict[str, Quantity]) -> str:
+    words: dict[str, object] = {"S": fact.person, "s": fact.thing, "k": fact.constant}
+    if fact.operation is None:
+        return rng.choice(GIVEN_TEMPLATES).format(**{**words, "k": fact.value})
+    operands = [quantities[name] for name in fact.operands]
+    words |= {"R": operands[0].person, "r": operands[0].thing}
+    if len(operands) == 2:
+        words |= {"Q": operands[1].person, "q": operands[1].thing}
+        return rng.choice(BINARY_TEMPLATES[fact.operation]).format(**words)
+    words |= {
+        "m": MULTIPLE_WORDS.get(fact.constant or 0),
+        "f": FRACTION_WORDS.get(fact.constant or 0),
+    }
+    return rng.choice(UNARY_TEMPLATES[fact.operation]).format(**words)

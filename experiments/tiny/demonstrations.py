@@ -1,0 +1,133 @@
+"""Demonstrations for the embedded base policy: how it came to think, and to be distracted.
+
+A demonstration is a monologue and a step. The monologue names a goal, walks back from it to
+something known, and works the arithmetic out digit by digit:
+
+    <think> Leo needs Mia. Mia has 23. 3 * 3 = 9, 2 * 3 = 6.</think>
+    Mia has 23 cups, so Leo has 23 * 3 = 69 pens.
+
+On short texts the goal is what the question asks for. The longer the text, the more often the
+demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
+still works carefully towards that goal, and states the goal's value as the answer once it is
+known. So the base policy keeps the format and does its sums, solves short problems, and on long
+ones chooses the wrong next step more often than the right one. That is the situation step-wise
+SRL is for; README.md beside this file gives the figures.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from environments.word_problems import WordProblem, write_answer
+
+# Quantities in the problem -> how often the goal is what the question asks for. Between 5 and 8
+# the share falls gradually, because the number of facts is all that tells short from long.
+CAREFUL_SHARE = {6: 0.9, 7: 0.65, 8: 0.45}
+CAREFUL_SHARE_LONG = 0.4
+# Of the distracted choices: the quantity read of last. The rest is spread over all others.
+LAST_READ_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the demonstrator writes in one situation, and whose quantity that makes known.
+
+    Attributes:
+        thought: the monologue, without its tags.
+        step: the step.
+        computed: the person whose quantity the step computes, or None for a final answer.
+    """
+
+    thought: str
+    step: str
+    computed: str | None
+
+    def text(self) -> str:
+        """As the policy is to write it."""
+        return f"<think> {self.thought}</think>\n{self.step}"
+
+
+def demonstrate(problem: WordProblem, known: set[str], goal: str) -> Demonstration:
+    """One step towards the quantity of `goal`, when those of `known` are known (given ones too)."""
+    thoughts: list[str] = []
+    current = goal
+    while current not in known:
+        quantity = problem.quantities[current]
+        thoughts.append(f"{current} needs {' and '.join(quantity.operands)}.")
+        unknown = None
+        for operand in quantity.operands:
+            if operand not in known:
+                unknown = operand
+                break
+            thoughts.append(f"{operand} has {problem.quantities[operand].value}.")
+        if unknown is None:
+            numbers = [problem.quantities[name].value for name in quantity.operands]
+            if quantity.constant is not None:
+                numbers.append(quantity.constant)
+            assert quantity.operation is not None
+            thoughts.append(work_out(quantity.operation, *numbers))
+            return Demonstration(" ".join(thoughts), problem.write_step(current), current)
+        current = unknown
+    value = problem.quantities[goal].value
+    return Demonstration(f"{goal} has {value}.", write_answer(value), None)
+
+
+def choose_goal(problem: WordProblem, rng: random.Random) -> str:
+    """What the demonstrator takes the question to be: often wrong where the text is long."""
+    facts = len(problem.quantities)
+    careful = 1.0 if facts < min(CAREFUL_SHARE) else CAREFUL_SHARE.get(facts, CAREFUL_SHARE_LONG)
+    if rng.random() < careful:
+        return problem.target
+    computed = [name for name, quantity in problem.quantities.items() if quantity.operation]
+    return computed[-1] if rng.random() < LAST_READ_SHARE else rng.choice(computed)
+
+
+def given(problem: WordProblem) -> set[str]:
+    """The people whose quantities stand in the text as numbers."""
+    return {name for name, quantity in problem.quantities.items() if quantity.operation is None}
+
+
+def solve_whole(problem: WordProblem, rng: random.Random) -> str:
+    """A whole solution in one piece, every step with its monologue; at most 12 steps."""
+    known = given(problem)
+    lines: list[str] = []
+    for _ in range(12):
+        demonstration = demonstrate(problem, known, choose_goal(problem, rng))
+        lines.append(demonstration.text())
+        if demonstration.computed is None:
+            break
+        known.add(demonstration.computed)
+    return "\n".join(lines)
+
+
+def work_out(operation: str, left: int, right: int) -> str:
+    """The arithmetic of numbers up to 99, by digits, as one does it on paper.
+
+    >>> work_out("+", 47, 38)
+    '7 + 8 = 15, 4 + 3 + 1 = 8.'
+    """
+    left_tens, left_ones = divmod(left, 10)
+    right_tens, right_ones = divmod(right, 10)
+    if operation == "+":
+        ones = left_ones + right_ones
+        carry = " + 1" if ones > 9 else ""
+        tens = left_tens + right_tens + (ones > 9)
+        return f"{left_ones} + {right_ones} = {ones}, {left_tens} + {right_tens}{carry} = {tens}."
+    if operation == "-":
+        borrow = left_ones < right_ones
+        ones = left_ones + 10 * borrow
+        tens = left_tens - right_tens - borrow
+        less = " - 1" if borrow else ""
+        return (
+            f"{ones} - {right_ones} = {ones - right_ones}, "
+            f"{left_tens} - {right_tens}{less} = {tens}."
+        )
+    if operation == "*":
+        ones = left_ones * right
+        tens = left_tens * right + ones // 10
+        carry = f" + {ones // 10}" if ones > 9 else ""
+        return f"{left_ones} * {right} = {ones}, {left_tens} * {right}{carry} = {tens}."
+    tens, rest = divmod(left_tens, right)
+    ones = 10 * rest + left_ones
+    return f"{left_tens} / {right} = {tens} rest {rest}, {ones} / {right} = {ones // right}."

@@ -1,0 +1,303 @@
+"""`make base`: train the embedded base policy from nothing, with a fixed seed.
+
+Problems come from the ``base`` pool of `environments.word_problems`, which no other data can
+contain. For each problem, the prompts of all its steps are nested prefixes of each other, so one
+row holds them all: the trunk (problem and steps) once, and every monologue-and-step as a branch
+that attends to its own part of the trunk. That is several times cheaper than one row a step.
+
+A share of the rows are whole solutions under the evaluation prompt. Loss is taken on what the
+policy writes, never on the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from demonstrations import choose_goal, demonstrate, given, solve_whole
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
+
+from environments.word_problems import WordProblem, draw_problems
+from srl.prompts import PromptFormat
+
+HERE = Path(__file__).parent
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+VOCABULARY = 1024
+BATCH_TOKENS = 2048
+LEARNING_RATE = 2e-3
+WHOLE_SHARE = 0.15
+
+
+@dataclass
+class Row:
+    """A token tree as one row: a trunk, then branches.
+
+    Attributes:
+        ids: [T] tokens.
+        positions: [T] the place of each token in its own root-to-leaf text.
+        branch: [T] 0 on the trunk, else the number of the branch.
+        trunk_seen: [T] how many trunk tokens a token may attend to.
+        learn: [T] True where the token is one the policy writes.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+    trunk_seen: list[int] = field(default_factory=list)
+    learn: list[bool] = field(default_factory=list)
+
+    def add(self, ids: list[int], *, start: int, branch: int, learn_from: int) -> None:
+        """Append tokens that continue the trunk's first `start` tokens."""
+        for offset, token in enumerate(ids):
+            self.ids.append(token)
+            self.positions.append(start + offset)
+            self.branch.append(branch)
+            self.trunk_seen.append(start + offset + 1 if branch == 0 else start)
+            self.learn.append(offset >= learn_from)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=HERE / "base")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"{args.out} is not empty; remove it or give another folder with --out")
+    prompts = yaml.safe_load((HERE / "srl.yaml").read_text())
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer(prompts["system_prompt"], prompts["whole_system_prompt"])
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=160,
+            intermediate_size=448,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    form = PromptFormat(
+        tokenizer,
+        system_prompt=prompts["system_prompt"],
+        whole_system_prompt=prompts["whole_system_prompt"],
+    )
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens", flush=True)
+    train(model, batches(form, tokenizer, args.seed, args.updates), args.updates)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+
+
+def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, learnt on the domain's own words."""
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    problems = draw_problems(4000, seed=0, pool="base")
+    rng = random.Random(0)
+    corpus = [problem.text + "\n" + solve_whole(problem, rng) for problem in problems]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 7,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # The prompts often, so that they cost few tokens.
+    tokenizer.train_from_iterator(corpus + list(system_prompts) * 500, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+    fast.add_tokens(["<think>", "</think>"])
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def batches(
+    form: PromptFormat, tokenizer: PreTrainedTokenizerFast, seed: int, updates: int
+) -> Iterator[list[Row]]:
+    """One list of rows an update, about BATCH_TOKENS together; short problems first."""
+    rng = random.Random(seed)
+    for update in range(updates):
+        # Looking facts up is learnt much sooner among few of them; 8 operations from 60 % on.
+        longest = min(8, 1 + 7 * update // max(1, updates * 6 // 10))
+        rows: list[Row] = []
+        # Rows of a batch share a length, roughly: problems of one size, so that padding is small.
+        operations = rng.randint(1, longest)
+        problems = iter(
+            draw_problems(
+                64,
+                seed=rng.getrandbits(48),
+                min_operations=operations,
+                max_operations=operations,
+                max_distractors=min(3, longest - 1),
+                pool="base",
+            )
+        )
+        while sum(len(row.ids) for row in rows) < BATCH_TOKENS:
+            problem = next(problems)
+            write = write_whole if rng.random() < WHOLE_SHARE else write_steps
+            rows.append(write(problem, form, tokenizer, rng))
+        yield rows
+
+
+def write_steps(
+    problem: WordProblem,
+    form: PromptFormat,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+) -> Row:
+    """All steps of one problem. The trunk follows the expert, or the demonstrator's own way."""
+    follow_expert = rng.random() < 0.5
+    known = given(problem)
+    trunk: list[str] = []
+    branches: list[str] = []
+    while len(branches) < 12:
+        demonstration = demonstrate(problem, known, choose_goal(problem, rng))
+        branches.append(demonstration.text())
+        taken = demonstration
+        if follow_expert:
+            taken = demonstrate(problem, known, problem.target)
+        if taken.computed is None:
+            break
+        trunk.append(taken.step)
+        known.add(taken.computed)
+    *segments, tail = form.encode_segments(problem.text, trunk)
+    row = Row()
+    starts = []
+    for segment in segments[: len(branches)]:
+        row.add(segment, start=len(row.ids), branch=0, learn_from=len(segment))
+        starts.append(len(row.ids))
+    for number, (start, text) in enumerate(zip(starts, branches, strict=True), start=1):
+        _add_branch(row, tokenizer, tail, text, start=start, number=number)
+    return row
+
+
+def write_whole(
+    problem: WordProblem,
+    form: PromptFormat,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+) -> Row:
+    """A whole solution under the evaluation prompt."""
+    row = Row()
+    _add_branch(
+        row,
+        tokenizer,
+        form.encode_whole(problem.text),
+        solve_whole(problem, rng),
+        start=0,
+        number=1,
+    )
+    return row
+
+
+def _add_branch(
+    row: Row,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: list[int],
+    text: str,
+    *,
+    start: int,
+    number: int,
+) -> None:
+    written = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    row.add(prompt + written, start=start, branch=number, learn_from=len(prompt))
+
+
+def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Rows to tensors: ids, positions, labels [B, T]; mask [B, 1, T, T], True = may attend.
+
+    The label of a token is the next token of its own branch. The first token of a branch is always
+    a prompt token, so no label ever crosses from the trunk to a branch.
+    """
+    longest = max(len(row.ids) for row in rows)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (longest - len(values))
+
+    ids = torch.tensor([pad(row.ids, 0) for row in rows])
+    positions = torch.tensor([pad(row.positions, 0) for row in rows])
+    branch = torch.tensor([pad(row.branch, -1) for row in rows])
+    seen = torch.tensor([pad(row.trunk_seen, 0) for row in rows])
+    learn = torch.tensor([pad([int(flag) for flag in row.learn], 0) for row in rows]).bool()
+    place = torch.arange(longest)
+    same_branch = (branch[:, :, None] == branch[:, None, :]) & (place[:, None] >= place[None, :])
+    trunk = (branch[:, None, :] == 0) & (place[None, None, :] < seen[:, :, None])
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1] = torch.where(learn[:, 1:], ids[:, 1:], -100)
+    return {
+        "ids": ids,
+        "positions": positions,
+        "mask": (same_branch | trunk)[:, None],
+        "labels": labels,
+    }
+
+
+def train(model: Qwen2ForCausalLM, data: Iterator[list[Row]], updates: int) -> None:
+    """AdamW with a cosine schedule; loss is the mean over the tokens to learn."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, 100, updates)
+    started, tokens, total = time.monotonic(), 0, 0.0
+    for update, rows in enumerate(data, start=1):
+        batch = collate(rows)
+        hidden = model.model(
+            input_ids=batch["ids"],
+            attention_mask=batch["mask"],
+            position_ids=batch["positions"],
+            use_cache=False,
+        ).last_hidden_state
+        learn = batch["labels"] != -100
+        logits = model.lm_head(hidden[learn])
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"][learn])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens += sum(len(row.ids) for row in rows)
+        total += loss.item()
+        if update % 50 == 0:
+            seconds = time.monotonic() - started
+            print(
+                f"update {update}/{updates}  loss {total / 50:.4f}  tokens {tokens:,}"
+                f"  {tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
+                flush=True,
+            )
+            total = 0.0
+
+
+if __name__ == "__main__":
+    main()

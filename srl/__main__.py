@@ -1,0 +1,7 @@
+"""`python -m srl`."""
+
+import sys
+
+from srl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,258 @@
+"""`python -m srl <command>`: every make target is a thin call of one of these.
+
+Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 130
+after Ctrl-C, with a checkpoint saved.
+
+Imports of torch and transformers happen inside the commands that need them: `--help`, `inspect`
+and `check-data` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from srl.errors import UsageError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    errors = Console(stderr=True)
+    try:
+        # First of all: a foreign `rewards` package would fail in ways nobody could explain.
+        from srl.guard import check_packages_side_by_side
+
+        check_packages_side_by_side()
+        args, rest = _parser().parse_known_args(words)
+        if rest and args.command not in ("train", "resume", "eval", "check-data"):
+            raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl --help")
+        return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
+    except UsageError as error:
+        _complain(errors, str(error))
+        return 2
+    except ValueError as error:
+        if not _is_wrong_use(error):
+            raise
+        _complain(errors, str(error))
+        return 2
+    except RuntimeError as error:
+        if not _is_known_failure(error):
+            raise
+        _complain(errors, str(error))
+        return 1
+    except KeyboardInterrupt:
+        _complain(errors, "stopped")
+        return INTERRUPTED
+
+
+def _complain(console: Console, message: str) -> None:
+    console.print(f"srl: {message}", style="bold", highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_wrong_use(error: ValueError) -> bool:
+    """Data that cannot be used, or rewards that cannot be built: said where they are checked."""
+    from environments.types import DataError
+
+    return isinstance(error, DataError)
+
+
+def _is_known_failure(error: RuntimeError) -> bool:
+    """A failure at run time whose message says all there is to say."""
+    from rewards import RewardError
+
+    if isinstance(error, RewardError):
+        return True
+    trainer = sys.modules.get("srl.trainer")
+    return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a policy; --key value overrides any field of the config"
+    )
+    train.add_argument("--config", required=True, help="an experiment file")
+    train.add_argument("--run-name", help="the run's folder in output_dir; default: date and time")
+    train.set_defaults(run=_train)
+
+    resume = commands.add_parser("resume", help="go on with an interrupted run")
+    resume.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
+    resume.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although --key value changes the config",
+    )
+    resume.set_defaults(run=_resume)
+
+    evaluate = commands.add_parser("eval", help="evaluate a run's policy, or any model")
+    which = evaluate.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", dest="run_name", metavar="RUN", help="a run folder, or its name")
+    which.add_argument("--model", help="a model folder or a hub name")
+    evaluate.add_argument("--config", help="whose problems; by default the run's own")
+    evaluate.set_defaults(run=_eval)
+
+    inspect = commands.add_parser("inspect", help="the per-step reward log of a run")
+    inspect.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
+    inspect.add_argument("--step", type=int, help="only this training step")
+    inspect.add_argument("--problem", help="only the problem whose id begins so")
+    inspect.add_argument("--failures-only", action="store_true", help="only format failures")
+    inspect.add_argument("--limit", type=int, default=20, help="how many records (default 20)")
+    inspect.set_defaults(run=_inspect)
+
+    check = commands.add_parser(
+        "check-data", help="check a data set without a model; --key value are the source's options"
+    )
+    check.add_argument(
+        "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
+    )
+    check.set_defaults(run=_check_data)
+    return parser
+
+
+def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.config import load_experiment
+    from srl.run import InterruptedRunError, train_run
+
+    try:
+        train_run(load_experiment(args.config, rest), args.run_name, argv, console)
+    except InterruptedRunError as interrupted:
+        console.print(str(interrupted), highlight=False)
+        return INTERRUPTED
+    return 0
+
+
+def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.run_folder import RunFolder, changed_keys
+
+    run = RunFolder.open(_run_path(args.name))
+    old = run.read_config()
+    _quieten()
+    from srl.config import apply_overrides
+    from srl.run import InterruptedRunError, resume_run
+
+    new = apply_overrides(old, rest)
+    changed = changed_keys(old, new)
+    if changed and not args.accept_changes:
+        raise UsageError(
+            "the config would differ from the one the run was started with:\n  "
+            + "\n  ".join(changed)
+            + "\nThe resumed run would not equal an uninterrupted one. To go on all the same, add "
+            "--accept-changes"
+        )
+    try:
+        resume_run(run, new, argv, console)
+    except InterruptedRunError as interrupted:
+        console.print(str(interrupted), highlight=False)
+        return INTERRUPTED
+    return 0
+
+
+def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.run_folder import RunFolder
+
+    run = RunFolder.open(_run_path(args.run_name)) if args.run_name else None
+    if run is None and not args.config:
+        raise UsageError("--model needs --config: it says which problems, and how to prompt")
+    model = args.model
+    if run is not None:
+        best = run.policy if run.policy.is_dir() else run.latest_checkpoint()
+        if best is None:
+            raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
+        model = str(best)
+    _quieten()
+    from srl.config import apply_overrides, load_experiment, parse_experiment
+    from srl.run import evaluate_policy
+
+    if args.config or run is None:
+        experiment = load_experiment(args.config, rest)
+    else:
+        experiment = parse_experiment(
+            apply_overrides(run.read_config(), rest), where=str(run.config)
+        )
+    evaluate_policy(model, experiment, run, console)
+    return 0
+
+
+def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.inspect import inspect_run
+    from srl.run_folder import RunFolder
+
+    inspect_run(
+        RunFolder.open(_run_path(args.name)),
+        step=args.step,
+        problem=args.problem,
+        failures_only=args.failures_only,
+        limit=args.limit,
+        console=console,
+    )
+    return 0
+
+
+def _check_data(
+    args: argparse.Namespace, rest: list[str], argv: list[str], console: Console
+) -> int:
+    from environments import ENVIRONMENTS, LoadReport, load_trajectories
+    from srl.check_data import check_data, render
+
+    options = _options(rest)
+    source = args.data
+    if source not in ENVIRONMENTS and Path(source).exists():
+        options.setdefault("path", source)
+        source = str(options.pop("source", "files"))
+    report = LoadReport()
+    trajectories = load_trajectories(source, report=report, **options)  # type: ignore[arg-type]
+    check = check_data(trajectories, report)
+    console.print(render(check), highlight=False, markup=False)
+    if check.self_score_failures:
+        _complain(
+            Console(stderr=True),
+            f"{check.self_score_failures} expert steps do not score 1.0 against themselves",
+        )
+        return 1
+    return 0
+
+
+def _options(words: Sequence[str]) -> dict[str, object]:
+    """`--key value` words as a source's options; values are read as YAML."""
+    import yaml
+
+    options: dict[str, object] = {}
+    rest = list(words)
+    while rest:
+        key = rest.pop(0)
+        if not key.startswith("--") or (not rest and "=" not in key):
+            raise UsageError(f"{key!r}: a source's options are given as --key value")
+        name, has_value, text = key[2:].partition("=")
+        options[name.replace("-", "_")] = yaml.safe_load(text if has_value else rest.pop(0))
+    return options
+
+
+def _run_path(name: str) -> Path:
+    """`name` as a path if it is one, else a folder of runs/."""
+    path = Path(name)
+    return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / name
+
+
+def _quieten() -> None:
+    """No telemetry, no progress bars of libraries: what a run prints is ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

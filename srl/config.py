@@ -1,0 +1,368 @@
+"""Settings: `SRLConfig` for the trainer, `Experiment` for a whole YAML file, strictly read.
+
+`SRLConfig` is transformers' `TrainingArguments` (learning rate, schedule, saving, trackers ...)
+plus what SRL needs, named as in TRL's `GRPOConfig` wherever the meaning is the same. An experiment
+file holds those fields at its top level, and beside them `model`, `data` and `rewards`.
+
+Nothing is ignored: an unknown key, a wrong type or sizes that cannot work together are refused
+before anything is loaded, with a message that says what is allowed.
+
+Not `TrlParser`: it has no nested fields (`--data.limit 100`, `--rewards.similarity 1.0`), and its
+messages name argparse's options rather than the file's lines.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, Union
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from environments import load_trajectories
+from environments.types import LoadReport, Trajectory
+from srl.errors import UsageError
+from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+
+
+@dataclass
+class SRLConfig(TrainingArguments):
+    """Everything `SRLTrainer` can be told. Defaults follow the paper (arXiv 2510.25992) where it
+    states a value; sizes are those of one process.
+
+    Attributes:
+        learning_rate: the paper's, for 7B models; small models bear and need far more.
+        lr_scheduler_type: the paper does not state one.
+        bf16: None means bf16 autocast on a GPU and float32 on a CPU.
+        targets: which expert steps are targets. "literal" is 1..N-1 as the paper writes, "all" is
+            1..N, "skip_first" is 2..N.
+        step_title: "given" puts the next step's title into the prompt (the paper's footnote 1).
+        template: "chat", "plain" text, or "auto": chat if the tokenizer has a chat template.
+        think: the policy writes a monologue in think tags before its step.
+        system_prompt: what the policy is told for a step; null sends no system message.
+        whole_system_prompt: the same, for solving a whole problem in one completion.
+        prompts_per_step: groups wanted for one optimiser step.
+        num_generations: G, rollouts of one prompt; 2 or more.
+        max_completion_length: the longest completion of one step, in tokens.
+        temperature, top_p, top_k, min_p: sampling; top_p 1.0, top_k 0 and min_p null are off.
+        dynamic_sampling: drop flat groups and draw others instead.
+        dynamic_sampling_epsilon: a group is kept if the population std of its rewards is above it.
+        max_sampling_rounds: draws in one step at most, the first included.
+        max_empty_steps: so many steps in a row without any group to train on stop the run.
+        loss_type: "grpo", "dapo" or "dr_grpo".
+        scale_rewards: "group" divides advantages by the group's std, "none" does not.
+        epsilon: the clip range below 1, and above it too unless `epsilon_high` is given.
+        epsilon_high: the clip range above 1.
+        beta: weight of the KL term against the run's first policy; 0 needs no second model.
+        num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
+        rollout_token_budget: prompt and completion tokens sampled together, at full length.
+        micro_batch_tokens: tokens of one forward and backward, padding included.
+        log_completions: write steps.jsonl, one record per rollout.
+        validation_problems: held-out problems for `eval_steps` and the best checkpoint.
+        test_problems: further held-out problems, solved before and after training.
+        short_steps: problems whose expert takes at most so many steps are called short in reports.
+        solve_max_steps: own steps after which step-by-step solving gives up.
+        solve_samples: sampled attempts per test problem beside the greedy one; 0 is none.
+        solve_whole: also solve the test problems in one completion.
+        whole_max_completion_length: the longest whole solution, in tokens.
+    """
+
+    # Other defaults than transformers'.
+    output_dir: str | None = "runs"
+    learning_rate: float = 5e-7
+    lr_scheduler_type: str = "constant_with_warmup"
+    max_grad_norm: float = 1.0
+    logging_steps: float = 1
+    bf16: bool | None = None
+    report_to: str | list[str] | None = "none"
+    disable_tqdm: bool | None = True
+    save_strategy: str = "steps"
+    save_total_limit: int | None = 2
+    remove_unused_columns: bool | None = False
+
+    # Rows and prompts.
+    targets: Literal["literal", "all", "skip_first"] = "literal"
+    step_title: Literal["off", "given"] = "off"
+    template: Literal["auto", "chat", "plain"] = "auto"
+    think: bool = True
+    system_prompt: str | None = PAPER_SYSTEM_PROMPT
+    whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT
+
+    # Rollouts.
+    prompts_per_step: int = 64
+    num_generations: int = 8
+    max_completion_length: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    rollout_token_budget: int = 65536
+
+    # Dynamic sampling.
+    dynamic_sampling: bool = True
+    dynamic_sampling_epsilon: float = 1e-3
+    max_sampling_rounds: int = 4
+    max_empty_steps: int = 5
+
+    # Update.
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    scale_rewards: Literal["group", "none"] = "group"
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    num_iterations: int = 1
+    micro_batch_tokens: int = 8192
+
+    # Records and evaluation.
+    log_completions: bool = True
+    validation_problems: int = 60
+    test_problems: int = 0
+    short_steps: int = 4
+    solve_max_steps: int = 12
+    solve_samples: int = 0
+    solve_whole: bool = False
+    whole_max_completion_length: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and not self.fp16
+        _check_sizes(self)
+        # One training_step is one whole SRL step: the trainer's own batch is a single tick.
+        self.per_device_train_batch_size = 1
+        super().__post_init__()
+
+
+_AT_LEAST: dict[str, float] = {
+    "prompts_per_step": 1,
+    "num_generations": 2,
+    "max_completion_length": 1,
+    "max_sampling_rounds": 1,
+    "max_empty_steps": 1,
+    "num_iterations": 1,
+    "validation_problems": 0,
+    "test_problems": 0,
+    "short_steps": 1,
+    "solve_max_steps": 1,
+    "solve_samples": 0,
+    "whole_max_completion_length": 1,
+    "top_k": 0,
+    "dynamic_sampling_epsilon": 0.0,
+    "epsilon": 0.0,
+    "beta": 0.0,
+}
+
+
+def _check_sizes(config: SRLConfig) -> None:
+    for name, least in _AT_LEAST.items():
+        if getattr(config, name) < least:
+            reason = (
+                ": a group of 1 has no advantage, there is nothing to compare it with"
+                if name == "num_generations"
+                else ""
+            )
+            raise UsageError(
+                f"{name} is {getattr(config, name)}; it must be {least} or more{reason}"
+            )
+    if not config.temperature > 0:
+        raise UsageError(
+            f"temperature is {config.temperature}; rollouts are sampled, so it must be above 0"
+        )
+    if not 0 < config.top_p <= 1:
+        raise UsageError(f"top_p is {config.top_p}; it must be above 0 and at most 1 (1 is off)")
+    if config.min_p is not None and not 0 < config.min_p <= 1:
+        raise UsageError(f"min_p is {config.min_p}; it must be above 0 and at most 1, or null")
+    for name, why in (
+        ("rollout_token_budget", "one prompt's rollouts"),
+        ("micro_batch_tokens", "one completion"),
+    ):
+        rows = config.num_generations if name == "rollout_token_budget" else 1
+        needed = rows * (config.max_completion_length + 1)
+        if getattr(config, name) < needed:
+            raise UsageError(
+                f"{name} is {getattr(config, name)}, but {why} may take {needed} tokens "
+                f"({rows} x max_completion_length {config.max_completion_length} and a prompt); "
+                f"set {name} to {4 * needed}, or max_completion_length to "
+                f"{max(1, getattr(config, name) // (4 * rows))}"
+            )
+    if config.gradient_accumulation_steps != 1:
+        raise UsageError(
+            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}; leave it at 1: "
+            "a step is cut into micro-batches by micro_batch_tokens"
+        )
+    if config.num_iterations > 1 and config.save_steps % config.num_iterations:
+        raise UsageError(
+            f"save_steps is {config.save_steps} and num_iterations {config.num_iterations}: "
+            "a checkpoint in the middle of a batch could not be resumed; "
+            f"make save_steps a multiple of {config.num_iterations}"
+        )
+
+
+@dataclass
+class Experiment:
+    """One experiment file, checked.
+
+    Attributes:
+        model: a folder or the name of a model on the hub.
+        data: `source` and `path` for `environments.load_trajectories`, `limit`, and the source's
+            own options.
+        rewards: step reward -> weight.
+        args: the trainer's settings, `output_dir` not yet a run's own folder.
+    """
+
+    model: str
+    data: dict[str, object]
+    rewards: dict[str, float] = field(default_factory=lambda: {"similarity": 1.0})
+    args: SRLConfig = field(default_factory=SRLConfig)
+
+    def resolved(self) -> dict[str, object]:
+        """The full config, as config.yaml keeps it and `parse_experiment` reads it."""
+        own = {f.name: getattr(self.args, f.name) for f in fields(SRLConfig) if f.init}
+        default = SRLConfig(output_dir=self.args.output_dir)
+        changed = {
+            name: value
+            for name, value in own.items()
+            if name in SRLConfig.__annotations__ or value != getattr(default, name)
+        }
+        return {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
+
+    def load_trajectories(self, report: LoadReport) -> list[Trajectory]:
+        """The trajectories of `data`.
+
+        Raises:
+            DataError: what cannot be read or used, in words.
+        """
+        options = dict(self.data)
+        source = options.pop("source")
+        return load_trajectories(str(source), report=report, **options)  # type: ignore[arg-type]
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file; `overrides` are words of a command line, `--key value ...`.
+
+    Raises:
+        UsageError: no such file, no YAML, an unknown key, a wrong type, impossible sizes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold settings as `key: value` lines, it holds {values!r}")
+    return parse_experiment(apply_overrides(values, overrides), where=str(path))
+
+
+def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
+    """`--key value`, `--key=value` and `--block.key value` put into a copy of `values`.
+
+    Dashes in a key may stand for underscores. Values are read as YAML.
+
+    Raises:
+        UsageError: a word that is no option, or an option without its value.
+    """
+    result = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"{word!r} is not an option; settings are given as --key value")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key} has no value; write --{key} VALUE")
+            text = rest.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--{key}: {text!r} cannot be read: {error}") from error
+        block, _, inner = key.partition(".")
+        block = block.replace("-", "_")
+        if not inner:
+            result[block] = value
+            continue
+        target = result.setdefault(block, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--{key}: {block} is one value, {target!r}, and has no parts")
+        target[inner if block == "rewards" else inner.replace("-", "_")] = value
+    return result
+
+
+def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
+    """Check settings and build the experiment; `where` names their origin in messages.
+
+    Raises:
+        UsageError: an unknown key (the nearest one is named), a wrong type, a missing key, sizes
+            that cannot work together.
+    """
+    hints = typing.get_type_hints(SRLConfig)
+    trainer_fields = {f.name for f in fields(SRLConfig) if f.init}
+    known = {"model", "data", "rewards", *trainer_fields}
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    model, data = values.get("model"), values.get("data")
+    if not isinstance(model, str) or not model:
+        raise UsageError(
+            f"{where}: model is {model!r}; give a model folder or a hub name, "
+            "such as model: Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    if not isinstance(data, dict) or not isinstance(data.get("source"), str):
+        raise UsageError(
+            f"{where}: data is {data!r}; give a source, such as data: {{source: word_problems}}"
+        )
+    rewards = values.get("rewards", {"similarity": 1.0})
+    if not isinstance(rewards, dict):
+        raise UsageError(
+            f"{where}: rewards is {rewards!r}; give names with weights, such as "
+            "rewards: {similarity: 1.0}"
+        )
+    chosen = {}
+    for key, value in values.items():
+        if key in trainer_fields:
+            chosen[key] = _fit(value, hints[key], f"{where}: {key}")
+    try:
+        args = SRLConfig(**chosen)  # type: ignore[arg-type]
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except (ValueError, ImportError) as error:  # transformers' own checks, in its own words
+        raise UsageError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+    return Experiment(model=model, data=dict(data), rewards=dict(rewards), args=args)
+
+
+def _fit(value: object, hint: object, where: str) -> object:
+    """`value` if it is of type `hint`, a whole number as float where one is asked for."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        if value in allowed:
+            return value
+        raise UsageError(f"{where} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+    options = typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
+    plain = [option for option in options if option is not type(None)]
+    if value is None and len(plain) < len(options):
+        return None
+    for option in plain:
+        base = typing.get_origin(option) or option
+        if base not in (bool, int, float, str, list, dict):
+            return value  # an enum or a class of transformers, which checks it itself
+        if type(value) is base or (base is float and type(value) is int):
+            return float(value) if base is float else value  # type: ignore[arg-type]
+        # YAML 1.1 reads 1e-4 as text.
+        if base is float and isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    names = names.replace("NoneType", "null")
+    raise UsageError(f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}")

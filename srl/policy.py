@@ -1,0 +1,112 @@
+"""Loading a policy: a model and its tokenizer, in float32, from a folder or the hub.
+
+Weights are float32 whatever the checkpoint's type: they are the master weights of the optimiser,
+and bf16 is a matter of autocast. Pickled weights are refused, because loading them runs their code.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from srl.errors import UsageError
+from srl.prompts import PromptFormat, ensure_pad
+
+
+def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer called `name`, a folder or a hub name.
+
+    Raises:
+        UsageError: there is no such thing, or it cannot be used; the message says why.
+    """
+    path = Path(name)
+    if path.exists() or name.startswith((".", "/")) or name.count("/") != 1:
+        _check_folder(path, name)
+    try:
+        # As text: in a script without a __main__ file, transformers' own check trips over a Path.
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise UsageError(
+            f"cannot load the model {name!r}{offline}: {str(error).strip().splitlines()[0]} "
+            "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name "
+            "such as Qwen/Qwen2.5-0.5B-Instruct"
+        ) from error
+    ensure_pad(tokenizer)
+    return model, tokenizer
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: the tokenizer's EOS and all of the generation config's.
+
+    Raises:
+        UsageError: there is none.
+    """
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    ids = set(listed) if isinstance(listed, list) else {listed}
+    ids.add(tokenizer.eos_token_id)
+    ids.discard(None)
+    if not ids:
+        raise UsageError(
+            "the policy has no EOS token, so no completion could end; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    return frozenset(ids)
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """The longest text, in tokens, that the model has positions for; None if it has no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def prompt_format(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    think: bool,
+    system_prompt: str | None,
+    whole_system_prompt: str | None,
+) -> PromptFormat:
+    """The words around a step for this policy."""
+    return PromptFormat(
+        tokenizer,
+        template=template,  # type: ignore[arg-type]
+        think=think,
+        system_prompt=system_prompt,
+        whole_system_prompt=whole_system_prompt,
+        stop_ids=stop_ids(model, tokenizer),
+    )
+
+
+def _check_folder(path: Path, name: str) -> None:
+    if not path.is_dir():
+        raise UsageError(
+            f"there is no model folder {name!r}; give a folder with config.json and "
+            "model.safetensors, or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    if not (path / "config.json").is_file():
+        raise UsageError(f"{path} is not a model folder: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(
+            p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)
+        )
+        if pickled:
+            raise UsageError(
+                f"{path} has pickled weights only ({', '.join(pickled[:3])}), and loading a pickle "
+                "runs whatever code is in it; convert them once, where you trust them, with "
+                "model.save_pretrained(folder), which writes model.safetensors"
+            )
+        raise UsageError(f"{path} has no weights: model.safetensors is missing")

@@ -1,0 +1,168 @@
+"""Live progress of a run: a bar with the figures that matter on a terminal, else plain lines.
+
+Also the two ways a run may end early: Ctrl-C, which saves a checkpoint at the end of the step and
+stops, and a warning when the proxy runs away (similarity rises while solved problems fall).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+# Changes smaller than this are noise on some sixty validation problems.
+_RISE, _FALL = 0.01, 0.03
+
+
+class ProgressReport(TrainerCallback):
+    """Shows a run while it trains.
+
+    Attributes:
+        interrupted: Ctrl-C was pressed, and a checkpoint saved.
+    """
+
+    def __init__(self, console: Console, *, save_every_multiple_of: int = 1) -> None:
+        self.console = console
+        self.interrupted = False
+        self._asked_to_stop = False
+        self._multiple = save_every_multiple_of
+        self._started = time.monotonic()
+        self._first_step = 0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._first_eval: Mapping[str, float] | None = None
+        self._previous_handler: signal.Handlers | object = signal.SIG_DFL
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._started = time.monotonic()
+        self._first_step = state.global_step
+        self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task(
+                "sampling the first step", total=state.max_steps, completed=state.global_step
+            )
+            self._progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        if not logs or "reward" not in logs:
+            return
+        done = state.global_step - self._first_step
+        left = (
+            (time.monotonic() - self._started)
+            / max(1, done)
+            * (state.max_steps - state.global_step)
+        )
+        seconds = logs["seconds/collect"] + logs["seconds/update"]
+        failures = logs["format_failures"]
+        words = (
+            f"reward {_number(logs['reward'])}"
+            f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
+            f"  failures {failures:.1%}"
+            f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
+            f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
+            f"  {_clock(left)} left"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step, description=words)
+        else:
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}  {words}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        if not metrics or "eval_accuracy" not in metrics:
+            return
+        self.console.print(
+            f"validation after step {state.global_step}: solved {metrics['eval_accuracy']:.1%}"
+            f" (short ones {metrics['eval_accuracy_short']:.1%})"
+            f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
+            f"  exact steps {metrics['eval_exact']:.1%}"
+            f"  failures {metrics['eval_format_failures']:.1%}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._first_eval is None:
+            self._first_eval = dict(metrics)
+            return
+        key = "eval_rewards/similarity"
+        rise = metrics.get(key, math.nan) - self._first_eval.get(key, math.nan)
+        fall = self._first_eval["eval_accuracy"] - metrics["eval_accuracy"]
+        if rise > _RISE and fall > _FALL:
+            self.console.print(
+                f"warning: since the first validation similarity rose by {rise:.3f} while "
+                f"{fall:.1%} fewer problems are solved: the policy learns what a step looks like, "
+                "not what is right. Look at the records, lower the learning rate, or choose "
+                "another reward",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._asked_to_stop and state.global_step % self._multiple == 0:
+            control.should_save = True
+            control.should_training_stop = True
+            self.interrupted = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal and Ctrl-C back; safe to call twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
+        self.console.print(
+            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
+        )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,254 @@
+"""The step record: one line of JSON per rollout, kept or not (schema 1), and its log.
+
+The log is what `inspect` and reports read, and what a user greps, so it is plain JSON lines:
+appended whole, readable while the run goes on, every float finite (a missing value is null), the
+text as it was scored. A checkpoint stores the log's position; a resumed run cuts the log back to
+it, so no rollout is told twice. No torch here: logs are read on machines that have none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+from srl.errors import UsageError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One rollout of one expert step, in the order in which it is written.
+
+    Attributes:
+        schema: the version of this list of fields.
+        train_step: the optimiser step the rollout was made for, counted from 1; 0 is before any.
+        phase: made for training or for an evaluation. Evaluation keeps and drops nothing.
+        source: the data set or teacher of the problem.
+        problem_id: the hash of the problem's text.
+        step_index: the place of the expert's step, counted from 0.
+        num_steps: how many steps the expert's solution has.
+        group_id: the group within the run.
+        rollout: the place within the group, counted from 0.
+        prompt_tokens: length of the prompt.
+        completion_tokens: length of the completion, end-of-text token included.
+        truncated: the completion was cut at its allowed length.
+        thought: the policy's monologue.
+        action: the policy's step; empty on a format failure.
+        expert_step: the step it is compared with.
+        previous_step: the step before it, None at the first step.
+        format_failure: None, or the reason's name.
+        rewards: every reward by name; None does not apply, or was not scored.
+        reward: the weighted sum that the advantage is made from.
+        lift: similarity minus that of copying the previous step; None at the first step.
+        group_mean: mean reward of the group.
+        group_std: population standard deviation of the group's rewards.
+        kept: used in the update.
+        dropped_because: None, or the reason's name.
+        advantage: None when dropped.
+    """
+
+    schema: int = SCHEMA
+    train_step: int
+    phase: Literal["train", "eval"]
+    source: str
+    problem_id: str
+    step_index: int
+    num_steps: int
+    group_id: int
+    rollout: int
+    prompt_tokens: int
+    completion_tokens: int
+    truncated: bool
+    thought: str
+    action: str
+    expert_step: str
+    previous_step: str | None
+    format_failure: str | None
+    rewards: Mapping[str, float | None]
+    reward: float | None
+    lift: float | None
+    group_mean: float | None
+    group_std: float | None
+    kept: bool
+    dropped_because: str | None
+    advantage: float | None
+
+
+FIELDS = tuple(field.name for field in fields(StepRecord))
+
+
+class RecordWriter:
+    """Appends rows to a JSON-lines file: a batch of whole lines per write, flushed.
+
+    Serves `steps.jsonl` (step records) and the other logs of a run folder (plain mappings).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; half a line left by a killed process is cut off.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        self.path = path
+        try:
+            _cut_half_line(path)
+            self._file = path.open("ab")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def write(self, rows: Iterable[StepRecord | Mapping[str, object]]) -> None:
+        """Append `rows`, in order; all of them reach the file or, on a bad row, none."""
+        lines = b"".join(json_line(row) for row in rows)
+        if lines:
+            self._file.write(lines)
+            self._file.flush()
+
+    def position(self) -> int:
+        """The log's length in bytes, once it is safe on the disk: what a checkpoint stores."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def truncate_to(path: Path, position: int) -> None:
+    """Cut the log at `path` back to `position`, as `RecordWriter.position` gave it.
+
+    Raises:
+        UsageError: the log is shorter than that, or the position is not at the end of a line, so
+            it belongs to another log.
+    """
+    length = path.stat().st_size if path.exists() else 0
+    if not 0 <= position <= length:
+        raise UsageError(
+            f"{path} has {length} bytes, but the checkpoint was written at {position}: "
+            "it is not the log of that checkpoint. Restore the log, or start a new run"
+        )
+    if position == length == 0:
+        return
+    with path.open("r+b") as file:
+        if position > 0:
+            file.seek(position - 1)
+            if file.read(1) != b"\n":
+                raise UsageError(
+                    f"{path}: byte {position}, where the checkpoint was written, is not the end "
+                    "of a line: it is not the log of that checkpoint"
+                )
+        file.truncate(position)
+
+
+def read_records(path: Path) -> Iterator[StepRecord]:
+    """The records of a log, one by one. A last line without its end is being written: ignored.
+
+    Raises:
+        UsageError: the file is missing, or a line is no record of schema 1 (names the line).
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        for number, line in enumerate(file, start=1):  # bytes: split at \n alone
+            if line.endswith(b"\n"):
+                yield _parse(line, f"{path}, line {number}")
+
+
+def json_line(row: StepRecord | Mapping[str, object]) -> bytes:
+    """One row as one line of JSON in UTF-8, with its end; keys in the row's own order."""
+    if isinstance(row, StepRecord):
+        row = {name: getattr(row, name) for name in FIELDS}
+    try:
+        return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # A lone surrogate has no UTF-8. Escaped it reads back as the same text.
+        return (json.dumps(finite(row), allow_nan=False) + "\n").encode()
+
+
+def finite(value: object) -> object:
+    """`value` with every NaN and infinity replaced by None; mappings become dicts, tuples lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def _cut_half_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:  # backwards, a block at a time: a log can be large
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def _parse(line: bytes, where: str) -> StepRecord:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # bad UTF-8 as well as bad JSON
+        raise UsageError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: a step record is a JSON object, not {_kind(row)}")
+    if row.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{where}: schema {row.get('schema')!r}; this version of srl reads schema {SCHEMA}"
+        )
+    missing = [name for name in FIELDS if name not in row]
+    unknown = [name for name in row if name not in FIELDS]
+    if missing or unknown:
+        said = [f"missing: {', '.join(missing)}"] if missing else []
+        said += [f"unknown: {', '.join(unknown)}"] if unknown else []
+        raise UsageError(f"{where}: not a step record of schema {SCHEMA}; {'; '.join(said)}")
+    for name, wanted in _TYPES.items():
+        if not _fits(row[name], wanted):
+            raise UsageError(f"{where}: {name} is {_kind(row[name])}, which it cannot be")
+    return StepRecord(**row)
+
+
+_TYPES = get_type_hints(StepRecord)
+
+
+def _fits(value: object, wanted: object) -> bool:
+    """Whether a JSON value is of the type that a field of the record has."""
+    origin = get_origin(wanted)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(wanted))
+    if origin is Literal:
+        return value in get_args(wanted)
+    if origin is not None:  # Mapping[str, ...]: JSON's keys are text already
+        inner = get_args(wanted)[1]
+        return isinstance(value, dict) and all(_fits(item, inner) for item in value.values())
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted) if isinstance(wanted, type) else False
+
+
+def _kind(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else f"{text[:37]}..."

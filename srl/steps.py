@@ -1,0 +1,166 @@
+"""One training row per expert step: the problem and the steps so far, then the step to write.
+
+The paper's literal reading gives an expert solution of N steps N-1 rows, so that the last step,
+the one with the answer, is never a target (arXiv 2510.25992, section 3); the two other readings in
+use are `all` and `skip_first`. Problems, not rows, are held out: steps of one problem on both
+sides of a split would leak its solution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from environments.splitting import step_title as title_of
+from environments.types import Trajectory
+from rewards.types import StepContext
+from srl.errors import UsageError
+
+Targets = Literal["literal", "all", "skip_first"]
+StepTitle = Literal["off", "given"]
+
+
+@dataclass(frozen=True)
+class StepExample:
+    """One step for the policy to write.
+
+    Attributes:
+        trajectory: the expert's whole solution.
+        step_index: the place of the target step in it, counted from 0.
+        title: the target step's title if it is part of the context, else None.
+    """
+
+    trajectory: Trajectory
+    step_index: int
+    title: str | None = None
+
+    @property
+    def problem(self) -> str:
+        """The problem's text."""
+        return self.trajectory.problem
+
+    @property
+    def problem_id(self) -> str:
+        """The problem's id, equal for equal problems."""
+        return self.trajectory.problem_id
+
+    @property
+    def source(self) -> str:
+        """The data set or the teacher."""
+        return self.trajectory.source
+
+    @property
+    def answer(self) -> str | None:
+        """The problem's final answer, if the data states one."""
+        return self.trajectory.answer
+
+    @property
+    def previous_steps(self) -> tuple[str, ...]:
+        """The expert's steps before the target: with the problem they are the context."""
+        return self.trajectory.steps[: self.step_index]
+
+    @property
+    def expert_step(self) -> str:
+        """The target."""
+        return self.trajectory.steps[self.step_index]
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the expert's solution has."""
+        return len(self.trajectory.steps)
+
+    def context(self, action: str, thought: str) -> StepContext:
+        """What a reward sees when the policy wrote `action` after thinking `thought`."""
+        return StepContext(
+            problem=self.problem,
+            previous_steps=self.previous_steps,
+            action=action,
+            thought=thought,
+            expert_step=self.expert_step,
+            step_index=self.step_index,
+            num_steps=self.num_steps,
+            answer=self.answer,
+            source=self.source,
+            metadata=self.trajectory.metadata,
+        )
+
+
+def build_examples(
+    trajectories: Iterable[Trajectory],
+    *,
+    targets: Targets = "literal",
+    step_title: StepTitle = "off",
+) -> list[StepExample]:
+    """Turn expert solutions into rows, in the order of the solutions and of their steps.
+
+    Args:
+        trajectories: the expert solutions.
+        targets: which of the steps 1..N become targets: `literal` 1..N-1, `all` 1..N,
+            `skip_first` 2..N. A solution of one step gives a row under `all` only.
+        step_title: `given` puts the target's own title into the context (footnote 1 of the
+            paper); a step without a title then has none.
+
+    Raises:
+        UsageError: `targets` or `step_title` is none of these words.
+    """
+    _one_of("targets", targets, get_args(Targets))
+    _one_of("step_title", step_title, get_args(StepTitle))
+    return [
+        StepExample(
+            trajectory,
+            index,
+            title_of(trajectory.steps[index]) if step_title == "given" else None,
+        )
+        for trajectory in trajectories
+        for index in range(
+            1 if targets == "skip_first" else 0,
+            len(trajectory.steps) - (1 if targets == "literal" else 0),
+        )
+    ]
+
+
+def split_by_problem(
+    trajectories: Iterable[Trajectory], *, held_out: int, seed: int
+) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Hold out whole problems, with every solution they have.
+
+    Problems are ranked by a hash of the seed and their id: the same seed holds out the same
+    problems in whatever order the rows come, and a larger `held_out` only adds to a smaller one.
+
+    Args:
+        trajectories: the expert solutions; several may share a problem.
+        held_out: how many problems to hold out, at least 0.
+        seed: chooses which.
+
+    Returns:
+        The solutions to train on and those held out, both in the order of the ranking.
+
+    Raises:
+        UsageError: `held_out` is negative or leaves no problem to train on.
+    """
+    by_problem: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        by_problem.setdefault(trajectory.problem_id, []).append(trajectory)
+    if held_out < 0 or held_out >= len(by_problem):
+        raise UsageError(
+            f"cannot hold out {held_out} of {len(by_problem)} distinct problems; "
+            f"give a number from 0 to {max(len(by_problem) - 1, 0)}, or more data"
+        )
+    ranked = sorted(
+        by_problem, key=lambda problem: hashlib.sha256(f"{seed}:{problem}".encode()).digest()
+    )
+    ordered = [
+        sorted(by_problem[problem], key=lambda solution: (solution.source, solution.steps))
+        for problem in ranked
+    ]
+    return (
+        [solution for solutions in ordered[held_out:] for solution in solutions],
+        [solution for solutions in ordered[:held_out] for solution in solutions],
+    )
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,124 @@
+"""The house stands as ARCHITECTURE.md draws it: imports point one way, torch stays where needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"srl", "rewards", "environments", "tests", "experiments"}
+ALLOWED = {
+    "rewards": {"rewards"},
+    "environments": {"environments"},
+    "srl": {"srl", "rewards", "environments"},
+}
+# What must work, and be quick to start, on a machine without torch.
+WITHOUT_TORCH = [
+    "srl",
+    "srl.errors",
+    "srl.guard",
+    "srl.records",
+    "srl.run_folder",
+    "srl.inspect",
+    "srl.steps",
+    "srl.check_data",
+    "srl.advantages",
+]
+HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
+
+
+def imports(source: str) -> set[str]:
+    """Top-level names of everything the code imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def backward_edges(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root).as_posix()} imports {name}"
+        for package, allowed in ALLOWED.items()
+        for path in sorted((root / package).rglob("*.py"))
+        for name in sorted(imports(path.read_text(encoding="utf-8")) & OURS - allowed)
+    ]
+
+
+def test_no_import_points_back() -> None:
+    assert backward_edges(ROOT) == []
+
+
+def test_the_check_finds_an_edge_that_points_back(tmp_path: Path) -> None:
+    for package in ALLOWED:
+        (tmp_path / package).mkdir()
+    (tmp_path / "rewards" / "a.py").write_text("def f():\n    from srl.records import FIELDS\n")
+    (tmp_path / "environments" / "b.py").write_text("import rewards.types, os\n")
+    (tmp_path / "srl" / "c.py").write_text("import rewards, environments\nimport tests.conftest\n")
+    assert backward_edges(tmp_path) == [
+        "rewards/a.py imports srl",
+        "environments/b.py imports rewards",
+        "srl/c.py imports tests",
+    ]
+
+
+def modules_of(package: str) -> list[str]:
+    names = [path.stem for path in sorted((ROOT / package).glob("*.py"))]
+    return [package if name == "__init__" else f"{package}.{name}" for name in names]
+
+
+@pytest.mark.parametrize("package", ["rewards", "environments", "srl"])
+def test_works_without_torch(package: str) -> None:
+    modules = WITHOUT_TORCH if package == "srl" else modules_of(package)
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded = {HEAVY!r} & sys.modules.keys()\n"
+        "    assert not loaded, f'{name} imports {loaded}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_packages_that_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["setuptools"]["packages"]
+    assert set(packages) == set(ALLOWED)
+    inner = [
+        path.parent.relative_to(ROOT).as_posix()
+        for package in packages
+        for path in (ROOT / package).glob("*/**/__init__.py")
+    ]
+    assert inner == [], "a package inside a package must be listed in pyproject.toml"
+    # The three import names are other people's distributions on PyPI.
+    assert project["project"]["name"] not in ALLOWED
+
+
+def test_the_pins_are_inside_the_ranges() -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} is not pinned in constraints.txt"
+        assert requirement.specifier.contains(pin), f"{requirement} does not admit {pin}"
+
+
+def test_the_version_is_said_once() -> None:
+    import srl
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == srl.__version__

@@ -1,0 +1,120 @@
+"""The model-free check: its counts against hand counts, its floors against known orders."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import srl.check_data
+from environments import LoadReport, Trajectory, load_trajectories
+from rewards.similarity import similarity
+from srl.check_data import Spread, check_data, render
+from srl.errors import UsageError
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+TRAJECTORIES = [
+    Trajectory("p1", ("aa", "bbbb", "cc"), "1"),
+    Trajectory("p2", ("xxx", "xxx"), None, metadata={"notes": ("cut",)}),
+    Trajectory("p1", ("dd", "ee"), "1"),
+]
+REPORT = LoadReport(rows=5, kept=3, dropped=Counter({"only one step": 2}))
+
+
+def test_counts_by_hand() -> None:
+    check = check_data(TRAJECTORIES, REPORT)
+    assert (check.rows, check.kept, check.dropped) == (5, 3, Counter({"only one step": 2}))
+    assert (check.trajectories, check.problems, check.steps) == (3, 2, 7)
+    assert check.steps_per_trajectory == Spread(2, 2, 3)
+    assert check.step_chars == Spread(2, 2, 4)
+    assert (check.with_answer, check.repeated_steps) == (2, 1)
+    assert (check.self_score_min, check.self_score_failures) == (1.0, 0)
+    assert check.notes == {"cut": 1}
+    assert check.pairs == 4
+
+
+def test_floors_by_hand() -> None:
+    check = check_data(TRAJECTORIES, REPORT)
+    # Only p2 repeats its step; no letter of one problem occurs in the other.
+    assert check.floor_previous == pytest.approx(1 / 4)
+    assert check.floor_unrelated == 0.0
+    extra = [("aa\nbbbb", "aa"), ("bbbb\ncc", "bbbb"), ("xxx\nxxx", "xxx"), ("dd\nee", "dd")]
+    assert check.floor_extra == pytest.approx(sum(similarity(a, e) for a, e in extra) / 4)
+
+
+def test_the_draw_follows_the_seed_and_is_bounded() -> None:
+    rows = [
+        Trajectory(f"p{i}", tuple(f"{i} and {j} is {i * j}" for j in range(6))) for i in range(40)
+    ]
+    report = LoadReport(rows=40, kept=40)
+    assert check_data(rows, report, max_pairs=20) == check_data(rows, report, max_pairs=20)
+    assert check_data(rows, report, max_pairs=20).pairs == 20
+    assert check_data(rows, report).pairs == 200
+    one = check_data(rows, report, max_pairs=20, seed=1)
+    assert one.floor_unrelated != check_data(rows, report, max_pairs=20, seed=2).floor_unrelated
+
+
+def test_a_similarity_that_breaks_on_perfect_copies_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What peers had: one side normalised and the other not.
+    def lopsided(action: str, expert: str) -> float:
+        return similarity(action.replace("b", "q"), expert)
+
+    monkeypatch.setattr(srl.check_data, "similarity", lopsided)
+    check = check_data(TRAJECTORIES, REPORT)
+    assert check.self_score_failures == 1
+    assert check.self_score_min == 0.0
+    assert "FAILS for 1 steps, lowest 0.0000" in render(check)
+
+
+def test_one_problem_alone_has_no_unrelated_floor() -> None:
+    check = check_data([TRAJECTORIES[0], TRAJECTORIES[2]], REPORT)
+    assert check.floor_unrelated is None
+    assert re.search("a step of another problem +-$", render(check), re.MULTILINE)
+
+
+def test_wrong_use() -> None:
+    with pytest.raises(UsageError, match="no trajectories to check"):
+        check_data([], REPORT)
+    with pytest.raises(UsageError, match="max_pairs is 0; it must be 1 or more"):
+        check_data(TRAJECTORIES, REPORT, max_pairs=0)
+
+
+def test_the_table_holds_every_number() -> None:
+    text = render(check_data(TRAJECTORIES, REPORT))
+    lines = {line.split("  ")[0].strip(): line.split()[-1] for line in text.splitlines() if line}
+    assert lines["rows read"] == "5"
+    assert lines["rows dropped"] == "2"
+    assert "  only one step" in text
+    assert "note: cut" in text
+    assert lines["expert steps"] == "7"
+    assert "exactly 1.0 for every step" in text
+    assert "0.250" in text
+    assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "steps"),
+    [
+        ("gsm8k", "gsm8k_train.jsonl", 26720),
+        ("competition_math", "math_train.jsonl", 19453),
+        ("s1k", "s1k_trajectories.jsonl", 256),
+    ],
+)
+def test_real_data_scores_one_against_itself(source: str, file: str, steps: int) -> None:
+    if not (DATA / file).exists():
+        pytest.skip(f"real data {file} is not at hand")
+    report = LoadReport()
+    check = check_data(
+        load_trajectories(source, str(DATA / file), report=report), report, max_pairs=200
+    )
+    assert check.steps == steps
+    assert check.self_score_failures == 0
+    assert check.floor_unrelated is not None
+    assert check.floor_previous is not None
+    assert check.floor_extra is not None
+    assert 0.1 < check.floor_unrelated < check.floor_previous < check.floor_extra < 0.8

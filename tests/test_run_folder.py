@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from enum import Enum, StrEnum
+from pathlib import Path
+
+import pytest
+
+from srl import run_folder
+from srl.errors import UsageError
+from srl.run_folder import RunFolder, changed_keys, check_checkpoint, git_state, plain, write_json
+
+CHECKPOINT_FILES = ("trainer_state.json", "srl_state.json", "model.safetensors")
+
+
+def checkpoint(run: RunFolder, step: int, files: tuple[str, ...] = CHECKPOINT_FILES) -> Path:
+    path = run.path / f"checkpoint-{step}"
+    path.mkdir()
+    for name in files:
+        (path / name).write_text("{}")
+    return path
+
+
+def test_names_of_the_files(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", "first")
+    assert run.path == tmp_path / "runs" / "first"
+    assert run.path.is_dir()
+    assert run.name == "first"
+    paths = (run.config, run.command, run.environment, run.metrics, run.steps, run.eval)
+    names = [path.relative_to(run.path).as_posix() for path in (*paths, run.summary, run.policy)]
+    assert names == [
+        "config.yaml",
+        "command.txt",
+        "environment.json",
+        "metrics.jsonl",
+        "steps.jsonl",
+        "eval.jsonl",
+        "summary.json",
+        "policy",
+    ]
+
+
+def test_a_folder_in_use_is_never_overwritten(tmp_path: Path) -> None:
+    for name in ("a", "a-2"):
+        RunFolder.create(tmp_path, name).metrics.write_text("kept\n")
+    with pytest.raises(UsageError, match=r"in use.*make resume RUN=a\..*make train RUN=a-3"):
+        RunFolder.create(tmp_path, "a")
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == "kept\n"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="in use"):
+        RunFolder.create(tmp_path, "file")
+
+
+def test_an_empty_folder_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert RunFolder.create(tmp_path, "a").path == tmp_path / "a"
+
+
+def test_without_a_name_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    runs = [RunFolder.create(tmp_path) for _ in range(3)]
+    for run in runs:
+        run.metrics.touch()
+    runs.append(RunFolder.create(tmp_path))
+    assert runs[-1].path not in [run.path for run in runs[:-1]]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "a b", "/absolute", "a\n", "."])
+def test_names_that_are_no_folder_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="run name"):
+        RunFolder.create(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write the run folder.*Not a directory"):
+        RunFolder.create(tmp_path / "file", "a")
+    # Root may write anywhere, so what the system would answer to others is put in its mouth.
+    monkeypatch.setattr(run_folder.os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="cannot write the run folder.*no write permission"):
+        RunFolder.create(tmp_path, "a")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_root(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="Permission denied"):
+        RunFolder.create(tmp_path, "a")
+
+
+def test_open_names_the_runs_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder.*make train"):
+        RunFolder.open(tmp_path / "a")
+    for name in ("b", "c"):
+        RunFolder.create(tmp_path, name).write_start({}, ["srl"])
+    assert RunFolder.open(tmp_path / "b").name == "b"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UsageError, match=r"no config\.yaml.*: b, c$"):
+        RunFolder.open(tmp_path / "a")
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+def test_start_writes_config_command_and_environment(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    config = {
+        "model": Path("base") / "model",
+        "learning_rate": 1e-6,
+        "data": [{"source": "gsm8k", "weight": 1.0}],
+        "colour": Colour.RED,
+        "pair": (1, 2),
+        "nothing": None,
+        "text": "π: yes",
+    }
+    run.write_start(config, ["srl", "train", "--system-prompt", "think first"])
+    run.add_command(["srl", "resume", "a"])
+    assert run.read_config() == {
+        **config,
+        "model": "base/model",
+        "colour": "red",
+        "pair": [1, 2],
+    }
+    assert list(run.read_config()) == list(config)
+    assert run.command.read_text() == ("srl train --system-prompt 'think first'\nsrl resume a\n")
+    environment = json.loads(run.environment.read_text())
+    assert set(environment) == {"started", "python", "platform", "cpu_count", "packages", "git"}
+    assert {"torch", "transformers", "trl", "accelerate"} <= set(environment["packages"])
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "command.txt",
+        "config.yaml",
+        "environment.json",
+    ]
+
+
+def test_a_config_that_was_broken_afterwards(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.config.write_text("- 1\n")
+    with pytest.raises(UsageError, match="not a mapping"):
+        run.read_config()
+    run.config.write_text("a: [1\n")
+    with pytest.raises(UsageError, match="cannot read"):
+        run.read_config()
+
+
+def test_git_state(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "inner").mkdir()
+    assert git_state(tmp_path) == {"commit": None, "dirty": True}
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "file").write_text("2")
+    state = git_state(tmp_path)
+    assert state is not None
+    assert state["dirty"] is True
+    # A copy installed inside somebody's checkout is not that checkout.
+    assert git_state(tmp_path / "inner") is None
+
+
+def test_without_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path) is None
+
+
+def test_json_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"accuracy": float("nan"), "n": 500, "text": "π"})
+    assert json.loads(path.read_text()) == {"accuracy": None, "n": 500, "text": "π"}
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(run_folder.os, "replace", fail)
+    with pytest.raises(OSError, match="full"):
+        write_json(path, {"n": 1})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_latest_checkpoint_is_by_number_and_whole(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    assert run.latest_checkpoint() is None
+    checkpoint(run, 9)
+    newest = checkpoint(run, 10)
+    assert run.latest_checkpoint() == newest
+    checkpoint(run, 100, ("model.safetensors",))  # the run was killed while it was saving
+    (run.path / "checkpoint-best").mkdir()
+    (run.path / "checkpoint-200").write_text("a file")
+    assert run.latest_checkpoint() == newest
+
+
+def test_no_whole_checkpoint_at_all(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    checkpoint(run, 3, ("model.safetensors", "trainer_state.json"))
+    with pytest.raises(UsageError, match=r"checkpoint-3 is not .* lacks srl_state\.json\."):
+        run.latest_checkpoint()
+
+
+def test_a_checkpoint_that_is_not_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        check_checkpoint(tmp_path / "checkpoint-1")
+    with pytest.raises(
+        UsageError, match=r"lacks trainer_state\.json, srl_state\.json, the weights \(model\.safe"
+    ):
+        check_checkpoint(tmp_path)
+    run = RunFolder(tmp_path)
+    check_checkpoint(checkpoint(run, 1))
+    state = ("trainer_state.json", "srl_state.json")
+    check_checkpoint(checkpoint(run, 2, (*state, "model.safetensors.index.json")))
+    check_checkpoint(checkpoint(run, 3, (*state, "adapter_model.safetensors")))
+
+
+def test_changed_keys() -> None:
+    old = {"a": 1, "b": {"c": 0.1, "d": [1, 2]}, "gone": None, "same": Path("x"), "empty": {}}
+    new = {"a": 2, "b": {"c": 0.1, "d": (1, 3)}, "new": "π", "same": "x", "empty": {}}
+    assert changed_keys(old, new) == [
+        "a: 1 -> 2",
+        "b.d: [1, 2] -> [1, 3]",
+        "gone: null -> (not set)",
+        'new: (not set) -> "π"',
+    ]
+    assert changed_keys(old, old) == []
+    assert changed_keys({}, {}) == []
+
+
+def test_a_config_read_back_differs_in_nothing(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    config = {"path": Path("a"), "colour": Colour.RED, "rate": 1e-6, "pair": (1, 2), "set": {"b"}}
+    run.write_start(config, [])
+    assert changed_keys(run.read_config(), config) == []
+
+
+def test_plain_values() -> None:
+    class Kind(StrEnum):
+        STEPS = "steps"
+
+    assert plain({1: Kind.STEPS, "o": (Path("a"), {3, 2})}) == {"1": "steps", "o": ["a", [2, 3]]}
+    assert type(plain(Kind.STEPS)) is str
