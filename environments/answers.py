@@ -12,24 +12,26 @@ from fractions import Fraction
 
 from environments.competition_math import last_boxed
 
-_STATED = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
-_HASHES = re.compile(r"^####\s*(.+)$", re.MULTILINE)
+# Possessive, so that a flood of blanks costs no more than its length.
+_STATED = re.compile(r"answer\s*+(?:is\b\s*+:?|:)\s*+(?=\S)", re.IGNORECASE)
 _FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(-?\d{1,50})\}\{(\d{1,50})\}$")
-_NUMBER = re.compile(r"^[-+]?\d{1,50}(?:\.\d{1,50})?(?:/\d{1,50})?$")
+_NUMBER = re.compile(r"^[-+]?(?:\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})(?:/\d{1,50})?$")
 
 
 def stated_answer(text: str) -> str | None:
     """The final answer that `text` states last, or None if it states none.
 
-    Looked for, in this order: ``\\boxed{...}``, a line ``#### ...``, and the words "answer is".
-    A number is not an answer merely for standing last.
+    Looked for, in this order: ``\\boxed{...}``, a last line ``#### ...`` (anywhere else that is a
+    heading), and the words "answer is". A number is not an answer merely for standing last.
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed.strip() or None
-    if hashes := _HASHES.findall(text):
-        return str(hashes[-1]).strip() or None
-    if stated := _STATED.findall(text):
-        return str(stated[-1]).strip().rstrip(".").strip(" $*") or None
+    last_line = text.rstrip().rpartition("\n")[2]
+    if last_line.startswith("####") and (answer := last_line[4:].strip()):
+        return answer
+    if stated := list(_STATED.finditer(text)):
+        rest = text[stated[-1].end() :].partition("\n")[0]
+        return rest.strip().rstrip(".").strip(" $*") or None
     return None
 
 
@@ -53,9 +55,12 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
 
 def _plain(answer: str) -> str:
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer.strip())
-    answer = answer.replace("\\!", "").replace("\\$", "").replace("\\%", "%").strip("$ .")
+    answer = answer.replace("\\!", "").replace("\\$", "").replace("\\%", "%")
+    answer = answer.strip("$ ").rstrip("$ .")  # a full stop behind; one in front is a decimal point
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
-    return re.sub(r"\s+", "", answer).removesuffix("%").lower()
+    # Between digits a space counts: 1 1/2 is not 11/2.
+    answer = re.sub(r"(?<!\d) | (?!\d)", "", " ".join(answer.split()))
+    return answer.removesuffix("%").lower()
 
 
 def _number(text: str) -> Fraction | None:

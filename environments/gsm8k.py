@@ -1,12 +1,14 @@
 """GSM8K: grade-school word problems, one line per step (Cobbe et al., arXiv 2110.14168).
 
 The calculator marks ``<<48/2=24>>`` are taken out: they were written for a tool that the policy has
-not got. The last line, ``#### 24``, is the answer and not a step.
+not got. The last line, ``#### 24``, is the answer and not a step; a policy that is to *solve*
+problems step by step has to state one, so `answer_step` adds ``The answer is 24.`` as a last step.
 """
 
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from environments.reading import (
     NO_PROBLEM,
@@ -35,10 +37,12 @@ def load(
     limit: int | None = None,
     split: str = "train",
     config: str = "main",
+    answer_step: bool = False,
 ) -> list[Trajectory]:
     """Trajectories from rows with `question` and `answer`.
 
-    The answer is written without thousands separators, as GSM8K's own checker reads it.
+    With `answer_step` every solution ends in a step that states its answer. The answer is written
+    without thousands separators, as GSM8K's own checker reads it.
 
     Raises:
         DataError: the source cannot be read or has other columns.
@@ -46,7 +50,7 @@ def load(
     name = path_or_hub or HUB_NAME
     return collect(
         read_rows(name, split=split, config=config),
-        _trajectory,
+        partial(_trajectory, answer_step=answer_step),
         name=name,
         columns=[["question"], ["answer"]],
         report=report,
@@ -54,7 +58,7 @@ def load(
     )
 
 
-def _trajectory(row: Row) -> Trajectory:
+def _trajectory(row: Row, *, answer_step: bool) -> Trajectory:
     problem = text_of(row, "question", missing=NO_PROBLEM)
     solution = text_of(row, "answer", missing=NO_SOLUTION)
     stated = _ANSWER.search(solution)
@@ -62,4 +66,6 @@ def _trajectory(row: Row) -> Trajectory:
         raise UnusableRowError(NO_ANSWER)
     steps = split_lines(_MARK.sub("", solution[: stated.start()]))
     answer = re.sub(r"(?<=\d),(?=\d)", "", stated[1].strip())
+    if answer_step:
+        steps = [*steps, f"The answer is {answer}."]
     return Trajectory(problem, tuple(steps), answer, SOURCE)

@@ -3,7 +3,7 @@
 A problem names several quantities ("Leo has 5 more pens than Mia has cups."), in shuffled order,
 and asks for one of them. Quantities depend on each other; some are distractors that the question
 does not need. The expert computes only what is needed, one operation a step, operands before
-results, and then states the answer. So the difficulty is *which step comes next*, not the arithmetic.
+results, and then states the answer. So the difficulty is *which step comes next*, not the sums.
 
 Every problem is drawn from a seed. Its id is the hash of its text, and the id alone decides whether
 it belongs to the pool the base policy was made from or to the pool for training and evaluation:
@@ -46,31 +46,33 @@ MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"
 GIVEN_TEMPLATES = (
     "{S} has {k} {s}.",
     "{S} counted {k} {s}.",
-    "There are {k} {s} in the bag of {S}.",
-    "{S} was given {k} {s}.",
+    "The bag of {S} holds {k} {s}.",
+    "The {s} of {S} number {k}.",
 )
+# The subject stands first everywhere: who is described, and who it is described by, is in the
+# order of the words, as it mostly is in people's own problems.
 UNARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
         "{S} has {k} more {s} than {R} has {r}.",
         "{S} owns {k} {s} more than the number of {r} that {R} has.",
-        "Compared with the {r} of {R}, {S} has {k} extra {s}.",
-        "Add {k} to the {r} of {R} to get the {s} of {S}.",
+        "The {s} of {S} are {k} more than the {r} of {R}.",
+        "To get the {s} of {S}, add {k} to the {r} of {R}.",
     ),
     "-": (
         "{S} has {k} fewer {s} than {R} has {r}.",
         "{S} would need {k} more {s} to match the {r} of {R}.",
-        "Take {k} from the {r} of {R} to get the {s} of {S}.",
-        "Compared with the {r} of {R}, {S} is short of {k} {s}.",
+        "The {s} of {S} are {k} short of the {r} of {R}.",
+        "To get the {s} of {S}, take {k} from the {r} of {R}.",
     ),
     "*": (
         "{S} has {m} as many {s} as {R} has {r}.",
-        "For each of the {r} of {R} there are {k} {s} that {S} owns.",
         "{S} keeps {k} {s} for every one of the {r} of {R}.",
+        "To get the {s} of {S}, count the {r} of {R} {k} times.",
     ),
     "/": (
         "{S} has {f} as many {s} as {R} has {r}.",
         "The {s} of {S} number {f} of the {r} of {R}.",
-        "Share the {r} of {R} in {k} equal parts: one part is as large as the {s} of {S}.",
+        "To get the {s} of {S}, share the {r} of {R} in {k} equal parts and take one.",
     ),
 }
 BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
@@ -80,7 +82,7 @@ BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     ),
     "-": (
         "{S} has as many {s} as the {r} of {R} less the {q} of {Q}.",
-        "Take the {q} of {Q} from the {r} of {R} to get the {s} of {S}.",
+        "To get the {s} of {S}, take from the {r} of {R} the {q} of {Q}.",
     ),
 }
 QUESTION_TEMPLATES = (
@@ -136,7 +138,7 @@ class WordProblem:
 
     def write_step(self, person: str) -> str:
         """The step that computes the quantity of `person`, e.g.
-        ``Mia has 12 cups, so Leo has 12 + 5 = 17 pens.``"""
+        ``Since Mia has 12 cups, Leo has 12 + 5 = 17 pens.``"""
         quantity = self.quantities[person]
         operands = [self.quantities[name] for name in quantity.operands]
         known = " and ".join(f"{o.person} has {o.value} {o.thing}" for o in operands)
@@ -144,7 +146,7 @@ class WordProblem:
         if quantity.constant is not None:
             numbers.append(quantity.constant)
         return (
-            f"{known}, so {person} has {numbers[0]} {quantity.operation} {numbers[1]}"
+            f"Since {known}, {person} has {numbers[0]} {quantity.operation} {numbers[1]}"
             f" = {quantity.value} {quantity.thing}."
         )
 

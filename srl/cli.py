@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _complain(console: Console, message: str) -> None:
 
 
 def _is_wrong_use(error: ValueError) -> bool:
-    """Data that cannot be used, or rewards that cannot be built: said where they are checked."""
+    """Data that cannot be used: said where it is read."""
     from environments.types import DataError
 
     return isinstance(error, DataError)
@@ -110,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--step", type=int, help="only this training step")
     inspect.add_argument("--problem", help="only the problem whose id begins so")
     inspect.add_argument("--failures-only", action="store_true", help="only format failures")
+    inspect.add_argument(
+        "--phase", choices=("train", "eval", "all"), default="train", help="default: train"
+    )
     inspect.add_argument("--limit", type=int, default=20, help="how many records (default 20)")
     inspect.set_defaults(run=_inspect)
 
@@ -197,6 +201,7 @@ def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console
         step=args.step,
         problem=args.problem,
         failures_only=args.failures_only,
+        phase=args.phase,
         limit=args.limit,
         console=console,
     )
@@ -211,7 +216,8 @@ def _check_data(
 
     options = _options(rest)
     source = args.data
-    if source not in ENVIRONMENTS and Path(source).exists():
+    # Whatever looks like a path is one: a missing file is then called missing.
+    if source not in ENVIRONMENTS and (Path(source).exists() or "/" in source or "." in source):
         options.setdefault("path", source)
         source = str(options.pop("source", "files"))
     report = LoadReport()
@@ -238,7 +244,11 @@ def _options(words: Sequence[str]) -> dict[str, object]:
         if not key.startswith("--") or (not rest and "=" not in key):
             raise UsageError(f"{key!r}: a source's options are given as --key value")
         name, has_value, text = key[2:].partition("=")
-        options[name.replace("-", "_")] = yaml.safe_load(text if has_value else rest.pop(0))
+        text = text if has_value else rest.pop(0)
+        try:
+            options[name.replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{key}: {text!r} cannot be read: {error}") from error
     return options
 
 
@@ -256,3 +266,5 @@ def _quieten() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Newer versions call it activation_checkpointing, older ones know the old name only.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)

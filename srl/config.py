@@ -13,6 +13,7 @@ messages name argparse's options rather than the file's lines.
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,8 @@ class SRLConfig(TrainingArguments):
     disable_tqdm: bool | None = True
     save_strategy: str = "steps"
     save_total_limit: int | None = 2
+    # One training_step is one whole SRL step: the trainer's own batch is a single tick.
+    per_device_train_batch_size: int = 1
     remove_unused_columns: bool | None = False
 
     # Rows and prompts.
@@ -133,8 +136,6 @@ class SRLConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.fp16
         _check_sizes(self)
-        # One training_step is one whole SRL step: the trainer's own batch is a single tick.
-        self.per_device_train_batch_size = 1
         super().__post_init__()
 
 
@@ -154,24 +155,26 @@ _AT_LEAST: dict[str, float] = {
     "top_k": 0,
     "dynamic_sampling_epsilon": 0.0,
     "epsilon": 0.0,
+    "epsilon_high": 0.0,
     "beta": 0.0,
+    "learning_rate": 0.0,
 }
 
 
 def _check_sizes(config: SRLConfig) -> None:
     for name, least in _AT_LEAST.items():
-        if getattr(config, name) < least:
+        value = getattr(config, name)
+        if value is not None and not value >= least:  # not `<`, which NaN would pass
             reason = (
                 ": a group of 1 has no advantage, there is nothing to compare it with"
                 if name == "num_generations"
                 else ""
             )
-            raise UsageError(
-                f"{name} is {getattr(config, name)}; it must be {least} or more{reason}"
-            )
-    if not config.temperature > 0:
+            raise UsageError(f"{name} is {value}; it must be {least} or more{reason}")
+    if not 0 < config.temperature < math.inf:
         raise UsageError(
-            f"temperature is {config.temperature}; rollouts are sampled, so it must be above 0"
+            f"temperature is {config.temperature}; rollouts are sampled, so it must be above 0 "
+            "(and finite)"
         )
     if not 0 < config.top_p <= 1:
         raise UsageError(f"top_p is {config.top_p}; it must be above 0 and at most 1 (1 is off)")
@@ -190,11 +193,12 @@ def _check_sizes(config: SRLConfig) -> None:
                 f"set {name} to {4 * needed}, or max_completion_length to "
                 f"{max(1, getattr(config, name) // (4 * rows))}"
             )
-    if config.gradient_accumulation_steps != 1:
-        raise UsageError(
-            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}; leave it at 1: "
-            "a step is cut into micro-batches by micro_batch_tokens"
-        )
+    for name, why in (
+        ("gradient_accumulation_steps", "a step is cut into micro-batches by micro_batch_tokens"),
+        ("per_device_train_batch_size", "prompts_per_step says how many groups one step takes"),
+    ):
+        if getattr(config, name) != 1:
+            raise UsageError(f"{name} is {getattr(config, name)}; leave it at 1: {why}")
     if config.num_iterations > 1 and config.save_steps % config.num_iterations:
         raise UsageError(
             f"save_steps is {config.save_steps} and num_iterations {config.num_iterations}: "
@@ -320,6 +324,10 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         raise UsageError(
             f"{where}: data is {data!r}; give a source, such as data: {{source: word_problems}}"
         )
+    if not isinstance(data.get("path"), str | None):
+        raise UsageError(
+            f"{where}: data.path is {data['path']!r}; give a file or a hub name, as text"
+        )
     rewards = values.get("rewards", {"similarity": 1.0})
     if not isinstance(rewards, dict):
         raise UsageError(
@@ -334,8 +342,9 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         args = SRLConfig(**chosen)  # type: ignore[arg-type]
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    except (ValueError, ImportError) as error:  # transformers' own checks, in its own words
-        raise UsageError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+    except (ValueError, TypeError, ImportError) as error:  # transformers' checks, in its words
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{where}: {reason}") from error
     return Experiment(model=model, data=dict(data), rewards=dict(rewards), args=args)
 
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from environments.answers import same_answer, stated_answer
 from environments.types import Trajectory
 from rewards import RewardSum, StepScore, normalize, similarity_lift
-from srl.prompts import ParsedStep, PromptFormat
+from srl.prompts import CLOSE, OPEN, ParsedStep, PromptFormat
 from srl.rollouts import Sampler, SamplingParams
 from srl.steps import StepExample
 
 _Z95 = 1.959963984540054
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_THOUGHT = re.compile(f"{OPEN}.*?(?:{CLOSE}|\\Z)", re.DOTALL)
 
 Tick = Callable[[str], None]
 
@@ -195,6 +195,8 @@ def solve_whole(
         for number, completion in enumerate(completions):
             text = form.parse(completion.ids, completion.truncated, whole=True)
             written = form.read(completion.ids)
+            if form.opens_thought and not written.lstrip().startswith(OPEN):
+                written = OPEN + written
             solution = _THOUGHT.sub("", written)
             answer = stated_answer(solution)
             failure = None
@@ -281,7 +283,7 @@ def step_metrics(steps: Sequence[ScoredStep]) -> dict[str, float]:
     valid = [step for step in steps if step.parsed.failure is None]
     metrics = {
         "reward": _mean([step.score.reward for step in steps]),
-        "format_failures": 1 - len(valid) / max(1, len(steps)),
+        "format_failures": _mean([float(step.parsed.failure is not None) for step in steps]),
         "exact": _mean([float(step.exact) for step in valid]),
         "lift": _mean([step.lift for step in valid if step.lift is not None]),
         "completion_tokens": _mean([float(len(step.completion_ids)) for step in steps]),

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -72,6 +73,7 @@ def inspect_run(
     step: int | None = None,
     problem: str | None = None,
     failures_only: bool = False,
+    phase: Literal["train", "eval", "all"] = "train",
     limit: int = 20,
     console: Console,
 ) -> None:
@@ -82,6 +84,7 @@ def inspect_run(
         step: only records of this training step.
         problem: only records of the problem whose id begins so.
         failures_only: only format failures.
+        phase: only records of training, of evaluations, or both.
         limit: how many records to show at most.
         console: where to print.
 
@@ -105,6 +108,7 @@ def inspect_run(
             (step is None or record.train_step == step)
             and (problem is None or record.problem_id.startswith(problem))
             and (not failures_only or record.format_failure is not None)
+            and phase in (record.phase, "all")
         ):
             matched += 1
             newest.append(record)
@@ -114,7 +118,7 @@ def inspect_run(
     console.print(_header(run_folder.path, summary))
     if not newest:
         raise UsageError(
-            f"no record in {path} matches {_asked(step, problem, failures_only)}; it holds "
+            f"no record in {path} matches {_asked(step, problem, failures_only, phase)}; it holds "
             f"training steps {min(train_steps)} to {max(train_steps)}"
         )
     console.print(_table(newest))
@@ -192,10 +196,11 @@ def _texts(record: StepRecord) -> Text:
     return text.append(f"\n{parts}", style="not bold dim default")
 
 
-def _asked(step: int | None, problem: str | None, failures_only: bool) -> str:
+def _asked(step: int | None, problem: str | None, failures_only: bool, phase: str) -> str:
     asked = [] if step is None else [f"--step {step}"]
     asked += [] if problem is None else [f"--problem {visible(problem)}"]
     asked += ["--failures-only"] if failures_only else []
+    asked += [f"--phase {phase}"]
     return " ".join(asked)
 
 

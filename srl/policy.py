@@ -15,7 +15,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from srl.errors import UsageError
 from srl.prompts import PromptFormat, ensure_pad
@@ -32,17 +34,32 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         _check_folder(path, name)
     try:
         # As text: in a script without a __main__ file, transformers' own check trips over a Path.
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True
+        tokenizer = _load_tokenizer(name)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a foreign folder the libraries raise all kinds
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"cannot load the model {name!r}{offline}: {str(error).strip().splitlines()[0]} "
+            f"cannot load the model {name!r}{offline}: {reason} "
             "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name "
             "such as Qwen/Qwen2.5-0.5B-Instruct"
         ) from error
+    # For both of these transformers makes something up: random weights, an empty vocabulary.
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"the weights of {name!r} are incomplete: {len(missing)} tensors of its architecture "
+            f"are missing, {missing[0]} among them; save the whole model with save_pretrained"
+        )
+    words = "1 + 1 = 2"
+    if words not in tokenizer.decode(tokenizer.encode(words, add_special_tokens=False)):
+        raise UsageError(
+            f"{name!r} has no tokenizer that can write {words!r}: are its files, such as "
+            "tokenizer.json, missing? Save it there with tokenizer.save_pretrained"
+        )
+    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token  # one that was added and has no embedding
     ensure_pad(tokenizer)
     return model, tokenizer
 
@@ -54,9 +71,8 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
         UsageError: there is none.
     """
     listed = model.generation_config.eos_token_id if model.generation_config else None
-    ids = set(listed) if isinstance(listed, list) else {listed}
-    ids.add(tokenizer.eos_token_id)
-    ids.discard(None)
+    listed = listed if isinstance(listed, list) else [listed]
+    ids = {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
     if not ids:
         raise UsageError(
             "the policy has no EOS token, so no completion could end; set eos_token in its "
@@ -89,6 +105,20 @@ def prompt_format(
         whole_system_prompt=whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
     )
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer as it was saved.
+
+    A tokenizer of no special class is wholly described by its tokenizer.json, but beside a model of
+    type qwen2 and some others `AutoTokenizer` takes it for that model's own, cuts words by other
+    rules and adds tokens: the policy would read other tokens than it was trained on.
+    """
+    declared = get_tokenizer_config(name).get("tokenizer_class")
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name)
+        return tokenizer
+    return AutoTokenizer.from_pretrained(name)
 
 
 def _check_folder(path: Path, name: str) -> None:

@@ -37,7 +37,7 @@ class ProgressReport(TrainerCallback):
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._first_eval: Mapping[str, float] | None = None
-        self._previous_handler: signal.Handlers | object = signal.SIG_DFL
+        self._previous_handler: object = None  # None until there is one to give back
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -75,11 +75,10 @@ class ProgressReport(TrainerCallback):
             * (state.max_steps - state.global_step)
         )
         seconds = logs["seconds/collect"] + logs["seconds/update"]
-        failures = logs["format_failures"]
         words = (
             f"reward {_number(logs['reward'])}"
             f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
-            f"  failures {failures:.1%}"
+            f"  failures {_share(logs['format_failures'])}"
             f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
             f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
             f"  {_clock(left)} left"
@@ -104,11 +103,11 @@ class ProgressReport(TrainerCallback):
         if not metrics or "eval_accuracy" not in metrics:
             return
         self.console.print(
-            f"validation after step {state.global_step}: solved {metrics['eval_accuracy']:.1%}"
-            f" (short ones {metrics['eval_accuracy_short']:.1%})"
+            f"validation after step {state.global_step}: solved {_share(metrics['eval_accuracy'])}"
+            f" (short ones {_share(metrics['eval_accuracy_short'])})"
             f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
-            f"  exact steps {metrics['eval_exact']:.1%}"
-            f"  failures {metrics['eval_format_failures']:.1%}",
+            f"  exact steps {_share(metrics['eval_exact'])}"
+            f"  failures {_share(metrics['eval_format_failures'])}",
             highlight=False,
             soft_wrap=True,
         )
@@ -147,7 +146,9 @@ class ProgressReport(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
+            self._previous_handler = None
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._asked_to_stop:
@@ -160,6 +161,10 @@ class ProgressReport(TrainerCallback):
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
 
 
 def _clock(seconds: float) -> str:

@@ -19,7 +19,6 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import LoadReport, Trajectory
-from rewards import RewardSum
 from srl.config import Experiment, SRLConfig, parse_experiment
 from srl.errors import UsageError
 from srl.evaluate import (
@@ -41,7 +40,7 @@ from srl.records import RecordWriter
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder, check_checkpoint, write_json
 from srl.steps import build_examples, split_by_problem
-from srl.trainer import SRLTrainer
+from srl.trainer import SRLTrainer, sum_rewards
 
 # Held-out rows whose steps are compared with the expert's, before and after: enough for +-3 points.
 TEST_ROWS = 1000
@@ -105,9 +104,10 @@ def train_run(
     try:
         run.write_start(experiment.resolved(), argv)
         return _train(experiment, run, None, console)
-    except ValueError:
-        # Wrong use, found before the first step: nothing is in the folder but how it started.
-        if not any(run.path.glob("checkpoint-*")):
+    except BaseException:
+        # Before the first step there is nothing to go on from and nothing to look at, and the
+        # folder would only keep its name in use.
+        if not run.metrics.is_file():
             shutil.rmtree(run.path)
         raise
 
@@ -122,6 +122,11 @@ def resume_run(
         InterruptedRunError: Ctrl-C, after saving.
     """
     experiment = parse_experiment(values, where=str(run.config))
+    if run.summary.is_file():
+        raise UsageError(
+            f"{run.path} is complete: it has a summary.json. To train its policy further start a "
+            f'new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
+        )
     checkpoint = run.latest_checkpoint()
     if checkpoint is None:
         raise UsageError(
@@ -129,11 +134,6 @@ def resume_run(
             f"make train RUN={run.name}-2"
         )
     check_checkpoint(checkpoint)
-    if run.summary.is_file():
-        raise UsageError(
-            f"{run.path} is complete: it has a summary.json. To train its policy further start a "
-            f'new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
-        )
     run.add_command(argv)
     return _train(experiment, run, checkpoint, console)
 
@@ -341,7 +341,7 @@ def _steps(
         form,
         [example for example, _ in rows],
         [prompt for _, prompt in rows],
-        rewards=RewardSum(experiment.rewards),
+        rewards=sum_rewards(experiment.rewards),
         params=SamplingParams(args.max_completion_length, temperature=0, stop_ids=form.stop_ids),
         num_samples=1,
     )
@@ -391,7 +391,8 @@ def _save_policy(trainer: SRLTrainer, folder: Path) -> None:
     loaded; so the logits on a fixed prompt must come back exactly.
     """
     trainer.save_model(str(folder))
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    # Without autocast, whose rounding would hide what is compared here.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     again, _ = load_policy(str(folder))
     again.to(model.device).eval()  # type: ignore[arg-type]
     ids = torch.tensor([trainer.prompts[0]], device=model.device)
@@ -453,4 +454,4 @@ def _change(before: object, after: object) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from environments.types import Trajectory
 from rewards import RewardSum, StepReward
@@ -52,6 +54,7 @@ from srl.evaluate import (
 )
 from srl.loss import LossScale, LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
+from srl.prompts import ensure_pad
 from srl.records import RecordWriter, StepRecord, truncate_to
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.sampling import Collected, PromptStream, collect_groups
@@ -59,6 +62,13 @@ from srl.steps import StepExample, build_examples
 from srl.trl_parts import completion_log_probs
 
 STATE_FILE = "srl_state.json"
+
+# Metrics of `evaluate` that a best checkpoint may be chosen by. Not those among valid steps alone:
+# a policy that breaks the format on all hard rows would look best.
+BEST_BY = ("eval_accuracy", "eval_reward")
+
+# Figures of which the log gives the total since the last line; of all others it gives the mean.
+_TOTALS = ("tokens", "seconds/collect", "seconds/update")
 
 
 @dataclass(frozen=True)
@@ -133,12 +143,15 @@ class SRLTrainer(Trainer):
             model, processing_class = load_policy(model)
         elif processing_class is None:
             raise UsageError("a loaded model needs its tokenizer: give processing_class=…")
+        else:
+            ensure_pad(processing_class)
         if args.world_size > 1:
             raise UsageError(
                 f"{args.world_size} processes were started; this trainer runs in one. "
                 "Start it without torchrun or accelerate launch"
             )
-        self.rewards = RewardSum({"similarity": 1.0} if step_rewards is None else step_rewards)
+        _check_evaluation(args, bool(validation_trajectories))
+        self.rewards = sum_rewards({"similarity": 1.0} if step_rewards is None else step_rewards)
         self.form = prompt_format(
             model,
             processing_class,
@@ -154,8 +167,8 @@ class SRLTrainer(Trainer):
             raise UsageError(
                 f"there are {len(self.examples)} training rows"
                 f"{_because(self.dropped_rows)}, fewer than prompts_per_step "
-                f"{args.prompts_per_step}; give more data, or set prompts_per_step to "
-                f"{max(1, len(self.examples))} or less"
+                f"{args.prompts_per_step}; give more data"
+                + (f", or set prompts_per_step to {n} or less" if (n := len(self.examples)) else "")
             )
         self.validation_trajectories = list(validation_trajectories)
         self.validation_examples: list[StepExample] = []
@@ -174,7 +187,7 @@ class SRLTrainer(Trainer):
         self._writers: dict[str, RecordWriter] = {}
         self._batch: Batch | None = None
         self._empty_steps = 0
-        self._pending: dict[str, float] = {}
+        self._pending: dict[str, list[float]] = {}  # figures since the last line of the log
         super().__init__(
             model=model,
             args=args,
@@ -229,13 +242,25 @@ class SRLTrainer(Trainer):
         Raises:
             NothingToTrainOnError: every group was dropped for `max_empty_steps` steps.
         """
+        if resume_from_checkpoint is True:
+            folder = str(self.log_paths["steps"].parent)
+            resume_from_checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+            if resume_from_checkpoint is None:
+                raise UsageError(f"{folder} has no checkpoint to go on from")
         if resume_from_checkpoint:
             self._load_state(Path(str(resume_from_checkpoint)))
-        for name, path in self.log_paths.items():
-            if name == "metrics" or self.args.log_completions:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._writers[name] = RecordWriter(path)
+        else:
+            for path in self.log_paths.values():
+                if path.is_file() and path.stat().st_size:
+                    raise UsageError(
+                        f"{path} is the log of another training; give another output_dir, or go on "
+                        "with that one: train(resume_from_checkpoint=…)"
+                    )
         try:
+            for name, path in self.log_paths.items():
+                if name == "metrics" or self.args.log_completions:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._writers[name] = RecordWriter(path)
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[arg-type]
         finally:
             for writer in self._writers.values():
@@ -257,14 +282,19 @@ class SRLTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         stats: LossStats | None = None
         for number, micro_batch in enumerate(self._batch.micro_batches):
-            with self.compute_loss_context_manager():
+            # Accelerate autocasts the model's own forward, but the scores come from its parts.
+            with self.accelerator.autocast():
                 loss, part = self._loss(model, self._batch, number, micro_batch)
             self.accelerator.backward(loss)
             total += loss.detach()
             stats = part if stats is None else stats + part
-        self._pending |= stats.metrics() if stats is not None else {}
-        self._pending["seconds/collect"] = collected - started
-        self._pending["seconds/update"] = time.perf_counter() - collected
+        self._note(stats.metrics() if stats is not None else {})
+        self._note(
+            {
+                "seconds/collect": collected - started,
+                "seconds/update": time.perf_counter() - collected,
+            }
+        )
         return total
 
     def evaluate(  # type: ignore[override]
@@ -308,11 +338,16 @@ class SRLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's figures together with those of the step."""
         if "loss" in logs:
-            logs = {**logs, **self._pending}
+            logs = {**logs, **{name: _merge(name, v) for name, v in self._pending.items()}}
             self._pending = {}
         if "metrics" in self._writers:
             self._writers["metrics"].write([{"step": self.state.global_step, **logs}])
         super().log(logs, start_time)
+
+    def _note(self, figures: Mapping[str, float]) -> None:
+        """Keep figures of this step for the next line of the log."""
+        for name, value in figures.items():
+            self._pending.setdefault(name, []).append(value)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -366,7 +401,7 @@ class SRLTrainer(Trainer):
             for group, decision in zip(collected.groups, collected.decisions, strict=True)
         ]
         self._write_records(collected, advantages)
-        self._pending |= _collect_metrics(collected)
+        self._note(_collect_metrics(collected))
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         if self._empty_steps >= args.max_empty_steps:
             raise NothingToTrainOnError(_nothing_left(collected, args))
@@ -567,6 +602,20 @@ class _Ticks:
         return {"tick": index}
 
 
+def sum_rewards(
+    step_rewards: Mapping[str | StepReward, float] | Mapping[str, float],
+) -> RewardSum:
+    """The weighted sum of the rewards.
+
+    Raises:
+        UsageError: an unknown name, a weight that is none, or nothing to optimise.
+    """
+    try:
+        return RewardSum(step_rewards)
+    except ValueError as error:
+        raise UsageError(f"rewards: {error}") from error
+
+
 def pack_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int
 ) -> list[list[int]]:
@@ -599,6 +648,31 @@ def _collect_metrics(collected: Collected[Group]) -> dict[str, float]:
         "tokens": sum(len(step.completion_ids) for step in steps),
         **{f"format_failures/{name}": count / len(steps) for name, count in failures.items()},
     }
+
+
+def _merge(name: str, values: Sequence[float]) -> float:
+    """One figure for several steps; NaN, a step without that figure, does not count."""
+    known = [value for value in values if not math.isnan(value)]
+    if name in _TOTALS:
+        return sum(known)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _check_evaluation(args: SRLConfig, validates: bool) -> None:
+    """Refuse now what would otherwise fail at the first evaluation."""
+    if not validates and (args.eval_strategy != "no" or args.eval_on_start):
+        raise UsageError(
+            "there are no validation problems to evaluate on: set validation_problems to 1 or more "
+            "(validation_trajectories in Python), or eval_strategy to no"
+        )
+    if not args.load_best_model_at_end and args.save_strategy != "best":
+        return
+    metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    if metric not in BEST_BY:
+        raise UsageError(
+            f"the best checkpoint cannot be chosen by metric_for_best_model "
+            f"{args.metric_for_best_model}; allowed: {', '.join(BEST_BY)}"
+        )
 
 
 def _nothing_left(collected: Collected[Group], args: SRLConfig) -> str:

@@ -1,6 +1,7 @@
 """Shared by all tests: offline, one thread, the same examples on every run, tokenizers on the spot.
 
 The tokenizers are built from `tokenizers` in memory: nothing is downloaded and no file is needed.
+So is the toy policy: it has learned in a second to write one of four steps, whatever it is asked.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import json
+import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import settings
 
+from environments.types import Trajectory
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+    from srl.config import SRLConfig
 
 # No data base: a test run leaves no folder behind, and every run tries the same examples.
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
@@ -112,3 +121,142 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
         eos="<|im_end|>",
         special=("<|im_start|>", "<think>", "</think>"),
     )
+
+
+# ---- the toy: four steps that share few letters, a policy that picks among them blindly ---------
+
+TOY_STEPS = (
+    "add the red box",
+    "multiply by thirty seven",
+    "so we go on quickly",
+    "the answer is 4",
+)
+TOY_CONTEXT = 64
+
+
+def toy_trajectories(count: int, *, long: bool = True) -> list[Trajectory]:
+    """Problems that differ in their number only; the expert adds (and multiplies), then answers."""
+    steps = (TOY_STEPS[0], TOY_STEPS[1], TOY_STEPS[3]) if long else (TOY_STEPS[0], TOY_STEPS[3])
+    return [
+        Trajectory(f"case {' '.join(f'{i:03d}')}", steps, answer="4", source="toy")
+        for i in range(count)
+    ]
+
+
+def write_toy_data(path: Path, count: int) -> Path:
+    """The toy's trajectories as a user's own JSONL file."""
+    rows = [
+        {"problem": t.problem, "steps": list(t.steps), "answer": t.answer}
+        for t in toy_trajectories(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def toy_tokenizer(*, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
+    """Bytes with merges, so that every word of the toy is one token; think tags are tokens."""
+    words = " ".join((*TOY_STEPS, "hm", "case"))
+    return build_tokenizer(eos=eos, special=("<think>", "</think>"), learn_from=(words,) * 3)
+
+
+def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
+    """Qwen2 with 20 thousand random weights."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=TOY_CONTEXT,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+
+@pytest.fixture(scope="session")
+def toy_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder. Its policy answers any prompt with a thought and one of four steps, each
+    about as often; one completion in six lacks the closing tag.
+    """
+    import torch
+
+    from srl.prompts import PromptFormat
+    from srl.steps import build_examples
+
+    tokenizer = toy_tokenizer()
+    model = toy_model(tokenizer)
+    form = PromptFormat(tokenizer, system_prompt=None)
+    examples = build_examples(toy_trajectories(200), targets="all")
+    rng = random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        rows = []
+        for example in rng.sample(examples, 32):
+            close = "</think>" if rng.random() < 5 / 6 else ""
+            text = f"<think> hm{close} {rng.choice(TOY_STEPS)}"
+            written = tokenizer.encode(text, add_special_tokens=False)
+            rows.append((form.encode_example(example), [*written, tokenizer.eos_token_id]))
+        longest = max(len(prompt) + len(written) for prompt, written in rows)
+        ids, labels = [], []
+        for prompt, written in rows:
+            rest = longest - len(prompt) - len(written)
+            ids.append([*prompt, *written, *[tokenizer.pad_token_id] * rest])
+            labels.append([*[-100] * len(prompt), *written, *[-100] * rest])
+        model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("policy")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def toy_config(folder: Path, **changes: object) -> SRLConfig:
+    """Settings under which the toy policy makes a step in about 50 ms."""
+    from srl.config import SRLConfig
+
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "system_prompt": None,
+        "whole_system_prompt": None,
+        "targets": "all",
+        "max_completion_length": 12,
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "learning_rate": 3e-3,
+        "max_steps": 3,
+        "save_strategy": "no",
+        "solve_max_steps": 4,
+    }
+    return SRLConfig(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def read_jsonl(path: Path) -> list[dict[str, object]]:
+    """The lines of a log; NaN and infinity, which are no JSON, are refused."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path} holds {name}")
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same_weights(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    """Whether they are equal to the last bit."""
+    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)

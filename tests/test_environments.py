@@ -117,6 +117,12 @@ def test_gsm8k_answer_line(tmp_path: Path) -> None:
     assert report.dropped == {"no #### answer": 2, "only one step": 1}
 
 
+def test_gsm8k_answer_as_a_last_step(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer": "a = <<1+1=2>>2\nb = 3\n#### 1,234"}]
+    found = load_trajectories("gsm8k", jsonl(tmp_path, rows), answer_step=True)
+    assert found[0].steps == ("a = 2", "b = 3", "The answer is 1234.")
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -115,9 +115,13 @@ def test_filters(tmp_path: Path) -> None:
     assert "dropped │" not in shown(run, step=3)
     assert "missing_close] no end" in shown(run, failures_only=True)
     assert "7/2" not in shown(run, failures_only=True)
-    assert "ee112233" in shown(run, problem="ee11")
-    assert "00ff00ff" not in shown(run, problem="ee11")
-    with pytest.raises(UsageError, match="matches --step 9 --failures-only; .* steps 3 to 5"):
+    assert "ee112233" in shown(run, problem="ee11", phase="eval")
+    assert "00ff00ff" not in shown(run, problem="ee11", phase="all")
+    with pytest.raises(UsageError, match="--problem ee11 --phase train"):
+        shown(run, problem="ee11")
+    with pytest.raises(
+        UsageError, match="matches --step 9 --failures-only --phase train; .* steps 3 to 5"
+    ):
         shown(run, step=9, failures_only=True)
 
 

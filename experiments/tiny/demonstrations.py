@@ -4,7 +4,7 @@ A demonstration is a monologue and a step. The monologue names a goal, walks bac
 something known, and works the arithmetic out digit by digit:
 
     <think> Leo needs Mia. Mia has 23. 3 * 3 = 9, 2 * 3 = 6.</think>
-    Mia has 23 cups, so Leo has 23 * 3 = 69 pens.
+    Since Mia has 23 cups, Leo has 23 * 3 = 69 pens.
 
 On short texts the goal is what the question asks for. The longer the text, the more often the
 demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It

@@ -41,6 +41,7 @@ VOCABULARY = 1024
 BATCH_TOKENS = 2048
 LEARNING_RATE = 2e-3
 WHOLE_SHARE = 0.15
+REPORT_EVERY = 50
 
 
 @dataclass
@@ -103,7 +104,8 @@ def main() -> None:
         whole_system_prompt=prompts["whole_system_prompt"],
     )
     print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens", flush=True)
-    train(model, batches(form, tokenizer, args.seed, args.updates), args.updates)
+    curriculum = Curriculum(args.updates)
+    train(model, batches(form, tokenizer, args.seed, curriculum), curriculum)
     args.out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
@@ -143,24 +145,41 @@ def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
     return fast
 
 
+class Curriculum:
+    """How long the problems are: looking facts up is learnt much sooner among few of them.
+
+    One more operation is allowed whenever the loss says that the present ones are learnt, and in
+    any case from 40 % of the updates on, so that the last 20 % see all lengths.
+    """
+
+    LEARNT = 0.15
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+        self.longest = 2
+
+    def after(self, update: int, loss: float) -> None:
+        """Take note of the mean loss of the last updates."""
+        due = 2 + 6 * (update / self.updates - 0.4) / 0.4
+        self.longest = min(8, max(self.longest + (loss < self.LEARNT), int(due)))
+
+
 def batches(
-    form: PromptFormat, tokenizer: PreTrainedTokenizerFast, seed: int, updates: int
+    form: PromptFormat, tokenizer: PreTrainedTokenizerFast, seed: int, curriculum: Curriculum
 ) -> Iterator[list[Row]]:
-    """One list of rows an update, about BATCH_TOKENS together; short problems first."""
+    """One list of rows an update, about BATCH_TOKENS together."""
     rng = random.Random(seed)
-    for update in range(updates):
-        # Looking facts up is learnt much sooner among few of them; 8 operations from 60 % on.
-        longest = min(8, 1 + 7 * update // max(1, updates * 6 // 10))
+    for _ in range(curriculum.updates):
         rows: list[Row] = []
         # Rows of a batch share a length, roughly: problems of one size, so that padding is small.
-        operations = rng.randint(1, longest)
+        operations = rng.randint(1, curriculum.longest)
         problems = iter(
             draw_problems(
-                64,
+                32,
                 seed=rng.getrandbits(48),
                 min_operations=operations,
                 max_operations=operations,
-                max_distractors=min(3, longest - 1),
+                max_distractors=min(3, curriculum.longest - 1),
                 pool="base",
             )
         )
@@ -264,13 +283,15 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     }
 
 
-def train(model: Qwen2ForCausalLM, data: Iterator[list[Row]], updates: int) -> None:
+def train(model: Qwen2ForCausalLM, data: Iterator[list[Row]], curriculum: Curriculum) -> None:
     """AdamW with a cosine schedule; loss is the mean over the tokens to learn."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    schedule = get_cosine_schedule_with_warmup(optimizer, 100, updates)
-    started, tokens, total = time.monotonic(), 0, 0.0
+    schedule = get_cosine_schedule_with_warmup(optimizer, 100, curriculum.updates)
+    started, tokens = time.monotonic(), 0
+    losses: list[float] = []
+    right: list[float] = []
     for update, rows in enumerate(data, start=1):
         batch = collate(rows)
         hidden = model.model(
@@ -281,22 +302,27 @@ def train(model: Qwen2ForCausalLM, data: Iterator[list[Row]], updates: int) -> N
         ).last_hidden_state
         learn = batch["labels"] != -100
         logits = model.lm_head(hidden[learn])
-        loss = torch.nn.functional.cross_entropy(logits, batch["labels"][learn])
+        labels = batch["labels"][learn]
+        loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         tokens += sum(len(row.ids) for row in rows)
-        total += loss.item()
-        if update % 50 == 0:
+        losses.append(loss.item())
+        right.append((logits.argmax(-1) == labels).float().mean().item())
+        if update % REPORT_EVERY == 0:
             seconds = time.monotonic() - started
+            mean = sum(losses) / len(losses)
             print(
-                f"update {update}/{updates}  loss {total / 50:.4f}  tokens {tokens:,}"
-                f"  {tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
+                f"update {update}/{curriculum.updates}  up to {curriculum.longest} operations"
+                f"  loss {mean:.4f}  right tokens {sum(right) / len(right):.1%}"
+                f"  tokens {tokens:,}  {tokens / seconds:,.0f} tokens/s  {seconds:.0f} s",
                 flush=True,
             )
-            total = 0.0
+            curriculum.after(update, mean)
+            losses, right = [], []
 
 
 if __name__ == "__main__":

@@ -1,0 +1,542 @@
+"""Whole runs as a user starts them, and every way to start them wrongly."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import (
+    TOY_STEPS,
+    read_jsonl,
+    same_weights,
+    toy_model,
+    toy_tokenizer,
+    weights,
+    write_toy_data,
+)
+
+from srl.cli import main
+from srl.policy import load_policy
+from srl.progress import ProgressReport
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def home(tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with config.yaml and data.jsonl in it."""
+    monkeypatch.chdir(tmp_path)
+    write_toy_data(tmp_path / "data.jsonl", 40)
+    write_config(tmp_path / "config.yaml", model=str(toy_policy))
+    return tmp_path
+
+
+def write_config(path: Path, **changes: object) -> None:
+    values: dict[str, object] = {
+        "data": {"source": "files", "path": "data.jsonl"},
+        "use_cpu": True,
+        "system_prompt": None,
+        "whole_system_prompt": None,
+        "targets": "all",
+        "max_completion_length": 12,
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "learning_rate": 1.0e-3,
+        "max_steps": 4,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "validation_problems": 4,
+        "test_problems": 8,
+        "solve_max_steps": 4,
+        "short_steps": 2,
+    }
+    path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+
+
+def train(*words: str, name: str = "one") -> int:
+    return main(["train", "--config", "config.yaml", "--run-name", name, *words])
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
+    """Exit code 2, one message that says `message`, nothing else, and no run folder."""
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.err.startswith("srl: ")
+    assert shown.err.count("srl: ") == 1
+    assert "Traceback" not in shown.err + shown.out
+    assert re.search(message, shown.err, re.DOTALL), shown.err
+    assert not list(Path("runs").glob("*"))
+
+
+# ---- a whole run -------------------------------------------------------------------------------
+
+
+def test_what_is_printed_is_what_is_recorded(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--solve_samples", "2", "--solve_whole", "true") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    run = home / "runs" / "one"
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint-2",
+        "checkpoint-4",
+        "command.txt",
+        "config.yaml",
+        "environment.json",
+        "eval.jsonl",
+        "metrics.jsonl",
+        "policy",
+        "steps.jsonl",
+        "summary.json",
+    }
+    assert "40 of 40 rows kept; 28 trajectories to train on, 4 to validate, 8 to test" in shown.out
+    assert "84 rows; 4 prompts x 4 rollouts = 16 completions a step" in shown.out
+    assert len(re.findall(r"^step \d/4  reward ", shown.out, re.MULTILINE)) == 4
+
+    summary = yaml.safe_load((run / "summary.json").read_text())
+    assert summary["steps"] == 4
+    attempts = read_jsonl(run / "eval.jsonl")
+    assert len(attempts) == 2 * 2 * 8 * 3  # before and after, two modes, problems, samples
+    for when in ("before", "after"):
+        for mode, words in (("steps", "step by step"), ("whole", "whole solution")):
+            chosen = [a for a in attempts if (a["when"], a["mode"]) == (when, mode)]
+            greedy = [a["correct"] for a in chosen if a["sample"] == 0]
+            drawn = [a["correct"] for a in chosen if a["sample"] != 0]
+            for label, hits in ((f"{words}, greedy", greedy), (f"{words}, sampled", drawn)):
+                figure = summary[when][label]
+                assert figure["n"] == 8
+                assert figure["value"] == pytest.approx(sum(hits) / len(hits))  # type: ignore[arg-type]
+                assert figure["low"] <= figure["value"] <= figure["high"]
+    line = next(line for line in shown.out.splitlines() if " step by step, greedy " in line)
+    for when in ("before", "after"):
+        figure = summary[when]["step by step, greedy"]
+        assert f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}," in line
+    tokens = sum(int(m.get("tokens", 0)) for m in read_jsonl(run / "metrics.jsonl"))  # type: ignore[call-overload]
+    rollouts = [r for r in read_jsonl(run / "steps.jsonl") if r["phase"] == "train"]
+    assert summary["tokens_written"] == tokens
+    assert tokens == sum(int(r["completion_tokens"]) for r in rollouts)  # type: ignore[call-overload]
+
+
+def test_held_out_problems_are_never_trained_on(home: Path) -> None:
+    assert train("--max_steps", "6") == 0
+    trained = {
+        record["problem_id"]
+        for record in read_jsonl(home / "runs/one/steps.jsonl")
+        if record["phase"] == "train"
+    }
+    validated = {
+        record["problem_id"]
+        for record in read_jsonl(home / "runs/one/steps.jsonl")
+        if record["phase"] == "eval"
+    }
+    tested = {attempt["problem_id"] for attempt in read_jsonl(home / "runs/one/eval.jsonl")}
+    assert (len(validated), len(tested)) == (4, 8)
+    assert not trained & validated
+    assert not trained & tested
+    assert not validated & tested
+
+
+def test_the_saved_policy_is_the_trained_one(home: Path, toy_policy: Path) -> None:
+    assert train("--bf16", "true", "--test_problems", "0") == 0
+    saved = weights(load_policy("runs/one/policy")[0])
+    last = weights(load_policy("runs/one/checkpoint-4")[0])
+    assert same_weights(saved, last)
+    assert not same_weights(saved, weights(load_policy(str(toy_policy))[0]))
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
+def test_eval_and_inspect(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    summary = yaml.safe_load(Path("runs/one/summary.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", "--run", "one"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    figure = summary["after"]["step by step, greedy"]
+    line = next(line for line in shown.out.splitlines() if " step by step, greedy " in line)
+    assert f"{100 * figure['value']:.1f} [" in line
+    assert sum(a["when"] == "eval" for a in read_jsonl(home / "runs/one/eval.jsonl")) == 8
+
+    model = ["--model", "runs/one/policy"]
+    assert main(["eval", *model, "--config", "config.yaml", "--test_problems", "5"]) == 0
+    assert re.search(r"step by step, greedy\s+│\s+5 ", capsys.readouterr().out)
+
+    assert main(["inspect", "one", "--step", "2", "--limit", "3"]) == 0
+    shown = capsys.readouterr()
+    assert "mean reward" in shown.out
+    assert "The newest 3 of" in shown.out
+    assert any(step[:12] in shown.out for step in TOY_STEPS)
+
+
+def test_eval_of_a_policy_without_format_shows_no_nan(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--max_completion_length", "2", "--micro_batch_tokens", "512"]
+    model = yaml.safe_load(Path("config.yaml").read_text())["model"]
+    assert main(["eval", "--model", model, "--config", "config.yaml", *words]) == 0
+    shown = capsys.readouterr()
+    assert "nan" not in shown.out.lower()
+    assert re.search(r"format failures\s+│\s+24 │\s+100\.0 ", shown.out)
+
+
+def test_check_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-data", "data.jsonl"]) == 0
+    assert "exactly 1.0 for every step" in capsys.readouterr().out
+    with Path("data.jsonl").open("a") as file:
+        file.write('{"problem": "case 9", "steps": []}\n')
+    assert main(["check-data", "data.jsonl", "--limit", "100"]) == 0
+    assert re.search(r"no steps\s+1$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothere.jsonl"], "nothere.jsonl: no such file"),
+        (["gsm9k"], "unknown source 'gsm9k'.*Did you mean 'gsm8k'"),
+        (["data.jsonl", "--colour", "red"], "has no option 'colour'"),
+        (["data.jsonl", "--limit"], "'--limit': a source's options are given as --key value"),
+        (["data.jsonl", "--limit", "[1"], "cannot be read"),
+    ],
+)
+def test_check_data_refuses(
+    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    refused(capsys, main(["check-data", *words]), message)
+
+
+# ---- stopping and resuming ---------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, *, times: int = 1) -> None:
+    """Ctrl-C while a step is being made."""
+
+    def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.global_step + 1 == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressReport, "on_step_begin", on_step_begin, raising=False)
+
+
+def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_been(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    assert train(name="straight") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train(name="stopped") == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    shown = capsys.readouterr()
+    assert "stopping after this step" in shown.out
+    assert "saved; go on with: make resume RUN=stopped" in shown.out
+    run = home / "runs" / "stopped"
+    assert (run / "checkpoint-3" / "srl_state.json").is_file()
+    assert not (run / "summary.json").exists()
+
+    assert main(["resume", "stopped"]) == 0
+    straight = home / "runs" / "straight"
+    assert (run / "steps.jsonl").read_bytes() == (straight / "steps.jsonl").read_bytes()
+    one, two = (weights(load_policy(str(path / "policy"))[0]) for path in (run, straight))
+    assert same_weights(one, two)
+    summaries = [yaml.safe_load((path / "summary.json").read_text()) for path in (run, straight)]
+    for name in ("before", "after", "steps", "tokens_written"):
+        assert summaries[0][name] == summaries[1][name]
+    assert (run / "command.txt").read_text().count("resume stopped") == 1
+
+    capsys.readouterr()
+    assert main(["resume", "stopped"]) == 2
+    assert "is complete: it has a summary.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_twice_stops_at_once(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt_at(monkeypatch, 3, times=2)
+    assert train() == 130
+    assert capsys.readouterr().err == "srl: stopped\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (home / "runs/one/checkpoint-2").is_dir()
+    assert not (home / "runs/one/checkpoint-3").exists()
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("srl.run.solve_step_by_step", interrupted)
+    assert train() == 130
+    assert capsys.readouterr().err == "srl: stopped\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not list((home / "runs").iterdir())
+
+
+def test_resume_with_other_settings_lists_them(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert train() == 130
+    capsys.readouterr()
+    changes = ["--max_steps", "3", "--data.limit", "40"]
+    assert main(["resume", "one", *changes]) == 2
+    shown = capsys.readouterr().err
+    assert "max_steps: 4 -> 3" in shown
+    assert "data.limit: (not set) -> 40" in shown
+    assert "--accept-changes" in shown
+    assert main(["resume", "one", *changes, "--accept-changes"]) == 0
+    assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 3
+
+
+def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", "nothing"]) == 2
+    assert "runs/nothing is not a run folder: no such folder" in capsys.readouterr().err
+    assert train("--save_strategy", "no", "--test_problems", "0") == 0
+    run = home / "runs" / "one"
+    (run / "summary.json").unlink()
+    assert main(["resume", "one"]) == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err
+    (run / "checkpoint-3").mkdir()
+    assert main(["resume", "one"]) == 2
+    assert "it lacks trainer_state.json, srl_state.json, the weights" in capsys.readouterr().err
+
+
+def test_a_used_name_is_never_overwritten(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = home / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    assert train() == 2
+    shown = capsys.readouterr().err
+    assert "runs/one is in use and is never overwritten" in shown
+    assert "make resume RUN=one" in shown
+    assert "RUN=one-2" in shown
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+# ---- failures at run time ----------------------------------------------------------------------
+
+
+def test_nothing_to_train_on_is_a_failure_with_records(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--dynamic_sampling_epsilon", "5", "--max_empty_steps", "2", "--test_problems", "0"]
+    assert train(*words) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("srl: nothing to train on: for 2 steps in a row")
+    assert read_jsonl(home / "runs/one/steps.jsonl")
+
+
+def test_a_failing_reward_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(step: object) -> float:
+        raise KeyError("colour")
+
+    monkeypatch.setitem(__import__("rewards").BUILT_INS, "broken", broken)
+    assert train("--rewards.broken", "0", "--test_problems", "0") == 1
+    assert "srl: step reward 'broken' raised KeyError: 'colour' at step" in capsys.readouterr().err
+    assert (home / "runs/one/config.yaml").is_file()
+
+
+# ---- wrong use ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "unknown key 'learning_rat'; did you mean learning_rate"),
+        (["--num_generations", "lots"], "num_generations is 'lots' .str.; .*type int"),
+        (["--num_generations", "1"], "num_generations is 1; it must be 2 or more: a group of 1"),
+        (["--loss_type", "ppo"], "loss_type is 'ppo'; allowed: grpo, dapo, dr_grpo"),
+        (["--data.path", "gone.jsonl"], "gone.jsonl: no such file"),
+        (["--data.path", "12"], "data.path is 12; give a file"),
+        (["--data.source", "gsm9k"], "unknown source 'gsm9k'"),
+        (["--model", "nowhere/at/all"], "no model folder 'nowhere/at/all'"),
+        (["--template", "chat"], "no chat template; give template: plain"),
+        (["--micro_batch_tokens", "5"], "micro_batch_tokens is 5, but one completion may take 13"),
+        (["--rollout_token_budget", "20"], "rollout_token_budget is 20.*may take 52"),
+        (["--prompts_per_step", "100"], "84 training rows, fewer than prompts_per_step 100"),
+        (["--validation_problems", "32"], "40.*hold|held"),
+        (["--validation_problems", "0"], "no validation problems.*eval_strategy to no"),
+        (["--max_completion_length", "64"], "no row fits: the policy's context is 64 tokens"),
+        (["--rewards.similarty", "1"], "no step reward is called 'similarty'.*did you mean"),
+        (["--rewards.similarity", "much"], "weight of step reward 'similarity' is 'much'"),
+        (["--rewards.similarity", "0"], "nothing to optimise"),
+        (["--rewards", "similarity"], "rewards is 'similarity'; give names with weights"),
+        (["--load_best_model_at_end", "true"], "metric_for_best_model.*allowed: eval_accuracy"),
+        (
+            ["--load_best_model_at_end", "true", "--eval_strategy", "no"],
+            "config.yaml: --load_best_model_at_end requires",
+        ),
+        (["--eval_strategy", "sometimes"], "'sometimes' is not a valid"),
+        (["--report_to", "wandb"], "wandb"),
+        (["--max_steps"], "--max_steps has no value"),
+        (["extra"], "'extra' is not an option"),
+        (["--output_dir", "data.jsonl"], "cannot write the run folder"),
+    ],
+)
+def test_wrong_settings(
+    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    refused(capsys, train(*words), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "data.jsonl holds no rows"),
+        ('{"problem": "a", "steps": ["b", "c"]}\n{"problem": \n', "data.jsonl, line 2: malformed"),
+        ("[1]\n", "data.jsonl, line 1: expected a JSON object"),
+        ('{"problem": "a", "steps": []}\n', "none of 1 rows can be used .no steps: 1"),
+        ('{"question": "a"}\n', "'problem' is missing from every row"),
+    ],
+)
+def test_data_that_cannot_be_used(
+    home: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (home / "data.jsonl").write_text(content, encoding="utf-8")
+    refused(capsys, train(), message)
+
+
+def test_rows_that_cannot_be_used_are_counted(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (home / "data.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"problem": "case 9", "steps": []}\n')
+        file.write(f'{{"problem": "case{" 9" * 60}", "steps": ["add", "the answer is 4"]}}\n')
+    words = ["--validation_problems", "0", "--test_problems", "0", "--eval_strategy", "no"]
+    assert train(*words, "--max_steps", "1") == 0
+    shown = capsys.readouterr().out
+    assert "41 of 42 rows kept, 1 dropped: no steps" in shown
+    assert "120 rows (2 dropped: too long for the policy's context)" in shown
+
+
+def no_end_token(folder: Path) -> str:
+    tokenizer = toy_tokenizer(eos=None)
+    toy_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return "EOS"
+
+
+def pickled(folder: Path) -> str:
+    tokenizer = toy_tokenizer()
+    model = toy_model(tokenizer)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return r"pickled weights only \(pytorch_model.bin\)"
+
+
+def no_weights(folder: Path) -> str:
+    toy_model(toy_tokenizer()).config.save_pretrained(folder)
+    return "no weights: model.safetensors is missing"
+
+
+def no_config(folder: Path) -> str:
+    folder.mkdir()
+    return "no config.json"
+
+
+@pytest.mark.parametrize("make", [no_end_token, pickled, no_weights, no_config])
+def test_models_that_cannot_be_used(
+    home: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], str]
+) -> None:
+    message = make(home / "model")
+    capsys.readouterr()
+    refused(capsys, train("--model", "./model"), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no config file config.yaml"),
+        ("a: [1", "config.yaml is not YAML"),
+        ("just words", "must hold settings"),
+        ("data: {source: files}", "model is None; give a model folder"),
+        ("model: x", "data is None; give a source"),
+    ],
+)
+def test_configs_that_cannot_be_used(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    config = home / "config.yaml"
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    refused(capsys, train(), message)
+
+
+def test_wrong_names_of_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, train(name="../elsewhere"), "run name '../elsewhere'")
+    refused(capsys, main(["inspect", "gone"]), "runs/gone is not a run folder")
+    refused(capsys, main(["inspect", "gone", "--colour", "red"]), "unknown words: --colour red")
+    refused(capsys, main(["eval", "--model", "x"]), "--model needs --config")
+    refused(
+        capsys,
+        main(["eval", "--model", "x", "--config", "config.yaml", "--rewards.none", "1"]),
+        "no step reward is called 'none'",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "runs").mkdir(mode=0o500)
+    refused(capsys, train(), "cannot write the run folder")
+
+
+# ---- as a process of its own -------------------------------------------------------------------
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::FutureWarning", "-m", "srl", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_a_process_is_interrupted_and_resumed(home: Path) -> None:
+    words = ["--max_steps", "100000", "--gradient_checkpointing", "true", "--test_problems", "0"]
+    process = start("train", "--config", "config.yaml", "--run-name", "one", *words)
+    assert process.stdout is not None
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        if line.startswith("step 2/") or time.monotonic() > deadline:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "make resume RUN=one" in out
+
+    last = max(int(path.name.split("-")[1]) for path in Path("runs/one").glob("checkpoint-*"))
+    changes = ["--max_steps", str(last + 1), "--accept-changes"]
+    process = start("resume", "one", *changes)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert f"step {last + 1}/{last + 1}  reward" in out
+
+
+def test_wrong_use_of_a_process(home: Path) -> None:
+    process = start("train", "--config", "gone.yaml")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out == ""
+    assert err == ("srl: there is no config file gone.yaml; name one with CONFIG=… or --config …\n")

@@ -1,0 +1,339 @@
+"""Experiment files: what is read, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from environments.types import LoadReport
+from srl.config import SRLConfig, apply_overrides, load_experiment, parse_experiment
+from srl.errors import UsageError
+from srl.prompts import PAPER_SYSTEM_PROMPT
+from srl.run_folder import plain
+
+MINIMAL: dict[str, object] = {"model": "some/model", "data": {"source": "word_problems"}}
+
+
+def parse(**settings: object):
+    return parse_experiment({**MINIMAL, **settings}, where="my.yaml")
+
+
+def refused(message: str, **settings: object) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(**settings)
+
+
+def test_a_minimal_file_gets_the_papers_values() -> None:
+    found = parse()
+    assert (found.model, found.data, found.rewards) == (
+        "some/model",
+        {"source": "word_problems"},
+        {"similarity": 1.0},
+    )
+    args = found.args
+    assert args.learning_rate == 5e-7
+    assert args.targets == "literal"
+    assert args.loss_type == "grpo"
+    assert args.system_prompt == PAPER_SYSTEM_PROMPT
+    assert (args.temperature, args.top_p, args.top_k, args.min_p) == (1.0, 1.0, 0, None)
+    assert args.report_to == []
+
+
+def test_values_keep_or_get_their_types() -> None:
+    args = parse(
+        learning_rate="1e-4",  # YAML 1.1 reads this as text
+        temperature=2,
+        epsilon_high=1,
+        min_p="5e-2",
+        report_to=["tensorboard"],
+        system_prompt=None,
+        eval_strategy="steps",
+        eval_steps=5,
+        lr_scheduler_kwargs={"num_cycles": 2},
+    ).args
+    assert args.learning_rate == 1e-4
+    for name, value in (("temperature", 2.0), ("epsilon_high", 1.0), ("min_p", 0.05)):
+        assert getattr(args, name) == value
+        assert type(getattr(args, name)) is float
+    assert args.report_to == ["tensorboard"]
+    assert args.system_prompt is None
+    assert args.eval_strategy == "steps"
+    assert args.eval_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("num_generation", "num_generations"),
+        ("reward", "rewards"),
+        ("modle", "model"),
+        ("Seed", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    refused(f"my.yaml: unknown key '{key}'; did you mean {nearest}\\?", **{key: 1})
+
+
+def test_an_unknown_key_like_nothing_known() -> None:
+    with pytest.raises(UsageError, match="unknown key 'qqqq'$"):
+        parse(qqqq=1)
+    with pytest.raises(UsageError, match="unknown key 3$"):
+        parse_experiment({**MINIMAL, 3: 1}, where="my.yaml")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": "5"}, r"my.yaml: max_steps is '5' \(str\); it must be of type int"),
+        ({"max_steps": 5.0}, r"max_steps is 5.0 \(float\); it must be of type int"),
+        ({"max_steps": None}, r"max_steps is None \(NoneType\)"),
+        ({"num_generations": True}, r"num_generations is True \(bool\); it must be of type int"),
+        ({"think": 1}, r"think is 1 \(int\); it must be of type bool"),
+        ({"learning_rate": "fast"}, r"learning_rate is 'fast' \(str\); it must be of type float"),
+        ({"learning_rate": True}, r"learning_rate is True \(bool\)"),
+        ({"min_p": []}, r"min_p is \[\] \(list\); it must be of type float or null"),
+        ({"system_prompt": {"a": 1}}, r"system_prompt is \{'a': 1\} \(dict\).* str or null"),
+        ({"targets": "most"}, "targets is 'most'; allowed: literal, all, skip_first"),
+        ({"step_title": True}, "step_title is True; allowed: off, given"),
+        ({"template": None}, "template is None; allowed: auto, chat, plain"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'; allowed: grpo, dapo, dr_grpo"),
+        ({"scale_rewards": "batch"}, "scale_rewards is 'batch'; allowed: group, none"),
+        ({"model": None}, "model is None; give a model folder or a hub name"),
+        ({"model": ""}, "model is ''; give a model folder"),
+        ({"model": 3}, "model is 3"),
+        ({"data": None}, "data is None; give a source, such as"),
+        ({"data": "gsm8k"}, "data is 'gsm8k'; give a source"),
+        ({"data": {"path": "x.jsonl"}}, "data is .*; give a source"),
+        ({"data": {"source": "gsm8k", "path": 3}}, "data.path is 3; give a file or a hub name"),
+        ({"rewards": None}, "rewards is None; give names with weights"),
+        ({"rewards": "similarity"}, "rewards is 'similarity'"),
+        ({"eval_strategy": "often"}, "my.yaml: often is not a valid IntervalStrategy"),
+        ({"accelerator_config": {"x": 1}}, "my.yaml: .*unexpected keyword argument 'x'"),
+        ({"warmup_steps": -1}, "my.yaml: .*warmup_steps"),
+    ],
+)
+def test_wrong_types_and_values(settings: dict[str, object], message: str) -> None:
+    refused(message, **settings)
+
+
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_a_missing_block(key: str) -> None:
+    rest = {name: value for name, value in MINIMAL.items() if name != key}
+    with pytest.raises(UsageError, match=f"{key} is None; give a"):
+        parse_experiment(rest, where="my.yaml")
+
+
+LEAST = {
+    "prompts_per_step": 1,
+    "num_generations": 2,
+    "max_completion_length": 1,
+    "max_sampling_rounds": 1,
+    "max_empty_steps": 1,
+    "num_iterations": 1,
+    "validation_problems": 0,
+    "test_problems": 0,
+    "short_steps": 1,
+    "solve_max_steps": 1,
+    "solve_samples": 0,
+    "whole_max_completion_length": 1,
+    "top_k": 0,
+    "dynamic_sampling_epsilon": 0,
+    "epsilon": 0,
+    "epsilon_high": 0,
+    "beta": 0,
+    "learning_rate": 0,
+}
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_the_smallest_sizes(name: str, least: int) -> None:
+    assert getattr(parse(**{name: least}).args, name) == least
+    refused(f"my.yaml: {name} is {least - 1}.*; it must be {least}.* or more", **{name: least - 1})
+    if type(getattr(SRLConfig(), name)) is not int:
+        refused(f"{name} is nan", **{name: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_generations": 1}, "2 or more: a group of 1 has no advantage"),
+        ({"temperature": 0}, "temperature is 0.0; rollouts are sampled, so it must be above 0"),
+        ({"temperature": -1}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_p": 0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"min_p": 0}, "min_p is 0.0; it must be above 0 and at most 1, or null"),
+        ({"min_p": 2}, "min_p is 2.0"),
+        (
+            {"rollout_token_budget": 4103, "num_generations": 8, "max_completion_length": 512},
+            r"rollout_token_budget is 4103, but one prompt's rollouts may take 4104 tokens "
+            r"\(8 x max_completion_length 512 and a prompt\); set rollout_token_budget to 16416, "
+            r"or max_completion_length to 128",
+        ),
+        (
+            {"micro_batch_tokens": 512, "max_completion_length": 512},
+            r"micro_batch_tokens is 512, but one completion may take 513 tokens .*"
+            r"set micro_batch_tokens to 2052, or max_completion_length to 128",
+        ),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2; leave it at 1"),
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size is 4; leave it at 1"),
+        (
+            {"num_iterations": 4, "save_steps": 10},
+            "save_steps is 10.* and num_iterations 4.*make save_steps a multiple of 4",
+        ),
+    ],
+)
+def test_impossible_sizes(settings: dict[str, object], message: str) -> None:
+    refused("my.yaml: .*" + message, **settings)
+
+
+def test_possible_sizes() -> None:
+    parse(rollout_token_budget=4104, num_generations=8, max_completion_length=512)
+    parse(micro_batch_tokens=513, max_completion_length=512)
+    parse(num_iterations=4, save_steps=12)
+    parse(top_p=1, min_p=1)
+    assert parse().args.per_device_train_batch_size == 1
+
+
+def test_what_the_size_message_proposes_is_accepted() -> None:
+    parse(rollout_token_budget=16416, num_generations=8, max_completion_length=512)
+    parse(rollout_token_budget=4103, num_generations=8, max_completion_length=128)
+    parse(micro_batch_tokens=2052, max_completion_length=512)
+    parse(micro_batch_tokens=512, max_completion_length=128)
+
+
+def test_bf16_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(bf16=False).args.bf16 is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert SRLConfig().bf16 is False
+    if not hasattr(torch.cuda, "is_bf16_supported"):
+        return
+    seen: list[bool | None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("srl.config._check_sizes", lambda config: seen.append(config.bf16))
+    monkeypatch.setattr("srl.config.TrainingArguments.__post_init__", lambda config: None)
+    SRLConfig()
+    SRLConfig(fp16=True)
+    SRLConfig(bf16=False)
+    assert seen == [True, False, False]
+
+
+def test_overrides() -> None:
+    values = {"data": {"source": "gsm8k", "limit": 5}, "seed": 1}
+    found = apply_overrides(
+        values,
+        ["--seed", "2", "--learning-rate=1.0e-3", "--data.limit", "100", "--data.max-chars=7",
+         "--rewards.my-own", "0.5", "--system_prompt=", "--think", "no", "--beta", "-1",
+         "--model=a/b=c", "--report_to", "[a, b]"],
+    )  # fmt: skip
+    assert found == {
+        "data": {"source": "gsm8k", "limit": 100, "max_chars": 7},
+        "seed": 2,
+        "learning_rate": 1e-3,
+        "rewards": {"my-own": 0.5},
+        "system_prompt": None,
+        "think": False,
+        "beta": -1,
+        "model": "a/b=c",
+        "report_to": ["a", "b"],
+    }
+    assert values == {"data": {"source": "gsm8k", "limit": 5}, "seed": 1}, "the input was changed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed", "1"], "'seed' is not an option; settings are given as --key value"),
+        (["--"], "'--' is not an option"),
+        (["--seed"], "--seed has no value; write --seed VALUE"),
+        (["--seed", "--beta", "1"], "--seed has no value"),
+        (["--seed", "1", "2"], "'2' is not an option"),
+        (["--seed", "[1"], r"--seed: '\[1' cannot be read"),
+        (["--seed.x", "1"], "--seed.x: seed is one value, 3, and has no parts"),
+    ],
+)
+def test_overrides_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        apply_overrides({"seed": 3}, words)
+
+
+def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    found = load_experiment(path, ["--num-generations", "4", "--data.limit", "9"])
+    assert found.args.num_generations == 4
+    assert found.data == {"source": "word_problems", "limit": 9}
+    assert len(found.load_trajectories(LoadReport())) == 9
+    with pytest.raises(UsageError, match="unknown key 'num_generationz'; did you mean num_gen"):
+        load_experiment(path, ["--num_generationz", "4"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "e.yaml is not YAML"),
+        (b"\xff\xfe\x00", "e.yaml is not YAML"),
+        (b"- model", "must hold settings as `key: value` lines"),
+        (b"", "must hold settings as .*, it holds None"),
+        (b"just words", "it holds 'just words'"),
+    ],
+)
+def test_files_that_hold_no_settings(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        load_experiment(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no config file .*none.yaml; name one with"):
+        load_experiment(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="there is no config file"):
+        load_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "learning_rate": "3e-4",
+            "eval_strategy": "steps",
+            "save_strategy": "epoch",
+            "lr_scheduler_type": "cosine",
+            "optim": "sgd",
+            "report_to": ["tensorboard"],
+            "targets": "all",
+            "system_prompt": None,
+            "min_p": 0.1,
+            "num_iterations": 2,
+            "save_steps": 4,
+            "max_steps": 7,
+            "output_dir": "elsewhere",
+            "lr_scheduler_kwargs": {"num_cycles": 2},
+            "rewards": {"similarity": 0.5, "other": 0},
+            "data": {"source": "gsm8k", "path": "x.jsonl", "answer_step": True},
+        },
+    ],
+)
+def test_a_resolved_config_reads_back_the_same(settings: dict[str, object]) -> None:
+    first = parse(**settings)
+    text = yaml.safe_dump(plain(first.resolved()))  # as config.yaml is written
+    second = parse_experiment(yaml.safe_load(text), where="config.yaml")
+    assert second.resolved() == first.resolved()
+    for f in fields(SRLConfig):
+        assert getattr(second.args, f.name) == getattr(first.args, f.name), f.name
+
+
+def test_a_resolved_config_states_every_own_setting() -> None:
+    resolved = parse(max_steps=3).resolved()
+    assert set(SRLConfig.__annotations__) <= set(resolved)
+    assert resolved["max_steps"] == 3
+    assert "weight_decay" not in resolved  # of transformers' settings only what was changed

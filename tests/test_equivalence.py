@@ -1,0 +1,200 @@
+"""Runs that must be equal: same seed, other micro-batches, interrupted and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, weights
+from torch import Tensor
+from transformers import TrainerCallback
+
+import srl.trainer
+from rewards import StepContext, similarity_reward
+from srl.errors import UsageError
+from srl.policy import load_policy
+from srl.trainer import SRLTrainer
+
+DATA = toy_trajectories(24)
+
+
+def often_flat(step: StepContext) -> float:
+    """Drops every other problem's groups, so that steps refill."""
+    return -1.0 if int(step.problem[-1]) % 2 else similarity_reward(step)
+
+
+def make(policy: Path, folder: Path, *callbacks: TrainerCallback, **changes: object) -> SRLTrainer:
+    return SRLTrainer(
+        str(policy),
+        toy_config(folder, **changes),
+        DATA[:20],
+        validation_trajectories=DATA[20:],
+        step_rewards={often_flat: 1.0, similarity_reward: 0.0},
+        callbacks=list(callbacks),
+    )
+
+
+def steps_of(folder: Path) -> bytes:
+    return (folder / "steps.jsonl").read_bytes()
+
+
+def metrics_of(folder: Path) -> list[dict[str, object]]:
+    """Without times, and without the Trainer's own closing line about this process."""
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name}
+        for line in read_jsonl(folder / "metrics.jsonl")
+        if "train_runtime" not in line
+    ]
+
+
+# ---- the same seed -----------------------------------------------------------------------------
+
+
+def test_the_seed_decides_everything(toy_policy: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        torch.rand(3)  # whatever was drawn before the run does not matter
+        trainer = make(
+            toy_policy, tmp_path / name, seed=seed, max_steps=4, eval_strategy="steps", eval_steps=2
+        )
+        trainer.train()
+        found[name] = weights(trainer.model)
+    assert same_weights(found["a"], found["b"])
+    assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    assert not same_weights(found["a"], found["c"])
+    assert steps_of(tmp_path / "a") != steps_of(tmp_path / "c")
+
+
+# ---- micro-batches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_cutting_a_step_into_micro_batches_changes_nothing(
+    toy_policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loss_type: str,
+    beta: float,
+) -> None:
+    start = weights(load_policy(str(toy_policy))[0])
+    calls = 0
+    policy_loss = srl.trainer.policy_loss
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        return policy_loss(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(srl.trainer, "policy_loss", counted)
+
+    def update(tokens: int) -> tuple[int, Tensor, float]:
+        nonlocal calls
+        calls = 0
+        folder = tmp_path / str(tokens)
+        # SGD, because Adam's first step is a sign: where the gradient is noise, so is the step.
+        trainer = make(
+            toy_policy, folder, max_steps=2, num_iterations=2, loss_type=loss_type, beta=beta,
+            micro_batch_tokens=tokens, optim="sgd", learning_rate=0.1, max_grad_norm=0,
+            save_steps=2,
+        )  # fmt: skip
+        trainer.train()
+        after = weights(trainer.model)
+        moved = torch.cat([(after[name] - start[name]).flatten() for name in sorted(start)])
+        return calls, moved, float(read_jsonl(folder / "metrics.jsonl")[1]["loss"])  # type: ignore[arg-type]
+
+    whole_calls, whole, whole_loss = update(8192)
+    cut_calls, cut, cut_loss = update(96)
+    assert whole_calls == 2  # two optimiser steps
+    assert cut_calls >= 8
+    assert whole.norm() > 1e-3
+    assert (cut - whole).norm() <= 1e-5 * whole.norm()
+    assert cut_loss == pytest.approx(whole_loss, rel=1e-4, abs=1e-6)
+
+
+# ---- resuming ----------------------------------------------------------------------------------
+
+
+class Crash(TrainerCallback):
+    """The process dies in the middle of a step."""
+
+    def __init__(self, after_step: int) -> None:
+        self.after_step = after_step
+
+    def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.global_step == self.after_step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_iterations": 3, "beta": 0.1, "loss_type": "dapo"},
+        {"dynamic_sampling": False, "lr_scheduler_type": "cosine", "weight_decay": 0.1},
+    ],
+    ids=["dropping", "several passes and KL", "schedule"],
+)
+def test_a_resumed_run_equals_a_straight_one(
+    toy_policy: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    common = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        **changes,
+    }
+    straight = make(toy_policy, tmp_path / "a", **common)
+    straight.train()
+    with pytest.raises(KeyboardInterrupt):
+        make(toy_policy, tmp_path / "b", Crash(5), **common).train()
+    with (tmp_path / "b" / "steps.jsonl").open("a") as log:
+        log.write('{"half a line')
+    assert {r["train_step"] for r in read_steps(tmp_path / "b")} > {4}  # 4 will be made again
+
+    torch.rand(3)
+    resumed = make(toy_policy, tmp_path / "b", **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert same_weights(weights(straight.model), weights(resumed.model))
+    assert steps_of(tmp_path / "a") == steps_of(tmp_path / "b")
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
+    assert straight.stream.state_dict() == resumed.stream.state_dict()
+    if changes.get("dynamic_sampling", True):
+        assert straight.stream.cursor > 6 // int(changes.get("num_iterations", 1)) * 4  # type: ignore[call-overload]
+
+
+def test_the_newest_checkpoint_is_found(toy_policy: Path, tmp_path: Path) -> None:
+    common = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        make(toy_policy, tmp_path, Crash(2), **common).train()
+    resumed = make(toy_policy, tmp_path, **common)
+    resumed.train(resume_from_checkpoint=True)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    empty = make(toy_policy, tmp_path / "empty", **common)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        empty.train(resume_from_checkpoint=True)
+
+
+def test_resuming_with_other_data_or_seed_is_refused(toy_policy: Path, tmp_path: Path) -> None:
+    make(toy_policy, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    before = steps_of(tmp_path)
+    checkpoint = str(tmp_path / "checkpoint-1")
+    other_seed = make(toy_policy, tmp_path, max_steps=2, seed=1)
+    with pytest.raises(UsageError, match="has seed 42, this run has 1"):
+        other_seed.train(resume_from_checkpoint=checkpoint)
+    other_data = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=2), DATA)
+    with pytest.raises(UsageError, match="has num_rows 60, this run has 72"):
+        other_data.train(resume_from_checkpoint=checkpoint)
+    assert steps_of(tmp_path) == before
+
+
+def read_steps(folder: Path) -> list[dict[str, object]]:
+    """The whole lines of a log whose last one is not."""
+    whole = folder / "whole.jsonl"
+    whole.write_bytes(steps_of(folder).rpartition(b"\n")[0])
+    return read_jsonl(whole)

@@ -1,0 +1,67 @@
+"""Every experiment that is shipped can be read, and says what it means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from environments import ENVIRONMENTS, _check_options
+from rewards import RewardSum
+from srl.config import Experiment, load_experiment
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "experiments").glob("*/*.yaml"))
+# Made by `make base` and not necessarily there
+MADE = {"experiments/tiny/base"}
+
+
+def test_there_are_experiments() -> None:
+    names = {str(path.relative_to(ROOT)) for path in FILES}
+    assert {"experiments/tiny/srl.yaml", "experiments/gsm8k/srl.yaml"} <= names
+
+
+@pytest.fixture(params=FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def experiment(path: Path) -> Experiment:
+    return load_experiment(path)
+
+
+def test_what_is_written_is_what_is_used(path: Path, experiment: Experiment) -> None:
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert experiment.data == written.pop("data")
+    assert experiment.rewards == written.pop("rewards", {"similarity": 1.0})
+    assert experiment.model == written.pop("model")
+    for key, value in written.items():
+        found = getattr(experiment.args, key)
+        assert found == (float(value) if isinstance(found, float) else value), key
+
+
+def test_the_model_is_there_or_on_the_hub(experiment: Experiment) -> None:
+    name = experiment.model
+    known = name in MADE or (ROOT / name / "config.json").is_file()
+    assert known or re.fullmatch(r"[\w.-]+/[\w.-]+", name), name
+
+
+def test_its_source_has_these_options(experiment: Experiment) -> None:
+    options = dict(experiment.data)
+    source = str(options.pop("source"))
+    assert source in ENVIRONMENTS
+    options = {key: options[key] for key in options if key not in ("path", "limit")}
+    _check_options(source, ENVIRONMENTS[source], options)
+
+
+def test_its_rewards_exist(experiment: Experiment) -> None:
+    assert RewardSum(experiment.rewards).names == tuple(experiment.rewards)
+
+
+def test_held_out_problems_leave_some_to_train_on(experiment: Experiment) -> None:
+    held_out = experiment.args.validation_problems + experiment.args.test_problems
+    limit = experiment.data.get("limit")
+    assert limit is None or held_out < 0.5 * int(str(limit))

@@ -1,0 +1,229 @@
+"""Sampling against `model.generate` and against the softmax of the model's own logits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from srl import rollouts
+from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks
+
+VOCABULARY = 24
+PAD = 0
+PROMPTS = [[5, 6, 7], [8], [9, 1, 2, 3, 4, 11, 12, 13], [3, 3], [14, 15, 16, 17, 18]]
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    # Far from uniform, so that no rounding turns one greedy token into another
+    "initializer_range": 0.6,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def qwen2(**changes: object) -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**{**SIZES, **changes}))
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+def gemma2() -> PreTrainedModel:
+    """Every second layer sees 4 tokens only: less than a prompt, far less than a completion."""
+    config = Gemma2Config(**SIZES, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)
+    config._attn_implementation = "eager"
+    return Gemma2ForCausalLM(config)
+
+
+def build(make: Callable[[], PreTrainedModel] = qwen2) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def sampler(model: PreTrainedModel, token_budget: int = 10_000) -> LocalSampler:
+    return LocalSampler(model, pad_id=PAD, token_budget=token_budget)
+
+
+def greedy(max_new_tokens: int, *stop_ids: int) -> SamplingParams:
+    return SamplingParams(max_new_tokens, temperature=0, stop_ids=frozenset(stop_ids))
+
+
+def cut(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """A free-running completion, as far as its first stop token."""
+    places = [place for place, token in enumerate(ids) if token in stop_ids]
+    return list(ids[: places[0] + 1]) if places else list(ids)
+
+
+@pytest.mark.parametrize("make", [qwen2, llama, gemma2])
+def test_greedy_completions_equal_generate(make: Callable[[], PreTrainedModel]) -> None:
+    model = build(make)
+    free = [group[0].ids for group in sampler(model)(PROMPTS, 1, greedy(16))]
+    # Tokens that the rows reach at different times, so that rows leave the batch one by one
+    stops = sorted({free[0][2], free[1][5], free[2][9]})
+    found = sampler(model)(PROMPTS, 3, greedy(16, *stops))
+    for prompt, row, group in zip(PROMPTS, free, found, strict=True):
+        alone = model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=16,
+            eos_token_id=stops,
+            pad_token_id=PAD,
+        )[0, len(prompt) :].tolist()
+        assert alone == cut(row, stops)
+        assert group == [Completion(alone, alone[-1] not in stops)] * 3
+    assert len({len(group[0].ids) for group in found}) > 2
+
+
+@pytest.mark.parametrize("token_budget", [1, 60, 200, 10_000])
+@pytest.mark.parametrize("compact_at", [0.0, 0.25, 2.0])
+def test_memory_settings_change_nothing(
+    token_budget: int, compact_at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    expected = sampler(model)(PROMPTS, 2, greedy(10, 3, 9, 20))
+    monkeypatch.setattr(rollouts, "_COMPACT_AT", compact_at)
+    assert sampler(model, token_budget)(PROMPTS, 2, greedy(10, 3, 9, 20)) == expected
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.integers(1, 8),
+    st.integers(1, 40),
+    st.integers(1, 2000),
+)
+def test_chunks_stay_within_the_budget(
+    lengths: list[int], num_samples: int, max_new_tokens: int, budget: int
+) -> None:
+    prompts = [[1] * length for length in lengths]
+    chunks = list(_chunks(prompts, num_samples, max_new_tokens, budget))
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(prompts)))
+    for chunk in chunks:
+        longest = max(lengths[index] for index in chunk)
+        assert len(chunk) == 1 or len(chunk) * num_samples * (longest + max_new_tokens) <= budget
+
+
+def test_every_stop_token_ends_a_completion() -> None:
+    model = build()
+    free = sampler(model)([PROMPTS[2]], 1, greedy(12))[0][0]
+    assert free.truncated
+    assert len(free.ids) == 12
+    for place, stop in enumerate(free.ids):
+        ended = sampler(model)([PROMPTS[2]], 1, greedy(12, stop, VOCABULARY - 1))[0][0]
+        assert ended.ids == cut(free.ids, [stop, VOCABULARY - 1])
+        assert not ended.truncated
+        # A stop token in the very last place that is left ends it too.
+        first = free.ids.index(stop) + 1
+        assert not sampler(model)([PROMPTS[2]], 1, greedy(first, stop))[0][0].truncated, place
+
+
+def test_no_prompts_give_no_completions() -> None:
+    assert sampler(build())([], 4, greedy(3)) == []
+
+
+def next_token_probs(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1].float().softmax(-1)
+
+
+def assert_drawn_from(tokens: Sequence[int], probs: Tensor) -> None:
+    """Pearson's statistic, rare tokens taken together, five standard deviations of it allowed."""
+    counts = Counter(tokens)
+    assert all(probs[token] > 0 for token in counts), "a token that was switched off"
+    expected = [float(p) * len(tokens) for p in probs]
+    cells = [(counts[token], e) for token, e in enumerate(expected) if e >= 5]
+    rare = [(counts[token], e) for token, e in enumerate(expected) if 0 < e < 5]
+    if sum(e for _, e in rare) >= 1:
+        cells.append((sum(c for c, _ in rare), sum(e for _, e in rare)))
+    assert len(cells) >= 2, "the distribution is too narrow to test anything"
+    freedom = len(cells) - 1
+    statistic = sum((count - e) ** 2 / e for count, e in cells)
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5, (statistic, freedom)
+
+
+def first_tokens(model: PreTrainedModel, n: int, **options: float | int) -> list[int]:
+    torch.manual_seed(1)
+    params = SamplingParams(1, **options)  # type: ignore[arg-type]
+    return [completion.ids[0] for completion in sampler(model, 10**6)([PROMPTS[0]], n, params)[0]]
+
+
+def test_samples_follow_the_models_own_distribution() -> None:
+    model = build(lambda: qwen2(initializer_range=0.2))
+    # What `generate` would obey, and what would make the samples off-policy
+    model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=9.0, temperature=0.1)
+    torch.manual_seed(1)
+    drawn = sampler(model, 10**6)([PROMPTS[3], PROMPTS[0]], 4000, SamplingParams(2))
+    for prompt, group in zip((PROMPTS[3], PROMPTS[0]), drawn, strict=True):
+        probs = next_token_probs(model, prompt)
+        assert_drawn_from([completion.ids[0] for completion in group], probs)
+        likely = int(probs.argmax())
+        second = [c.ids[1] for c in group if c.ids[0] == likely]
+        assert len(second) > 100
+        assert_drawn_from(second, next_token_probs(model, [*prompt, likely]))
+
+
+def test_sampling_options() -> None:
+    model = build(lambda: qwen2(initializer_range=0.2))
+    probs = next_token_probs(model, PROMPTS[0])
+    for temperature in (0.5, 2.0):
+        warm = probs.pow(1 / temperature)
+        assert_drawn_from(first_tokens(model, 4000, temperature=temperature), warm / warm.sum())
+
+    order = probs.argsort(descending=True)
+    before = probs[order].cumsum(0) - probs[order]  # mass of all tokens that are likelier
+    kept = {
+        "top_k": order[:3],
+        "top_p": order[before < 0.6],
+        "min_p": order[probs[order] >= 0.4 * probs.max()],
+    }
+    for (name, tokens), value in zip(kept.items(), (3, 0.6, 0.4), strict=True):
+        assert 2 <= len(tokens) < VOCABULARY
+        expected = torch.zeros_like(probs).index_copy(0, tokens, probs[tokens])
+        assert_drawn_from(first_tokens(model, 4000, **{name: value}), expected / expected.sum())
+
+
+def test_the_global_seed_decides() -> None:
+    model = build()
+    params = SamplingParams(8, temperature=1.5, stop_ids=frozenset({3}))
+
+    def draw(seed: int) -> list[list[Completion]]:
+        torch.manual_seed(seed)
+        return sampler(model)(PROMPTS, 4, params)
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training: bool) -> None:
+    expected = sampler(build())(PROMPTS, 1, greedy(8))
+    model = build(lambda: qwen2(attention_dropout=0.9))
+    model.train(training)
+    assert sampler(model)(PROMPTS, 1, greedy(8)) == expected  # no dropout
+    assert model.training is training
+    with pytest.raises(IndexError):
+        sampler(model)([[VOCABULARY + 1]], 1, greedy(2))
+    assert model.training is training
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())

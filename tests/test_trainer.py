@@ -1,0 +1,546 @@
+"""The training loop: it learns what is rewarded, nothing else, and writes down what it did."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, pstdev, stdev
+
+import pytest
+import torch
+from conftest import (
+    TOY_CONTEXT,
+    TOY_STEPS,
+    read_jsonl,
+    same_weights,
+    toy_config,
+    toy_model,
+    toy_tokenizer,
+    toy_trajectories,
+    weights,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import TrainerCallback
+
+from environments.types import Trajectory
+from rewards import RewardError, StepContext, similarity_reward
+from srl.config import SRLConfig
+from srl.errors import UsageError
+from srl.policy import load_policy
+from srl.records import FIELDS
+from srl.trainer import NothingToTrainOnError, SRLTrainer, pack_rows
+
+STEPS, RATE = 30, 1e-3
+EASY = toy_trajectories(40, long=False)  # with targets "literal", the expert always adds
+
+
+def easy_config(folder: Path, **changes: object) -> SRLConfig:
+    """Settings under which the toy policy learns clearly, at a rate at which it drifts little."""
+    settings = {
+        "targets": "literal",
+        "max_steps": STEPS,
+        "learning_rate": RATE,
+        "num_generations": 6,
+    }
+    return toy_config(folder, **{**settings, **changes})
+
+
+class Watch(TrainerCallback):
+    """Copies the weights before the first step and after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+        self.weights.append(weights(model))
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+        self.weights.append(weights(model))
+
+
+def similarity_by_step(folder: Path) -> list[float]:
+    lines = read_jsonl(folder / "metrics.jsonl")
+    return [float(line["rewards/similarity"]) for line in lines if "loss" in line]  # type: ignore[arg-type]
+
+
+def gain(folder: Path) -> float:
+    """Similarity of the last five steps minus that of the first five."""
+    values = similarity_by_step(folder)
+    return fmean(values[-5:]) - fmean(values[:5])
+
+
+# ---- what is learned ---------------------------------------------------------------------------
+
+
+def test_a_run_moves_the_weights_towards_the_expert(toy_policy: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    SRLTrainer(str(toy_policy), easy_config(tmp_path), EASY, callbacks=[watch]).train()
+    assert len(watch.weights) == STEPS + 1
+    assert not any(
+        same_weights(a, b) for a, b in zip(watch.weights, watch.weights[1:], strict=False)
+    )
+    assert gain(tmp_path) > 0.3
+    exact = [line["exact"] for line in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert fmean(exact[:3]) < 0.4 < 0.6 < fmean(exact[-3:])  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_random_reward_teaches_nothing(toy_policy: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+
+    def noise(step: StepContext) -> float:
+        return rng.random()
+
+    rewards = {noise: 1.0, similarity_reward: 0.0}  # weight 0: recorded, not optimised
+    args = easy_config(tmp_path, seed=seed)
+    SRLTrainer(str(toy_policy), args, EASY, step_rewards=rewards).train()
+    assert abs(gain(tmp_path)) < 0.15
+
+
+def test_nothing_but_the_reward_knows_the_expert(toy_policy: Path, tmp_path: Path) -> None:
+    """With a reward that does not look at it, the expert's step leaves no trace in the weights."""
+
+    def short(step: StepContext) -> float:
+        return -float(len(step.action))
+
+    def train(expert_step: str) -> dict[str, Tensor]:
+        data = [Trajectory(t.problem, (expert_step, TOY_STEPS[3]), answer="4") for t in EASY]
+        args = toy_config(tmp_path / expert_step, targets="literal")
+        trainer = SRLTrainer(str(toy_policy), args, data, step_rewards={short: 1.0})
+        trainer.train()
+        return weights(trainer.model)
+
+    assert same_weights(train(TOY_STEPS[0]), train(TOY_STEPS[1]))
+
+
+def test_a_constant_reward_stops_the_run(toy_policy: Path, tmp_path: Path) -> None:
+    def constant(step: StepContext) -> float:
+        return -1.0  # what a format failure earns
+
+    watch = Watch()
+    args = toy_config(tmp_path, max_steps=9, max_empty_steps=2, max_sampling_rounds=3)
+    trainer = SRLTrainer(
+        str(toy_policy), args, EASY, step_rewards={constant: 1.0}, callbacks=[watch]
+    )
+    message = "nothing to train on: for 2 steps in a row every group was dropped.*constant"
+    with pytest.raises(NothingToTrainOnError, match=message):
+        trainer.train()
+    assert same_weights(watch.weights[0], weights(trainer.model))
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    assert len(records) == 2 * 3 * 4 * 4  # steps, rounds, prompts, rollouts
+    assert {record["dropped_because"] for record in records} == {"flat_group"}
+
+
+def test_a_policy_without_the_format_is_told_so(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_completion_length=2, max_empty_steps=1)
+    with pytest.raises(NothingToTrainOnError, match="broke the format.*'truncated'.*too short"):
+        SRLTrainer(str(toy_policy), args, EASY).train()
+
+
+# ---- dynamic sampling --------------------------------------------------------------------------
+
+
+def test_a_step_of_flat_groups_changes_no_weight(toy_policy: Path, tmp_path: Path) -> None:
+    """Not by momentum either, nor by weight decay: an earlier step has filled the optimiser."""
+    watch = Watch()
+
+    def flat_at_step_2(step: StepContext) -> float:
+        return -1.0 if len(watch.weights) == 2 else similarity_reward(step)
+
+    args = toy_config(tmp_path, weight_decay=0.1, max_sampling_rounds=2, max_empty_steps=2)
+    trainer = SRLTrainer(
+        str(toy_policy), args, EASY, step_rewards={flat_at_step_2: 1.0}, callbacks=[watch]
+    )
+    trainer.train()
+    start, one, two, three = watch.weights
+    assert not same_weights(start, one)
+    assert same_weights(one, two)
+    assert not same_weights(two, three)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")[:3]
+    assert [(line["groups_kept"], line["groups_tried"]) for line in lines] == [
+        (4, 4),
+        (0, 8),
+        (4, 4),
+    ]
+    assert [line["grad_norm"] == 0 for line in lines] == [False, True, False]
+
+
+def test_flat_groups_are_replaced_by_others(toy_policy: Path, tmp_path: Path) -> None:
+    def flat_for_odd_problems(step: StepContext) -> float:
+        return -1.0 if int(step.problem[-1]) % 2 else similarity_reward(step)
+
+    args = toy_config(tmp_path, max_steps=2, max_sampling_rounds=20, num_generations=6)
+    trainer = SRLTrainer(str(toy_policy), args, EASY, step_rewards={flat_for_odd_problems: 1.0})
+    trainer.train()
+    odd = {t.problem_id for t in EASY if int(t.problem[-1]) % 2}
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    for line in read_jsonl(tmp_path / "metrics.jsonl")[:2]:
+        groups = groups_of([r for r in records if r["train_step"] == line["step"]])
+        kept = [group for group in groups if group[0]["kept"]]
+        assert len(groups) == line["groups_tried"] > line["groups_kept"] == len(kept) == 4
+        assert not odd & {group[0]["problem_id"] for group in kept}
+        for group in groups:
+            assert len(group) == 6
+            if not group[0]["kept"]:
+                assert {record["dropped_because"] for record in group} == {"flat_group"}
+                assert {record["advantage"] for record in group} == {None}
+    assert trainer.stream.cursor == len(groups_of(records))  # every row drawn once, in order
+
+
+def test_records_agree_with_the_rewards(toy_policy: Path, tmp_path: Path) -> None:
+    epsilon = 0.3
+    args = toy_config(tmp_path, dynamic_sampling_epsilon=epsilon, max_sampling_rounds=2)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    seen = {True: 0, False: 0}
+    for group in groups_of(records):
+        rewards = [float(record["reward"]) for record in group]  # type: ignore[arg-type]
+        assert [record["rollout"] for record in group] == [0, 1, 2, 3]
+        assert len({record["expert_step"] for record in group}) == 1
+        kept = pstdev(rewards) > epsilon
+        seen[kept] += 1
+        for record, reward in zip(group, rewards, strict=True):
+            assert tuple(record) == FIELDS
+            assert record["group_mean"] == pytest.approx(fmean(rewards))
+            assert record["group_std"] == pytest.approx(pstdev(rewards))
+            assert record["kept"] is kept
+            assert record["dropped_because"] == (None if kept else "flat_group")
+            if kept:
+                advantage = (reward - fmean(rewards)) / (stdev(rewards) + 1e-4)
+                assert record["advantage"] == pytest.approx(advantage)
+            else:
+                assert record["advantage"] is None
+            if record["format_failure"] is None:
+                assert reward == record["rewards"]["similarity"]  # type: ignore[index]
+                assert record["action"]
+            else:
+                assert reward == -1.0
+                assert record["rewards"] == {"similarity": None}
+                assert record["lift"] is None
+    assert min(seen.values()) > 0  # both kinds came up
+    assert any(record["format_failure"] for record in records)
+
+
+def test_rows_are_the_expert_steps_asked_for(toy_policy: Path, tmp_path: Path) -> None:
+    def targets(name: str) -> set[int]:
+        trainer = SRLTrainer(
+            str(toy_policy), toy_config(tmp_path, targets=name), toy_trajectories(4)
+        )
+        return {example.step_index for example in trainer.examples}
+
+    assert targets("literal") == {0, 1}
+    assert targets("all") == {0, 1, 2}
+    assert targets("skip_first") == {1, 2}
+
+
+def groups_of(records: list[dict[str, object]]) -> list[list[dict[str, object]]]:
+    def key(record: dict[str, object]) -> tuple[object, object, object]:
+        return record["phase"], record["train_step"], record["group_id"]
+
+    return [list(group) for _, group in groupby(records, key)]
+
+
+# ---- the update --------------------------------------------------------------------------------
+
+
+def test_a_second_pass_uses_the_old_log_probs(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(
+        tmp_path, num_iterations=2, max_steps=4, epsilon=0.01, epsilon_high=0.02, learning_rate=1e-2
+    )
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+    trainer.train()
+    one, two, three, four = read_jsonl(tmp_path / "metrics.jsonl")[:4]
+    for first, second in ((one, two), (three, four)):
+        assert first["max_log_ratio"] == first["clip_ratio_low"] == first["clip_ratio_high"] == 0
+        assert second["max_log_ratio"] > 0.02  # type: ignore[operator]
+        assert second["clip_ratio_low"] > 0  # type: ignore[operator]
+        assert second["clip_ratio_high"] > 0  # type: ignore[operator]
+        assert "reward" not in second  # nothing was sampled
+    assert {record["train_step"] for record in read_jsonl(tmp_path / "steps.jsonl")} == {1, 3}
+
+
+def test_the_kl_term_grows_from_nothing(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, beta=0.1, max_steps=4)
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+    trainer.train()
+    kl = [float(line["kl"]) for line in read_jsonl(tmp_path / "metrics.jsonl")[:4]]  # type: ignore[arg-type]
+    assert kl[0] == pytest.approx(0, abs=1e-9)
+    assert min(kl[2:]) > 1e-4
+    original, _ = load_policy(str(toy_policy))
+    assert trainer.reference is not None
+    assert same_weights(weights(trainer.reference), weights(original))
+
+
+def test_the_kl_term_holds_the_policy_back(toy_policy: Path, tmp_path: Path) -> None:
+    start, _ = load_policy(str(toy_policy))
+
+    def way(beta: float) -> float:
+        args = toy_config(
+            tmp_path / str(beta), beta=beta, max_steps=8, optim="sgd", learning_rate=0.03
+        )
+        trainer = SRLTrainer(str(toy_policy), args, EASY)
+        trainer.train()
+        after, before = weights(trainer.model), weights(start)
+        return sum((after[name] - before[name]).square().sum().item() for name in before)
+
+    assert way(3.0) < 0.5 * way(0.0)
+
+
+def test_bf16_computes_in_bf16_over_float32_weights(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, bf16=True, max_steps=1)
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+    seen: list[torch.dtype] = []
+
+    def see(module: object, inputs: object, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            seen.append(output.dtype)
+
+    trainer.model.model.layers[0].mlp.down_proj.register_forward_hook(see)  # type: ignore[union-attr,index]
+    trainer.train()
+    assert seen
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_nothing(toy_policy: Path, tmp_path: Path) -> None:
+    def train(folder: Path, **changes: object) -> dict[str, Tensor]:
+        args = toy_config(folder, max_steps=2, **changes)
+        trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trainer.train()
+        return weights(trainer.model)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions have another name for it
+        saving = train(tmp_path / "a", gradient_checkpointing=True)
+    plain = train(tmp_path / "b")
+    for name in plain:
+        torch.testing.assert_close(saving[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+# ---- evaluation, logs, endings -----------------------------------------------------------------
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(toy_policy: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    args = toy_config(
+        tmp_path,
+        targets="literal",
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_reward",
+        greater_is_better=False,  # so that the best is not the last
+    )
+    trainer = SRLTrainer(
+        str(toy_policy), args, EASY[:30], validation_trajectories=EASY[30:], callbacks=[watch]
+    )
+    trainer.train()
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    found = {line["step"]: line["eval_reward"] for line in lines if "eval_reward" in line}
+    assert list(found) == [2, 4, 6]
+    best = min(found, key=found.__getitem__)  # type: ignore[arg-type]
+    assert best != 6
+    assert trainer.state.best_metric == found[best]
+    assert same_weights(weights(trainer.model), watch.weights[best])  # type: ignore[call-overload]
+    assert not same_weights(weights(trainer.model), watch.weights[6])
+
+
+def test_evaluation_is_recorded_and_counts_everything(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, short_steps=1)
+    trainer = SRLTrainer(
+        str(toy_policy), args, EASY[:30], validation_trajectories=toy_trajectories(3)
+    )
+    trainer.train()
+    records = [r for r in read_jsonl(tmp_path / "steps.jsonl") if r["phase"] == "eval"]
+    assert len(records) == 3 * 3  # problems, steps
+    assert {(r["train_step"], r["kept"], r["advantage"]) for r in records} == {(1, False, None)}
+    metrics = next(m for m in read_jsonl(tmp_path / "metrics.jsonl") if "eval_reward" in m)
+    assert metrics["eval_reward"] == pytest.approx(fmean(float(r["reward"]) for r in records))  # type: ignore[arg-type]
+    assert metrics["eval_accuracy_short"] is None  # there is no short problem: no number, no NaN
+
+
+def test_logging_every_other_step_gives_means_and_totals(toy_policy: Path, tmp_path: Path) -> None:
+    for every in (1, 2):
+        args = toy_config(tmp_path / str(every), max_steps=4, logging_steps=every)
+        SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    each = read_jsonl(tmp_path / "1" / "metrics.jsonl")[:4]
+    both = read_jsonl(tmp_path / "2" / "metrics.jsonl")[:2]
+    for line, pair in zip(both, (each[:2], each[2:]), strict=True):
+        assert line["step"] == pair[1]["step"]
+        assert line["tokens"] == sum(one["tokens"] for one in pair)  # type: ignore[misc]
+        for name in ("reward", "rewards/similarity", "format_failures", "group_std"):
+            assert line[name] == pytest.approx(fmean(one[name] for one in pair))  # type: ignore[type-var]
+
+
+def test_a_failing_reward_stops_the_run_and_keeps_the_records(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    asked = 0
+
+    def fragile(step: StepContext) -> float:
+        nonlocal asked
+        asked += 1
+        if asked > 40:
+            raise ZeroDivisionError("by the user")
+        return similarity_reward(step)
+
+    args = toy_config(tmp_path, max_steps=9)
+    trainer = SRLTrainer(str(toy_policy), args, EASY, step_rewards={fragile: 1.0})
+    with pytest.raises(
+        RewardError, match="'fragile' raised ZeroDivisionError: by the user at step"
+    ):
+        trainer.train()
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    assert len(records) >= 32
+    assert len(records) % 4 == 0
+
+
+def test_ctrl_c_twice_leaves_whole_logs(toy_policy: Path, tmp_path: Path) -> None:
+    class Impatient(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), EASY, callbacks=[Impatient()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert {r["train_step"] for r in read_jsonl(tmp_path / "steps.jsonl")} == {1, 2}
+
+
+def test_no_step_records_where_none_are_wanted(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1, log_completions=False)
+    SRLTrainer(str(toy_policy), args, EASY).train()
+    assert not (tmp_path / "steps.jsonl").exists()
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_two_trainings_never_share_a_log(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1)
+    SRLTrainer(str(toy_policy), args, EASY).train()
+    before = (tmp_path / "steps.jsonl").read_bytes()
+    again = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=1), EASY)
+    with pytest.raises(UsageError, match="steps.jsonl is the log of another training"):
+        again.train()
+    assert (tmp_path / "steps.jsonl").read_bytes() == before
+
+
+def test_the_start_line_states_the_arithmetic(toy_policy: Path, tmp_path: Path) -> None:
+    trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=30), toy_trajectories(20))
+    line = trainer.arithmetic()
+    assert "60 rows; 4 prompts x 4 rollouts = 16 completions a step of at most 12 tokens" in line
+    assert "at most 4 sampling rounds" in line
+    assert line.endswith("30 steps, about 2 epochs")
+
+
+def test_epochs_become_steps(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=-1, num_train_epochs=2)
+    assert SRLTrainer(str(toy_policy), args, toy_trajectories(20)).args.max_steps == 30
+    args = toy_config(tmp_path, max_steps=-1, num_train_epochs=2, num_iterations=2, save_steps=2)
+    assert SRLTrainer(str(toy_policy), args, toy_trajectories(20)).args.max_steps == 60
+
+
+# ---- wrong use ---------------------------------------------------------------------------------
+
+
+LONG = Trajectory("case " + "7 " * TOY_CONTEXT, (TOY_STEPS[0], TOY_STEPS[3]), answer="4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rewards", "message"),
+    [
+        (
+            {"eval_strategy": "steps", "eval_steps": 1},
+            None,
+            "no validation problems.*eval_strategy",
+        ),
+        ({"eval_on_start": True}, None, "no validation problems"),
+        ({"prompts_per_step": 81}, None, "80 training rows, fewer than prompts_per_step 81.*80 or"),
+        ({"max_completion_length": TOY_CONTEXT}, None, "no row fits: .*context is 64 tokens"),
+        ({}, {"similarty": 1.0}, "no step reward is called 'similarty'.*did you mean"),
+        ({}, {"similarity": "much"}, "weight of step reward 'similarity' is 'much'"),
+        ({}, {"similarity": 0.0}, "nothing to optimise"),
+        ({"template": "chat"}, None, "no chat template"),
+    ],
+)
+def test_wrong_use_is_refused_before_training(
+    toy_policy: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    rewards: dict[str, float] | None,
+    message: str,
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        SRLTrainer(str(toy_policy), toy_config(tmp_path, **changes), EASY, step_rewards=rewards)
+
+
+@pytest.mark.parametrize("metric", [None, "loss", "eval_exact", "rewards/similarity"])
+def test_a_best_checkpoint_needs_a_metric_that_counts_failures(
+    toy_policy: Path, tmp_path: Path, metric: str | None
+) -> None:
+    args = toy_config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+    )
+    message = "best checkpoint cannot be chosen by.*allowed: eval_accuracy, eval_reward"
+    with pytest.raises(UsageError, match=message):
+        SRLTrainer(str(toy_policy), args, EASY[1:], validation_trajectories=EASY[:1])
+
+
+def test_rows_too_long_are_dropped_and_counted(toy_policy: Path, tmp_path: Path) -> None:
+    trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), [*EASY, LONG])
+    assert len(trainer.examples) == 80
+    assert "80 rows (2 dropped: too long for the policy's context);" in trainer.arithmetic()
+    with pytest.raises(UsageError, match="no row fits: .*shortest prompt takes"):
+        SRLTrainer(str(toy_policy), toy_config(tmp_path), [LONG])
+
+
+def test_a_loaded_model_needs_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer = toy_tokenizer()
+    with pytest.raises(UsageError, match="needs its tokenizer"):
+        SRLTrainer(toy_model(tokenizer), toy_config(tmp_path), EASY)
+
+
+def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    tokenizer.pad_token = None
+    trainer = SRLTrainer(model, toy_config(tmp_path, max_steps=1), EASY, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_resuming_needs_a_checkpoint(toy_policy: Path, tmp_path: Path) -> None:
+    trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), EASY)
+    with pytest.raises(UsageError, match="not a checkpoint of this trainer: srl_state.json"):
+        trainer.train(resume_from_checkpoint=str(toy_policy))
+
+
+# ---- micro-batches -----------------------------------------------------------------------------
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=30),
+    limit=st.integers(1, 60),
+)
+def test_micro_batches_hold_every_row_once_within_the_limit(
+    lengths: list[tuple[int, int]], limit: int
+) -> None:
+    rows = [([0] * prompt, [0] * completion) for prompt, completion in lengths]
+    batches = pack_rows(rows, limit)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
+    for batch in batches:
+        longest = max(sum(lengths[index]) for index in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit
