@@ -6,6 +6,7 @@ made in vain is taken away again.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -211,6 +212,7 @@ def evaluate_policy(
         UsageError: the config holds no problems out, or the policy cannot be loaded.
     """
     set_seed(experiment.args.seed)
+    sum_rewards(experiment.rewards)  # refused now rather than after all problems are solved
     splits = load_splits(experiment, console)
     problems = splits.test or splits.validation
     if not problems:
@@ -218,7 +220,7 @@ def evaluate_policy(
             "the config holds no problems out: give --test_problems N, with N of at least 1"
         )
     model, tokenizer = load_policy(model_name)
-    model.to(experiment.args.device)  # type: ignore[arg-type]
+    model.to(experiment.args.device)
     found = _test(model, tokenizer, experiment, problems, run, "eval", console)
     console.print(_compare(found, None))
     return found
@@ -394,7 +396,7 @@ def _save_policy(trainer: SRLTrainer, folder: Path) -> None:
     # Without autocast, whose rounding would hide what is compared here.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     again, _ = load_policy(str(folder))
-    again.to(model.device).eval()  # type: ignore[arg-type]
+    again.to(model.device).eval()
     ids = torch.tensor([trainer.prompts[0]], device=model.device)
     with torch.no_grad():
         difference = (model(ids).logits.float() - again(ids).logits.float()).abs().max().item()
@@ -406,8 +408,6 @@ def _save_policy(trainer: SRLTrainer, folder: Path) -> None:
 
 
 def _read_before(path: Path) -> dict[str, object]:
-    import json
-
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -423,8 +423,9 @@ def _compare(before: Mapping[str, object], after: Mapping[str, object] | None) -
     for name, value in before.items():
         if name == "by expert steps" and isinstance(value, dict):
             for length, inner in value.items():
-                other = after.get(name, {}) if after is not None else None
-                _row(table, f"  expert takes {length} steps", inner, other and other.get(length))
+                others = None if after is None else after.get(name)
+                other = others.get(length) if isinstance(others, dict) else None
+                _row(table, f"  expert takes {length} steps", inner, other)
         else:
             _row(table, name, value, None if after is None else after.get(name))
     return table

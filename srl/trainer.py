@@ -26,10 +26,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,6 +38,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -129,6 +131,8 @@ class SRLTrainer(Trainer):
         UsageError: wrong use, in words.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -188,14 +192,20 @@ class SRLTrainer(Trainer):
         self._batch: Batch | None = None
         self._empty_steps = 0
         self._pending: dict[str, list[float]] = {}  # figures since the last line of the log
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            train_dataset=_Ticks(args.max_steps),
-            eval_dataset=_Ticks(1),
-            callbacks=callbacks,
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                processing_class=processing_class,
+                train_dataset=_Ticks(args.max_steps),
+                eval_dataset=_Ticks(1),
+                callbacks=callbacks,
+            )
+        except (ImportError, ValueError, RuntimeError) as error:
+            # Settings that transformers checks only here, such as a tracker nobody has installed.
+            if isinstance(error, RuntimeError) and "install" not in str(error):
+                raise
+            raise UsageError(str(error).strip()) from error
         # Its own accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -236,7 +246,7 @@ class SRLTrainer(Trainer):
         """Ticks, one for every optimiser step: the prompt stream decides what a step is about."""
         return DataLoader(_Ticks(self.args.max_steps), batch_size=1)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def,override]
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
         """Train; with a checkpoint's folder, go on exactly where it was saved.
 
         Raises:
@@ -261,7 +271,7 @@ class SRLTrainer(Trainer):
                 if name == "metrics" or self.args.log_completions:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self._writers[name] = RecordWriter(path)
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[arg-type]
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             for writer in self._writers.values():
                 writer.close()
@@ -297,7 +307,7 @@ class SRLTrainer(Trainer):
         )
         return total
 
-    def evaluate(  # type: ignore[override]
+    def evaluate(
         self,
         eval_dataset: object = None,
         ignore_keys: list[str] | None = None,
@@ -515,7 +525,7 @@ class SRLTrainer(Trainer):
         group_id: int,
         rollout: int,
         *,
-        phase: str = "train",
+        phase: Literal["train", "eval"] = "train",
         mean: float | None = None,
         std: float | None = None,
         kept: bool = False,
@@ -589,7 +599,7 @@ class _SaveState(TrainerCallback):
         (folder / STATE_FILE).write_text(json.dumps(self.trainer.state_dict()), encoding="utf-8")
 
 
-class _Ticks:
+class _Ticks(Dataset[dict[str, int]]):
     """A data set of nothing but its length: one item for every optimiser step."""
 
     def __init__(self, count: int) -> None:

@@ -307,12 +307,12 @@ def test_resume_with_other_settings_lists_them(
 def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", "nothing"]) == 2
     assert "runs/nothing is not a run folder: no such folder" in capsys.readouterr().err
-    assert train("--save_strategy", "no", "--test_problems", "0") == 0
+    assert train("--save_strategy", "'no'", "--test_problems", "0") == 0
     run = home / "runs" / "one"
     (run / "summary.json").unlink()
     assert main(["resume", "one"]) == 2
     assert "has no checkpoint yet" in capsys.readouterr().err
-    (run / "checkpoint-3").mkdir()
+    (run / "checkpoint-4").mkdir()
     assert main(["resume", "one"]) == 2
     assert "it lacks trainer_state.json, srl_state.json, the weights" in capsys.readouterr().err
 
@@ -349,7 +349,8 @@ def test_a_failing_reward_is_named(
         raise KeyError("colour")
 
     monkeypatch.setitem(__import__("rewards").BUILT_INS, "broken", broken)
-    assert train("--rewards.broken", "0", "--test_problems", "0") == 1
+    words = ["--rewards.similarity", "1", "--rewards.broken", "0", "--test_problems", "0"]
+    assert train(*words) == 1
     assert "srl: step reward 'broken' raised KeyError: 'colour' at step" in capsys.readouterr().err
     assert (home / "runs/one/config.yaml").is_file()
 
@@ -372,7 +373,7 @@ def test_a_failing_reward_is_named(
         (["--micro_batch_tokens", "5"], "micro_batch_tokens is 5, but one completion may take 13"),
         (["--rollout_token_budget", "20"], "rollout_token_budget is 20.*may take 52"),
         (["--prompts_per_step", "100"], "84 training rows, fewer than prompts_per_step 100"),
-        (["--validation_problems", "32"], "40.*hold|held"),
+        (["--validation_problems", "32"], "cannot hold out 40 of 40 distinct problems"),
         (["--validation_problems", "0"], "no validation problems.*eval_strategy to no"),
         (["--max_completion_length", "64"], "no row fits: the policy's context is 64 tokens"),
         (["--rewards.similarty", "1"], "no step reward is called 'similarty'.*did you mean"),
@@ -381,11 +382,11 @@ def test_a_failing_reward_is_named(
         (["--rewards", "similarity"], "rewards is 'similarity'; give names with weights"),
         (["--load_best_model_at_end", "true"], "metric_for_best_model.*allowed: eval_accuracy"),
         (
-            ["--load_best_model_at_end", "true", "--eval_strategy", "no"],
+            ["--load_best_model_at_end", "true", "--eval_strategy", "'no'"],
             "config.yaml: --load_best_model_at_end requires",
         ),
-        (["--eval_strategy", "sometimes"], "'sometimes' is not a valid"),
-        (["--report_to", "wandb"], "wandb"),
+        (["--eval_strategy", "sometimes"], "sometimes is not a valid|allowed"),
+        (["--report_to", "a_notebook"], "a_notebook is not supported"),
         (["--max_steps"], "--max_steps has no value"),
         (["extra"], "'extra' is not an option"),
         (["--output_dir", "data.jsonl"], "cannot write the run folder"),
@@ -420,7 +421,7 @@ def test_rows_that_cannot_be_used_are_counted(
     with (home / "data.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"problem": "case 9", "steps": []}\n')
         file.write(f'{{"problem": "case{" 9" * 60}", "steps": ["add", "the answer is 4"]}}\n')
-    words = ["--validation_problems", "0", "--test_problems", "0", "--eval_strategy", "no"]
+    words = ["--validation_problems", "0", "--test_problems", "0", "--eval_strategy", "'no'"]
     assert train(*words, "--max_steps", "1") == 0
     shown = capsys.readouterr().out
     assert "41 of 42 rows kept, 1 dropped: no steps" in shown

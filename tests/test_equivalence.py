@@ -14,7 +14,7 @@ import srl.trainer
 from rewards import StepContext, similarity_reward
 from srl.errors import UsageError
 from srl.policy import load_policy
-from srl.trainer import SRLTrainer
+from srl.trainer import NothingToTrainOnError, SRLTrainer
 
 DATA = toy_trajectories(24)
 
@@ -165,6 +165,25 @@ def test_a_resumed_run_equals_a_straight_one(
     assert straight.stream.state_dict() == resumed.stream.state_dict()
     if changes.get("dynamic_sampling", True):
         assert straight.stream.cursor > 6 // int(changes.get("num_iterations", 1)) * 4  # type: ignore[call-overload]
+
+
+def test_empty_steps_are_counted_across_a_resume(toy_policy: Path, tmp_path: Path) -> None:
+    def make_flat(*callbacks: TrainerCallback) -> SRLTrainer:
+        args = toy_config(
+            tmp_path, max_steps=9, max_empty_steps=3, save_strategy="steps", save_steps=1
+        )
+        return SRLTrainer(
+            str(toy_policy), args, DATA, step_rewards={flat: 1.0}, callbacks=list(callbacks)
+        )
+
+    def flat(step: StepContext) -> float:
+        return -1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        make_flat(Crash(2)).train()
+    with pytest.raises(NothingToTrainOnError):
+        make_flat().train(resume_from_checkpoint=True)
+    assert {record["train_step"] for record in read_jsonl(tmp_path / "steps.jsonl")} == {1, 2, 3}
 
 
 def test_the_newest_checkpoint_is_found(toy_policy: Path, tmp_path: Path) -> None:

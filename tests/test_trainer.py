@@ -247,6 +247,41 @@ def groups_of(records: list[dict[str, object]]) -> list[list[dict[str, object]]]
 # ---- the update --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_one_update_is_the_formula(toy_policy: Path, tmp_path: Path, loss_type: str) -> None:
+    """Against plain log_softmax and one backward, at a temperature that is not 1."""
+    rate, temperature, longest = 0.1, 0.7, 12
+    args = toy_config(
+        tmp_path, max_steps=1, loss_type=loss_type, temperature=temperature, optim="sgd",
+        learning_rate=rate, max_grad_norm=0, micro_batch_tokens=150,
+    )  # fmt: skip
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+    trainer.train()
+    batch = trainer._batch
+    assert batch is not None
+    assert len(batch.micro_batches) > 1
+    assert len(batch.rows) == 16
+    model, _ = load_policy(str(toy_policy))
+    tokens = sum(len(completion) for _, completion in batch.rows)
+    loss = torch.zeros(())
+    for (prompt, completion), advantage in zip(batch.rows, batch.advantages, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        log_probs = (logits / temperature).log_softmax(-1)
+        chosen = log_probs.gather(1, torch.tensor(completion)[:, None]).sum()
+        share = {
+            "grpo": 1 / (len(completion) * 16),
+            "dapo": 1 / tokens,
+            "dr_grpo": 1 / (16 * longest),
+        }
+        loss = loss - advantage * chosen * share[loss_type]
+    loss.backward()
+    after = dict(trainer.model.named_parameters())
+    for name, before in model.named_parameters():
+        assert before.grad is not None
+        expected = before.detach() - rate * before.grad
+        torch.testing.assert_close(after[name].detach(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_second_pass_uses_the_old_log_probs(toy_policy: Path, tmp_path: Path) -> None:
     args = toy_config(
         tmp_path, num_iterations=2, max_steps=4, epsilon=0.01, epsilon_high=0.02, learning_rate=1e-2
@@ -299,7 +334,12 @@ def test_bf16_computes_in_bf16_over_float32_weights(toy_policy: Path, tmp_path: 
         if torch.is_grad_enabled():
             seen.append(output.dtype)
 
+    def see_whole(module: object, inputs: object, output: object) -> None:
+        if torch.is_grad_enabled():
+            pytest.fail("the update computed all logits: the head was not recognised")
+
     trainer.model.model.layers[0].mlp.down_proj.register_forward_hook(see)  # type: ignore[union-attr,index]
+    trainer.model.register_forward_hook(see_whole)
     trainer.train()
     assert seen
     assert set(seen) == {torch.bfloat16}
