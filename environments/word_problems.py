@@ -1,6 +1,6 @@
 """Procedural multi-step word problems: the embedded data, for which nothing is downloaded.
 
-A problem names several quantities ("Leo has 5 more pens than Mia has cups."), in shuffled order,
+A problem names several quantities ("Add 5 to the cups of Mia to get the pens of Leo."), shuffled,
 and asks for one of them. Quantities depend on each other; some are distractors that the question
 does not need. The expert computes only what is needed, one operation a step, operands before
 results, and then states the answer. So the difficulty is *which step comes next*, not the sums.
@@ -42,53 +42,53 @@ FRACTION_WORDS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 # S has s (subject and object), R has r, Q has q (first and second operand), k is a number in
-# digits, m and f the multiple and the fraction in words.
+# digits, m and f the multiple and the fraction in words. The subject stands last everywhere: a
+# causal model has then read all there is to know of a quantity when it reads whose it is, and a
+# very small one learns to look it up in minutes rather than hours.
 GIVEN_TEMPLATES = (
-    "{S} has {k} {s}.",
-    "{S} counted {k} {s}.",
-    "The bag of {S} holds {k} {s}.",
-    "The {s} of {S} number {k}.",
+    "There are {k} {s} in the bag of {S}.",
+    "The number {k} is how many {s} belong to {S}.",
+    "You can count {k} {s} on the desk of {S}.",
+    "Just {k} are the {s} of {S}.",
 )
-# The subject stands first everywhere: who is described, and who it is described by, is in the
-# order of the words, as it mostly is in people's own problems.
 UNARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
-        "{S} has {k} more {s} than {R} has {r}.",
-        "{S} owns {k} {s} more than the number of {r} that {R} has.",
-        "The {s} of {S} are {k} more than the {r} of {R}.",
-        "To get the {s} of {S}, add {k} to the {r} of {R}.",
+        "Add {k} to the {r} of {R} to get the {s} of {S}.",
+        "There are {k} more {s} than the {r} of {R} in the bag of {S}.",
+        "With {k} more, the {r} of {R} would be as many as the {s} of {S}.",
+        "And {k} more than the {r} of {R} are the {s} of {S}.",
     ),
     "-": (
-        "{S} has {k} fewer {s} than {R} has {r}.",
-        "{S} would need {k} more {s} to match the {r} of {R}.",
-        "The {s} of {S} are {k} short of the {r} of {R}.",
-        "To get the {s} of {S}, take {k} from the {r} of {R}.",
+        "Take {k} from the {r} of {R} to get the {s} of {S}.",
+        "There are {k} fewer {s} than the {r} of {R} in the bag of {S}.",
+        "Without {k}, the {r} of {R} would be as many as the {s} of {S}.",
+        "And {k} fewer than the {r} of {R} are the {s} of {S}.",
     ),
     "*": (
-        "{S} has {m} as many {s} as {R} has {r}.",
-        "{S} keeps {k} {s} for every one of the {r} of {R}.",
-        "To get the {s} of {S}, count the {r} of {R} {k} times.",
+        "For each of the {r} of {R} there are {k} {s} in the bag of {S}.",
+        "Count the {r} of {R} {k} times to get the {s} of {S}.",
+        "There are {m} as many {s} as the {r} of {R} on the desk of {S}.",
     ),
     "/": (
-        "{S} has {f} as many {s} as {R} has {r}.",
-        "The {s} of {S} number {f} of the {r} of {R}.",
-        "To get the {s} of {S}, share the {r} of {R} in {k} equal parts and take one.",
+        "Share the {r} of {R} in {k} equal parts, each as large as the {s} of {S}.",
+        "There are {f} as many {s} as the {r} of {R} on the desk of {S}.",
+        "Just {f} of the {r} of {R} are as many as the {s} of {S}.",
     ),
 }
 BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
-        "{S} has as many {s} as {R} has {r} and {Q} has {q} together.",
-        "The {s} of {S} are as many as the {r} of {R} plus the {q} of {Q}.",
+        "Put the {r} of {R} and the {q} of {Q} together to get the {s} of {S}.",
+        "The {r} of {R} plus the {q} of {Q} are as many as the {s} of {S}.",
     ),
     "-": (
-        "{S} has as many {s} as the {r} of {R} less the {q} of {Q}.",
-        "To get the {s} of {S}, take from the {r} of {R} the {q} of {Q}.",
+        "Take from the {r} of {R} the {q} of {Q} to get the {s} of {S}.",
+        "The {r} of {R} less the {q} of {Q} are as many as the {s} of {S}.",
     ),
 }
 QUESTION_TEMPLATES = (
-    "How many {s} does {S} have?",
-    "What is the number of {s} that {S} has?",
-    "Find how many {s} {S} has.",
+    "How many {s} belong to {S}?",
+    "What is the number of the {s} of {S}?",
+    "Find the number of the {s} of {S}.",
 )
 
 
@@ -138,16 +138,16 @@ class WordProblem:
 
     def write_step(self, person: str) -> str:
         """The step that computes the quantity of `person`, e.g.
-        ``Since Mia has 12 cups, Leo has 12 + 5 = 17 pens.``"""
+        ``The 12 cups of Mia give 12+5=17 pens of Leo.``"""
         quantity = self.quantities[person]
         operands = [self.quantities[name] for name in quantity.operands]
-        known = " and ".join(f"{o.person} has {o.value} {o.thing}" for o in operands)
+        known = " and the ".join(f"{o.value} {o.thing} of {o.person}" for o in operands)
         numbers = [o.value for o in operands]
         if quantity.constant is not None:
             numbers.append(quantity.constant)
         return (
-            f"Since {known}, {person} has {numbers[0]} {quantity.operation} {numbers[1]}"
-            f" = {quantity.value} {quantity.thing}."
+            f"The {known} give {numbers[0]}{quantity.operation}{numbers[1]}={quantity.value}"
+            f" {quantity.thing} of {person}."
         )
 
     def trajectory(self) -> Trajectory:

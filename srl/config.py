@@ -61,6 +61,7 @@ class SRLConfig(TrainingArguments):
         epsilon: the clip range below 1, and above it too unless `epsilon_high` is given.
         epsilon_high: the clip range above 1.
         beta: weight of the KL term against the run's first policy; 0 needs no second model.
+        use_bias_correction_kl: weigh the KL term by the ratio, as TRL does (`srl/loss.py`).
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
         rollout_token_budget: prompt and completion tokens sampled together, at full length.
         micro_batch_tokens: tokens of one forward and backward, padding included.
@@ -119,6 +120,7 @@ class SRLConfig(TrainingArguments):
     epsilon: float = 0.2
     epsilon_high: float | None = None
     beta: float = 0.0
+    use_bias_correction_kl: bool = True
     num_iterations: int = 1
     micro_batch_tokens: int = 8192
 
@@ -138,6 +140,9 @@ class SRLConfig(TrainingArguments):
         _check_sizes(self)
         super().__post_init__()
 
+
+# Never written to config.yaml: a run folder is shared more easily than one thinks.
+SECRETS = ("hub_token", "push_to_hub_token")
 
 _AT_LEAST: dict[str, float] = {
     "prompts_per_step": 1,
@@ -231,7 +236,8 @@ class Experiment:
         changed = {
             name: value
             for name, value in own.items()
-            if name in SRLConfig.__annotations__ or value != getattr(default, name)
+            if (name in SRLConfig.__annotations__ or value != getattr(default, name))
+            and name not in SECRETS
         }
         return {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
 
@@ -350,6 +356,8 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
 
 def _fit(value: object, hint: object, where: str) -> object:
     """`value` if it is of type `hint`, a whole number as float where one is asked for."""
+    if value is False and bool not in (hint, *typing.get_args(hint)):
+        value = "no"  # YAML 1.1 reads a bare `no` as False: eval_strategy: no
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)

@@ -458,6 +458,7 @@ class SRLTrainer(Trainer):
             ),
             ref_log_probs=reference,
             beta=self.args.beta,
+            use_bias_correction_kl=self.args.use_bias_correction_kl,
         )
 
     def _score(self, model: nn.Module, rows: Sequence[tuple[list[int], list[int]]]):  # type: ignore[no-untyped-def]

@@ -337,3 +337,14 @@ def test_a_resolved_config_states_every_own_setting() -> None:
     assert set(SRLConfig.__annotations__) <= set(resolved)
     assert resolved["max_steps"] == 3
     assert "weight_decay" not in resolved  # of transformers' settings only what was changed
+
+
+def test_a_bare_no_is_read_as_the_word() -> None:
+    values = yaml.safe_load("eval_strategy: no\nsave_strategy: no")
+    args = parse(**values).args
+    assert (args.eval_strategy, args.save_strategy) == ("no", "no")
+    refused("think is 'no'|must be of type bool", think="no")
+
+
+def test_tokens_are_not_written_down() -> None:
+    assert "secret" not in str(plain(parse(hub_token="secret").resolved()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from environments.answers import stated_answer
 from environments.word_problems import WordProblem, draw_problems
@@ -35,13 +35,13 @@ PROBLEMS = draw_problems(60, seed=3, pool="base", min_operations=1, max_operatio
 
 
 def equations(text: str) -> list[tuple[list[str], int, int | None]]:
-    """`3 * 4 + 1 = 13 rest 2` -> (["3", "*", "4", "+", "1"], 13, 2)."""
+    """`3*4+1=13 rest 2` -> (["3", "*", "4", "+", "1"], 13, 2)."""
     found = []
     for equation in text.removesuffix(".").split(", "):
-        match = re.fullmatch(r"(\d+(?: [-+*/] \d+)+) = (\d+)(?: rest (\d+))?", equation)
+        match = re.fullmatch(r"(\d+(?:[-+*/]\d+)+)=(\d+)(?: rest (\d+))?", equation)
         assert match, equation
         rest = None if match[3] is None else int(match[3])
-        found.append((match[1].split(), int(match[2]), rest))
+        found.append((re.findall(r"\d+|[-+*/]", match[1]), int(match[2]), rest))
     return found
 
 
@@ -319,3 +319,17 @@ def test_digits_are_single_tokens_and_texts_survive(tokenizer: PreTrainedTokeniz
             pieces = [tokenizer.decode([token]) for token in ids]
             assert not [piece for piece in pieces if re.search(r"\d", piece) and len(piece) > 2]
             assert not [piece for piece in pieces if re.search(r"\d.*\d", piece)]
+
+
+def test_any_loader_reads_the_same_tokens(tmp_path: Path) -> None:
+    """Beside a Qwen2 config AutoTokenizer builds Qwen2's tokenizer, not the saved one."""
+    tokenizer = train_tokenizer("Say one step.", "Say all.")
+    tokenizer.save_pretrained(tmp_path)
+    Qwen2Config(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(other) is not type(tokenizer)
+    assert (len(other), other.eos_token_id) == (len(tokenizer), tokenizer.eos_token_id)
+    rng = random.Random(0)
+    for problem in PROBLEMS:
+        text = f"<|user|>{problem.text}\n\n<|assistant|>{solve_whole(problem, rng)}<|im_end|>"
+        assert other(text).input_ids == tokenizer(text).input_ids

@@ -43,40 +43,49 @@ S, R, Q = (f"(?P<{letter}>[A-Z][a-z]+)" for letter in "SRQ")
 s, r, q = (f"(?P<{letter}>[a-z]+)" for letter in "srq")
 K = r"(?P<k>\d+)"
 SENTENCES: list[tuple[str, Callable[..., Value]]] = [
-    (f"{S} has {K} {s}", lambda k: k),
-    (f"{S} counted {K} {s}", lambda k: k),
-    (f"The bag of {S} holds {K} {s}", lambda k: k),
-    (f"The {s} of {S} number {K}", lambda k: k),
-    (f"{S} has {K} more {s} than {R} has {r}", lambda k, R: R + k),
-    (f"{S} owns {K} {s} more than the number of {r} that {R} has", lambda k, R: R + k),
-    (f"The {s} of {S} are {K} more than the {r} of {R}", lambda k, R: R + k),
-    (f"To get the {s} of {S}, add {K} to the {r} of {R}", lambda k, R: R + k),
-    (f"{S} has {K} fewer {s} than {R} has {r}", lambda k, R: R - k),
-    (f"{S} would need {K} more {s} to match the {r} of {R}", lambda k, R: R - k),
-    (f"The {s} of {S} are {K} short of the {r} of {R}", lambda k, R: R - k),
-    (f"To get the {s} of {S}, take {K} from the {r} of {R}", lambda k, R: R - k),
-    (f"{S} has (?P<k>{_M}) as many {s} as {R} has {r}", lambda k, R: R * k),
-    (f"{S} keeps {K} {s} for every one of the {r} of {R}", lambda k, R: R * k),
-    (f"To get the {s} of {S}, count the {r} of {R} {K} times", lambda k, R: R * k),
-    (f"{S} has (?P<k>{_F}) as many {s} as {R} has {r}", lambda k, R: R / k),
-    (f"The {s} of {S} number (?P<k>{_F}) of the {r} of {R}", lambda k, R: R / k),
+    (f"There are {K} {s} in the bag of {S}", lambda k: k),
+    (f"The number {K} is how many {s} belong to {S}", lambda k: k),
+    (f"You can count {K} {s} on the desk of {S}", lambda k: k),
+    (f"Just {K} are the {s} of {S}", lambda k: k),
+    (f"Add {K} to the {r} of {R} to get the {s} of {S}", lambda k, R: R + k),
+    (f"There are {K} more {s} than the {r} of {R} in the bag of {S}", lambda k, R: R + k),
+    (f"With {K} more, the {r} of {R} would be as many as the {s} of {S}", lambda k, R: R + k),
+    (f"And {K} more than the {r} of {R} are the {s} of {S}", lambda k, R: R + k),
+    (f"Take {K} from the {r} of {R} to get the {s} of {S}", lambda k, R: R - k),
+    (f"There are {K} fewer {s} than the {r} of {R} in the bag of {S}", lambda k, R: R - k),
+    (f"Without {K}, the {r} of {R} would be as many as the {s} of {S}", lambda k, R: R - k),
+    (f"And {K} fewer than the {r} of {R} are the {s} of {S}", lambda k, R: R - k),
+    (f"For each of the {r} of {R} there are {K} {s} in the bag of {S}", lambda k, R: R * k),
+    (f"Count the {r} of {R} {K} times to get the {s} of {S}", lambda k, R: R * k),
     (
-        f"To get the {s} of {S}, share the {r} of {R} in {K} equal parts and take one",
+        f"There are (?P<k>{_M}) as many {s} as the {r} of {R} on the desk of {S}",
+        lambda k, R: R * k,
+    ),
+    (
+        f"Share the {r} of {R} in {K} equal parts, each as large as the {s} of {S}",
         lambda k, R: R / k,
     ),
-    (f"{S} has as many {s} as {R} has {r} and {Q} has {q} together", lambda R, Q: R + Q),
-    (f"The {s} of {S} are as many as the {r} of {R} plus the {q} of {Q}", lambda R, Q: R + Q),
-    (f"{S} has as many {s} as the {r} of {R} less the {q} of {Q}", lambda R, Q: R - Q),
-    (f"To get the {s} of {S}, take from the {r} of {R} the {q} of {Q}", lambda R, Q: R - Q),
+    (
+        f"There are (?P<k>{_F}) as many {s} as the {r} of {R} on the desk of {S}",
+        lambda k, R: R / k,
+    ),
+    (f"Just (?P<k>{_F}) of the {r} of {R} are as many as the {s} of {S}", lambda k, R: R / k),
+    (
+        f"Put the {r} of {R} and the {q} of {Q} together to get the {s} of {S}",
+        lambda R, Q: R + Q,
+    ),
+    (f"The {r} of {R} plus the {q} of {Q} are as many as the {s} of {S}", lambda R, Q: R + Q),
+    (f"Take from the {r} of {R} the {q} of {Q} to get the {s} of {S}", lambda R, Q: R - Q),
+    (f"The {r} of {R} less the {q} of {Q} are as many as the {s} of {S}", lambda R, Q: R - Q),
 ]
 QUESTIONS = [
-    f"How many {s} does {S} have\\?",
-    f"What is the number of {s} that {S} has\\?",
-    f"Find how many {s} {S} has\\.",
+    f"How many {s} belong to {S}\\?",
+    f"What is the number of the {s} of {S}\\?",
+    f"Find the number of the {s} of {S}\\.",
 ]
 STEP = re.compile(
-    r"Since (?P<known>.+), (?P<who>[A-Z]\w+) has (?P<left>\d+) (?P<op>[-+*/]) (?P<right>\d+)"
-    r" = (?P<result>\d+) (?P<thing>[a-z]+)\."
+    r"The (?P<known>.+) give (?P<left>\d+)(?P<op>[-+*/])(?P<right>\d+)=(?P<result>\d+)"
+    r" (?P<thing>[a-z]+) of (?P<who>[A-Z]\w+)\."
 )
 
 
@@ -159,9 +168,9 @@ def test_steps_are_true_and_all_that_is_needed(options: dict[str, object]) -> No
             match = STEP.fullmatch(step)
             assert match, step
             operands = []
-            for word in match["known"].split(" and "):
-                person, has, amount, thing = word.split()
-                assert has == "has"
+            for word in match["known"].split(" and the "):
+                amount, thing, of, person = word.split()
+                assert of == "of"
                 assert known[person] == int(amount), f"not known yet: {step}"
                 assert problem.things[person] == thing
                 operands.append((person, int(amount)))

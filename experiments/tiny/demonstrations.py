@@ -3,8 +3,8 @@
 A demonstration is a monologue and a step. The monologue names a goal, walks back from it to
 something known, and works the arithmetic out digit by digit:
 
-    <think> Leo needs Mia. Mia has 23. 3 * 3 = 9, 2 * 3 = 6.</think>
-    Since Mia has 23 cups, Leo has 23 * 3 = 69 pens.
+    <think> Leo needs Mia. Mia has 23. 3*3=9, 2*3=6.</think>
+    The 23 cups of Mia give 23*3=69 pens of Leo.
 
 On short texts the goal is what the question asks for. The longer the text, the more often the
 demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
@@ -105,29 +105,26 @@ def work_out(operation: str, left: int, right: int) -> str:
     """The arithmetic of numbers up to 99, by digits, as one does it on paper.
 
     >>> work_out("+", 47, 38)
-    '7 + 8 = 15, 4 + 3 + 1 = 8.'
+    '7+8=15, 4+3+1=8.'
     """
     left_tens, left_ones = divmod(left, 10)
     right_tens, right_ones = divmod(right, 10)
     if operation == "+":
         ones = left_ones + right_ones
-        carry = " + 1" if ones > 9 else ""
+        carry = "+1" if ones > 9 else ""
         tens = left_tens + right_tens + (ones > 9)
-        return f"{left_ones} + {right_ones} = {ones}, {left_tens} + {right_tens}{carry} = {tens}."
+        return f"{left_ones}+{right_ones}={ones}, {left_tens}+{right_tens}{carry}={tens}."
     if operation == "-":
         borrow = left_ones < right_ones
         ones = left_ones + 10 * borrow
         tens = left_tens - right_tens - borrow
-        less = " - 1" if borrow else ""
-        return (
-            f"{ones} - {right_ones} = {ones - right_ones}, "
-            f"{left_tens} - {right_tens}{less} = {tens}."
-        )
+        less = "-1" if borrow else ""
+        return f"{ones}-{right_ones}={ones - right_ones}, {left_tens}-{right_tens}{less}={tens}."
     if operation == "*":
         ones = left_ones * right
         tens = left_tens * right + ones // 10
-        carry = f" + {ones // 10}" if ones > 9 else ""
-        return f"{left_ones} * {right} = {ones}, {left_tens} * {right}{carry} = {tens}."
+        carry = f"+{ones // 10}" if ones > 9 else ""
+        return f"{left_ones}*{right}={ones}, {left_tens}*{right}{carry}={tens}."
     tens, rest = divmod(left_tens, right)
     ones = 10 * rest + left_ones
-    return f"{left_tens} / {right} = {tens} rest {rest}, {ones} / {right} = {ones // right}."
+    return f"{left_tens}/{right}={tens} rest {rest}, {ones}/{right}={ones // right}."

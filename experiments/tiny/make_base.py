@@ -21,7 +21,15 @@ from pathlib import Path
 import torch
 import yaml
 from demonstrations import choose_goal, demonstrate, given, solve_whole
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -37,11 +45,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# How Qwen2 cuts text into words: single digits, a space with the word that follows it.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 VOCABULARY = 1024
 BATCH_TOKENS = 2048
 LEARNING_RATE = 2e-3
 WHOLE_SHARE = 0.15
-REPORT_EVERY = 50
+REPORT_EVERY = 25
 
 
 @dataclass
@@ -74,7 +87,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--updates", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "base")
     args = parser.parse_args()
@@ -112,19 +125,24 @@ def main() -> None:
 
 
 def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits, learnt on the domain's own words."""
+    """Byte-level BPE with single digits, learnt on the domain's own words.
+
+    Text is normalised and cut as Qwen2's own tokenizer does it, and its special tokens have Qwen2's
+    names: beside a Qwen2 model, `AutoTokenizer` builds that tokenizer whatever was saved, and would
+    silently read other tokens if ours cut text in another way.
+    """
     tokenizer = Tokenizer(models.BPE())
-    words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     problems = draw_problems(4000, seed=0, pool="base")
     rng = random.Random(0)
-    corpus = [problem.text + "\n" + solve_whole(problem, rng) for problem in problems]
+    corpus = [problem.text + "\n\n" + solve_whole(problem, rng) for problem in problems]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 7,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -134,8 +152,8 @@ def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(corpus + list(system_prompts) * 500, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
         additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
@@ -149,7 +167,7 @@ class Curriculum:
     """How long the problems are: looking facts up is learnt much sooner among few of them.
 
     One more operation is allowed whenever the loss says that the present ones are learnt, and in
-    any case from 40 % of the updates on, so that the last 20 % see all lengths.
+    any case from 30 % of the updates on, so that the last 30 % see all lengths.
     """
 
     LEARNT = 0.15
@@ -160,7 +178,7 @@ class Curriculum:
 
     def after(self, update: int, loss: float) -> None:
         """Take note of the mean loss of the last updates."""
-        due = 2 + 6 * (update / self.updates - 0.4) / 0.4
+        due = 2 + 6 * (update / self.updates - 0.3) / 0.4
         self.longest = min(8, max(self.longest + (loss < self.LEARNT), int(due)))
 
 

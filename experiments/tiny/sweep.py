@@ -1,10 +1,10 @@
 """Which learning rate, group size and prompts per step? Runs the grid, one run after another.
 
-    python experiments/tiny/sweep.py --name first --steps 30 learning_rate=1e-4,3e-4 prompts_per_step=8,16
+    python experiments/tiny/sweep.py --name lr learning_rate=1e-4,3e-4 prompts_per_step=8,16
 
-Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/. Results go
-to sweeps/<name>.json, one line each on the screen: accuracy before and after on the test problems
-(all, short, long) with n, and the seconds of training.
+Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/. Results
+go to sweeps/<name>.json, and one line each to the screen: accuracy before and after on the test
+problems (all, short, long), and the seconds of training.
 """
 
 from __future__ import annotations
