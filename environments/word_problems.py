@@ -1,6 +1,6 @@
 """Procedural multi-step word problems: the embedded data, for which nothing is downloaded.
 
-A problem names several quantities ("Add 5 to the cups of Mia to get the pens of Leo."), shuffled,
+A problem names several quantities ("Leo has 5 more pens than the cups of Mia."), in shuffled order,
 and asks for one of them. Quantities depend on each other; some are distractors that the question
 does not need. The expert computes only what is needed, one operation a step, operands before
 results, and then states the answer. So the difficulty is *which step comes next*, not the sums.
@@ -42,47 +42,52 @@ FRACTION_WORDS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 # S has s (subject and object), R has r, Q has q (first and second operand), k is a number in
-# digits, m and f the multiple and the fraction in words. The subject stands last everywhere: a
-# causal model has then read all there is to know of a quantity when it reads whose it is, and a
-# very small one learns to look it up in minutes rather than hours.
+# digits, m and f the multiple and the fraction in words. Every fact starts with its subject: what
+# follows a name can be looked up by the name, which a very small model learns in minutes.
+OPENINGS = (
+    "Some friends compare what they have.",
+    "Here is what we know about some friends.",
+    "A few children collect things.",
+    "At school they count what they own.",
+)
 GIVEN_TEMPLATES = (
-    "There are {k} {s} in the bag of {S}.",
-    "The number {k} is how many {s} belong to {S}.",
-    "You can count {k} {s} on the desk of {S}.",
-    "Just {k} are the {s} of {S}.",
+    "{S} has {k} {s}.",
+    "{S} counted {k} {s}.",
+    "{S} was given {k} {s}.",
+    "{S} owns exactly {k} {s}.",
 )
 UNARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
-        "Add {k} to the {r} of {R} to get the {s} of {S}.",
-        "There are {k} more {s} than the {r} of {R} in the bag of {S}.",
-        "With {k} more, the {r} of {R} would be as many as the {s} of {S}.",
-        "And {k} more than the {r} of {R} are the {s} of {S}.",
+        "{S} has {k} more {s} than the {r} of {R}.",
+        "{S} owns {k} {s} beyond the {r} of {R}.",
+        "{S} got as many {s} as the {r} of {R} and {k} more.",
+        "{S} beats by {k} {s} the {r} of {R}.",
     ),
     "-": (
-        "Take {k} from the {r} of {R} to get the {s} of {S}.",
-        "There are {k} fewer {s} than the {r} of {R} in the bag of {S}.",
-        "Without {k}, the {r} of {R} would be as many as the {s} of {S}.",
-        "And {k} fewer than the {r} of {R} are the {s} of {S}.",
+        "{S} has {k} fewer {s} than the {r} of {R}.",
+        "{S} would need {k} more {s} to match the {r} of {R}.",
+        "{S} got as many {s} as the {r} of {R} but {k} fewer.",
+        "{S} is short by {k} {s} of the {r} of {R}.",
     ),
     "*": (
-        "For each of the {r} of {R} there are {k} {s} in the bag of {S}.",
-        "Count the {r} of {R} {k} times to get the {s} of {S}.",
-        "There are {m} as many {s} as the {r} of {R} on the desk of {S}.",
+        "{S} has {m} as many {s} as the {r} of {R}.",
+        "{S} keeps {k} {s} for every one of the {r} of {R}.",
+        "{S} got {k} {s} for each of the {r} of {R}.",
     ),
     "/": (
-        "Share the {r} of {R} in {k} equal parts, each as large as the {s} of {S}.",
-        "There are {f} as many {s} as the {r} of {R} on the desk of {S}.",
-        "Just {f} of the {r} of {R} are as many as the {s} of {S}.",
+        "{S} has {f} as many {s} as the {r} of {R}.",
+        "{S} got in {s} {f} of the {r} of {R}.",
+        "{S} owns {s}, one for every {k} of the {r} of {R}.",
     ),
 }
 BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
-        "Put the {r} of {R} and the {q} of {Q} together to get the {s} of {S}.",
-        "The {r} of {R} plus the {q} of {Q} are as many as the {s} of {S}.",
+        "{S} has as many {s} as the {r} of {R} and the {q} of {Q} together.",
+        "{S} got the sum in {s} of the {r} of {R} and the {q} of {Q}.",
     ),
     "-": (
-        "Take from the {r} of {R} the {q} of {Q} to get the {s} of {S}.",
-        "The {r} of {R} less the {q} of {Q} are as many as the {s} of {S}.",
+        "{S} has as many {s} as the {r} of {R} without the {q} of {Q}.",
+        "{S} got the difference in {s} of the {r} of {R} and the {q} of {Q}.",
     ),
 }
 QUESTION_TEMPLATES = (
@@ -119,12 +124,14 @@ class WordProblem:
 
     Attributes:
         text: the problem as the policy reads it.
+        facts: person -> the sentence that describes the quantity, in the order of the text.
         quantities: person -> quantity, in the order of the facts in the text.
         target: the person whose quantity is asked for.
         operations: how many operations the expert needs.
     """
 
     text: str
+    facts: dict[str, str]
     quantities: dict[str, Quantity]
     target: str
     operations: int
@@ -137,17 +144,14 @@ class WordProblem:
         return [*order, person] if self.quantities[person].operation else order
 
     def write_step(self, person: str) -> str:
-        """The step that computes the quantity of `person`, e.g.
-        ``The 12 cups of Mia give 12+5=17 pens of Leo.``"""
+        """The step that computes the quantity of `person`: ``So Leo has 12+5=17 pens.``"""
         quantity = self.quantities[person]
-        operands = [self.quantities[name] for name in quantity.operands]
-        known = " and the ".join(f"{o.value} {o.thing} of {o.person}" for o in operands)
-        numbers = [o.value for o in operands]
+        numbers = [self.quantities[name].value for name in quantity.operands]
         if quantity.constant is not None:
             numbers.append(quantity.constant)
+        left, right = numbers
         return (
-            f"The {known} give {numbers[0]}{quantity.operation}{numbers[1]}={quantity.value}"
-            f" {quantity.thing} of {person}."
+            f"So {person} has {left}{quantity.operation}{right}={quantity.value} {quantity.thing}."
         )
 
     def trajectory(self) -> Trajectory:
@@ -293,13 +297,14 @@ def _draw_problem(
         else:
             new(**_change(rng, rng.choice(list(quantities.values())), max_value))
 
-    facts = list(quantities.values())
-    rng.shuffle(facts)
-    sentences = [_write_fact(rng, fact, quantities) for fact in facts]
+    shuffled = list(quantities.values())
+    rng.shuffle(shuffled)
+    facts = {fact.person: _write_fact(rng, fact, quantities) for fact in shuffled}
     question = rng.choice(QUESTION_TEMPLATES).format(S=target.person, s=target.thing)
     return WordProblem(
-        text=" ".join([*sentences, question]),
-        quantities={fact.person: fact for fact in facts},
+        text=" ".join([rng.choice(OPENINGS), *facts.values(), question]),
+        facts=facts,
+        quantities={fact.person: fact for fact in shuffled},
         target=target.person,
         operations=operations,
     )

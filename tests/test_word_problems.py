@@ -43,40 +43,28 @@ S, R, Q = (f"(?P<{letter}>[A-Z][a-z]+)" for letter in "SRQ")
 s, r, q = (f"(?P<{letter}>[a-z]+)" for letter in "srq")
 K = r"(?P<k>\d+)"
 SENTENCES: list[tuple[str, Callable[..., Value]]] = [
-    (f"There are {K} {s} in the bag of {S}", lambda k: k),
-    (f"The number {K} is how many {s} belong to {S}", lambda k: k),
-    (f"You can count {K} {s} on the desk of {S}", lambda k: k),
-    (f"Just {K} are the {s} of {S}", lambda k: k),
-    (f"Add {K} to the {r} of {R} to get the {s} of {S}", lambda k, R: R + k),
-    (f"There are {K} more {s} than the {r} of {R} in the bag of {S}", lambda k, R: R + k),
-    (f"With {K} more, the {r} of {R} would be as many as the {s} of {S}", lambda k, R: R + k),
-    (f"And {K} more than the {r} of {R} are the {s} of {S}", lambda k, R: R + k),
-    (f"Take {K} from the {r} of {R} to get the {s} of {S}", lambda k, R: R - k),
-    (f"There are {K} fewer {s} than the {r} of {R} in the bag of {S}", lambda k, R: R - k),
-    (f"Without {K}, the {r} of {R} would be as many as the {s} of {S}", lambda k, R: R - k),
-    (f"And {K} fewer than the {r} of {R} are the {s} of {S}", lambda k, R: R - k),
-    (f"For each of the {r} of {R} there are {K} {s} in the bag of {S}", lambda k, R: R * k),
-    (f"Count the {r} of {R} {K} times to get the {s} of {S}", lambda k, R: R * k),
-    (
-        f"There are (?P<k>{_M}) as many {s} as the {r} of {R} on the desk of {S}",
-        lambda k, R: R * k,
-    ),
-    (
-        f"Share the {r} of {R} in {K} equal parts, each as large as the {s} of {S}",
-        lambda k, R: R / k,
-    ),
-    (
-        f"There are (?P<k>{_F}) as many {s} as the {r} of {R} on the desk of {S}",
-        lambda k, R: R / k,
-    ),
-    (f"Just (?P<k>{_F}) of the {r} of {R} are as many as the {s} of {S}", lambda k, R: R / k),
-    (
-        f"Put the {r} of {R} and the {q} of {Q} together to get the {s} of {S}",
-        lambda R, Q: R + Q,
-    ),
-    (f"The {r} of {R} plus the {q} of {Q} are as many as the {s} of {S}", lambda R, Q: R + Q),
-    (f"Take from the {r} of {R} the {q} of {Q} to get the {s} of {S}", lambda R, Q: R - Q),
-    (f"The {r} of {R} less the {q} of {Q} are as many as the {s} of {S}", lambda R, Q: R - Q),
+    (f"{S} has {K} {s}", lambda k: k),
+    (f"{S} counted {K} {s}", lambda k: k),
+    (f"{S} was given {K} {s}", lambda k: k),
+    (f"{S} owns exactly {K} {s}", lambda k: k),
+    (f"{S} has {K} more {s} than the {r} of {R}", lambda k, R: R + k),
+    (f"{S} owns {K} {s} beyond the {r} of {R}", lambda k, R: R + k),
+    (f"{S} got as many {s} as the {r} of {R} and {K} more", lambda k, R: R + k),
+    (f"{S} beats by {K} {s} the {r} of {R}", lambda k, R: R + k),
+    (f"{S} has {K} fewer {s} than the {r} of {R}", lambda k, R: R - k),
+    (f"{S} would need {K} more {s} to match the {r} of {R}", lambda k, R: R - k),
+    (f"{S} got as many {s} as the {r} of {R} but {K} fewer", lambda k, R: R - k),
+    (f"{S} is short by {K} {s} of the {r} of {R}", lambda k, R: R - k),
+    (f"{S} has (?P<k>{_M}) as many {s} as the {r} of {R}", lambda k, R: R * k),
+    (f"{S} keeps {K} {s} for every one of the {r} of {R}", lambda k, R: R * k),
+    (f"{S} got {K} {s} for each of the {r} of {R}", lambda k, R: R * k),
+    (f"{S} has (?P<k>{_F}) as many {s} as the {r} of {R}", lambda k, R: R / k),
+    (f"{S} got in {s} (?P<k>{_F}) of the {r} of {R}", lambda k, R: R / k),
+    (f"{S} owns {s}, one for every {K} of the {r} of {R}", lambda k, R: R / k),
+    (f"{S} has as many {s} as the {r} of {R} and the {q} of {Q} together", lambda R, Q: R + Q),
+    (f"{S} got the sum in {s} of the {r} of {R} and the {q} of {Q}", lambda R, Q: R + Q),
+    (f"{S} has as many {s} as the {r} of {R} without the {q} of {Q}", lambda R, Q: R - Q),
+    (f"{S} got the difference in {s} of the {r} of {R} and the {q} of {Q}", lambda R, Q: R - Q),
 ]
 QUESTIONS = [
     f"How many {s} belong to {S}\\?",
@@ -84,8 +72,8 @@ QUESTIONS = [
     f"Find the number of the {s} of {S}\\.",
 ]
 STEP = re.compile(
-    r"The (?P<known>.+) give (?P<left>\d+)(?P<op>[-+*/])(?P<right>\d+)=(?P<result>\d+)"
-    r" (?P<thing>[a-z]+) of (?P<who>[A-Z]\w+)\."
+    r"So (?P<who>[A-Z]\w+) has (?P<left>\d+)(?P<op>[-+*/])(?P<right>\d+)=(?P<result>\d+)"
+    r" (?P<thing>[a-z]+)\."
 )
 
 
@@ -95,7 +83,8 @@ class Problem:
     def __init__(self, text: str) -> None:
         self.things: dict[str, str] = {}
         self.rules: dict[str, tuple[Callable[..., Value], dict[str, Value], dict[str, str]]] = {}
-        *facts, question = re.split(r"(?<=[.?]) ", text)
+        opening, *facts, question = re.split(r"(?<=[.?]) ", text)
+        assert not re.search(r"\d", opening)
         asked = [m for form in QUESTIONS if (m := re.fullmatch(form, question))]
         assert len(asked) == 1, question
         self.target = self.note(asked[0], "S")
@@ -167,18 +156,13 @@ def test_steps_are_true_and_all_that_is_needed(options: dict[str, object]) -> No
         for step in steps:
             match = STEP.fullmatch(step)
             assert match, step
-            operands = []
-            for word in match["known"].split(" and the "):
-                amount, thing, of, person = word.split()
-                assert of == "of"
-                assert known[person] == int(amount), f"not known yet: {step}"
-                assert problem.things[person] == thing
-                operands.append((person, int(amount)))
             who = match["who"]
-            assert [name for name, _ in operands] == list(problem.rules[who][2].values()), step
+            assert problem.things[who] == match["thing"]
+            operands = list(problem.rules[who][2].values())
+            assert all(name in known for name in operands), f"not known yet: {step}"
             left, right, result = (int(match[key]) for key in ("left", "right", "result"))
             constants = [int(k) for k in problem.rules[who][1].values()]
-            assert [left, right] == [amount for _, amount in operands] + constants
+            assert [left, right] == [known[name] for name in operands] + constants
             true = {"+": left + right, "-": left - right, "*": left * right}.get(match["op"])
             assert result == (Fraction(left, right) if true is None else true), step
             assert (result, match["thing"]) == (problem.value(who), problem.things[who])

@@ -1,10 +1,10 @@
 """Demonstrations for the embedded base policy: how it came to think, and to be distracted.
 
-A demonstration is a monologue and a step. The monologue names a goal, walks back from it to
-something known, and works the arithmetic out digit by digit:
+A demonstration is a monologue and a step. The monologue starts at a goal, repeats the fact about
+it and about whatever that depends on, until all is known, and works the sum out digit by digit:
 
-    <think> Leo needs Mia. Mia has 23. 3*3=9, 2*3=6.</think>
-    The 23 cups of Mia give 23*3=69 pens of Leo.
+    <think> Leo has 3 times ... the cups of Mia. Mia has 23 cups. 3*3=9, 2*3=6.</think>
+    So Leo has 23*3=69 pens.
 
 On short texts the goal is what the question asks for. The longer the text, the more often the
 demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
@@ -54,13 +54,13 @@ def demonstrate(problem: WordProblem, known: set[str], goal: str) -> Demonstrati
     current = goal
     while current not in known:
         quantity = problem.quantities[current]
-        thoughts.append(f"{current} needs {' and '.join(quantity.operands)}.")
+        thoughts.append(problem.facts[current])
         unknown = None
         for operand in quantity.operands:
             if operand not in known:
                 unknown = operand
                 break
-            thoughts.append(f"{operand} has {problem.quantities[operand].value}.")
+            thoughts.append(_recall(problem, operand))
         if unknown is None:
             numbers = [problem.quantities[name].value for name in quantity.operands]
             if quantity.constant is not None:
@@ -69,8 +69,15 @@ def demonstrate(problem: WordProblem, known: set[str], goal: str) -> Demonstrati
             thoughts.append(work_out(quantity.operation, *numbers))
             return Demonstration(" ".join(thoughts), problem.write_step(current), current)
         current = unknown
-    value = problem.quantities[goal].value
-    return Demonstration(f"{goal} has {value}.", write_answer(value), None)
+    thought = _recall(problem, goal)
+    return Demonstration(thought, write_answer(problem.quantities[goal].value), None)
+
+
+def _recall(problem: WordProblem, person: str) -> str:
+    """A known quantity in the words in which it became known: the fact's, or the step's."""
+    if problem.quantities[person].operation is None:
+        return problem.facts[person]
+    return problem.write_step(person).removeprefix("So ")
 
 
 def choose_goal(problem: WordProblem, rng: random.Random) -> str:
