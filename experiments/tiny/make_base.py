@@ -5,11 +5,8 @@ contain. For each problem, the prompts of all its steps are nested prefixes of e
 row holds them all: the trunk (problem and steps) once, and every monologue-and-step as a branch
 that attends to its own part of the trunk. That is several times cheaper than one row a step.
 
-A share of the rows are whole solutions under the evaluation prompt. Others, most of them at first,
-are recitals: a long text, and then its facts again in another order. Looking a fact up by its
-subject among many is what everything else rests on, and among the few facts of short problems
-guessing pays too well for a small model to learn it. Loss is taken on what the policy writes,
-never on the prompt.
+A share of the rows are whole solutions under the evaluation prompt. Loss is taken on what the
+policy writes, never on the prompt.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ QWEN2_WORDS = (
 VOCABULARY = 1024
 BATCH_TOKENS = 2048
 LEARNING_RATE = 2e-3
-WHOLE_SHARE = 0.1
+WHOLE_SHARE = 0.15
 REPORT_EVERY = 25
 
 
@@ -90,7 +87,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=2400)
+    parser.add_argument("--updates", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "base")
     args = parser.parse_args()
@@ -183,15 +180,9 @@ class Curriculum:
     def __init__(self, updates: int) -> None:
         self.updates = updates
         self.longest = 2
-        self.update = 0
-
-    def recital_share(self) -> float:
-        """How many of the rows are recitals: 80 % at first, 10 % from 60 % of the updates on."""
-        return max(0.1, 0.8 - 0.7 * self.update / (0.6 * self.updates))
 
     def after(self, update: int, loss: float) -> None:
         """Take note of the mean loss of the last updates."""
-        self.update = update
         due = 2 + 6 * (update / self.updates - 0.3) / 0.4
         self.longest = min(8, max(self.longest + (loss < self.LEARNT), int(due)))
 
@@ -203,9 +194,8 @@ def batches(
     rng = random.Random(seed)
     for _ in range(curriculum.updates):
         rows: list[Row] = []
-        recital = rng.random() < curriculum.recital_share()
         # Rows of a batch share a length, roughly: problems of one size, so that padding is small.
-        operations = rng.randint(3, 8) if recital else rng.randint(1, curriculum.longest)
+        operations = rng.randint(1, curriculum.longest)
         problems = iter(
             draw_problems(
                 32,
@@ -219,8 +209,6 @@ def batches(
         while sum(len(row.ids) for row in rows) < BATCH_TOKENS:
             problem = next(problems)
             write = write_whole if rng.random() < WHOLE_SHARE else write_steps
-            if recital:
-                write = write_recital
             rows.append(write(problem, form, tokenizer, rng))
         yield rows
 
@@ -273,21 +261,6 @@ def write_whole(
         start=0,
         number=1,
     )
-    return row
-
-
-def write_recital(
-    problem: WordProblem,
-    form: PromptFormat,
-    tokenizer: PreTrainedTokenizerFast,
-    rng: random.Random,
-) -> Row:
-    """The problem's text, and its facts again in another order."""
-    facts = list(problem.facts.values())
-    rng.shuffle(facts)
-    row = Row()
-    prompt = tokenizer(problem.text, add_special_tokens=False).input_ids
-    _add_branch(row, tokenizer, prompt, " " + " ".join(facts), start=0, number=1)
     return row
 
 
