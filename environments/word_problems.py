@@ -118,6 +118,10 @@ class Quantity:
     constant: int | None = None
 
 
+# Value, operation, operands and constant of a quantity that is computed from others.
+_Derived = tuple[int, Operation, tuple[str, ...], int | None]
+
+
 @dataclass(frozen=True)
 class WordProblem:
     """A problem as structure, before it becomes a `Trajectory`.
@@ -275,8 +279,13 @@ def _draw_problem(
     people = rng.sample(PEOPLE, k=2 * operations + 1 + max_distractors)
     quantities: dict[str, Quantity] = {}
 
-    def new(value: int, **how: object) -> Quantity:
-        quantity = Quantity(people.pop(), rng.choice(OBJECTS), value, **how)  # type: ignore[arg-type]
+    def new(
+        value: int,
+        operation: Operation | None = None,
+        operands: tuple[str, ...] = (),
+        constant: int | None = None,
+    ) -> Quantity:
+        quantity = Quantity(people.pop(), rng.choice(OBJECTS), value, operation, operands, constant)
         quantities[quantity.person] = quantity
         return quantity
 
@@ -287,15 +296,15 @@ def _draw_problem(
         if size >= 2 and rng.random() < 0.3:
             left = draw_tree(size_left := rng.randint(0, size - 1))
             right = draw_tree(size - 1 - size_left)
-            return new(**_combine(rng, left, right, max_value))
-        return new(**_change(rng, draw_tree(size - 1), max_value))
+            return new(*_combine(rng, left, right, max_value))
+        return new(*_change(rng, draw_tree(size - 1), max_value))
 
     target = draw_tree(operations)
     for _ in range(rng.randint(0, max_distractors)):
         if rng.random() < 0.25:
             draw_tree(0)
         else:
-            new(**_change(rng, rng.choice(list(quantities.values())), max_value))
+            new(*_change(rng, rng.choice(list(quantities.values())), max_value))
 
     shuffled = list(quantities.values())
     rng.shuffle(shuffled)
@@ -310,7 +319,7 @@ def _draw_problem(
     )
 
 
-def _change(rng: random.Random, operand: Quantity, max_value: int) -> dict[str, object]:
+def _change(rng: random.Random, operand: Quantity, max_value: int) -> _Derived:
     """An operation on one quantity and a constant whose result is whole, positive and in range."""
     value = operand.value
     choices: list[tuple[Operation, int, int]] = []
@@ -329,17 +338,10 @@ def _change(rng: random.Random, operand: Quantity, max_value: int) -> dict[str, 
         constant = rng.choice(divisors)
         choices.append(("/", constant, value // constant))
     operation, constant, result = rng.choice(choices)
-    return {
-        "value": result,
-        "operation": operation,
-        "operands": (operand.person,),
-        "constant": constant,
-    }
+    return result, operation, (operand.person,), constant
 
 
-def _combine(
-    rng: random.Random, left: Quantity, right: Quantity, max_value: int
-) -> dict[str, object]:
+def _combine(rng: random.Random, left: Quantity, right: Quantity, max_value: int) -> _Derived:
     """The sum of two quantities, or the larger less the smaller one where the sum is too large.
 
     Two large equal quantities have neither; their sum is then out of range, and the problem is
@@ -350,11 +352,7 @@ def _combine(
         operation = "-"
         left, right = sorted((left, right), key=lambda quantity: -quantity.value)
     sign = 1 if operation == "+" else -1
-    return {
-        "value": left.value + sign * right.value,
-        "operation": operation,
-        "operands": (left.person, right.person),
-    }
+    return left.value + sign * right.value, operation, (left.person, right.person), None
 
 
 def _write_fact(rng: random.Random, fact: Quantity, quantities: dict[str, Quantity]) -> str:
