@@ -42,8 +42,8 @@ FRACTION_WORDS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 # S has s (subject and object), R has r, Q has q (first and second operand), k is a number in
-# digits, m and f the multiple and the fraction in words. Every fact starts with its subject: what
-# follows a name can be looked up by the name, which a very small model learns in minutes.
+# digits, m and f the multiple and the fraction in words. Every fact starts with its subject, so
+# that what follows a name can be looked up by the name.
 OPENINGS = (
     "Some friends compare what they have.",
     "Here is what we know about some friends.",

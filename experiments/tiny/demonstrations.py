@@ -9,9 +9,9 @@ it and about whatever that depends on, until all is known, and works the sum out
 On short texts the goal is what the question asks for. The longer the text, the more often the
 demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
 still works carefully towards that goal, and states the goal's value as the answer once it is
-known. So the base policy keeps the format and does its sums, solves short problems, and on long
-ones chooses the wrong next step more often than the right one. That is the situation step-wise
-SRL is for; README.md beside this file gives the figures.
+known. The aim is a base policy that keeps the format and does its sums, solves short problems, and
+on long ones chooses the wrong next step more often than the right one: the situation step-wise SRL
+is for. README.md beside this file says how far the present one is from that.
 """
 
 from __future__ import annotations

@@ -105,9 +105,9 @@ def main() -> None:
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=2048,
-            # Qwen2.5's base: of a head's 20 frequencies, more are then slow enough to compare names
-            # across a whole problem. And weights of a size that fits so small a width: with the
-            # usual 0.02 attention starts out uniform and takes thousands of updates to focus.
+            # Qwen2.5's RoPE base, under which more of a head's frequencies are slow enough to
+            # compare names across a whole problem; and larger initial weights than the usual 0.02,
+            # which suit wider models. README.md has what the two and longer heads did together.
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
             initializer_range=0.08,
             tie_word_embeddings=True,
@@ -169,7 +169,7 @@ def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
 
 
 class Curriculum:
-    """How long the problems are: looking facts up is learnt much sooner among few of them.
+    """How long the problems are: short ones first.
 
     One more operation is allowed whenever the loss says that the present ones are learnt, and in
     any case from 30 % of the updates on, so that the last 30 % see all lengths.
