@@ -34,7 +34,8 @@ OBJECTS = (
     "marbles", "pens", "cups", "coins", "stamps", "books", "shells", "apples", "cards",
     "ribbons", "buttons", "stickers", "pebbles", "balls", "hats", "keys", "lemons", "nuts",
     "pears", "plums", "rings", "ropes", "seeds", "socks", "spoons", "stones", "toys", "beads",
-    "bells", "boxes", "bricks", "candles", "flags", "kites", "maps", "masks",
+    "bells", "boxes", "bricks", "candles", "flags", "kites", "maps", "masks", "pins", "drums",
+    "shirts", "tickets",
 )
 # fmt: on
 
@@ -103,7 +104,7 @@ class Quantity:
 
     Attributes:
         person: who has it; unique within a problem, so a person names a quantity.
-        thing: the object counted.
+        thing: the object counted; unique within a problem too.
         value: the number, from 1 to the problem's largest value.
         operation: None where the number is given in the text.
         operands: the people whose quantities it is computed from, none to two.
@@ -276,7 +277,8 @@ def pool_of(problem_id: str) -> Pool:
 def _draw_problem(
     rng: random.Random, operations: int, max_distractors: int, max_value: int
 ) -> WordProblem:
-    people = rng.sample(PEOPLE, k=2 * operations + 1 + max_distractors)
+    most = 2 * operations + 1 + max_distractors
+    people, things = rng.sample(PEOPLE, k=most), rng.sample(OBJECTS, k=most)
     quantities: dict[str, Quantity] = {}
 
     def new(
@@ -285,7 +287,7 @@ def _draw_problem(
         operands: tuple[str, ...] = (),
         constant: int | None = None,
     ) -> Quantity:
-        quantity = Quantity(people.pop(), rng.choice(OBJECTS), value, operation, operands, constant)
+        quantity = Quantity(people.pop(), things.pop(), value, operation, operands, constant)
         quantities[quantity.person] = quantity
         return quantity
 

@@ -166,6 +166,45 @@ _AT_LEAST: dict[str, float] = {
 }
 
 
+# Settings of transformers that an SRL step would silently ignore, and what to use instead.
+_UNUSED = {
+    name: why
+    for why, names in {
+        "a step is cut into micro-batches by micro_batch_tokens": (
+            "gradient_accumulation_steps",
+            "auto_find_batch_size",
+        ),
+        "prompts_per_step says how many groups one step takes": ("per_device_train_batch_size",),
+        "the order of prompts follows from seed, and they come from memory": (
+            "data_seed",
+            "train_sampling_strategy",
+            "length_column_name",
+            "ignore_data_skip",
+            "dataloader_drop_last",
+            "dataloader_num_workers",
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
+        ),
+        "the objective has advantages, not labels": ("label_smoothing_factor", "label_names"),
+        "evaluation generates, within rollout_token_budget, and has its own metrics": (
+            "per_device_eval_batch_size",
+            "eval_accumulation_steps",
+            "prediction_loss_only",
+            "batch_eval_metrics",
+            "bf16_full_eval",
+            "fp16_full_eval",
+        ),
+        "tokens are counted in the log as they are": ("include_num_input_tokens_seen",),
+        "the commands train, eval and resume say what to do": (
+            "do_train",
+            "do_predict",
+            "resume_from_checkpoint",
+        ),
+    }.items()
+    for name in names
+}
+
+
 def _check_sizes(config: SRLConfig) -> None:
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
@@ -198,17 +237,46 @@ def _check_sizes(config: SRLConfig) -> None:
                 f"set {name} to {4 * needed}, or max_completion_length to "
                 f"{max(1, getattr(config, name) // (4 * rows))}"
             )
-    for name, why in (
-        ("gradient_accumulation_steps", "a step is cut into micro-batches by micro_batch_tokens"),
-        ("per_device_train_batch_size", "prompts_per_step says how many groups one step takes"),
-    ):
-        if getattr(config, name) != 1:
-            raise UsageError(f"{name} is {getattr(config, name)}; leave it at 1: {why}")
+    for setting in fields(config):
+        why = _UNUSED.get(setting.name)
+        value = getattr(config, setting.name, setting.default)
+        if why and value != setting.default:
+            raise UsageError(f"{setting.name} is {value!r}; leave it at {setting.default!r}: {why}")
     if config.num_iterations > 1 and config.save_steps % config.num_iterations:
         raise UsageError(
             f"save_steps is {config.save_steps} and num_iterations {config.num_iterations}: "
             "a checkpoint in the middle of a batch could not be resumed; "
             f"make save_steps a multiple of {config.num_iterations}"
+        )
+
+
+# Metrics of `SRLTrainer.evaluate` that a best checkpoint may be chosen by. Not those among valid
+# steps alone: a policy that breaks the format on all hard rows would look best.
+BEST_BY = ("eval_accuracy", "eval_reward")
+
+
+def check_evaluation(config: SRLConfig, *, validates: bool) -> None:
+    """Refuse at the start what would otherwise fail at the first evaluation.
+
+    Args:
+        config: the settings.
+        validates: whether there are validation problems.
+
+    Raises:
+        UsageError: an evaluation without problems, or a best checkpoint by a figure there is not.
+    """
+    if not validates and (config.eval_strategy != "no" or config.eval_on_start):
+        raise UsageError(
+            "there are no validation problems to evaluate on: set validation_problems to 1 or more "
+            "(validation_trajectories in Python), or eval_strategy to no"
+        )
+    if not config.load_best_model_at_end and config.save_strategy != "best":
+        return
+    metric = f"eval_{str(config.metric_for_best_model).removeprefix('eval_')}"
+    if metric not in BEST_BY:
+        raise UsageError(
+            f"the best checkpoint cannot be chosen by metric_for_best_model "
+            f"{config.metric_for_best_model}; allowed: {', '.join(BEST_BY)}"
         )
 
 

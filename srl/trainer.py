@@ -20,13 +20,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +42,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
-from srl.config import SRLConfig
+from srl.batch import Batch, Group
+from srl.config import SRLConfig, check_evaluation
 from srl.errors import UsageError
 from srl.evaluate import (
     ScoredStep,
@@ -54,61 +52,16 @@ from srl.evaluate import (
     solve_step_by_step,
     step_metrics,
 )
-from srl.loss import LossScale, LossStats, policy_loss
+from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.prompts import ensure_pad
-from srl.records import RecordWriter, StepRecord, truncate_to
 from srl.rollouts import LocalSampler, SamplingParams
+from srl.run_log import RunLog, collect_metrics
 from srl.sampling import Collected, PromptStream, collect_groups
 from srl.steps import StepExample, build_examples
 from srl.trl_parts import completion_log_probs
 
 STATE_FILE = "srl_state.json"
-
-# Metrics of `evaluate` that a best checkpoint may be chosen by. Not those among valid steps alone:
-# a policy that breaks the format on all hard rows would look best.
-BEST_BY = ("eval_accuracy", "eval_reward")
-
-# Figures of which the log gives the total since the last line; of all others it gives the mean.
-_TOTALS = ("tokens", "seconds/collect", "seconds/update")
-
-
-@dataclass(frozen=True)
-class Group:
-    """The G rollouts of one prompt.
-
-    Attributes:
-        prompt: the prompt's token ids.
-        steps: the rollouts, scored.
-    """
-
-    prompt: list[int]
-    steps: list[ScoredStep]
-
-    @property
-    def rewards(self) -> list[float]:
-        """One reward a rollout, for dynamic sampling."""
-        return [step.score.reward for step in self.steps]
-
-
-@dataclass
-class Batch:
-    """What one or several optimiser steps train on.
-
-    Attributes:
-        rows: (prompt ids, completion ids) of every kept rollout.
-        advantages: one a row.
-        scale: the totals that the loss is divided by.
-        micro_batches: indices of rows that go through the model together.
-        old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
-            the first pass has computed them.
-    """
-
-    rows: list[tuple[list[int], list[int]]]
-    advantages: list[float]
-    scale: LossScale
-    micro_batches: list[list[int]]
-    old_log_probs: list[Tensor]
 
 
 class NothingToTrainOnError(RuntimeError):
@@ -154,7 +107,7 @@ class SRLTrainer(Trainer):
                 f"{args.world_size} processes were started; this trainer runs in one. "
                 "Start it without torchrun or accelerate launch"
             )
-        _check_evaluation(args, bool(validation_trajectories))
+        check_evaluation(args, validates=bool(validation_trajectories))
         self.rewards = sum_rewards({"similarity": 1.0} if step_rewards is None else step_rewards)
         self.form = prompt_format(
             model,
@@ -186,12 +139,9 @@ class SRLTrainer(Trainer):
             args.max_steps = max(1, round(args.num_train_epochs * len(self.examples) / rows_a_step))
         self.stream = PromptStream(len(self.examples), args.seed)
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if args.beta else None
-        folder = Path(args.output_dir or ".")
-        self.log_paths = {name: folder / f"{name}.jsonl" for name in ("steps", "metrics")}
-        self._writers: dict[str, RecordWriter] = {}
+        self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
         self._empty_steps = 0
-        self._pending: dict[str, list[float]] = {}  # figures since the last line of the log
         try:
             super().__init__(
                 model=model,
@@ -253,29 +203,19 @@ class SRLTrainer(Trainer):
             NothingToTrainOnError: every group was dropped for `max_empty_steps` steps.
         """
         if resume_from_checkpoint is True:
-            folder = str(self.log_paths["steps"].parent)
+            folder = str(self.args.output_dir)
             resume_from_checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
             if resume_from_checkpoint is None:
                 raise UsageError(f"{folder} has no checkpoint to go on from")
         if resume_from_checkpoint:
             self._load_state(Path(str(resume_from_checkpoint)))
         else:
-            for path in self.log_paths.values():
-                if path.is_file() and path.stat().st_size:
-                    raise UsageError(
-                        f"{path} is the log of another training; give another output_dir, or go on "
-                        "with that one: train(resume_from_checkpoint=…)"
-                    )
+            self.run_log.refuse_another()
         try:
-            for name, path in self.log_paths.items():
-                if name == "metrics" or self.args.log_completions:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    self._writers[name] = RecordWriter(path)
+            self.run_log.open()
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
-            for writer in self._writers.values():
-                writer.close()
-            self._writers.clear()
+            self.run_log.close()
 
     def training_step(
         self, model: nn.Module, inputs: object, num_items_in_batch: object = None
@@ -298,8 +238,8 @@ class SRLTrainer(Trainer):
             self.accelerator.backward(loss)
             total += loss.detach()
             stats = part if stats is None else stats + part
-        self._note(stats.metrics() if stats is not None else {})
-        self._note(
+        self.run_log.note(stats.metrics() if stats is not None else {})
+        self.run_log.note(
             {
                 "seconds/collect": collected - started,
                 "seconds/update": time.perf_counter() - collected,
@@ -334,10 +274,7 @@ class SRLTrainer(Trainer):
             **step_metrics(steps),
             "seconds": time.perf_counter() - started,
         }
-        if "steps" in self._writers:
-            self._writers["steps"].write(
-                self._record(step, group_id, 0, phase="eval") for group_id, step in enumerate(steps)
-            )
+        self.run_log.write_evaluation(self.state.global_step, steps)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -348,16 +285,9 @@ class SRLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's figures together with those of the step."""
         if "loss" in logs:
-            logs = {**logs, **{name: _merge(name, v) for name, v in self._pending.items()}}
-            self._pending = {}
-        if "metrics" in self._writers:
-            self._writers["metrics"].write([{"step": self.state.global_step, **logs}])
+            logs = {**logs, **self.run_log.take_noted()}
+        self.run_log.write_metrics(self.state.global_step, logs)
         super().log(logs, start_time)
-
-    def _note(self, figures: Mapping[str, float]) -> None:
-        """Keep figures of this step for the next line of the log."""
-        for name, value in figures.items():
-            self._pending.setdefault(name, []).append(value)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -410,24 +340,17 @@ class SRLTrainer(Trainer):
             group_advantages(group.rewards, scale=args.scale_rewards) if decision.kept else None
             for group, decision in zip(collected.groups, collected.decisions, strict=True)
         ]
-        self._write_records(collected, advantages)
-        self._note(_collect_metrics(collected))
+        # The step that is being made counts from 1, as in the log.
+        self.run_log.write_groups(self.state.global_step + 1, collected, advantages)
+        self.run_log.note(collect_metrics(collected))
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         if self._empty_steps >= args.max_empty_steps:
             raise NothingToTrainOnError(_nothing_left(collected, args))
-        rows: list[tuple[list[int], list[int]]] = []
-        flat: list[float] = []
-        for group, values in zip(collected.groups, advantages, strict=True):
-            if values is not None:
-                rows += [(group.prompt, step.completion_ids) for step in group.steps]
-                flat += values
-        lengths = [len(completion) for _, completion in rows]
-        return Batch(
-            rows=rows,
-            advantages=flat,
-            scale=LossScale.of(lengths, args.max_completion_length),
-            micro_batches=pack_rows(rows, args.micro_batch_tokens),
-            old_log_probs=[],
+        return Batch.of(
+            collected.groups,
+            advantages,
+            max_completion_length=args.max_completion_length,
+            micro_batch_tokens=args.micro_batch_tokens,
         )
 
     def _loss(
@@ -494,80 +417,14 @@ class SRLTrainer(Trainer):
             [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
         )
 
-    # -- records and resuming --------------------------------------------------------------------
-
-    def _write_records(
-        self, collected: Collected[Group], advantages: Sequence[Sequence[float] | None]
-    ) -> None:
-        if "steps" not in self._writers:
-            return
-        rows: list[StepRecord] = []
-        for group_id, (group, decision, values) in enumerate(
-            zip(collected.groups, collected.decisions, advantages, strict=True)
-        ):
-            rows += [
-                self._record(
-                    step,
-                    group_id,
-                    rollout,
-                    mean=decision.mean,
-                    std=decision.std,
-                    kept=decision.kept,
-                    dropped_because=decision.dropped_because,
-                    advantage=None if values is None else values[rollout],
-                )
-                for rollout, step in enumerate(group.steps)
-            ]
-        self._writers["steps"].write(rows)
-
-    def _record(
-        self,
-        step: ScoredStep,
-        group_id: int,
-        rollout: int,
-        *,
-        phase: Literal["train", "eval"] = "train",
-        mean: float | None = None,
-        std: float | None = None,
-        kept: bool = False,
-        dropped_because: str | None = None,
-        advantage: float | None = None,
-    ) -> StepRecord:
-        example = step.example
-        return StepRecord(
-            # The step that is being made counts from 1, as in the log; an evaluation follows it.
-            train_step=self.state.global_step + (phase == "train"),
-            phase=phase,
-            source=example.source,
-            problem_id=example.problem_id,
-            step_index=example.step_index,
-            num_steps=example.num_steps,
-            group_id=group_id,
-            rollout=rollout,
-            prompt_tokens=step.prompt_tokens,
-            completion_tokens=len(step.completion_ids),
-            truncated=step.truncated,
-            thought=step.parsed.thought,
-            action=step.parsed.action,
-            expert_step=example.expert_step,
-            previous_step=example.previous_steps[-1] if example.previous_steps else None,
-            format_failure=step.parsed.failure,
-            rewards=step.score.rewards,
-            reward=step.score.reward,
-            lift=step.lift,
-            group_mean=mean,
-            group_std=std,
-            kept=kept,
-            dropped_because=dropped_because,
-            advantage=advantage,
-        )
+    # -- resuming ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint keeps beside the Trainer's own state."""
         return {
             "stream": self.stream.state_dict(),
             "empty_steps": self._empty_steps,
-            "positions": {name: writer.position() for name, writer in self._writers.items()},
+            "positions": self.run_log.positions(),
         }
 
     def _load_state(self, checkpoint: Path) -> None:
@@ -583,10 +440,7 @@ class SRLTrainer(Trainer):
             ) from error
         self.stream.load_state_dict(stream)
         self._empty_steps = empty
-        # What was written after the checkpoint will be written again.
-        for name, position in positions.items():
-            if self.log_paths[name].exists():
-                truncate_to(self.log_paths[name], position)
+        self.run_log.cut_back(positions)
 
 
 class _SaveState(TrainerCallback):
@@ -625,65 +479,6 @@ def sum_rewards(
         return RewardSum(step_rewards)
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
-
-
-def pack_rows(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int
-) -> list[list[int]]:
-    """Indices of rows for each micro-batch: rows of like length, so that padding is small.
-
-    A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;
-    a single row longer than that makes a micro-batch of its own.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
-    batches: list[list[int]] = []
-    longest = 0
-    for index in order:
-        length = len(rows[index][0]) + len(rows[index][1])
-        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
-            batches.append([])
-            longest = length
-        batches[-1].append(index)
-    return batches
-
-
-def _collect_metrics(collected: Collected[Group]) -> dict[str, float]:
-    steps = [step for group in collected.groups for step in group.steps]
-    failures = Counter(step.parsed.failure for step in steps if step.parsed.failure is not None)
-    return {
-        **step_metrics(steps),
-        "groups_kept": len(collected.kept),
-        "groups_tried": len(collected.groups),
-        "sampling_rounds": collected.rounds,
-        "group_std": sum(d.std for d in collected.decisions) / len(collected.decisions),
-        "tokens": sum(len(step.completion_ids) for step in steps),
-        **{f"format_failures/{name}": count / len(steps) for name, count in failures.items()},
-    }
-
-
-def _merge(name: str, values: Sequence[float]) -> float:
-    """One figure for several steps; NaN, a step without that figure, does not count."""
-    known = [value for value in values if not math.isnan(value)]
-    if name in _TOTALS:
-        return sum(known)
-    return sum(known) / len(known) if known else math.nan
-
-
-def _check_evaluation(args: SRLConfig, validates: bool) -> None:
-    """Refuse now what would otherwise fail at the first evaluation."""
-    if not validates and (args.eval_strategy != "no" or args.eval_on_start):
-        raise UsageError(
-            "there are no validation problems to evaluate on: set validation_problems to 1 or more "
-            "(validation_trajectories in Python), or eval_strategy to no"
-        )
-    if not args.load_best_model_at_end and args.save_strategy != "best":
-        return
-    metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
-    if metric not in BEST_BY:
-        raise UsageError(
-            f"the best checkpoint cannot be chosen by metric_for_best_model "
-            f"{args.metric_for_best_model}; allowed: {', '.join(BEST_BY)}"
-        )
 
 
 def _nothing_left(collected: Collected[Group], args: SRLConfig) -> str:

@@ -15,6 +15,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import json
 import random
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -221,25 +222,30 @@ def toy_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Under these the toy policy makes a step in about 50 ms.
+TOY_SETTINGS: dict[str, object] = {
+    "use_cpu": True,
+    "system_prompt": None,
+    "whole_system_prompt": None,
+    "targets": "all",
+    "max_completion_length": 12,
+    "prompts_per_step": 4,
+    "num_generations": 4,
+    "solve_max_steps": 4,
+}
+
+
 def toy_config(folder: Path, **changes: object) -> SRLConfig:
-    """Settings under which the toy policy makes a step in about 50 ms."""
+    """The toy settings as Python takes them, for three steps."""
     from srl.config import SRLConfig
 
-    settings = {
+    more = {
         "output_dir": str(folder),
-        "use_cpu": True,
-        "system_prompt": None,
-        "whole_system_prompt": None,
-        "targets": "all",
-        "max_completion_length": 12,
-        "prompts_per_step": 4,
-        "num_generations": 4,
         "learning_rate": 3e-3,
         "max_steps": 3,
         "save_strategy": "no",
-        "solve_max_steps": 4,
     }
-    return SRLConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    return SRLConfig(**{**TOY_SETTINGS, **more, **changes})  # type: ignore[arg-type]
 
 
 def read_jsonl(path: Path) -> list[dict[str, object]]:
@@ -250,6 +256,15 @@ def read_jsonl(path: Path) -> list[dict[str, object]]:
 
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def groups_of(records: list[dict[str, object]]) -> list[list[dict[str, object]]]:
+    """Step records as they were sampled together."""
+
+    def key(record: dict[str, object]) -> tuple[object, object, object]:
+        return record["phase"], record["train_step"], record["group_id"]
+
+    return [list(group) for _, group in groupby(records, key)]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import (
+    TOY_SETTINGS,
     TOY_STEPS,
     read_jsonl,
     same_weights,
@@ -43,13 +44,6 @@ def home(tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def write_config(path: Path, **changes: object) -> None:
     values: dict[str, object] = {
         "data": {"source": "files", "path": "data.jsonl"},
-        "use_cpu": True,
-        "system_prompt": None,
-        "whole_system_prompt": None,
-        "targets": "all",
-        "max_completion_length": 12,
-        "prompts_per_step": 4,
-        "num_generations": 4,
         "learning_rate": 1.0e-3,
         "max_steps": 4,
         "save_steps": 2,
@@ -57,10 +51,9 @@ def write_config(path: Path, **changes: object) -> None:
         "eval_steps": 2,
         "validation_problems": 4,
         "test_problems": 8,
-        "solve_max_steps": 4,
         "short_steps": 2,
     }
-    path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**TOY_SETTINGS, **values, **changes}), encoding="utf-8")
 
 
 def train(*words: str, name: str = "one") -> int:

@@ -185,6 +185,12 @@ def test_the_smallest_sizes(name: str, least: int) -> None:
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2; leave it at 1"),
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size is 4; leave it at 1"),
         (
+            {"label_smoothing_factor": 0.1},
+            "label_smoothing_factor is 0.1; leave it at 0.0: the objective has advantages",
+        ),
+        ({"data_seed": 3}, "data_seed is 3; leave it at None: the order of prompts follows from"),
+        ({"do_train": True}, "do_train is True; leave it at False: the commands"),
+        (
             {"num_iterations": 4, "save_steps": 10},
             "save_steps is 10.* and num_iterations 4.*make save_steps a multiple of 4",
         ),

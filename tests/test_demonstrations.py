@@ -6,7 +6,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -34,32 +34,23 @@ from make_base import (  # noqa: E402
 PROBLEMS = draw_problems(60, seed=3, pool="base", min_operations=1, max_operations=8)
 
 
-def equations(text: str) -> list[tuple[list[str], int, int | None]]:
-    """`3*4+1=13 rest 2` -> (["3", "*", "4", "+", "1"], 13, 2)."""
+def claims(text: str) -> list[tuple[int, str, int, int, int]]:
+    """`12-8=4, 2-1=1.` -> one (left, operation, right, value, rest) a claim; `2-8: ` is none."""
     found = []
-    for equation in text.removesuffix(".").split(", "):
-        match = re.fullmatch(r"(\d+(?:[-+*/]\d+)+)=(\d+)(?: rest (\d+))?", equation)
-        assert match, equation
-        rest = None if match[3] is None else int(match[3])
-        found.append((re.findall(r"\d+|[-+*/]", match[1]), int(match[2]), rest))
+    for claim in text.removesuffix(".").split(", "):
+        match = re.fullmatch(r"(?:\d-\d: )?(\d+)([-+*/])(\d+)=(\d+)(?: rest (\d+))?", claim)
+        assert match, claim
+        left, right, value = int(match[1]), int(match[3]), int(match[4])
+        found.append((left, match[2], right, value, int(match[5] or 0)))
     return found
 
 
-def calculate(words: list[str]) -> int:
-    """By the rules of school: products first, then from left to right; `/` drops its rest."""
-    terms: list[int] = []
-    sign = 1
-    places = iter(words)
-    for word in places:
-        if word in "+-":
-            sign = 1 if word == "+" else -1
-        elif word == "*":
-            terms[-1] *= int(next(places))
-        elif word == "/":
-            terms[-1] //= int(next(places))
-        else:
-            terms.append(sign * int(word))
-    return sum(terms)
+def is_true(left: int, operation: str, right: int, value: int, rest: int) -> bool:
+    if operation == "/":
+        return left == value * right + rest and rest < right
+    return (
+        rest == 0 and value == {"+": left + right, "-": left - right, "*": left * right}[operation]
+    )
 
 
 def operands() -> Iterator[tuple[str, int, int, int]]:
@@ -80,19 +71,17 @@ def test_every_worked_out_sum_is_true() -> None:
     count = 0
     for operation, left, right, result in operands():
         text = work_out(operation, left, right)
-        ones, tens = equations(text)
-        for words, value, rest in (ones, tens):
-            assert calculate(words) == value, text
-            if rest is not None:
-                assert words[1] == "/"
-                assert int(words[0]) == value * int(words[2]) + rest, text
-            if words[1] == "/" and rest is None:
-                assert int(words[0]) % int(words[2]) == 0, text
-        # What the two lines say together is the result.
+        ones, *tens = claims(text)
+        assert all(is_true(*claim) for claim in (ones, *tens)), text
+        # What the lines say together is the result.
         if operation == "/":
-            assert 10 * ones[1] + tens[1] == result, text
+            assert tens[0][4] == 0, text
+            assert 10 * ones[3] + tens[0][3] == result, text
         else:
-            assert 10 * tens[1] + ones[1] % 10 == result, text
+            assert 10 * tens[-1][3] + ones[3] % 10 == result, text
+            carries = ones[3] > 9 or (left % 10 < right % 10 and operation == "-")
+            assert len(tens) == 1 + carries, text
+        assert (": 1" in text) == (operation == "-" and left % 10 < right % 10), text
         count += 1
     assert count > 9_000
 
@@ -115,6 +104,11 @@ def test_towards_the_true_goal_the_demonstrator_is_the_expert() -> None:
         assert tuple(steps_of(problem)) == problem.trajectory().steps
 
 
+def _subject(sentence: str) -> str:
+    """Whom a sentence of a thought is about, `(for X) ` before it left out."""
+    return re.sub(r"^\(for \w+\) ", "", sentence).split()[0]
+
+
 def test_thoughts_are_true() -> None:
     """Facts are the problem's, values known ones, and the last words are the step's own sum."""
     for problem in PROBLEMS:
@@ -124,7 +118,11 @@ def test_thoughts_are_true() -> None:
             goal = choose_goal(problem, rng)
             shown = demonstrate(problem, known, goal)
             parts = shown.thought.removesuffix(".").split(". ")
-            for part in parts:
+            for number, (before, part) in enumerate(pairwise(["", *parts]), start=1):
+                if match := re.match(r"\(for (\w+)\) ", part):
+                    # The sentence before tells what an operand of this person's quantity is worth.
+                    assert _subject(before) in problem.quantities[match[1]].operands
+                    part = part.removeprefix(match[0])
                 person = part.split()[0]
                 if part + "." == problem.facts.get(person):
                     continue  # a fact of the text, word for word
@@ -132,7 +130,7 @@ def test_thoughts_are_true() -> None:
                     assert match[1] in known
                     assert problem.quantities[match[1]].value == int(match[2])
                 else:
-                    assert part == parts[-1]
+                    assert number == len(parts)
                     quantity = problem.quantities[shown.computed or ""]
                     assert set(quantity.operands) <= known
                     numbers = [problem.quantities[name].value for name in quantity.operands]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import warnings
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean, pstdev, stdev
+from statistics import fmean
 
 import pytest
 import torch
 from conftest import (
     TOY_CONTEXT,
     TOY_STEPS,
+    groups_of,
     read_jsonl,
     same_weights,
     toy_config,
@@ -21,8 +21,6 @@ from conftest import (
     toy_trajectories,
     weights,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -31,8 +29,7 @@ from rewards import RewardError, StepContext, similarity_reward
 from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.policy import load_policy
-from srl.records import FIELDS
-from srl.trainer import NothingToTrainOnError, SRLTrainer, pack_rows
+from srl.trainer import NothingToTrainOnError, SRLTrainer
 
 STEPS, RATE = 30, 1e-3
 EASY = toy_trajectories(40, long=False)  # with targets "literal", the expert always adds
@@ -191,40 +188,6 @@ def test_flat_groups_are_replaced_by_others(toy_policy: Path, tmp_path: Path) ->
     assert trainer.stream.cursor == len(groups_of(records))  # every row drawn once, in order
 
 
-def test_records_agree_with_the_rewards(toy_policy: Path, tmp_path: Path) -> None:
-    epsilon = 0.3
-    args = toy_config(tmp_path, dynamic_sampling_epsilon=epsilon, max_sampling_rounds=2)
-    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
-    records = read_jsonl(tmp_path / "steps.jsonl")
-    seen = {True: 0, False: 0}
-    for group in groups_of(records):
-        rewards = [float(record["reward"]) for record in group]  # type: ignore[arg-type]
-        assert [record["rollout"] for record in group] == [0, 1, 2, 3]
-        assert len({record["expert_step"] for record in group}) == 1
-        kept = pstdev(rewards) > epsilon
-        seen[kept] += 1
-        for record, reward in zip(group, rewards, strict=True):
-            assert tuple(record) == FIELDS
-            assert record["group_mean"] == pytest.approx(fmean(rewards))
-            assert record["group_std"] == pytest.approx(pstdev(rewards))
-            assert record["kept"] is kept
-            assert record["dropped_because"] == (None if kept else "flat_group")
-            if kept:
-                advantage = (reward - fmean(rewards)) / (stdev(rewards) + 1e-4)
-                assert record["advantage"] == pytest.approx(advantage)
-            else:
-                assert record["advantage"] is None
-            if record["format_failure"] is None:
-                assert reward == record["rewards"]["similarity"]  # type: ignore[index]
-                assert record["action"]
-            else:
-                assert reward == -1.0
-                assert record["rewards"] == {"similarity": None}
-                assert record["lift"] is None
-    assert min(seen.values()) > 0  # both kinds came up
-    assert any(record["format_failure"] for record in records)
-
-
 def test_rows_are_the_expert_steps_asked_for(toy_policy: Path, tmp_path: Path) -> None:
     def targets(name: str) -> set[int]:
         trainer = SRLTrainer(
@@ -235,13 +198,6 @@ def test_rows_are_the_expert_steps_asked_for(toy_policy: Path, tmp_path: Path) -
     assert targets("literal") == {0, 1}
     assert targets("all") == {0, 1, 2}
     assert targets("skip_first") == {1, 2}
-
-
-def groups_of(records: list[dict[str, object]]) -> list[list[dict[str, object]]]:
-    def key(record: dict[str, object]) -> tuple[object, object, object]:
-        return record["phase"], record["train_step"], record["group_id"]
-
-    return [list(group) for _, group in groupby(records, key)]
 
 
 # ---- the update --------------------------------------------------------------------------------
@@ -394,33 +350,6 @@ def test_the_best_checkpoint_is_loaded_at_the_end(toy_policy: Path, tmp_path: Pa
     assert not same_weights(weights(trainer.model), watch.weights[6])
 
 
-def test_evaluation_is_recorded_and_counts_everything(toy_policy: Path, tmp_path: Path) -> None:
-    args = toy_config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, short_steps=1)
-    trainer = SRLTrainer(
-        str(toy_policy), args, EASY[:30], validation_trajectories=toy_trajectories(3)
-    )
-    trainer.train()
-    records = [r for r in read_jsonl(tmp_path / "steps.jsonl") if r["phase"] == "eval"]
-    assert len(records) == 3 * 3  # problems, steps
-    assert {(r["train_step"], r["kept"], r["advantage"]) for r in records} == {(1, False, None)}
-    metrics = next(m for m in read_jsonl(tmp_path / "metrics.jsonl") if "eval_reward" in m)
-    assert metrics["eval_reward"] == pytest.approx(fmean(float(r["reward"]) for r in records))  # type: ignore[arg-type]
-    assert metrics["eval_accuracy_short"] is None  # there is no short problem: no number, no NaN
-
-
-def test_logging_every_other_step_gives_means_and_totals(toy_policy: Path, tmp_path: Path) -> None:
-    for every in (1, 2):
-        args = toy_config(tmp_path / str(every), max_steps=4, logging_steps=every)
-        SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
-    each = read_jsonl(tmp_path / "1" / "metrics.jsonl")[:4]
-    both = read_jsonl(tmp_path / "2" / "metrics.jsonl")[:2]
-    for line, pair in zip(both, (each[:2], each[2:]), strict=True):
-        assert line["step"] == pair[1]["step"]
-        assert line["tokens"] == sum(one["tokens"] for one in pair)  # type: ignore[misc]
-        for name in ("reward", "rewards/similarity", "format_failures", "group_std"):
-            assert line[name] == pytest.approx(fmean(one[name] for one in pair))  # type: ignore[type-var]
-
-
 def test_a_failing_reward_stops_the_run_and_keeps_the_records(
     toy_policy: Path, tmp_path: Path
 ) -> None:
@@ -454,23 +383,6 @@ def test_ctrl_c_twice_leaves_whole_logs(toy_policy: Path, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert {r["train_step"] for r in read_jsonl(tmp_path / "steps.jsonl")} == {1, 2}
-
-
-def test_no_step_records_where_none_are_wanted(toy_policy: Path, tmp_path: Path) -> None:
-    args = toy_config(tmp_path, max_steps=1, log_completions=False)
-    SRLTrainer(str(toy_policy), args, EASY).train()
-    assert not (tmp_path / "steps.jsonl").exists()
-    assert (tmp_path / "metrics.jsonl").exists()
-
-
-def test_two_trainings_never_share_a_log(toy_policy: Path, tmp_path: Path) -> None:
-    args = toy_config(tmp_path, max_steps=1)
-    SRLTrainer(str(toy_policy), args, EASY).train()
-    before = (tmp_path / "steps.jsonl").read_bytes()
-    again = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=1), EASY)
-    with pytest.raises(UsageError, match="steps.jsonl is the log of another training"):
-        again.train()
-    assert (tmp_path / "steps.jsonl").read_bytes() == before
 
 
 def test_the_start_line_states_the_arithmetic(toy_policy: Path, tmp_path: Path) -> None:
@@ -566,21 +478,3 @@ def test_resuming_needs_a_checkpoint(toy_policy: Path, tmp_path: Path) -> None:
     trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), EASY)
     with pytest.raises(UsageError, match="not a checkpoint of this trainer: srl_state.json"):
         trainer.train(resume_from_checkpoint=str(toy_policy))
-
-
-# ---- micro-batches -----------------------------------------------------------------------------
-
-
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=30),
-    limit=st.integers(1, 60),
-)
-def test_micro_batches_hold_every_row_once_within_the_limit(
-    lengths: list[tuple[int, int]], limit: int
-) -> None:
-    rows = [([0] * prompt, [0] * completion) for prompt, completion in lengths]
-    batches = pack_rows(rows, limit)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
-    for batch in batches:
-        longest = max(sum(lengths[index]) for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= limit

@@ -3,8 +3,11 @@
 A demonstration is a monologue and a step. The monologue starts at a goal, repeats the fact about
 it and about whatever that depends on, until all is known, and works the sum out digit by digit:
 
-    <think> Leo has 3 times ... the cups of Mia. Mia has 23 cups. 3*3=9, 2*3=6.</think>
+    <think> Leo has three times ... of Mia. Mia has 23 cups. (for Leo) 3*3=9, 2*3=6.</think>
     So Leo has 23*3=69 pens.
+
+What a repeated number is for is said at once: the demonstrator would otherwise have to look back
+over any number of sentences for whose quantity it computes.
 
 On short texts the goal is what the question asks for. The longer the text, the more often the
 demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
@@ -60,7 +63,7 @@ def demonstrate(problem: WordProblem, known: set[str], goal: str) -> Demonstrati
             if operand not in known:
                 unknown = operand
                 break
-            thoughts.append(_recall(problem, operand))
+            thoughts.append(f"{_recall(problem, operand)} (for {current})")
         if unknown is None:
             numbers = [problem.quantities[name].value for name in quantity.operands]
             if quantity.constant is not None:
@@ -112,26 +115,29 @@ def work_out(operation: str, left: int, right: int) -> str:
     """The arithmetic of numbers up to 99, by digits, as one does it on paper.
 
     >>> work_out("+", 47, 38)
-    '7+8=15, 4+3+1=8.'
+    '7+8=15, 4+3=7, 7+1=8.'
+    >>> work_out("-", 52, 38)
+    '2-8: 12-8=4, 5-3=2, 2-1=1.'
     """
     left_tens, left_ones = divmod(left, 10)
     right_tens, right_ones = divmod(right, 10)
-    if operation == "+":
-        ones = left_ones + right_ones
-        carry = "+1" if ones > 9 else ""
-        tens = left_tens + right_tens + (ones > 9)
-        return f"{left_ones}+{right_ones}={ones}, {left_tens}+{right_tens}{carry}={tens}."
+    if operation == "/":
+        tens, rest = divmod(left_tens, right)
+        ones = 10 * rest + left_ones
+        return f"{left_tens}/{right}={tens} rest {rest}, {ones}/{right}={ones // right}."
     if operation == "-":
-        borrow = left_ones < right_ones
-        ones = left_ones + 10 * borrow
-        tens = left_tens - right_tens - borrow
-        less = "-1" if borrow else ""
-        return f"{ones}-{right_ones}={ones - right_ones}, {left_tens}-{right_tens}{less}={tens}."
-    if operation == "*":
-        ones = left_ones * right
-        tens = left_tens * right + ones // 10
-        carry = f"+{ones // 10}" if ones > 9 else ""
-        return f"{left_ones}*{right}={ones}, {left_tens}*{right}{carry}={tens}."
-    tens, rest = divmod(left_tens, right)
-    ones = 10 * rest + left_ones
-    return f"{left_tens}/{right}={tens} rest {rest}, {ones}/{right}={ones // right}."
+        borrowed = int(left_ones < right_ones)
+        shown = f"{left_ones}-{right_ones}: 1" if borrowed else ""
+        ones = f"{shown}{left_ones}-{right_ones}={left_ones + 10 * borrowed - right_ones}"
+        tens = left_tens - right_tens
+        less = f", {tens}-1={tens - 1}" if borrowed else ""
+        return f"{ones}, {left_tens}-{right_tens}={tens}{less}."
+    if operation == "+":
+        ones_sum, tens, shown = left_ones + right_ones, left_tens + right_tens, str(right_tens)
+        ones = f"{left_ones}+{right_ones}={ones_sum}"
+    else:
+        ones_sum, tens, shown = left_ones * right, left_tens * right, str(right)
+        ones = f"{left_ones}*{right}={ones_sum}"
+    carried = ones_sum // 10
+    more = f", {tens}+{carried}={tens + carried}" if carried else ""
+    return f"{ones}, {left_tens}{operation}{shown}={tens}{more}."

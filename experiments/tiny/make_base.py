@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 from demonstrations import choose_goal, demonstrate, given, solve_whole
+from induction import wire_induction
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -87,7 +88,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=1600)
+    parser.add_argument("--updates", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "base")
     args = parser.parse_args()
@@ -99,9 +100,9 @@ def main() -> None:
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=160,
-            intermediate_size=448,
-            num_hidden_layers=4,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=2048,
@@ -116,6 +117,7 @@ def main() -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    wire_induction(model, torch.Generator().manual_seed(args.seed))
     form = PromptFormat(
         tokenizer,
         system_prompt=prompts["system_prompt"],

@@ -1,0 +1,194 @@
+"""The two logs that a training writes: `steps.jsonl`, every rollout, and `metrics.jsonl`, figures.
+
+`records.py` is how a log lies on the disk; here is what the trainer puts into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from srl.batch import Group
+from srl.errors import UsageError
+from srl.evaluate import ScoredStep, step_metrics
+from srl.records import RecordWriter, StepRecord, truncate_to
+from srl.sampling import Collected
+
+# Figures of which the log gives the total since the last line; of all others it gives the mean.
+_TOTALS = ("tokens", "seconds/collect", "seconds/update")
+
+
+class RunLog:
+    """Writes both logs of one training, between `open` and `close`; before and after, nothing.
+
+    Args:
+        folder: where the logs lie.
+        log_completions: whether `steps.jsonl` is written.
+    """
+
+    def __init__(self, folder: Path, *, log_completions: bool) -> None:
+        names = ("steps", "metrics") if log_completions else ("metrics",)
+        self.paths = {name: folder / f"{name}.jsonl" for name in names}
+        self._writers: dict[str, RecordWriter] = {}
+        self._pending: dict[str, list[float]] = {}
+
+    def refuse_another(self) -> None:
+        """Before a fresh training.
+
+        Raises:
+            UsageError: a log is there already.
+        """
+        for path in self.paths.values():
+            if path.is_file() and path.stat().st_size:
+                raise UsageError(
+                    f"{path} is the log of another training; give another output_dir, or go on "
+                    "with that one: train(resume_from_checkpoint=…)"
+                )
+
+    def cut_back(self, positions: Mapping[str, int]) -> None:
+        """To where a checkpoint was written: what came after it will be written again."""
+        for name, position in positions.items():
+            if name in self.paths and self.paths[name].exists():
+                truncate_to(self.paths[name], position)
+
+    def open(self) -> None:
+        """Start to write, at the end of what is there."""
+        for name, path in self.paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writers[name] = RecordWriter(path)
+
+    def close(self) -> None:
+        """Stop to write."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def positions(self) -> dict[str, int]:
+        """Name of a log -> its length in bytes, for a checkpoint."""
+        return {name: writer.position() for name, writer in self._writers.items()}
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Keep figures for the next line about training."""
+        for name, value in figures.items():
+            self._pending.setdefault(name, []).append(value)
+
+    def take_noted(self) -> dict[str, float]:
+        """The figures noted since the last call, one value each."""
+        merged = {name: _merge(name, values) for name, values in self._pending.items()}
+        self._pending = {}
+        return merged
+
+    def write_metrics(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`."""
+        if "metrics" in self._writers:
+            self._writers["metrics"].write([{"step": step, **figures}])
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def write_groups(
+        self,
+        train_step: int,
+        collected: Collected[Group],
+        advantages: Sequence[Sequence[float] | None],
+    ) -> None:
+        """Every rollout sampled for an optimiser step, kept or not; None: a dropped group."""
+        if "steps" not in self._writers:
+            return
+        rows: list[StepRecord] = []
+        for group_id, (group, decision, values) in enumerate(
+            zip(collected.groups, collected.decisions, advantages, strict=True)
+        ):
+            rows += [
+                _record(
+                    step,
+                    train_step=train_step,
+                    phase="train",
+                    group_id=group_id,
+                    rollout=rollout,
+                    mean=decision.mean,
+                    std=decision.std,
+                    kept=decision.kept,
+                    dropped_because=decision.dropped_because,
+                    advantage=None if values is None else values[rollout],
+                )
+                for rollout, step in enumerate(group.steps)
+            ]
+        self._writers["steps"].write(rows)
+
+    def write_evaluation(self, train_step: int, steps: Sequence[ScoredStep]) -> None:
+        """The steps of an evaluation that follows an optimiser step, each a group of its own."""
+        if "steps" in self._writers:
+            self._writers["steps"].write(
+                _record(step, train_step=train_step, phase="eval", group_id=group_id, rollout=0)
+                for group_id, step in enumerate(steps)
+            )
+
+
+def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
+    """The figures of one step's sampling; the names are those of docs/method.md."""
+    steps = [step for group in collected.groups for step in group.steps]
+    failures = Counter(step.parsed.failure for step in steps if step.parsed.failure is not None)
+    return {
+        **step_metrics(steps),
+        "groups_kept": len(collected.kept),
+        "groups_tried": len(collected.groups),
+        "sampling_rounds": collected.rounds,
+        "group_std": sum(d.std for d in collected.decisions) / len(collected.decisions),
+        "tokens": sum(len(step.completion_ids) for step in steps),
+        **{f"format_failures/{name}": count / len(steps) for name, count in failures.items()},
+    }
+
+
+def _merge(name: str, values: Sequence[float]) -> float:
+    """One figure for several steps; NaN, a step without that figure, does not count."""
+    known = [value for value in values if not math.isnan(value)]
+    if name in _TOTALS:
+        return sum(known)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _record(
+    step: ScoredStep,
+    *,
+    train_step: int,
+    phase: Literal["train", "eval"],
+    group_id: int,
+    rollout: int,
+    mean: float | None = None,
+    std: float | None = None,
+    kept: bool = False,
+    dropped_because: str | None = None,
+    advantage: float | None = None,
+) -> StepRecord:
+    example = step.example
+    return StepRecord(
+        train_step=train_step,
+        phase=phase,
+        source=example.source,
+        problem_id=example.problem_id,
+        step_index=example.step_index,
+        num_steps=example.num_steps,
+        group_id=group_id,
+        rollout=rollout,
+        prompt_tokens=step.prompt_tokens,
+        completion_tokens=len(step.completion_ids),
+        truncated=step.truncated,
+        thought=step.parsed.thought,
+        action=step.parsed.action,
+        expert_step=example.expert_step,
+        previous_step=example.previous_steps[-1] if example.previous_steps else None,
+        format_failure=step.parsed.failure,
+        rewards=step.score.rewards,
+        reward=step.score.reward,
+        lift=step.lift,
+        group_mean=mean,
+        group_std=std,
+        kept=kept,
+        dropped_because=dropped_because,
+        advantage=advantage,
+    )

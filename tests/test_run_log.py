@@ -1,0 +1,91 @@
+"""The logs of a training: what they say is what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, pstdev, stdev
+
+import pytest
+from conftest import groups_of, read_jsonl, toy_config, toy_trajectories
+
+from srl.errors import UsageError
+from srl.records import FIELDS
+from srl.trainer import SRLTrainer
+
+
+def test_records_agree_with_the_rewards(toy_policy: Path, tmp_path: Path) -> None:
+    epsilon = 0.3
+    args = toy_config(tmp_path, dynamic_sampling_epsilon=epsilon, max_sampling_rounds=2)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    seen = {True: 0, False: 0}
+    for group in groups_of(records):
+        rewards = [float(record["reward"]) for record in group]  # type: ignore[arg-type]
+        assert [record["rollout"] for record in group] == [0, 1, 2, 3]
+        assert len({record["expert_step"] for record in group}) == 1
+        kept = pstdev(rewards) > epsilon
+        seen[kept] += 1
+        for record, reward in zip(group, rewards, strict=True):
+            assert tuple(record) == FIELDS
+            assert record["group_mean"] == pytest.approx(fmean(rewards))
+            assert record["group_std"] == pytest.approx(pstdev(rewards))
+            assert record["kept"] is kept
+            assert record["dropped_because"] == (None if kept else "flat_group")
+            if kept:
+                advantage = (reward - fmean(rewards)) / (stdev(rewards) + 1e-4)
+                assert record["advantage"] == pytest.approx(advantage)
+            else:
+                assert record["advantage"] is None
+            if record["format_failure"] is None:
+                assert reward == record["rewards"]["similarity"]  # type: ignore[index]
+                assert record["action"]
+            else:
+                assert reward == -1.0
+                assert record["rewards"] == {"similarity": None}
+                assert record["lift"] is None
+    assert min(seen.values()) > 0  # both kinds came up
+    assert any(record["format_failure"] for record in records)
+
+
+def test_evaluation_is_recorded_and_counts_everything(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, short_steps=1)
+    trainer = SRLTrainer(
+        str(toy_policy), args, toy_trajectories(30), validation_trajectories=toy_trajectories(3)
+    )
+    trainer.train()
+    records = [r for r in read_jsonl(tmp_path / "steps.jsonl") if r["phase"] == "eval"]
+    assert len(records) == 3 * 3  # problems, steps
+    assert {(r["train_step"], r["kept"], r["advantage"]) for r in records} == {(1, False, None)}
+    metrics = next(m for m in read_jsonl(tmp_path / "metrics.jsonl") if "eval_reward" in m)
+    assert metrics["eval_reward"] == pytest.approx(fmean(float(r["reward"]) for r in records))  # type: ignore[arg-type]
+    assert metrics["eval_accuracy_short"] is None  # there is no short problem: no number, no NaN
+
+
+def test_logging_every_other_step_gives_means_and_totals(toy_policy: Path, tmp_path: Path) -> None:
+    for every in (1, 2):
+        args = toy_config(tmp_path / str(every), max_steps=4, logging_steps=every)
+        SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    each = read_jsonl(tmp_path / "1" / "metrics.jsonl")[:4]
+    both = read_jsonl(tmp_path / "2" / "metrics.jsonl")[:2]
+    for line, pair in zip(both, (each[:2], each[2:]), strict=True):
+        assert line["step"] == pair[1]["step"]
+        assert line["tokens"] == sum(one["tokens"] for one in pair)  # type: ignore[misc]
+        for name in ("reward", "rewards/similarity", "format_failures", "group_std"):
+            assert line[name] == pytest.approx(fmean(one[name] for one in pair))  # type: ignore[type-var]
+
+
+def test_no_step_records_where_none_are_wanted(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1, log_completions=False)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    assert not (tmp_path / "steps.jsonl").exists()
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
+def test_two_trainings_never_share_a_log(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=1)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    before = (tmp_path / "steps.jsonl").read_bytes()
+    again = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=1), toy_trajectories(20))
+    with pytest.raises(UsageError, match="steps.jsonl is the log of another training"):
+        again.train()
+    assert (tmp_path / "steps.jsonl").read_bytes() == before
