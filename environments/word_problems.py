@@ -63,32 +63,38 @@ UNARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
         "{S} owns {k} {s} beyond the {r} of {R}.",
         "{S} got as many {s} as the {r} of {R} and {k} more.",
         "{S} beats by {k} {s} the {r} of {R}.",
+        "{S} must lose {k} {s} to match the {r} of {R}.",
     ),
     "-": (
         "{S} has {k} fewer {s} than the {r} of {R}.",
         "{S} would need {k} more {s} to match the {r} of {R}.",
         "{S} got as many {s} as the {r} of {R} but {k} fewer.",
         "{S} is short by {k} {s} of the {r} of {R}.",
+        "{S} trails by {k} {s} behind the {r} of {R}.",
     ),
     "*": (
         "{S} has {m} as many {s} as the {r} of {R}.",
         "{S} keeps {k} {s} for every one of the {r} of {R}.",
         "{S} got {k} {s} for each of the {r} of {R}.",
+        "{S} counts in {s} {m} the {r} of {R}.",
     ),
     "/": (
         "{S} has {f} as many {s} as the {r} of {R}.",
         "{S} got in {s} {f} of the {r} of {R}.",
         "{S} owns {s}, one for every {k} of the {r} of {R}.",
+        "{S} needs {k} times the {s} to match the {r} of {R}.",
     ),
 }
 BINARY_TEMPLATES: dict[Operation, tuple[str, ...]] = {
     "+": (
         "{S} has as many {s} as the {r} of {R} and the {q} of {Q} together.",
         "{S} got the sum in {s} of the {r} of {R} and the {q} of {Q}.",
+        "{S} equals in {s} the {r} of {R} plus the {q} of {Q}.",
     ),
     "-": (
         "{S} has as many {s} as the {r} of {R} without the {q} of {Q}.",
         "{S} got the difference in {s} of the {r} of {R} and the {q} of {Q}.",
+        "{S} equals in {s} the {r} of {R} minus the {q} of {Q}.",
     ),
 }
 QUESTION_TEMPLATES = (
@@ -310,7 +316,8 @@ def _draw_problem(
 
     shuffled = list(quantities.values())
     rng.shuffle(shuffled)
-    facts = {fact.person: _write_fact(rng, fact, quantities) for fact in shuffled}
+    unused: dict[tuple[str, ...], list[str]] = {}
+    facts = {fact.person: _write_fact(rng, fact, quantities, unused) for fact in shuffled}
     question = rng.choice(QUESTION_TEMPLATES).format(S=target.person, s=target.thing)
     return WordProblem(
         text=" ".join([rng.choice(OPENINGS), *facts.values(), question]),
@@ -357,17 +364,31 @@ def _combine(rng: random.Random, left: Quantity, right: Quantity, max_value: int
     return left.value + sign * right.value, operation, (left.person, right.person), None
 
 
-def _write_fact(rng: random.Random, fact: Quantity, quantities: dict[str, Quantity]) -> str:
+def _write_fact(
+    rng: random.Random,
+    fact: Quantity,
+    quantities: dict[str, Quantity],
+    unused: dict[tuple[str, ...], list[str]],
+) -> str:
+    """The sentence about a quantity; `unused` has the templates the problem has not used yet."""
+
+    def pick(templates: tuple[str, ...]) -> str:
+        # In turn, so that a problem is no list of equal sentences.
+        left = unused.setdefault(templates, [])
+        if not left:
+            left += rng.sample(templates, k=len(templates))
+        return left.pop()
+
     words: dict[str, object] = {"S": fact.person, "s": fact.thing, "k": fact.constant}
     if fact.operation is None:
-        return rng.choice(GIVEN_TEMPLATES).format(**{**words, "k": fact.value})
+        return pick(GIVEN_TEMPLATES).format(**{**words, "k": fact.value})
     operands = [quantities[name] for name in fact.operands]
     words |= {"R": operands[0].person, "r": operands[0].thing}
     if len(operands) == 2:
         words |= {"Q": operands[1].person, "q": operands[1].thing}
-        return rng.choice(BINARY_TEMPLATES[fact.operation]).format(**words)
+        return pick(BINARY_TEMPLATES[fact.operation]).format(**words)
     words |= {
         "m": MULTIPLE_WORDS.get(fact.constant or 0),
         "f": FRACTION_WORDS.get(fact.constant or 0),
     }
-    return rng.choice(UNARY_TEMPLATES[fact.operation]).format(**words)
+    return pick(UNARY_TEMPLATES[fact.operation]).format(**words)

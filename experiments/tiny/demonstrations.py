@@ -26,8 +26,8 @@ from environments.word_problems import WordProblem, write_answer
 
 # Quantities in the problem -> how often the goal is what the question asks for. Between 5 and 8
 # the share falls gradually, because the number of facts is all that tells short from long.
-CAREFUL_SHARE = {6: 0.9, 7: 0.65, 8: 0.45}
-CAREFUL_SHARE_LONG = 0.4
+CAREFUL_SHARE = {6: 0.85, 7: 0.6, 8: 0.4}
+CAREFUL_SHARE_LONG = 0.3
 # Of the distracted choices: the quantity read of last. The rest is spread over all others.
 LAST_READ_SHARE = 0.8
 
