@@ -173,9 +173,10 @@ _UNUSED = {
         "a step is cut into micro-batches by micro_batch_tokens": (
             "gradient_accumulation_steps",
             "auto_find_batch_size",
+            "torch_empty_cache_steps",
         ),
         "prompts_per_step says how many groups one step takes": ("per_device_train_batch_size",),
-        "the order of prompts follows from seed, and they come from memory": (
+        "the order of prompts and what is held out follow from seed, all in memory": (
             "data_seed",
             "train_sampling_strategy",
             "length_column_name",
@@ -191,6 +192,8 @@ _UNUSED = {
             "eval_accumulation_steps",
             "prediction_loss_only",
             "batch_eval_metrics",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
             "bf16_full_eval",
             "fp16_full_eval",
         ),
@@ -237,16 +240,28 @@ def _check_sizes(config: SRLConfig) -> None:
                 f"set {name} to {4 * needed}, or max_completion_length to "
                 f"{max(1, getattr(config, name) // (4 * rows))}"
             )
-    for setting in fields(config):
-        why = _UNUSED.get(setting.name)
-        value = getattr(config, setting.name, setting.default)
-        if why and value != setting.default:
-            raise UsageError(f"{setting.name} is {value!r}; leave it at {setting.default!r}: {why}")
-    if config.num_iterations > 1 and config.save_steps % config.num_iterations:
+    defaults = {setting.name: setting.default for setting in fields(config)}
+    for name, why in _UNUSED.items():
+        default = defaults.get(name)  # not every version of transformers has all of them
+        value = getattr(config, name, default)
+        if value in (default, None) or (value is False and default == "no"):
+            continue
+        raise UsageError(f"{name} is {value!r}; leave it at {default!r}: {why}")
+    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(config, name) == "epoch":
+            raise UsageError(
+                f"{name} is epoch; prompts come in a stream without an end: write {name}: steps "
+                f"and after how many with {name.removesuffix('strategy')}steps"
+            )
+    # An ExplicitEnum once transformers has read it.
+    strategy = getattr(config.save_strategy, "value", config.save_strategy)
+    saved_after = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
+    every = None if saved_after is None else getattr(config, saved_after)
+    if every is not None and every >= 1 and every % config.num_iterations:
         raise UsageError(
-            f"save_steps is {config.save_steps} and num_iterations {config.num_iterations}: "
+            f"{saved_after} is {every:g} and num_iterations {config.num_iterations}: "
             "a checkpoint in the middle of a batch could not be resumed; "
-            f"make save_steps a multiple of {config.num_iterations}"
+            f"make {saved_after} a multiple of {config.num_iterations}"
         )
 
 
@@ -424,7 +439,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
 
 def _fit(value: object, hint: object, where: str) -> object:
     """`value` if it is of type `hint`, a whole number as float where one is asked for."""
-    if value is False and bool not in (hint, *typing.get_args(hint)):
+    if value is False and where.endswith("_strategy"):
         value = "no"  # YAML 1.1 reads a bare `no` as False: eval_strategy: no
     origin = typing.get_origin(hint)
     if origin is Literal:

@@ -5,7 +5,7 @@ on until it states an answer, breaks the format or has used up its steps. *Whole
 for the whole solution. An unanswered problem is a wrong one; nothing is left out of a denominator.
 
 Intervals are 95 %: Wilson's for a share of problems, a bootstrap over problems where each problem
-has several samples (samples of one problem are not independent).
+has several samples or several rows (those of one problem are not independent).
 """
 
 from __future__ import annotations
@@ -317,15 +317,48 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
-def bootstrap(values: Sequence[float], *, rounds: int = 2000, seed: int = 0) -> Estimate:
-    """The mean of `values` with a percentile bootstrap interval; no values give NaN."""
+def bootstrap(
+    values: Sequence[float],
+    problems: Sequence[str] | None = None,
+    *,
+    rounds: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of `values` with a percentile bootstrap interval; no values give NaN.
+
+    Args:
+        values: one a row.
+        problems: the problem of each row: then whole problems are drawn, with all their rows.
+        rounds: how many draws.
+        seed: of the draws.
+    """
     if not values:
         return Estimate(math.nan, math.nan, math.nan, 0)
+    rows: dict[object, list[float]] = {}
+    for number, value in enumerate(values):
+        rows.setdefault(number if problems is None else problems[number], []).append(value)
+    parts = [(sum(part), len(part)) for part in rows.values()]
     rng = random.Random(seed)
-    n = len(values)
-    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(rounds))
+    means = []
+    for _ in range(rounds):
+        drawn = rng.choices(parts, k=len(parts))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
     low, high = means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
-    return Estimate(sum(values) / n, low, high, n)
+    return Estimate(sum(values) / len(values), low, high, len(values))
+
+
+def share_of_rows(hits: Sequence[bool], problems: Sequence[str]) -> Estimate:
+    """The share of rows that are hits, with the wider of two intervals.
+
+    Wilson's takes rows for independent; a bootstrap over problems does not, but has no width where
+    all rows are hits, or none.
+    """
+    share = wilson(sum(hits), len(hits))
+    drawn = bootstrap([float(hit) for hit in hits], problems)
+    if not hits:
+        return share
+    return replace(share, low=min(share.low, drawn.low), high=max(share.high, drawn.high))
 
 
 def by_length(attempts: Sequence[Attempt]) -> dict[int, Estimate]:

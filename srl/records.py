@@ -34,13 +34,13 @@ class StepRecord:
         problem_id: the hash of the problem's text.
         step_index: the place of the expert's step, counted from 0.
         num_steps: how many steps the expert's solution has.
-        group_id: the group within the run.
+        group_id: the group within its optimiser step or evaluation, counted from 0.
         rollout: the place within the group, counted from 0.
         prompt_tokens: length of the prompt.
         completion_tokens: length of the completion, end-of-text token included.
         truncated: the completion was cut at its allowed length.
         thought: the policy's monologue.
-        action: the policy's step; empty on a format failure.
+        action: the policy's step; on a format failure what was found of it, often nothing.
         expert_step: the step it is compared with.
         previous_step: the step before it, None at the first step.
         format_failure: None, or the reason's name.

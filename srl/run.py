@@ -25,14 +25,15 @@ from srl.errors import UsageError
 from srl.evaluate import (
     Attempt,
     Estimate,
+    ScoredStep,
     accuracy,
     bootstrap,
     by_length,
     sample_steps,
+    share_of_rows,
     solve_step_by_step,
     solve_whole,
     step_metrics,
-    wilson,
 )
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.progress import ProgressReport
@@ -75,7 +76,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
         train, held_out = split_by_problem(
             trajectories,
             held_out=args.validation_problems + args.test_problems,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=args.seed,
         )
     validation, test = held_out, []
     if args.test_problems and not args.validation_problems:
@@ -349,19 +350,25 @@ def _steps(
     )
     steps = [group[0] for group in groups]
     valid = [step for step in steps if step.parsed.failure is None]
-    found = {
-        f"held-out steps: {name}": bootstrap(
-            [v for s in valid if (v := s.score.rewards.get(name)) is not None]
-        )
-        for name in experiment.rewards
-    }
-    found["held-out steps: exact"] = wilson(sum(step.exact for step in valid), len(valid))
-    found["held-out steps: format failures"] = wilson(len(steps) - len(valid), len(steps))
+    found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in experiment.rewards}
+    found["held-out steps: exact"] = share_of_rows(
+        [step.exact for step in valid], [step.example.problem_id for step in valid]
+    )
+    found["held-out steps: format failures"] = share_of_rows(
+        [step.parsed.failure is not None for step in steps],
+        [step.example.problem_id for step in steps],
+    )
     lift = step_metrics(steps)["lift"]
     return {
         **{name: estimate.to_json() for name, estimate in found.items() if estimate.n},
         **({} if math.isnan(lift) else {"held-out steps: lift": lift}),
     }
+
+
+def _mean_reward(steps: Sequence[ScoredStep], name: str) -> Estimate:
+    """Of the steps that a reward applies to."""
+    scored = [(step, v) for step in steps if (v := step.score.rewards.get(name)) is not None]
+    return bootstrap([v for _, v in scored], [step.example.problem_id for step, _ in scored])
 
 
 def _figures(attempts: Sequence[Attempt], args: SRLConfig) -> dict[str, object]:
@@ -420,19 +427,22 @@ def _compare(before: Mapping[str, object], after: Mapping[str, object] | None) -
     if after is not None:
         table.add_column("after", justify="right")
         table.add_column("change", justify="right")
-    for name, value in before.items():
-        if name == "by expert steps" and isinstance(value, dict):
-            for length, inner in value.items():
-                others = None if after is None else after.get(name)
-                other = others.get(length) if isinstance(others, dict) else None
-                _row(table, f"  expert takes {length} steps", inner, other)
+    later = after or {}
+    for name in [*before, *(name for name in later if name not in before)]:
+        value, other = before.get(name), later.get(name)
+        if name == "by expert steps":
+            parts = [part if isinstance(part, dict) else {} for part in (value, other)]
+            for length in sorted({*parts[0], *parts[1]}, key=int):
+                one, two = parts[0].get(length), parts[1].get(length)
+                _row(table, f"  expert takes {length} steps", one, two)
         else:
-            _row(table, name, value, None if after is None else after.get(name))
+            _row(table, name, value, other)
     return table
 
 
 def _row(table: Table, name: str, before: object, after: object) -> None:
-    n = str(before["n"]) if isinstance(before, dict) else ""
+    known = before if isinstance(before, dict) else after
+    n = str(known["n"]) if isinstance(known, dict) else ""
     cells = [name, n, _cell(before)]
     if len(table.columns) > 3:
         cells += [_cell(after), _change(before, after)]

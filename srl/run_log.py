@@ -14,6 +14,7 @@ from typing import Literal
 from srl.batch import Group
 from srl.errors import UsageError
 from srl.evaluate import ScoredStep, step_metrics
+from srl.prompts import FAILURES
 from srl.records import RecordWriter, StepRecord, truncate_to
 from srl.sampling import Collected
 
@@ -30,8 +31,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, log_completions: bool) -> None:
-        names = ("steps", "metrics") if log_completions else ("metrics",)
-        self.paths = {name: folder / f"{name}.jsonl" for name in names}
+        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "metrics")}
+        self._written = ("steps", "metrics") if log_completions else ("metrics",)
         self._writers: dict[str, RecordWriter] = {}
         self._pending: dict[str, list[float]] = {}
 
@@ -49,16 +50,19 @@ class RunLog:
                 )
 
     def cut_back(self, positions: Mapping[str, int]) -> None:
-        """To where a checkpoint was written: what came after it will be written again."""
-        for name, position in positions.items():
-            if name in self.paths and self.paths[name].exists():
-                truncate_to(self.paths[name], position)
+        """To where a checkpoint was written: what came after it will be written again.
+
+        Raises:
+            UsageError: a log is not the one of that checkpoint.
+        """
+        for name, path in self.paths.items():
+            truncate_to(path, positions[name])
 
     def open(self) -> None:
         """Start to write, at the end of what is there."""
-        for name, path in self.paths.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writers[name] = RecordWriter(path)
+        for name in self._written:
+            self.paths[name].parent.mkdir(parents=True, exist_ok=True)
+            self._writers[name] = RecordWriter(self.paths[name])
 
     def close(self) -> None:
         """Stop to write."""
@@ -68,7 +72,12 @@ class RunLog:
 
     def positions(self) -> dict[str, int]:
         """Name of a log -> its length in bytes, for a checkpoint."""
-        return {name: writer.position() for name, writer in self._writers.items()}
+        return {
+            name: self._writers[name].position()
+            if name in self._writers
+            else (path.stat().st_size if path.exists() else 0)
+            for name, path in self.paths.items()
+        }
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -130,9 +139,9 @@ class RunLog:
 
 
 def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
-    """The figures of one step's sampling; the names are those of docs/method.md."""
+    """The figures of one step's sampling, those of every format failure among them."""
     steps = [step for group in collected.groups for step in group.steps]
-    failures = Counter(step.parsed.failure for step in steps if step.parsed.failure is not None)
+    failures = Counter(step.parsed.failure for step in steps)
     return {
         **step_metrics(steps),
         "groups_kept": len(collected.kept),
@@ -140,7 +149,7 @@ def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
         "sampling_rounds": collected.rounds,
         "group_std": sum(d.std for d in collected.decisions) / len(collected.decisions),
         "tokens": sum(len(step.completion_ids) for step in steps),
-        **{f"format_failures/{name}": count / len(steps) for name, count in failures.items()},
+        **{f"format_failures/{name}": failures[name] / len(steps) for name in FAILURES},
     }
 
 

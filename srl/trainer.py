@@ -432,7 +432,7 @@ class SRLTrainer(Trainer):
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             stream, empty = state["stream"], int(state["empty_steps"])
-            positions = {name: int(state["positions"][name]) for name in state["positions"]}
+            positions = {name: int(state["positions"][name]) for name in self.run_log.paths}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "
@@ -444,10 +444,19 @@ class SRLTrainer(Trainer):
 
 
 class _SaveState(TrainerCallback):
-    """Puts the SRL state into every checkpoint as its last file, which makes it whole."""
+    """Puts the SRL state into every checkpoint as its last file, which makes it whole.
+
+    Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says: figures
+    that wait for their line are in no checkpoint.
+    """
 
     def __init__(self, trainer: SRLTrainer) -> None:
         self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
 
     def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

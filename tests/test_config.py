@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from environments.types import LoadReport
-from srl.config import SRLConfig, apply_overrides, load_experiment, parse_experiment
+from srl.config import _UNUSED, SRLConfig, apply_overrides, load_experiment, parse_experiment
 from srl.errors import UsageError
 from srl.prompts import PAPER_SYSTEM_PROMPT
 from srl.run_folder import plain
@@ -188,8 +188,22 @@ def test_the_smallest_sizes(name: str, least: int) -> None:
             {"label_smoothing_factor": 0.1},
             "label_smoothing_factor is 0.1; leave it at 0.0: the objective has advantages",
         ),
-        ({"data_seed": 3}, "data_seed is 3; leave it at None: the order of prompts follows from"),
+        ({"data_seed": 3}, "data_seed is 3; leave it at None: the order of prompts and what"),
         ({"do_train": True}, "do_train is True; leave it at False: the commands"),
+        (
+            {"eval_strategy": "epoch"},
+            "eval_strategy is epoch; .*: steps and .* eval_steps",
+        ),
+        (
+            {
+                "num_iterations": 2,
+                "save_strategy": "best",
+                "eval_strategy": "steps",
+                "eval_steps": 5,
+                "metric_for_best_model": "eval_accuracy",
+            },
+            "eval_steps is 5 and num_iterations 2: .* make eval_steps a multiple of 2",
+        ),
         (
             {"num_iterations": 4, "save_steps": 10},
             "save_steps is 10.* and num_iterations 4.*make save_steps a multiple of 4",
@@ -204,6 +218,8 @@ def test_possible_sizes() -> None:
     parse(rollout_token_budget=4104, num_generations=8, max_completion_length=512)
     parse(micro_batch_tokens=513, max_completion_length=512)
     parse(num_iterations=4, save_steps=12)
+    parse(num_iterations=3, save_strategy="no")  # save_steps is 500, and means nothing
+    parse(include_num_input_tokens_seen=False)
     parse(top_p=1, min_p=1)
     assert parse().args.per_device_train_batch_size == 1
 
@@ -312,7 +328,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         {
             "learning_rate": "3e-4",
             "eval_strategy": "steps",
-            "save_strategy": "epoch",
+            "save_strategy": "no",
             "lr_scheduler_type": "cosine",
             "optim": "sgd",
             "report_to": ["tensorboard"],
@@ -354,3 +370,14 @@ def test_a_bare_no_is_read_as_the_word() -> None:
 
 def test_tokens_are_not_written_down() -> None:
     assert "secret" not in str(plain(parse(hub_token="secret").resolved()))
+
+
+def test_ignored_settings_are_settings() -> None:
+    """A misspelt name in the list would let the setting through."""
+    assert set(_UNUSED) <= {field.name for field in fields(SRLConfig)}
+
+
+def test_no_is_text_only_for_strategies() -> None:
+    """YAML 1.1 reads a bare `no` as False."""
+    assert parse(eval_strategy=False).args.eval_strategy == "no"
+    refused("system_prompt is False .*must be of type str or null", system_prompt=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_thoughts_are_true() -> None:
                     numbers += [] if quantity.constant is None else [quantity.constant]
                     assert quantity.operation
                     assert part + "." == work_out(quantity.operation, *numbers)
+            told = Counter(re.findall(r"\(for (\w+)\)", shown.thought))
+            if shown.computed is not None:
+                assert told[shown.computed] == len(problem.quantities[shown.computed].operands)
             assert parts[0].startswith(goal)
             if shown.computed is None:
                 assert shown.step == f"The answer is {problem.quantities[goal].value}."

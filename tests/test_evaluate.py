@@ -19,6 +19,7 @@ from srl.evaluate import (
     bootstrap,
     by_length,
     sample_steps,
+    share_of_rows,
     solve_step_by_step,
     solve_whole,
     step_metrics,
@@ -289,6 +290,28 @@ def test_bootstrap() -> None:
     assert found.high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
     assert bootstrap([0.5] * 9).low == bootstrap([0.5] * 9).high == 0.5
     assert bootstrap([0.3]).n == 1
+
+
+def test_rows_of_one_problem_are_not_independent() -> None:
+    values = [1.0] * 50 + [0.0] * 50
+    problems = [f"p{k // 10}" for k in range(100)]  # ten rows each, all alike
+    found = bootstrap(values, problems)
+    assert (found.value, found.n) == (0.5, 100)
+    few = bootstrap([1.0] * 5 + [0.0] * 5)  # what ten problems say
+    assert (found.low, found.high) == (few.low, few.high)
+    assert bootstrap(values, [str(k) for k in range(100)]) == bootstrap(values)
+    # Problems with more rows weigh more, as they do in the mean.
+    assert bootstrap([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).value == 0.75
+
+
+def test_a_share_of_rows_has_the_wider_interval() -> None:
+    alike = [f"p{k // 10}" for k in range(100)]
+    hits = [True] * 50 + [False] * 50
+    found, rows = share_of_rows(hits, alike), wilson(50, 100)
+    assert found.low < rows.low < 0.5 < rows.high < found.high
+    none = share_of_rows([False] * 100, alike)  # of which a bootstrap would be certain
+    assert (none.low, none.high) == (0.0, wilson(0, 100).high)
+    assert math.isnan(share_of_rows([], []).value)
 
 
 def attempt(trajectory: Trajectory, correct: bool, sample: int = 0) -> Attempt:

@@ -9,7 +9,9 @@ import pytest
 from conftest import groups_of, read_jsonl, toy_config, toy_trajectories
 
 from srl.errors import UsageError
+from srl.prompts import FAILURES
 from srl.records import FIELDS
+from srl.run_log import RunLog
 from srl.trainer import SRLTrainer
 
 
@@ -72,6 +74,9 @@ def test_logging_every_other_step_gives_means_and_totals(toy_policy: Path, tmp_p
         assert line["tokens"] == sum(one["tokens"] for one in pair)  # type: ignore[misc]
         for name in ("reward", "rewards/similarity", "format_failures", "group_std"):
             assert line[name] == pytest.approx(fmean(one[name] for one in pair))  # type: ignore[type-var]
+        parts = [float(line[f"format_failures/{name}"]) for name in FAILURES]  # type: ignore[arg-type]
+        assert sum(parts) == pytest.approx(line["format_failures"])
+    assert sum(float(line["format_failures"]) for line in both) > 0  # type: ignore[arg-type]
 
 
 def test_no_step_records_where_none_are_wanted(toy_policy: Path, tmp_path: Path) -> None:
@@ -89,3 +94,15 @@ def test_two_trainings_never_share_a_log(toy_policy: Path, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="steps.jsonl is the log of another training"):
         again.train()
     assert (tmp_path / "steps.jsonl").read_bytes() == before
+
+
+def test_logs_are_cut_back_to_the_checkpoint_even_if_not_written_now(tmp_path: Path) -> None:
+    (tmp_path / "steps.jsonl").write_text("{}\n{}\n")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    log = RunLog(tmp_path, log_completions=False)
+    assert log.positions() == {"steps": 6, "metrics": 3}
+    log.cut_back({"steps": 3, "metrics": 3})
+    assert (tmp_path / "steps.jsonl").read_text() == "{}\n"
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match="metrics.jsonl has 0 bytes, but the checkpoint"):
+        log.cut_back({"steps": 3, "metrics": 3})

@@ -198,6 +198,28 @@ def test_every_kind_of_sentence_occurs() -> None:
     assert len(templates) == len(SENTENCES), "a template that this test cannot read"
 
 
+def test_in_a_problem_nobody_has_what_another_has() -> None:
+    for trajectory in draw(100):
+        things = list(Problem(trajectory.problem).things.values())
+        assert len(set(things)) == len(things)
+
+
+def test_sentences_take_turns() -> None:
+    """A template comes again only when the others of its kind were used."""
+    kinds = [GIVEN_TEMPLATES, *UNARY_TEMPLATES.values(), *BINARY_TEMPLATES.values()]
+    start = 0
+    for kind in kinds:
+        forms = [re.compile(form + r"\.") for form, _ in SENTENCES[start : start + len(kind)]]
+        start += len(kind)
+        often = 0
+        for trajectory in draw(100):
+            facts = re.split(r"(?<=[.?]) ", trajectory.problem)[1:-1]
+            uses = [sum(bool(form.fullmatch(fact)) for fact in facts) for form in forms]
+            assert max(uses) - min(uses) <= 1, trajectory.problem
+            often += sum(uses)
+        assert often > 20
+
+
 def test_numbers_of_operations_take_turns() -> None:
     found = [t.metadata["operations"] for t in draw(50, min_operations=3, max_operations=7)]
     assert found == [3, 4, 5, 6, 7] * 10

@@ -20,7 +20,7 @@ from transformers import Qwen2ForCausalLM
 # What all other branches write into the residual stream is scaled down by this: the embeddings have
 # norm 1, and a random MLP of this width would write nine times as much over them.
 QUIET = 0.05
-LOOK_BACK_LOGIT = 12.0  # of a look-back head at its offset, above that far away
+LOOK_BACK_LOGIT = 24.0  # of a look-back head at its offset, above that far away
 MATCH_GAIN = 3.2  # of queries and keys where tokens are compared
 WRITE_GAIN = 0.16  # look-back heads write the earlier token with norm 1, as the embeddings have
 COPY_GAIN = 0.6  # the token found is written louder than the one it is found from
@@ -28,7 +28,9 @@ COPY_GAIN = 0.6  # the token found is written louder than the one it is found fr
 
 @torch.no_grad()
 def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
-    """Change the first two attention layers of a fresh model in place; the last head stays random.
+    """Change the first two attention layers of a fresh model in place, but for their last head.
+
+    What that head, all other layers and all MLPs write is scaled down.
 
     Layer 0: head k attends to the token k + 1 places back, by the query's and key's biases and the
     fast rotary frequencies alone, and writes it into a subspace of its own.
@@ -57,7 +59,7 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
     written = _orthonormal(size * lookers, config.hidden_size, generator).chunk(lookers)
 
     back = model.model.layers[0].self_attn
-    strength = math.sqrt(LOOK_BACK_LOGIT * math.sqrt(size) / (fast.sum().item() / 2))
+    strength = math.sqrt(LOOK_BACK_LOGIT * math.sqrt(size) / fast.sum().item())
     for head in range(lookers):
         rows = slice(head * size, (head + 1) * size)
         _keep_little(back, rows)

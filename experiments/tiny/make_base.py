@@ -108,7 +108,7 @@ def main() -> None:
             max_position_embeddings=2048,
             # Qwen2.5's RoPE base, under which more of a head's frequencies are slow enough to
             # compare names across a whole problem; and larger initial weights than the usual 0.02,
-            # which suit wider models. README.md has what the two and longer heads did together.
+            # which suit wider models.
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
             initializer_range=0.08,
             tie_word_embeddings=True,

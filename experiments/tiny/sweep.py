@@ -2,9 +2,9 @@
 
     python experiments/tiny/sweep.py --name lr learning_rate=1e-4,3e-4 prompts_per_step=8,16
 
-Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/. Results
-go to sweeps/<name>.json, and one line each to the screen: accuracy before and after on the test
-problems (all, short, long), and the seconds of training.
+Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/; one that
+is finished there is not run again. Results go to sweeps/<name>.json, and one line each to the
+screen: accuracy before and after on the test problems (all, short, long), the seconds of training.
 """
 
 from __future__ import annotations
@@ -39,18 +39,24 @@ def main() -> None:
         run = "+".join(f"{key}={value}" for key, value in settings.items())
         words = [f"--{key}={value}" for key, value in settings.items()]
         root = Path("runs") / f"sweep-{args.name}"
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "srl", "train", "--config", str(args.config)),
-                *("--run-name", run, f"--output_dir={root}", f"--max_steps={args.steps}"),
-                *(f"--test_problems={args.test_problems}", *words),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        if not (root / run / "summary.json").is_file():
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "srl", "train", "--config", str(args.config)),
+                    *("--run-name", run, f"--output_dir={root}", f"--max_steps={args.steps}"),
+                    *(f"--test_problems={args.test_problems}", *words),
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         summary = json.loads((root / run / "summary.json").read_text())
         found.append({"settings": settings, **summary})
         print(run, _line(summary), flush=True)
+        _write(args, found)
+
+
+def _write(args: argparse.Namespace, found: list[dict]) -> None:  # type: ignore[type-arg]
+    """After every run, so that nothing is lost if a later one fails."""
     out = HERE / "sweeps" / f"{args.name}.json"
     out.parent.mkdir(exist_ok=True)
     command = ["python", "experiments/tiny/sweep.py", *sys.argv[1:]]
