@@ -38,7 +38,7 @@ from srl.evaluate import (
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.progress import ProgressReport
 from srl.prompts import PromptFormat
-from srl.records import RecordWriter
+from srl.records import RecordWriter, read_records
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder, check_checkpoint, write_json
 from srl.steps import build_examples, split_by_problem
@@ -72,10 +72,19 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
     args = experiment.args
     held_out: list[Trajectory] = []
     train = trajectories
-    if args.validation_problems + args.test_problems:
+    wanted = args.validation_problems + args.test_problems
+    distinct = len({trajectory.problem_id for trajectory in trajectories})
+    if wanted and wanted >= distinct:
+        raise UsageError(
+            f"validation_problems {args.validation_problems} and test_problems "
+            f"{args.test_problems} leave nothing to train on: the data has {distinct:,} distinct "
+            f"problems; try --validation_problems {distinct // 10} --test_problems "
+            f"{distinct // 5}, or give more data"
+        )
+    if wanted:
         train, held_out = split_by_problem(
             trajectories,
-            held_out=args.validation_problems + args.test_problems,
+            held_out=wanted,
             seed=args.seed,
         )
     validation, test = held_out, []
@@ -177,6 +186,13 @@ def _train(
         progress.close()
     if progress.interrupted:
         raise InterruptedRunError(f"saved; go on with: make resume RUN={run.name}")
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        step = trainer.state.best_model_checkpoint.rpartition("-")[2]
+        _say(
+            console,
+            f"policy of step {step}, the best on validation: {args.metric_for_best_model} "
+            f"{trainer.state.best_metric:.3f}",
+        )
     _save_policy(trainer, run.policy)
     after = _test(trainer.model, tokenizer, experiment, splits.test, run, "after", console)
     before = _read_before(before_path)
@@ -220,11 +236,31 @@ def evaluate_policy(
         raise UsageError(
             "the config holds no problems out: give --test_problems N, with N of at least 1"
         )
+    if run is not None:
+        _refuse_trained_on(problems, run)
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
     found = _test(model, tokenizer, experiment, problems, run, "eval", console)
     console.print(_compare(found, None))
     return found
+
+
+def _refuse_trained_on(problems: Sequence[Trajectory], run: RunFolder) -> None:
+    """Other settings than the run's may hold out problems that it trained on.
+
+    Raises:
+        UsageError: a problem is in the run's log of training.
+    """
+    if not run.steps.is_file():
+        return
+    trained = {record.problem_id for record in read_records(run.steps) if record.phase == "train"}
+    seen = sum(problem.problem_id in trained for problem in problems)
+    if seen:
+        raise UsageError(
+            f"{seen} of the {len(problems)} problems to solve were trained on in {run.path}; keep "
+            "the run's data, seed and validation_problems, and ask for no more test_problems than "
+            "it held out"
+        )
 
 
 def _test(
@@ -441,8 +477,8 @@ def _compare(before: Mapping[str, object], after: Mapping[str, object] | None) -
 
 
 def _row(table: Table, name: str, before: object, after: object) -> None:
-    known = before if isinstance(before, dict) else after
-    n = str(known["n"]) if isinstance(known, dict) else ""
+    counts = [str(figure["n"]) for figure in (before, after) if isinstance(figure, dict)]
+    n = "/".join(dict.fromkeys(counts))
     cells = [name, n, _cell(before)]
     if len(table.columns) > 3:
         cells += [_cell(after), _change(before, after)]

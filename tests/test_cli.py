@@ -172,6 +172,26 @@ def test_eval_and_inspect(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert any(step[:12] in shown.out for step in TOY_STEPS)
 
 
+def test_eval_refuses_problems_that_the_run_trained_on(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    capsys.readouterr()
+    assert main(["eval", "--run", "one", "--test_problems", "30"]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"\d+ of the 30 problems to solve were trained on in .*one; keep", message)
+    assert main(["eval", "--run", "one", "--test_problems", "4"]) == 0
+
+
+def test_the_best_checkpoint_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_reward") == 0
+    assert re.search(
+        r"^policy of step [24], the best on validation: eval_reward -?\d\.\d{3}$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+
+
 def test_eval_of_a_policy_without_format_shows_no_nan(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,7 +386,11 @@ def test_a_failing_reward_is_named(
         (["--micro_batch_tokens", "5"], "micro_batch_tokens is 5, but one completion may take 13"),
         (["--rollout_token_budget", "20"], "rollout_token_budget is 20.*may take 52"),
         (["--prompts_per_step", "100"], "84 training rows, fewer than prompts_per_step 100"),
-        (["--validation_problems", "32"], "cannot hold out 40 of 40 distinct problems"),
+        (
+            ["--validation_problems", "32"],
+            "validation_problems 32 and test_problems 8 leave nothing to train on: the data has 40 "
+            "distinct problems; try --validation_problems 4 --test_problems 8",
+        ),
         (["--validation_problems", "0"], "no validation problems.*eval_strategy to no"),
         (["--max_completion_length", "64"], "no row fits: the policy's context is 64 tokens"),
         (["--rewards.similarty", "1"], "no step reward is called 'similarty'.*did you mean"),
