@@ -15,6 +15,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import json
 import random
+import signal
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     from srl.config import SRLConfig
+
+# A test run that a shell started in the background inherits an ignored Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No data base: a test run leaves no folder behind, and every run tries the same examples.
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
