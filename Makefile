@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train resume eval inspect check-data base test lint types clean \
+.PHONY: help setup train resume eval inspect check-data play bench base test lint types clean \
         need-run need-run-or-model need-data
 
 help: ## this list
@@ -44,6 +44,12 @@ inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--failure
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)
+
+play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file.yaml]
+	@$(PY) -m srl play --config $(CONFIG) $(ARGS)
+
+bench: $(STAMP) ## speed beside the libraries people use, on this machine (about 10 minutes)
+	$(PY) experiments/bench/bench.py $(ARGS)
 
 base: $(STAMP) ## make the small base policy of the default config again
 	$(PY) experiments/tiny/make_base.py $(ARGS)

@@ -1,26 +1,34 @@
 """What is a good step? Functions that score one step of the policy against the expert's.
 
-A step reward is a plain function of a frozen `StepContext`; a `RewardSum` weighs several of them.
-This package knows nothing of data sets and nothing of training.
+A step reward is a plain function of a frozen `StepContext`; a `RewardSum` weighs several of them
+and asks them in worker processes. This package knows nothing of training, and of `environments`
+only where a text states its final answer.
 """
 
 from __future__ import annotations
 
 from rewards.combine import (
-    BUILT_INS,
     FORMAT_FAILURE_REWARD,
+    PendingScores,
+    RewardCheck,
     RewardError,
     RewardSum,
     StepScore,
 )
+from rewards.loading import BUILT_INS, RewardNameError
 from rewards.similarity import normalize, similarity, similarity_lift, similarity_reward
-from rewards.types import StepContext, StepReward
+from rewards.types import BatchedReward, SingleReward, StepContext, StepReward
 
 __all__ = [
     "BUILT_INS",
     "FORMAT_FAILURE_REWARD",
+    "BatchedReward",
+    "PendingScores",
+    "RewardCheck",
     "RewardError",
+    "RewardNameError",
     "RewardSum",
+    "SingleReward",
     "StepContext",
     "StepReward",
     "StepScore",

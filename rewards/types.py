@@ -1,12 +1,14 @@
 """What a step reward sees, and what it returns.
 
 A step reward is a plain function ``def my_reward(step: StepContext) -> float | None``. ``None``
-means "does not apply to this step"; it is logged as null and counts nothing towards the sum.
+means "does not apply to this step"; it is logged as null and counts nothing towards the sum. A
+batched one takes all steps of a batch at once, ``def my_reward(steps: list[StepContext]) ->
+list[float | None]``, and is told apart by the name of its parameter, ``steps``, or its annotation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -39,4 +41,6 @@ class StepContext:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
-StepReward = Callable[[StepContext], float | None]
+SingleReward = Callable[[StepContext], float | None]
+BatchedReward = Callable[[list[StepContext]], Sequence[float | None]]
+StepReward = SingleReward | BatchedReward

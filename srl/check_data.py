@@ -1,8 +1,9 @@
 """A check of trajectories without a model: what `check-data` shows before anyone trains.
 
 It counts what was kept and why the rest was dropped, tests that every expert step scores exactly
-1.0 against itself, and measures the floors of the similarity reward on this very data: what a step
-of another problem scores, a copy of the previous step, and the right step with one step too many. A
+1.0 against itself and that every final answer verifies against itself, and measures each reward on
+this very data: how an expert's own steps are spread, and its floors, which are what a step of
+another problem earns, a copy of the previous step, and the right step with one step too many. A
 reward is only readable beside its floors (paper section 3.2 gives the reward, not the floors).
 """
 
@@ -11,12 +12,15 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from environments.types import LoadReport, Trajectory
+from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
 from srl.errors import UsageError
+from srl.score import all_built_ins, make_rewards
+from srl.steps import StepExample
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,42 @@ class Spread:
     low: int
     median: float
     high: int
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a reward gives to some steps.
+
+    Attributes:
+        n: steps that it applies to.
+        without: steps that it does not apply to.
+        mean: of the n; None where there is none.
+        low, median, high: 5, 50 and 95 % quantiles.
+    """
+
+    n: int
+    without: int
+    mean: float | None = None
+    low: float | None = None
+    median: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class RewardCheck:
+    """One reward on real data: the expert's own steps, and what it pays for cheap tricks.
+
+    Attributes:
+        own: the expert's own steps.
+        extra: the right step followed by one more.
+        previous: a copy of the previous step.
+        unrelated: a step of another problem; of no steps with one problem only.
+    """
+
+    own: Values
+    extra: Values
+    previous: Values
+    unrelated: Values
 
 
 @dataclass(frozen=True)
@@ -46,10 +86,9 @@ class DataCheck:
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
-        pairs: places at which the floors were measured.
-        floor_unrelated: mean similarity of a step of another problem; None with one problem only.
-        floor_previous: mean similarity of a copy of the previous step.
-        floor_extra: mean similarity of the right step followed by one more step.
+        unverified: final answers that do not verify against themselves.
+        pairs: places at which the rewards were measured.
+        rewards: name -> what it gives there.
     """
 
     rows: int
@@ -65,25 +104,32 @@ class DataCheck:
     repeated_steps: int
     self_score_min: float
     self_score_failures: int
+    unverified: list[str]
     pairs: int
-    floor_unrelated: float | None
-    floor_previous: float | None
-    floor_extra: float | None
+    rewards: dict[str, RewardCheck]
 
 
 def check_data(
     trajectories: Sequence[Trajectory],
     report: LoadReport,
     *,
+    rewards: Mapping[str, object] | None = None,
     seed: int = 0,
     max_pairs: int = 500,
 ) -> DataCheck:
-    """Checks every step against itself, and the floors at up to `max_pairs` places.
+    """Checks every step against itself, and the rewards at up to `max_pairs` places.
 
     The places are drawn without repeats from all neighbouring steps; equal seeds give equal floors.
 
+    Args:
+        trajectories: what to check.
+        report: what became of the rows they were read from.
+        rewards: rewards to measure beside the built-in ones.
+        seed: of the draw.
+        max_pairs: how many places at most.
+
     Raises:
-        UsageError: there are no trajectories, or `max_pairs` is not positive.
+        UsageError: there are no trajectories, `max_pairs` is not positive, or no such reward.
     """
     if not trajectories:
         raise UsageError("There are no trajectories to check; see the reasons in the load report.")
@@ -100,6 +146,7 @@ def check_data(
         noted = one.metadata.get("notes")
         if isinstance(noted, tuple):
             notes.update(str(note) for note in noted)
+    summed = make_rewards({**all_built_ins(), **(rewards or {})}, deadline=5.0)
     return DataCheck(
         rows=report.rows,
         kept=report.kept,
@@ -117,41 +164,78 @@ def check_data(
         ),
         self_score_min=min(self_scores, default=1.0),
         self_score_failures=sum(score != 1.0 for score in self_scores),
+        unverified=_unverified(trajectories, summed),
         pairs=len(drawn),
-        floor_unrelated=_unrelated(trajectories, drawn, rng),
-        floor_previous=_mean(
-            similarity(trajectories[row].steps[index - 1], trajectories[row].steps[index])
-            for row, index in drawn
-        ),
-        floor_extra=_mean(
-            similarity("\n".join(trajectories[row].steps[index - 1 : index + 1]), expert)
-            for row, index in drawn
-            for expert in [trajectories[row].steps[index - 1]]
-        ),
+        rewards=_measure(trajectories, drawn, rng, summed),
     )
+
+
+def _measure(
+    trajectories: Sequence[Trajectory],
+    drawn: Sequence[tuple[int, int]],
+    rng: random.Random,
+    summed: RewardSum,
+) -> dict[str, RewardCheck]:
+    """Every reward at the places drawn, for the expert's own step and for cheap ones."""
+    cases: dict[str, list[StepContext]] = {"own": [], "extra": [], "previous": []}
+    for row, index in drawn:
+        steps = trajectories[row].steps
+        here, before = (StepExample(trajectories[row], place) for place in (index, index - 1))
+        cases["own"].append(here.context(steps[index], ""))
+        cases["previous"].append(here.context(steps[index - 1], ""))
+        cases["extra"].append(before.context("\n".join(steps[index - 1 : index + 1]), ""))
+    cases["unrelated"] = [
+        StepExample(trajectories[row], index).context(step, "")
+        for (row, index), step in zip(drawn, _unrelated(trajectories, drawn, rng), strict=False)
+    ]
+    found = {name: summed.score(steps) for name, steps in cases.items()}
+    return {
+        reward: RewardCheck(
+            **{case: _values(s.rewards[reward] for s in scores) for case, scores in found.items()}
+        )
+        for reward in summed.names
+    }
+
+
+def _unverified(trajectories: Sequence[Trajectory], summed: RewardSum) -> list[str]:
+    """Final answers that the reward `answer` would refuse although they are the right ones."""
+    answers = sorted({one.answer for one in trajectories if one.answer is not None})
+    stated = [
+        StepContext("", (), f"\\boxed{{{answer}}}", "", answer, 0, 1, answer=answer)
+        for answer in answers
+    ]
+    scores = summed.score(stated)
+    return [
+        answer
+        for answer, score in zip(answers, scores, strict=True)
+        if score.rewards["answer"] != 1.0
+    ]
 
 
 def _unrelated(
     trajectories: Sequence[Trajectory], drawn: Sequence[tuple[int, int]], rng: random.Random
-) -> float | None:
-    """The mean similarity of a random step of another problem to the step at each drawn place."""
+) -> list[str]:
+    """A random step of another problem for each drawn place; none with one problem only."""
     ids = [one.problem_id for one in trajectories]
     if len(set(ids)) < 2:
-        return None
-    scores: list[float] = []
-    for row, index in drawn:
+        return []
+    steps: list[str] = []
+    for row, _ in drawn:
         other = rng.randrange(len(trajectories))
         while ids[other] == ids[row] or not trajectories[other].steps:
             other = rng.randrange(len(trajectories))
-        scores.append(
-            similarity(rng.choice(trajectories[other].steps), trajectories[row].steps[index])
-        )
-    return _mean(scores)
+        steps.append(rng.choice(trajectories[other].steps))
+    return steps
 
 
-def _mean(scores: Iterable[float]) -> float | None:
-    found = list(scores)
-    return statistics.fmean(found) if found else None
+def _values(given: Iterable[float | None]) -> Values:
+    values = list(given)
+    known = sorted(value for value in values if value is not None)
+    without = len(values) - len(known)
+    if not known:
+        return Values(0, without)
+    low, median, high = (known[round(q * (len(known) - 1))] for q in (0.05, 0.5, 0.95))
+    return Values(len(known), without, statistics.fmean(known), low, median, high)
 
 
 def _spread(counts: Iterable[int]) -> Spread:
@@ -160,7 +244,7 @@ def _spread(counts: Iterable[int]) -> Spread:
 
 
 def render(check: DataCheck) -> str:
-    """The check as a plain text table of two columns."""
+    """The check as plain text: two columns, and a table of rewards."""
     lines: list[tuple[str, str]] = [
         ("rows read", f"{check.rows:,}"),
         ("rows kept", f"{check.kept:,}"),
@@ -175,13 +259,42 @@ def render(check: DataCheck) -> str:
         ("characters per step", _render_spread(check.step_chars)),
         ("steps that repeat the one before", f"{check.repeated_steps:,}"),
         ("expert step against itself", _render_self_score(check)),
-        (f"floors over {check.pairs:,} places:", ""),
-        ("  a step of another problem", _render_floor(check.floor_unrelated)),
-        ("  a copy of the previous step", _render_floor(check.floor_previous)),
-        ("  the right step and one more", _render_floor(check.floor_extra)),
+        ("answers that verify", _render_unverified(check)),
     ]
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)
+    told = [f"{name:<{width}}  {value}".rstrip() for name, value in lines]
+    return "\n".join([*told, "", *_render_rewards(check)])
+
+
+def _render_unverified(check: DataCheck) -> str:
+    if not check.unverified:
+        return "all of them, against themselves"
+    shown = ", ".join(repr(answer) for answer in check.unverified[:5])
+    return f"all but {len(check.unverified):,}: {shown}"
+
+
+def _render_rewards(check: DataCheck) -> list[str]:
+    """What each reward gives at the same places, a line each."""
+    names = max(map(len, check.rewards), default=0)
+    head = f"{'reward':<{names}}  {'n':>5}   own step: mean   5 %  median  95 %"
+    lines = [
+        f"rewards at {check.pairs:,} places, and what they pay for cheap steps (mean):",
+        f"{head}  and one more  previous copied  another problem's",
+    ]
+    for name, reward in check.rewards.items():
+        own = reward.own
+        cells = [
+            f"{name:<{names}}  {own.n:>5}  {_figure(own.mean):>15} {_figure(own.low):>5}",
+            f"{_figure(own.median):>6} {_figure(own.high):>5}",
+            f"{_figure(reward.extra.mean):>12}  {_figure(reward.previous.mean):>15}",
+            f"{_figure(reward.unrelated.mean):>17}",
+        ]
+        lines.append("  ".join(cells))
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _render_spread(spread: Spread) -> str:
@@ -195,7 +308,3 @@ def _render_self_score(check: DataCheck) -> str:
         f"FAILS for {check.self_score_failures:,} steps, lowest {check.self_score_min:.4f}: "
         "they can never be fully rewarded"
     )
-
-
-def _render_floor(floor: float | None) -> str:
-    return "-" if floor is None else f"{floor:.3f}"

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = _parser().parse_known_args(words)
-        if rest and args.command not in ("train", "resume", "eval", "check-data"):
+        if rest and args.command in ("inspect",):
             raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl --help")
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
     except UsageError as error:
@@ -124,6 +124,29 @@ def _parser() -> argparse.ArgumentParser:
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
     )
     check.set_defaults(run=_check_data)
+
+    score = commands.add_parser(
+        "score",
+        help="rewards without a model, of one step or of a file; --rewards.NAME WEIGHT chooses",
+        usage="srl score (FILE | --action STEP --expert STEP) [--rewards.NAME WEIGHT ...] [...]",
+        description="FILE holds JSON lines with action and expert_step, as a run's steps.jsonl "
+        "does. Without --rewards.NAME WEIGHT every built-in reward is shown.",
+    )
+    score.add_argument("--action", help="the policy's step")
+    score.add_argument("--expert", help="the expert's step")
+    score.add_argument("--previous", action="append", default=[], help="a step before; may repeat")
+    score.add_argument("--problem", default="", help="the problem")
+    score.add_argument("--thought", default="", help="the policy's thought")
+    score.add_argument("--answer", help="the problem's final answer; the step is then the last one")
+    score.add_argument("--deadline", type=float, default=5.0, help="seconds a call may take (5)")
+    score.add_argument("--json", action="store_true", help="one line of JSON for each step")
+    score.set_defaults(run=_score)
+
+    play = commands.add_parser(
+        "play", help="you are the policy: type a step, see every reward; --key value as in train"
+    )
+    play.add_argument("--config", required=True, help="whose problems and rewards")
+    play.set_defaults(run=_play)
     return parser
 
 
@@ -214,7 +237,7 @@ def _check_data(
     from environments import ENVIRONMENTS, LoadReport, load_trajectories
     from srl.check_data import check_data, render
 
-    options = _options(rest)
+    options, asked = _options(rest)
     source = args.data
     # Whatever looks like a path is one: a missing file is then called missing.
     if source not in ENVIRONMENTS and (Path(source).exists() or "/" in source or "." in source):
@@ -222,7 +245,7 @@ def _check_data(
         source = str(options.pop("source", "files"))
     report = LoadReport()
     trajectories = load_trajectories(source, report=report, **options)  # type: ignore[arg-type]
-    check = check_data(trajectories, report)
+    check = check_data(trajectories, report, rewards=asked)
     console.print(render(check), highlight=False, markup=False)
     if check.self_score_failures:
         _complain(
@@ -233,23 +256,77 @@ def _check_data(
     return 0
 
 
-def _options(words: Sequence[str]) -> dict[str, object]:
-    """`--key value` words as a source's options; values are read as YAML."""
+def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    import json
+
+    from srl.score import make_rewards, score_file, score_pair, step_from
+
+    words = list(rest)
+    # Not argparse's: it would take the value of an option it does not know for the file.
+    file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
+    options, asked = _options(words)
+    if options:
+        raise UsageError(f"unknown words: {' '.join(words)}; see: python -m srl score --help")
+    pair = args.action is not None and args.expert is not None
+    if pair == (file is not None):
+        raise UsageError(
+            "give a file of steps, or one step with --action and --expert, as in: "
+            "python -m srl score --action '2 + 2 = 5' --expert '2 + 2 = 4'"
+        )
+    rewards = make_rewards(asked, deadline=args.deadline)
+    if file is not None:
+        score_file(file, rewards, console, as_json=args.json)
+        return 0
+    row = {
+        "problem": args.problem,
+        "previous_steps": args.previous,
+        "action": args.action,
+        "thought": args.thought,
+        "expert_step": args.expert,
+        "answer": args.answer,
+        # With an answer the step is the last one, else one more follows.
+        "num_steps": len(args.previous) + (1 if args.answer is not None else 2),
+    }
+    step = step_from(row, "the command line")
+    if args.json:
+        score = rewards.score([step])[0]
+        print(json.dumps({"rewards": score.rewards, "reward": score.reward, "lift": score.lift}))
+    else:
+        score_pair(step, rewards, console)
+    return 0
+
+
+def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.config import load_experiment
+    from srl.play import play
+
+    play(load_experiment(args.config, rest), sys.stdin, console)
+    return 0
+
+
+def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
+    """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
     import yaml
 
     options: dict[str, object] = {}
+    rewards: dict[str, object] = {}
     rest = list(words)
     while rest:
         key = rest.pop(0)
         if not key.startswith("--") or (not rest and "=" not in key):
-            raise UsageError(f"{key!r}: a source's options are given as --key value")
+            raise UsageError(f"{key!r}: options are given as --key value")
         name, has_value, text = key[2:].partition("=")
         text = text if has_value else rest.pop(0)
         try:
-            options[name.replace("-", "_")] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{key}: {text!r} cannot be read: {error}") from error
-    return options
+        if name.startswith("rewards."):
+            rewards[name.removeprefix("rewards.")] = value
+        else:
+            options[name.replace("-", "_")] = value
+    return options, rewards
 
 
 def _run_path(name: str) -> Path:

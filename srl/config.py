@@ -28,6 +28,7 @@ from transformers import TrainingArguments
 
 from environments import load_trajectories
 from environments.types import LoadReport, Trajectory
+from rewards import RewardSum, StepReward
 from srl.errors import UsageError
 from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 
@@ -65,6 +66,11 @@ class SRLConfig(TrainingArguments):
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
         rollout_token_budget: prompt and completion tokens sampled together, at full length.
         micro_batch_tokens: tokens of one forward and backward, padding included.
+        reward_deadline: seconds that one call of a named reward may take; then it is stopped, its
+            value is null, and the metrics count it.
+        reward_workers: processes that score beside generation; null is the cores less one, 1 to 8.
+        reward_errors: what happens when a reward function of yours fails: "stop" ends the run and
+            saves the row, "record" makes it a null and counts it.
         log_completions: write steps.jsonl, one record per rollout.
         validation_problems: held-out problems for `eval_steps` and the best checkpoint.
         test_problems: further held-out problems, solved before and after training.
@@ -124,6 +130,11 @@ class SRLConfig(TrainingArguments):
     num_iterations: int = 1
     micro_batch_tokens: int = 8192
 
+    # Rewards.
+    reward_deadline: float = 5.0
+    reward_workers: int | None = None
+    reward_errors: Literal["stop", "record"] = "stop"
+
     # Records and evaluation.
     log_completions: bool = True
     validation_problems: int = 60
@@ -156,6 +167,7 @@ _AT_LEAST: dict[str, float] = {
     "short_steps": 1,
     "solve_max_steps": 1,
     "solve_samples": 0,
+    "reward_workers": 1,
     "whole_max_completion_length": 1,
     "top_k": 0,
     "dynamic_sampling_epsilon": 0.0,
@@ -227,6 +239,10 @@ def _check_sizes(config: SRLConfig) -> None:
         raise UsageError(f"top_p is {config.top_p}; it must be above 0 and at most 1 (1 is off)")
     if config.min_p is not None and not 0 < config.min_p <= 1:
         raise UsageError(f"min_p is {config.min_p}; it must be above 0 and at most 1, or null")
+    if not 0 < config.reward_deadline < math.inf:
+        raise UsageError(
+            f"reward_deadline is {config.reward_deadline}; give seconds, above 0, such as 5"
+        )
     for name, why in (
         ("rollout_token_budget", "one prompt's rollouts"),
         ("micro_batch_tokens", "one completion"),
@@ -303,13 +319,13 @@ class Experiment:
         model: a folder or the name of a model on the hub.
         data: `source` and `path` for `environments.load_trajectories`, `limit`, and the source's
             own options.
-        rewards: step reward -> weight.
+        rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
     """
 
     model: str
     data: dict[str, object]
-    rewards: dict[str, float] = field(default_factory=lambda: {"similarity": 1.0})
+    rewards: dict[str, object] = field(default_factory=lambda: {"similarity": 1.0})
     args: SRLConfig = field(default_factory=SRLConfig)
 
     def resolved(self) -> dict[str, object]:
@@ -324,6 +340,14 @@ class Experiment:
         }
         return {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
 
+    def sum_rewards(self) -> RewardSum:
+        """The rewards, ready to score; rows that one fails on are written beside `output_dir`.
+
+        Raises:
+            UsageError: an unknown name, a weight that is none, or nothing to optimise.
+        """
+        return sum_rewards(self.rewards, self.args)
+
     def load_trajectories(self, report: LoadReport) -> list[Trajectory]:
         """The trajectories of `data`.
 
@@ -333,6 +357,28 @@ class Experiment:
         options = dict(self.data)
         source = options.pop("source")
         return load_trajectories(str(source), report=report, **options)  # type: ignore[arg-type]
+
+
+def sum_rewards(
+    step_rewards: Mapping[str | StepReward, object] | Mapping[str, object], args: SRLConfig
+) -> RewardSum:
+    """The weighted sum of the rewards, with the deadline, workers and error policy of `args`.
+
+    Raises:
+        UsageError: an unknown name, a weight that is none, or nothing to optimise.
+    """
+    folder = Path(args.output_dir or ".")
+    try:
+        return RewardSum(
+            step_rewards,
+            deadline=args.reward_deadline,
+            workers=args.reward_workers,
+            errors=args.reward_errors,
+            # Beside the run's folder, which is taken away again if nothing was trained.
+            error_file=folder.with_name(f"{folder.name}.reward_error.jsonl"),
+        )
+    except ValueError as error:
+        raise UsageError(f"rewards: {error}") from error
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

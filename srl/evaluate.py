@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from environments.answers import same_answer, stated_answer
 from environments.types import Trajectory
-from rewards import RewardSum, StepScore, normalize, similarity_lift
+from rewards import PendingScores, RewardSum, StepScore, normalize
+from rewards.calling import DEADLINE
 from srl.prompts import CLOSE, OPEN, ParsedStep, PromptFormat
-from srl.rollouts import Sampler, SamplingParams
+from srl.rollouts import Completion, Sampler, SamplingParams
 from srl.steps import StepExample
 
 _Z95 = 1.959963984540054
@@ -252,22 +253,40 @@ def sample_steps(
     params: SamplingParams,
     num_samples: int,
 ) -> list[list[ScoredStep]]:
-    """`num_samples` rollouts of each row, parsed and scored."""
+    """`num_samples` rollouts of each row, parsed and scored; scored beside the generation."""
+    parsed: dict[int, list[ParsedStep]] = {}
+    pending: list[tuple[list[int], PendingScores]] = []
+
+    def ready(completions: Mapping[int, list[Completion]]) -> None:
+        parsed.update(
+            (row, [form.parse(one.ids, one.truncated) for one in written])
+            for row, written in completions.items()
+        )
+        valid = [(row, s) for row in completions for s in parsed[row] if s.failure is None]
+        contexts = [examples[row].context(step.action, step.thought) for row, step in valid]
+        pending.append(([row for row, _ in valid], rewards.submit(contexts)))
+
     groups = []
-    sampled = sampler(prompts, num_samples, params)
-    for example, prompt, completions in zip(examples, prompts, sampled, strict=True):
+    sampled = sampler(prompts, num_samples, params, ready)
+    scores: dict[int, list[StepScore]] = {row: [] for row in range(len(examples))}
+    for rows, waiting in pending:
+        for row, score in zip(rows, waiting.result(), strict=True):
+            scores[row].append(score)
+    for row, (example, prompt, completions) in enumerate(
+        zip(examples, prompts, sampled, strict=True)
+    ):
+        in_turn = iter(scores[row])
         group = []
-        for completion in completions:
-            parsed = form.parse(completion.ids, completion.truncated)
-            context = example.context(parsed.action, parsed.thought)
-            failed = parsed.failure is not None
+        for step, completion in zip(parsed[row], completions, strict=True):
+            score = rewards.failed() if step.failure is not None else next(in_turn)
             group.append(
                 ScoredStep(
                     example=example,
-                    parsed=parsed,
-                    score=rewards.failed() if failed else rewards.score(context),
-                    lift=None if failed else similarity_lift(context),
-                    exact=not failed and normalize(parsed.action) == normalize(example.expert_step),
+                    parsed=step,
+                    score=score,
+                    lift=score.lift,
+                    exact=step.failure is None
+                    and normalize(step.action) == normalize(example.expert_step),
                     prompt_tokens=len(prompt),
                     completion_ids=completion.ids,
                     truncated=completion.truncated,
@@ -292,6 +311,12 @@ def step_metrics(steps: Sequence[ScoredStep]) -> dict[str, float]:
     for name in names:
         values = [step.score.rewards[name] for step in valid]
         metrics[f"rewards/{name}"] = _mean([value for value in values if value is not None])
+        # Only where there are any: most rewards never fail.
+        failures = [why for step in valid if (why := step.score.failures.get(name))]
+        if failures:
+            late = failures.count(DEADLINE)
+            metrics[f"reward_deadlines/{name}"] = float(late)
+            metrics[f"reward_errors/{name}"] = float(len(failures) - late)
     return metrics
 
 

@@ -149,7 +149,7 @@ class PromptFormat:
         self.template: Literal["chat", "plain"]
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
-            self._first_ids = _leading_ids(tokenizer)
+            self._first_ids = leading_ids(tokenizer)
             self._step_frame = _plain_frame(system_prompt)
             self._whole_frame = _plain_frame(whole_system_prompt)
         else:
@@ -367,7 +367,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
-def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens, a BOS if any, that the tokenizer puts before a text of its own accord."""
     bare = _ids(tokenizer, "a")
     full = list(tokenizer.encode("a", add_special_tokens=True))

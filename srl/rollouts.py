@@ -10,7 +10,7 @@ Random numbers come from torch's global generator: it is what a checkpoint saves
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,13 +80,25 @@ class Completion:
     truncated: bool
 
 
+OnReady = Callable[[Mapping[int, list[Completion]]], None]
+"""Told some completions: index of the prompt -> all of its completions."""
+
+
 class Sampler(Protocol):
     """A generation back end."""
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, params: SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
     ) -> list[list[Completion]]:
-        """`num_samples` completions for each prompt, in the order of the prompts."""
+        """`num_samples` completions for each prompt, in the order of the prompts.
+
+        `on_ready` is told every prompt's completions once, those that are ready together in one
+        call, so that they can be scored beside the generation of the others.
+        """
         ...
 
 
@@ -107,7 +119,11 @@ class LocalSampler:
 
     @torch.no_grad()
     def __call__(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, params: SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
     ) -> list[list[Completion]]:
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
@@ -118,6 +134,8 @@ class LocalSampler:
                 rows = self._sample([prompts[i] for i in chunk], num_samples, params)
                 for place, index in enumerate(chunk):
                     done[index] = rows[place * num_samples : (place + 1) * num_samples]
+                if on_ready is not None:
+                    on_ready({index: done[index] for index in chunk})
         finally:
             self.model.train(was_training)
         return [done[index] for index in range(len(prompts))]

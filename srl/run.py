@@ -20,6 +20,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import LoadReport, Trajectory
+from rewards import RewardSum
 from srl.config import Experiment, SRLConfig, parse_experiment
 from srl.errors import UsageError
 from srl.evaluate import (
@@ -42,7 +43,7 @@ from srl.records import RecordWriter, read_records
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder, check_checkpoint, write_json
 from srl.steps import build_examples, split_by_problem
-from srl.trainer import SRLTrainer, sum_rewards
+from srl.trainer import SRLTrainer
 
 # Held-out rows whose steps are compared with the expert's, before and after: enough for +-3 points.
 TEST_ROWS = 1000
@@ -118,7 +119,7 @@ def train_run(
     except BaseException:
         # Before the first step there is nothing to go on from and nothing to look at, and the
         # folder would only keep its name in use.
-        if not run.metrics.is_file():
+        if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
             shutil.rmtree(run.path)
         raise
 
@@ -164,7 +165,7 @@ def _train(
         args,
         train_trajectories=splits.train,
         validation_trajectories=splits.validation,
-        step_rewards=experiment.rewards,
+        step_rewards=experiment.sum_rewards(),
         processing_class=tokenizer,
         callbacks=[progress],
     )
@@ -173,10 +174,17 @@ def _train(
         f"policy: {experiment.model}, {model.num_parameters():,} parameters, on {args.device}, "
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
+    _say(console, trainer.reward_report())
     _say(console, trainer.arithmetic())
+
+    def test(when: str) -> dict[str, object]:
+        return _test(
+            trainer.model, tokenizer, experiment, trainer.rewards, splits.test, run, when, console
+        )
+
     before_path = run.path / "before.json"
     if checkpoint is None:
-        before = _test(trainer.model, tokenizer, experiment, splits.test, run, "before", console)
+        before = test("before")
         write_json(before_path, before)
     try:
         # The evaluation drew random numbers or not: training starts from the same state.
@@ -194,7 +202,7 @@ def _train(
             f"{trainer.state.best_metric:.3f}",
         )
     _save_policy(trainer, run.policy)
-    after = _test(trainer.model, tokenizer, experiment, splits.test, run, "after", console)
+    after = test("after")
     before = _read_before(before_path)
     write_json(
         run.summary,
@@ -229,7 +237,7 @@ def evaluate_policy(
         UsageError: the config holds no problems out, or the policy cannot be loaded.
     """
     set_seed(experiment.args.seed)
-    sum_rewards(experiment.rewards)  # refused now rather than after all problems are solved
+    rewards = experiment.sum_rewards()  # refused now rather than after all problems are solved
     splits = load_splits(experiment, console)
     problems = splits.test or splits.validation
     if not problems:
@@ -240,7 +248,7 @@ def evaluate_policy(
         _refuse_trained_on(problems, run)
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
-    found = _test(model, tokenizer, experiment, problems, run, "eval", console)
+    found = _test(model, tokenizer, experiment, rewards, problems, run, "eval", console)
     console.print(_compare(found, None))
     return found
 
@@ -267,6 +275,7 @@ def _test(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     experiment: Experiment,
+    rewards: RewardSum,
     problems: Sequence[Trajectory],
     run: RunFolder | None,
     when: str,
@@ -296,7 +305,7 @@ def _test(
     ):
         torch.manual_seed(args.seed)
         attempts = _solve(sampler, form, problems, args, context_limit(model))
-        steps = _steps(sampler, form, problems, experiment, context_limit(model))
+        steps = _steps(sampler, form, problems, args, rewards, context_limit(model))
     if run is not None:
         with RecordWriter(run.eval) as writer:
             writer.write({"when": when, **attempt.to_json()} for attempt in attempts)
@@ -362,11 +371,11 @@ def _steps(
     sampler: LocalSampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
-    experiment: Experiment,
+    args: SRLConfig,
+    rewards: RewardSum,
     limit: int | None,
 ) -> dict[str, object]:
     """Greedy steps on held-out rows beside the expert's."""
-    args = experiment.args
     examples = build_examples(problems, targets=args.targets, step_title=args.step_title)
     rows = [(example, form.encode_example(example)) for example in examples]
     if limit is not None:
@@ -380,13 +389,13 @@ def _steps(
         form,
         [example for example, _ in rows],
         [prompt for _, prompt in rows],
-        rewards=sum_rewards(experiment.rewards),
+        rewards=rewards,
         params=SamplingParams(args.max_completion_length, temperature=0, stop_ids=form.stop_ids),
         num_samples=1,
     )
     steps = [group[0] for group in groups]
     valid = [step for step in steps if step.parsed.failure is None]
-    found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in experiment.rewards}
+    found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in rewards.names}
     found["held-out steps: exact"] = share_of_rows(
         [step.exact for step in valid], [step.example.problem_id for step in valid]
     )

@@ -19,7 +19,7 @@ from srl.records import RecordWriter, StepRecord, truncate_to
 from srl.sampling import Collected
 
 # Figures of which the log gives the total since the last line; of all others it gives the mean.
-_TOTALS = ("tokens", "seconds/collect", "seconds/update")
+_TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
 
 
 class RunLog:
@@ -156,7 +156,7 @@ def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
 def _merge(name: str, values: Sequence[float]) -> float:
     """One figure for several steps; NaN, a step without that figure, does not count."""
     known = [value for value in values if not math.isnan(value)]
-    if name in _TOTALS:
+    if name.startswith(_TOTALS):
         return sum(known)
     return sum(known) / len(known) if known else math.nan
 

@@ -40,10 +40,10 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from environments.types import Trajectory
-from rewards import RewardSum, StepReward
+from rewards import RewardCheck, RewardSum, StepReward
 from srl.advantages import group_advantages
 from srl.batch import Batch, Group
-from srl.config import SRLConfig, check_evaluation
+from srl.config import SRLConfig, check_evaluation, sum_rewards
 from srl.errors import UsageError
 from srl.evaluate import (
     ScoredStep,
@@ -63,6 +63,9 @@ from srl.trl_parts import completion_log_probs
 
 STATE_FILE = "srl_state.json"
 
+# Rewards that would take longer than this a step are named at the start.
+_SLOW_SECONDS = 1.0
+
 
 class NothingToTrainOnError(RuntimeError):
     """Dynamic sampling dropped every group for several steps in a row."""
@@ -76,7 +79,8 @@ class SRLTrainer(Trainer):
         args: the settings; see `SRLConfig`.
         train_trajectories: expert solutions to train on.
         validation_trajectories: expert solutions of other problems, for `evaluate`.
-        step_rewards: built-in name or function -> weight; similarity alone by default.
+        step_rewards: reward -> weight, or a `RewardSum`; similarity alone by default. Rewards are
+            built-in names, `file.py:name`, `package.module:name` or functions (`rewards`).
         processing_class: the tokenizer, if `model` is not a name.
         callbacks: further callbacks of transformers.
 
@@ -92,7 +96,9 @@ class SRLTrainer(Trainer):
         args: SRLConfig,
         train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory] = (),
-        step_rewards: Mapping[str | StepReward, float] | Mapping[str, float] | None = None,
+        step_rewards: (
+            RewardSum | Mapping[str | StepReward, object] | Mapping[str, object] | None
+        ) = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -108,7 +114,10 @@ class SRLTrainer(Trainer):
                 "Start it without torchrun or accelerate launch"
             )
         check_evaluation(args, validates=bool(validation_trajectories))
-        self.rewards = sum_rewards({"similarity": 1.0} if step_rewards is None else step_rewards)
+        if not isinstance(step_rewards, RewardSum):
+            step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
+            step_rewards = sum_rewards(step_rewards, args)
+        self.rewards = step_rewards
         self.form = prompt_format(
             model,
             processing_class,
@@ -127,6 +136,7 @@ class SRLTrainer(Trainer):
                 f"{args.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {n} or less" if (n := len(self.examples)) else "")
             )
+        self.reward_checks = self._try_rewards()
         self.validation_trajectories = list(validation_trajectories)
         self.validation_examples: list[StepExample] = []
         self.validation_prompts: list[list[int]] = []
@@ -189,6 +199,30 @@ class SRLTrainer(Trainer):
             f"micro-batches of at most {a.micro_batch_tokens:,} tokens; "
             f"{a.max_steps} steps, about {epochs:.2g} epochs"
         )
+
+    def _try_rewards(self) -> list[RewardCheck]:
+        """Every reward, tried on the expert's own step of the first row."""
+        example = self.examples[0]
+        try:
+            return self.rewards.check(example.context(example.expert_step, thought=""))
+        except ValueError as error:
+            raise UsageError(f"rewards: {error}") from error
+
+    def reward_report(self) -> str:
+        """One line: each reward, its weight, what it gives an expert's own step, and its price."""
+        a = self.args
+        parts, slow = [], []
+        completions = a.prompts_per_step * a.num_generations
+        for check in self.reward_checks:
+            value = "does not apply" if check.value is None else f"{check.value:.3g}"
+            parts.append(
+                f"{check.name} x {check.weight:g} ({value} in {1000 * check.seconds:.2g} ms)"
+            )
+            seconds = check.seconds * completions / self.rewards.workers
+            if seconds > _SLOW_SECONDS:
+                slow.append(f"{check.name} will take about {seconds:.0f} s of every step")
+        line = f"rewards, tried on an expert's step: {', '.join(parts)}"
+        return line + (f"; slow: {'; '.join(slow)}" if slow else "")
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
@@ -474,20 +508,6 @@ class _Ticks(Dataset[dict[str, int]]):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"tick": index}
-
-
-def sum_rewards(
-    step_rewards: Mapping[str | StepReward, float] | Mapping[str, float],
-) -> RewardSum:
-    """The weighted sum of the rewards.
-
-    Raises:
-        UsageError: an unknown name, a weight that is none, or nothing to optimise.
-    """
-    try:
-        return RewardSum(step_rewards)
-    except ValueError as error:
-        raise UsageError(f"rewards: {error}") from error
 
 
 def _nothing_left(collected: Collected[Group], args: SRLConfig) -> str:

@@ -15,12 +15,14 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import json
 import random
+import re
 import signal
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+import yaml
 from hypothesis import settings
 
 from environments.types import Trajectory
@@ -279,3 +281,47 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def same_weights(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     """Whether they are equal to the last bit."""
     return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+
+
+# ---- runs through the command line --------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with config.yaml and data.jsonl in it."""
+    monkeypatch.chdir(tmp_path)
+    write_toy_data(tmp_path / "data.jsonl", 40)
+    write_config(tmp_path / "config.yaml", model=str(toy_policy))
+    return tmp_path
+
+
+def write_config(path: Path, **changes: object) -> None:
+    values: dict[str, object] = {
+        "data": {"source": "files", "path": "data.jsonl"},
+        "learning_rate": 1.0e-3,
+        "max_steps": 4,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "validation_problems": 4,
+        "test_problems": 8,
+        "short_steps": 2,
+    }
+    path.write_text(yaml.safe_dump({**TOY_SETTINGS, **values, **changes}), encoding="utf-8")
+
+
+def train(*words: str, name: str = "one") -> int:
+    from srl.cli import main
+
+    return main(["train", "--config", "config.yaml", "--run-name", name, *words])
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
+    """Exit code 2, one message that says `message`, nothing else, and no run folder."""
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.err.startswith("srl: ")
+    assert shown.err.count("srl: ") == 1
+    assert "Traceback" not in shown.err + shown.out
+    assert re.search(message, shown.err, re.DOTALL), shown.err
+    assert not list(Path("runs").glob("*"))

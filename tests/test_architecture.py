@@ -17,6 +17,8 @@ ALLOWED = {
     "environments": {"environments"},
     "srl": {"srl", "rewards", "environments"},
 }
+# The one place where the two leaves touch: where a text states its final answer.
+TOUCHES = {("rewards/answer.py", "environments")}
 # What must work, and be quick to start, on a machine without torch.
 WITHOUT_TORCH = [
     "srl",
@@ -49,6 +51,7 @@ def backward_edges(root: Path) -> list[str]:
         for package, allowed in ALLOWED.items()
         for path in sorted((root / package).rglob("*.py"))
         for name in sorted(imports(path.read_text(encoding="utf-8")) & OURS - allowed)
+        if (path.relative_to(root).as_posix(), name) not in TOUCHES
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 import srl.check_data
 from environments import LoadReport, Trajectory, load_trajectories
 from rewards.similarity import similarity
-from srl.check_data import Spread, check_data, render
+from srl.check_data import Spread, Values, check_data, render
 from srl.errors import UsageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -39,10 +39,12 @@ def test_counts_by_hand() -> None:
 def test_floors_by_hand() -> None:
     check = check_data(TRAJECTORIES, REPORT)
     # Only p2 repeats its step; no letter of one problem occurs in the other.
-    assert check.floor_previous == pytest.approx(1 / 4)
-    assert check.floor_unrelated == 0.0
+    floors = check.rewards["similarity"]
+    assert floors.previous.mean == pytest.approx(1 / 4)
+    assert floors.unrelated.mean == 0.0
+    assert (floors.own.n, floors.own.mean, floors.own.low) == (4, 1.0, 1.0)
     extra = [("aa\nbbbb", "aa"), ("bbbb\ncc", "bbbb"), ("xxx\nxxx", "xxx"), ("dd\nee", "dd")]
-    assert check.floor_extra == pytest.approx(sum(similarity(a, e) for a, e in extra) / 4)
+    assert floors.extra.mean == pytest.approx(sum(similarity(a, e) for a, e in extra) / 4)
 
 
 def test_the_draw_follows_the_seed_and_is_bounded() -> None:
@@ -53,8 +55,11 @@ def test_the_draw_follows_the_seed_and_is_bounded() -> None:
     assert check_data(rows, report, max_pairs=20) == check_data(rows, report, max_pairs=20)
     assert check_data(rows, report, max_pairs=20).pairs == 20
     assert check_data(rows, report).pairs == 200
-    one = check_data(rows, report, max_pairs=20, seed=1)
-    assert one.floor_unrelated != check_data(rows, report, max_pairs=20, seed=2).floor_unrelated
+    one, two = (
+        check_data(rows, report, max_pairs=20, seed=seed).rewards["similarity"].unrelated.mean
+        for seed in (1, 2)
+    )
+    assert one != two
 
 
 def test_a_similarity_that_breaks_on_perfect_copies_is_found(
@@ -73,8 +78,8 @@ def test_a_similarity_that_breaks_on_perfect_copies_is_found(
 
 def test_one_problem_alone_has_no_unrelated_floor() -> None:
     check = check_data([TRAJECTORIES[0], TRAJECTORIES[2]], REPORT)
-    assert check.floor_unrelated is None
-    assert re.search("a step of another problem +-$", render(check), re.MULTILINE)
+    assert check.rewards["similarity"].unrelated == Values(0, 0)
+    assert re.search("^similarity .* -$", render(check), re.MULTILINE)
 
 
 def test_wrong_use() -> None:
@@ -114,7 +119,30 @@ def test_real_data_scores_one_against_itself(source: str, file: str, steps: int)
     )
     assert check.steps == steps
     assert check.self_score_failures == 0
-    assert check.floor_unrelated is not None
-    assert check.floor_previous is not None
-    assert check.floor_extra is not None
-    assert 0.1 < check.floor_unrelated < check.floor_previous < check.floor_extra < 0.8
+    assert check.unverified == []
+    floors = check.rewards["similarity"]
+    figures = [floors.unrelated.mean, floors.previous.mean, floors.extra.mean]
+    assert figures == sorted(figures)
+    assert 0.1 < min(figures) < max(figures) < 0.8
+    for name in ("similarity", "indel", "length"):
+        assert (check.rewards[name].own.n, check.rewards[name].own.low) == (200, 1.0)
+    assert check.rewards["progress"].previous.mean == 0.0
+    assert check.rewards["novelty"].previous.mean == 0.0
+
+
+def test_a_reward_of_ones_own_stands_beside_the_built_in_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def letters(step): return len(step.action)\n")
+    asked = {f"{tmp_path}/mine.py:letters": 0.0}
+    check = check_data(TRAJECTORIES, REPORT, rewards=asked)
+    own = check.rewards["letters"].own
+    # bbbb, cc, xxx and ee follow another step.
+    assert (own.n, own.mean, own.low, own.high) == (4, 11 / 4, 2.0, 4.0)
+    with pytest.raises(UsageError, match="mine.py has no 'letter'; it has: letters"):
+        check_data(TRAJECTORIES, REPORT, rewards={f"{tmp_path}/mine.py:letter": 1.0})
+
+
+def test_answers_that_no_policy_could_be_paid_for_are_named() -> None:
+    rows = [Trajectory("p", ("a", "b"), "7"), Trajectory("q", ("a", "b"), " ")]
+    check = check_data(rows, REPORT)
+    assert check.unverified == [" "]
+    assert "all but 1: ' '" in render(check)

@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 from conftest import (
-    TOY_SETTINGS,
     TOY_STEPS,
     read_jsonl,
+    refused,
     same_weights,
     toy_model,
     toy_tokenizer,
+    train,
     weights,
-    write_toy_data,
 )
 
 from srl.cli import main
@@ -30,45 +30,6 @@ from srl.policy import load_policy
 from srl.progress import ProgressReport
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def home(tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with config.yaml and data.jsonl in it."""
-    monkeypatch.chdir(tmp_path)
-    write_toy_data(tmp_path / "data.jsonl", 40)
-    write_config(tmp_path / "config.yaml", model=str(toy_policy))
-    return tmp_path
-
-
-def write_config(path: Path, **changes: object) -> None:
-    values: dict[str, object] = {
-        "data": {"source": "files", "path": "data.jsonl"},
-        "learning_rate": 1.0e-3,
-        "max_steps": 4,
-        "save_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "validation_problems": 4,
-        "test_problems": 8,
-        "short_steps": 2,
-    }
-    path.write_text(yaml.safe_dump({**TOY_SETTINGS, **values, **changes}), encoding="utf-8")
-
-
-def train(*words: str, name: str = "one") -> int:
-    return main(["train", "--config", "config.yaml", "--run-name", name, *words])
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
-    """Exit code 2, one message that says `message`, nothing else, and no run folder."""
-    shown = capsys.readouterr()
-    assert code == 2, shown
-    assert shown.err.startswith("srl: ")
-    assert shown.err.count("srl: ") == 1
-    assert "Traceback" not in shown.err + shown.out
-    assert re.search(message, shown.err, re.DOTALL), shown.err
-    assert not list(Path("runs").glob("*"))
 
 
 # ---- a whole run -------------------------------------------------------------------------------
@@ -218,7 +179,7 @@ def test_check_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["nothere.jsonl"], "nothere.jsonl: no such file"),
         (["gsm9k"], "unknown source 'gsm9k'.*Did you mean 'gsm8k'"),
         (["data.jsonl", "--colour", "red"], "has no option 'colour'"),
-        (["data.jsonl", "--limit"], "'--limit': a source's options are given as --key value"),
+        (["data.jsonl", "--limit"], "'--limit': options are given as --key value"),
         (["data.jsonl", "--limit", "[1"], "cannot be read"),
     ],
 )
@@ -353,19 +314,6 @@ def test_nothing_to_train_on_is_a_failure_with_records(
     shown = capsys.readouterr()
     assert shown.err.startswith("srl: nothing to train on: for 2 steps in a row")
     assert read_jsonl(home / "runs/one/steps.jsonl")
-
-
-def test_a_failing_reward_is_named(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(step: object) -> float:
-        raise KeyError("colour")
-
-    monkeypatch.setitem(__import__("rewards").BUILT_INS, "broken", broken)
-    words = ["--rewards.similarity", "1", "--rewards.broken", "0", "--test_problems", "0"]
-    assert train(*words) == 1
-    assert "srl: step reward 'broken' raised KeyError: 'colour' at step" in capsys.readouterr().err
-    assert (home / "runs/one/config.yaml").is_file()
 
 
 # ---- wrong use ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from srl.evaluate import (
     wilson,
 )
 from srl.prompts import PromptFormat
-from srl.rollouts import Completion, SamplingParams
+from srl.rollouts import Completion, OnReady, SamplingParams
 from srl.steps import build_examples
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)
@@ -42,11 +42,18 @@ class ScriptedPolicy:
     asked: list[list[str]] = field(default_factory=list)
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, params: SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
     ) -> list[list[Completion]]:
         words = [self.tokenizer.decode(list(prompt)) for prompt in prompts]
         self.asked.append(words)
-        return [[self.write(text) for text in self.script[key][:num_samples]] for key in words]
+        done = [[self.write(text) for text in self.script[key][:num_samples]] for key in words]
+        if on_ready is not None:
+            on_ready(dict(reversed(list(enumerate(done)))))  # any order will do
+        return done
 
     def write(self, text: str) -> Completion:
         ids = self.tokenizer.encode(text.removesuffix(CUT), add_special_tokens=False)

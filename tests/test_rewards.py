@@ -24,7 +24,7 @@ from rewards import (
     similarity_lift,
     similarity_reward,
 )
-from rewards.similarity import _matched_characters
+from rewards.similarity import _blocks, matching_blocks
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 
@@ -106,8 +106,9 @@ def test_looping_text_is_bounded_and_never_overrated() -> None:
 def test_a_smaller_budget_never_raises_the_score(a: str, b: str, budget: int) -> None:
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
     exact = sum(block.size for block in blocks)
-    assert _matched_characters(a, b, 10**9) == exact
-    assert 0 <= _matched_characters(a, b, budget) <= exact
+    assert sum(size for _, _, size in _blocks(a, b, False)) == exact
+    assert 0 <= sum(size for _, _, size in _blocks(a, b, False, budget)) <= exact
+    assert matching_blocks(a, b) == [tuple(block) for block in blocks if block.size]
 
 
 def test_lift_is_over_a_copy_of_the_previous_step() -> None:
@@ -149,7 +150,7 @@ def broken(step: StepContext) -> float:
 
 def test_sum_is_weighted_and_weight_zero_records_only() -> None:
     weighted = RewardSum({"similarity": 2.0, length: 0, nothing: 1.0})
-    score = weighted.score(step())
+    score = weighted.score([step()])[0]
     assert score.rewards == {"similarity": 1.0, "length": 9.0, "nothing": None}
     assert score.reward == 2.0
     assert weighted.names == ("similarity", "length", "nothing")
@@ -163,14 +164,14 @@ def test_a_format_failure_asks_no_reward() -> None:
 
 
 def test_no_reward_applies() -> None:
-    assert RewardSum({nothing: 1.0}).score(step()).reward == 0.0
+    assert RewardSum({nothing: 1.0}).score([step()])[0].reward == 0.0
 
 
 def test_truth_values_count_as_numbers() -> None:
     def exact(step: StepContext) -> bool:
         return step.action == step.expert_step
 
-    value = RewardSum({exact: 1.0}).score(step()).rewards["exact"]
+    value = RewardSum({exact: 1.0}).score([step()])[0].rewards["exact"]
     assert value == 1.0
     assert type(value) is float
 
@@ -201,14 +202,14 @@ def test_names_of_callables() -> None:
 )
 def test_a_reward_that_fails_is_named(reward: object, message: str) -> None:
     with pytest.raises(RewardError, match=message):
-        RewardSum({reward: 1.0}).score(step())  # type: ignore[dict-item]
+        RewardSum({reward: 1.0}).score([step()])  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({"similarty": 1.0}, "'similarty'; built in: similarity; did you mean 'similarity'"),
-        ({"zzz": 1.0}, "no step reward is called 'zzz'; built in: similarity$"),
+        ({"similarty": 1.0}, "'similarty'; built in: similarity, .*; did you mean 'similarity'"),
+        ({"zzz": 1.0}, "no step reward is called 'zzz'; built in: .*module:name$"),
         ({"similarity": 0.0}, "nothing to optimise"),
         ({}, "nothing to optimise: the step rewards are none at all"),
         ({"similarity": float("nan")}, "weight of step reward 'similarity' is nan"),

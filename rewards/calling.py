@@ -1,0 +1,82 @@
+"""One call of a reward, and what came of it: a value, or how it failed. Never an exception.
+
+The same in a worker process and, for functions given in Python, in the process itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from rewards.loading import LoadedReward
+from rewards.types import StepContext
+
+DEADLINE = "deadline"
+"""The failure of a call that took too long and was stopped."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one reward said of one step.
+
+    Attributes:
+        value: a finite number, or None: does not apply, or failed.
+        failure: None, "deadline", or what went wrong in words.
+        trace: the traceback of an exception, else "".
+        seconds: how long the call took; of a batched one its share.
+    """
+
+    value: float | None = None
+    failure: str | None = None
+    trace: str = ""
+    seconds: float = 0.0
+
+
+def call(reward: LoadedReward, steps: Sequence[StepContext]) -> list[Outcome]:
+    """One outcome a step; a reward that is not batched is called once for each."""
+    if reward.batched:
+        return _call(reward, list(steps))
+    return [outcome for step in steps for outcome in _call(reward, [step])]
+
+
+def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
+    started = time.perf_counter()
+    try:
+        said: object = reward.function(steps if reward.batched else steps[0])  # type: ignore[arg-type]
+        if reward.batched and not isinstance(said, Sequence) and hasattr(said, "__iter__"):
+            said = list(said)  # an array, or a generator, which runs only now
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
+        return [_raised(error)] * len(steps)
+    seconds = (time.perf_counter() - started) / max(1, len(steps))
+    values = said if reward.batched else [said]
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(steps):
+        came = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:80]
+        failed = Outcome(failure=f"returned {came} for {len(steps)} steps")
+        return [failed] * len(steps)
+    return [_checked(value, seconds) for value in values]
+
+
+def _raised(error: BaseException) -> Outcome:
+    return Outcome(
+        failure=f"raised {type(error).__name__}: {error}",
+        trace="".join(traceback.format_exception(error)),
+    )
+
+
+def _checked(value: object, seconds: float) -> Outcome:
+    if value is None:
+        return Outcome(seconds=seconds)
+    # A tensor or array of one number is a number.
+    if not isinstance(value, Real) and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    try:
+        if isinstance(value, Real) and math.isfinite(value):
+            return Outcome(value=float(value), seconds=seconds)
+    except OverflowError:  # an integer beyond every float
+        pass
+    shown = repr(value)
+    return Outcome(failure=f"returned {shown if len(shown) <= 80 else shown[:77] + '...'}")

@@ -1,0 +1,713 @@
+"""A strict grammar in front of sympy: text of a policy becomes sympy objects, or is refused.
+
+What a policy writes is hostile input. sympy's own readers evaluate code, and its constructors
+compute towers of powers until the memory is gone; so the text is cut into tokens here, read by a
+small recursive-descent parser, and sympy sees only constructors whose results were bounded before.
+Whatever the grammar does not know (functions, factorials, |x|, sums, unknown commands, look-alike
+letters and digits) is refused with `UnreadableError` and never guessed at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sympy
+from sympy.polys.rings import PolyElement, PolyRing
+
+MAX_CHARACTERS = 2_000
+"""Longest text `parse_expression` reads; a line of real mathematics has some 200."""
+MAX_TOKENS = 200
+"""Most tokens, and so most nodes, of one expression: sums of 50 terms still pass."""
+MAX_DIGITS = 40
+"""Most digits of a number. Converting digits is quadratic, and no word problem needs more."""
+MAX_DEPTH = 20
+"""Deepest nesting. One level costs six Python frames, so the recursion limit is far away."""
+MAX_BITS = 8_192
+"""Bits a number may reach, known before it is computed: 2^2000 passes, 9^9^9 is refused."""
+MAX_EXPONENT = 10_000
+"""Largest exponent; with a base of one bit or with x as base, `MAX_BITS` alone bounds nothing."""
+MAX_SUM_EXPONENT = 64
+"""Largest exponent of a sum that is not a plain number, because comparing expands it."""
+MAX_ROOT = 12
+"""Largest degree of a root."""
+MAX_RADICAND_BITS = 160
+"""Largest number under a root, because sympy looks for its small factors."""
+MAX_TERM_PRODUCTS = 10_000
+"""Products of two terms that comparing two expressions may compute, about 0.03 s."""
+MAX_GENERATORS = 12
+"""Most variables and roots that two compared expressions may hold."""
+
+HUNDREDTH = sympy.Rational(1, 100)
+PRECISION = 60
+"""Decimal digits to which roots and pi are computed where no exact answer exists."""
+EQUAL = sympy.Rational(1, 10**45)
+UNEQUAL = sympy.Rational(1, 10**25)
+"""Relative differences below EQUAL are none, above UNEQUAL are some, in between nobody knows."""
+
+
+class UnreadableError(ValueError):
+    """The text is outside the grammar, ambiguous, without a value, or past one of the bounds."""
+
+
+class Token(NamedTuple):
+    r"""One piece of a text.
+
+    Attributes:
+        kind: number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
+            of an expression), currency, relation, word, break, or other (nothing known).
+        text: the piece in normal form (``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``).
+        start: where it begins in the text.
+        spaced: white space stands before it.
+        gap: a column, a wide space or the border of ``$...$`` stands before it; what stands on
+            the two sides is never multiplied without a sign.
+        math: it stands inside ``$...$`` or the like, where every letter is a variable.
+    """
+
+    kind: str
+    text: str
+    start: int
+    spaced: bool = False
+    gap: bool = False
+    math: bool = False
+
+
+_TEXT = re.compile(
+    r"""
+      (?P<space>[ \t\u00a0]+)
+    | (?P<newline>\r?\n|\r)
+    | (?P<command>\\(?:[A-Za-z]+|.)?)
+    | (?P<number>
+        [0-9]{1,3}(?:(?:,|\{,\}|,\\!)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
+        | [0-9]+(?:\.[0-9]+)? | \.[0-9]+)
+    | (?P<letters>[A-Za-z]+)
+    | (?P<arrow><?=>|<?--?>|<-+|[→⇒⟹⇔↔⟺]|<<|>>)
+    | (?P<relation><=|>=|==|!=|[=<>≈≤≥≠])
+    | (?P<dots>\.\.+|…)
+    | (?P<dashes>--+)
+    | (?P<stars>\*\*)
+    | (?P<sign>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)+|[A-Za-z]{2,}[0-9]*|[aAI]")
+_SUBSCRIPT = re.compile(r"_(?:([0-9A-Za-z])|\{([0-9A-Za-z]{1,8})\})(?![0-9A-Za-z_])")
+_ENVIRONMENT = re.compile(r"\s*\{[A-Za-z]{1,20}\*?\}")
+_AFTER_FULL_STOP = re.compile(r"""\s|$|[)\]}"'”’$]|\\[)\]\\]|\\end\b|\*\*(?!\s*[0-9A-Za-z(])""")
+_OPERAND_AHEAD = re.compile(r"\s*[0-9A-Za-z(\[{\\$.√π-]")
+
+_SIGNS = {
+    "+": "+", "-": "-", "−": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "/": "/", "÷": "/",
+    "^": "^",
+}  # fmt: skip
+_OPERATOR_COMMANDS = {"times": "*", "cdot": "*", "div": "/"}
+_RELATIONS = {"==": "=", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!="}
+_RELATION_COMMANDS = {
+    "approx": "~", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
+    "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
+}  # fmt: skip
+_NOTHING = {
+    *",;:!> ", "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle",
+    "textstyle",
+}  # fmt: skip
+_GAPS = {"quad", "qquad", "(", ")"}
+_BREAKS = {
+    "\\", "[", "]", "begin", "end", "newline", "item", "to", "rightarrow", "Rightarrow",
+    "longrightarrow", "Longrightarrow", "Leftrightarrow", "implies", "iff", "therefore", "because",
+}  # fmt: skip
+_TEXT_COMMANDS = {
+    "text", "mbox", "hbox", "textbf", "textit", "textrm", "textup", "mathrm", "mathbf", "mathit",
+    "operatorname", "emph",
+}  # fmt: skip
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
+    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi",
+    "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Phi", "Psi", "Omega",
+}  # fmt: skip
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+_FUNCTION_LETTERS = frozenset("fghFGHPQ")
+"""A bracket after one of these is an argument: f(2) is not 2f."""
+
+
+class _Tokenizer:
+    """Cuts one piece of text, left to right, in time linear in its length."""
+
+    def __init__(self, text: str, *, math: bool, start: int, line_start: bool) -> None:
+        self.text = text
+        self.math = math
+        self.offset = start
+        self.tokens: list[Token] = []
+        self.spaced = self.gap = False
+        self.line_start = line_start
+
+    def add(self, kind: str, text: str, at: int) -> None:
+        self.tokens.append(Token(kind, text, self.offset + at, self.spaced, self.gap, self.math))
+        self.spaced = self.gap = False
+        self.line_start = text == "\n" and kind == "break"
+
+    def run(self) -> list[Token]:
+        at = 0
+        while match := _TEXT.match(self.text, at):
+            kind = match.lastgroup
+            assert kind is not None
+            at = getattr(self, f"_{kind}")(match.group(), at, match.end())
+        return self.tokens
+
+    def _space(self, piece: str, at: int, end: int) -> int:
+        self.spaced = True
+        return end
+
+    def _newline(self, piece: str, at: int, end: int) -> int:
+        if self.math:  # white space to LaTeX
+            self.gap = True
+        else:
+            self.add("break", "\n", at)
+        return end
+
+    def _number(self, piece: str, at: int, end: int) -> int:
+        # 1.2.3 and 1,2 are versions, lists or other people's decimals, not numbers.
+        before = self.text[at - 1] if at else " "
+        glued = piece[0] == "." and (before.isalnum() or before in ")]}")
+        if glued or re.match(r"[.,][0-9]", self.text[end : end + 2]):
+            run = re.compile(r"[0-9.,]*[0-9]").match(self.text, at)
+            end = run.end() if run else end
+            self.add("other", piece, at)
+        else:
+            self.add("number", re.sub(r"[^0-9.]", "", piece), at)
+        return end
+
+    def _letters(self, piece: str, at: int, end: int) -> int:
+        if not self.math and (word := _WORD.match(self.text, at)):
+            self.add("word", word.group(), at)
+            return word.end()
+        return self._variable(piece[0], at, at + 1)
+
+    def _variable(self, name: str, at: int, end: int) -> int:
+        if subscript := _SUBSCRIPT.match(self.text, end):
+            name, end = f"{name}_{subscript.group(1) or subscript.group(2)}", subscript.end()
+        self.add("letter", name, at)
+        return end
+
+    def _arrow(self, piece: str, at: int, end: int) -> int:
+        self.add("break", piece, at)
+        return end
+
+    def _relation(self, piece: str, at: int, end: int) -> int:
+        glued = piece == "!=" and at > 0 and not self.text[at - 1].isspace()
+        self.add("other" if glued else "relation", _RELATIONS.get(piece, piece), at)  # 5!=120
+        return end
+
+    def _dots(self, piece: str, at: int, end: int) -> int:
+        self.add("other", piece, at)
+        return end
+
+    # Two dashes are minus a negative number to one writer and a pause to the other.
+    _dashes = _dots
+
+    def _stars(self, piece: str, at: int, end: int) -> int:
+        """`2 ** 3` is a power, `**24** clips` is bold: a power has the same space on both sides."""
+        before = at > 0 and not self.text[at - 1].isspace()
+        after = end < len(self.text) and not self.text[end].isspace()
+        if before == after and _OPERAND_AHEAD.match(self.text, end):
+            self.add("operator", "^", at)
+        else:
+            self.gap = True
+        return end
+
+    def _sign(self, piece: str, at: int, end: int) -> int:
+        before = self.text[at - 1] if at else " "
+        after = self.text[end] if end < len(self.text) else " "
+        at_line_start = self.line_start and not self.math and after.isspace()
+        if at_line_start and piece in "-*#•":
+            self.add("break", piece, at)
+        elif piece in _SIGNS:
+            self.add("operator", _SIGNS[piece], at)
+        elif piece in "([{":
+            self.add("open", piece, at)
+        elif piece in ")]}":
+            self.add("close", piece, at)
+        elif piece == "%":
+            self.add("percent", piece, at)
+        elif piece == "$":
+            self.add("currency", piece, at)
+        elif piece == "π":
+            self.add("pi", piece, at)
+        elif piece == "√":
+            self.add("root", piece, at)
+        elif piece in "²³":
+            self.add("superscript", "2" if piece == "²" else "3", at)
+        elif piece == "&" or (piece == "~" and self.math):
+            self.gap = True
+        else:
+            self.add("break" if self._ends(piece, before, after, end) else "other", piece, at)
+        return end
+
+    def _ends(self, piece: str, before: str, after: str, end: int) -> bool:
+        """Whether a sign ends an expression for certain, as against being part of it unread."""
+        if piece == ",":
+            return not (before.isdigit() and after.isdigit())
+        if piece == ".":
+            return _AFTER_FULL_STOP.match(self.text, end) is not None
+        if piece == ":":  # 3:4 and 3 : 4 are ratios
+            return not self.math and not before.isspace() and (after.isspace() or after in "$\\*")
+        if piece == "?":
+            return not before.isspace() and after.isspace()
+        if piece == "!":  # a factorial after an operand
+            return before.isalpha() and not self.math
+        if piece in "\"'":  # feet, inches, primes
+            return not before.isalnum()
+        return piece in ";“”—"
+
+    def _command(self, piece: str, at: int, end: int) -> int:
+        name = piece[1:]
+        if name in _NOTHING:
+            self.spaced = True
+        elif name in _GAPS:
+            self.gap = True
+        elif name in _OPERATOR_COMMANDS:
+            self.add("operator", _OPERATOR_COMMANDS[name], at)
+        elif name in _RELATION_COMMANDS:
+            self.add("relation", _RELATION_COMMANDS[name], at)
+        elif name in _BREAKS:
+            self.add("break", piece, at)
+            if name in {"begin", "end"} and (rest := _ENVIRONMENT.match(self.text, end)):
+                end = rest.end()
+        elif name in {"frac", "dfrac", "tfrac"}:
+            self.add("fraction", "/", at)
+        elif name == "sqrt":
+            self.add("root", "sqrt", at)
+        elif name == "pi":
+            self.add("pi", "π", at)
+        elif name in _GREEK:
+            return self._variable(piece, at, end)
+        elif name == "%":
+            self.add("percent", "%", at)
+        elif name == "$":
+            self.add("currency", "$", at)
+        elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
+            pass  # its brace is the bracket
+        elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
+            end += len(inside)
+            words = inside.strip()[1:-1].strip()
+            if words:
+                self.add("word", words, at)
+            else:
+                self.gap = True
+        else:
+            self.add("other", piece, at)
+        return end
+
+    def _braced(self, at: int) -> str | None:
+        """The text in braces from `at` on, spaces before it included; None if it never ends."""
+        depth = 0
+        for end in range(at, min(at + 200, len(self.text))):
+            character = self.text[end]
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if character == "}" and depth <= 0:
+                return self.text[at : end + 1] if depth == 0 else None
+            if depth == 0 and not character.isspace():
+                return None
+        return None
+
+
+def tokenize(
+    text: str, *, math: bool = True, start: int = 0, line_start: bool = False
+) -> list[Token]:
+    """All tokens of a text; what nothing is known about becomes a token of the kind `other`.
+
+    Args:
+        text: any text whatever.
+        math: every letter is a variable; otherwise runs of letters are words, and so are a lone
+            "a", "A" and "I".
+        start: added to the place of every token.
+        line_start: a dash or star in front is the mark of a list, not a sign.
+    """
+    return _Tokenizer(text, math=math, start=start, line_start=line_start).run()
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A value with bounds on what computing with it can cost.
+
+    `bits` bounds numerator and denominator together (and the size of a number that is not
+    rational); `percent` marks a number with a per cent sign.
+    """
+
+    value: sympy.Expr
+    bits: int
+    percent: bool = False
+
+
+def _rational(value: sympy.Rational, *, percent: bool = False) -> _Term:
+    return _Term(value, int(value.p).bit_length() + int(value.q).bit_length(), percent)
+
+
+def _made(value: sympy.Expr, bits: int) -> _Term:
+    """The term of a computed value, whose bound is the real size where that is known."""
+    if value.is_Rational:
+        return _rational(value)
+    if value.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I):
+        raise UnreadableError("no real value")
+    return _Term(value, bits)
+
+
+def _within(bits: int) -> int:
+    if bits > MAX_BITS:
+        raise UnreadableError(f"a number of {bits} bits; the most is {MAX_BITS}")
+    return bits
+
+
+def _sum(a: _Term, b: _Term) -> _Term:
+    # "50 + 20%" is 60 to a cashier and 50.2 to a mathematician; 1 - 20% is the same to both.
+    if a.percent != b.percent and 1 not in (a.value, b.value):
+        raise UnreadableError("a percentage added to a plain number")
+    percent = a.percent and b.percent
+    bits = _within(a.bits + b.bits + 1)
+    made = _made(sympy.Add(a.value, b.value), bits)
+    return _Term(made.value, made.bits, percent)
+
+
+def _product(a: _Term, b: _Term) -> _Term:
+    bits = _within(a.bits + b.bits)
+    return _made(sympy.Mul(a.value, b.value), bits)
+
+
+def _power(base: _Term, exponent: sympy.Expr) -> _Term:
+    """`base ** exponent`, bounded before it is computed; the exponent is a rational number."""
+    if not exponent.is_Rational:
+        raise UnreadableError("an exponent that is not a rational number")
+    times, root = int(exponent.p), int(exponent.q)
+    if abs(times) > MAX_EXPONENT or root > MAX_ROOT:
+        raise UnreadableError(f"the exponent {exponent}; the largest is {MAX_EXPONENT}")
+    value = base.value
+    if value.is_zero and times <= 0:
+        raise UnreadableError("division by zero, or 0^0")
+    if not value.is_Rational and value.has(sympy.Add) and abs(times) > MAX_SUM_EXPONENT:
+        raise UnreadableError(f"a sum to the power {times}; the most is {MAX_SUM_EXPONENT}")
+    bits = _within(base.bits * max(1, abs(times)))
+    if root == 1:
+        return _made(sympy.Pow(value, exponent), bits)
+    if value.is_Rational:
+        if bits > MAX_RADICAND_BITS:
+            raise UnreadableError(f"a root of {bits} bits; the most is {MAX_RADICAND_BITS}")
+        if value.is_negative:
+            # sympy takes the complex root; school takes the real one, where there is one.
+            if root % 2 == 0:
+                raise UnreadableError("an even root of a negative number")
+            return _made((-1) ** times * sympy.Pow(-value, exponent), bits)
+    return _made(sympy.Pow(value, exponent), bits)
+
+
+class _Parser:
+    """Recursive descent over tokens; `depth` is bounded, so Python's stack is never the limit."""
+
+    def __init__(self, tokens: Sequence[Token], percent: sympy.Rational) -> None:
+        self.tokens = [token for token in tokens if token.kind != "currency"]
+        self.at = 0
+        self.percent = percent
+        if not self.tokens:
+            raise UnreadableError("nothing to read")
+        if len(self.tokens) > MAX_TOKENS:
+            raise UnreadableError(f"{len(self.tokens)} tokens; the most is {MAX_TOKENS}")
+
+    def whole(self) -> sympy.Expr:
+        term = self._terms(0)
+        if self.at < len(self.tokens):
+            raise UnreadableError(f"'{self.tokens[self.at].text[:20]}' is not expected")
+        return term.value
+
+    def _next(self, kind: str, *texts: str) -> Token | None:
+        """The next token if it is of the kind (and one of the texts), which is then behind us."""
+        if self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            if token.kind == kind and (not texts or token.text in texts):
+                self.at += 1
+                return token
+        return None
+
+    def _terms(self, depth: int) -> _Term:
+        """sum = [sign] product {sign product}"""
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
+        total = self._factors(depth)
+        while sign := self._next("operator", "+", "-"):
+            term = self._factors(depth)
+            total = _sum(total, _negative(term) if sign.text == "-" else term)
+        return total
+
+    def _factors(self, depth: int) -> _Term:
+        """product = factor {[* or /] factor}"""
+        product = self._signed(depth)
+        divided = False
+        while True:
+            if sign := self._next("operator", "*", "/"):
+                factor = self._signed(depth)
+                divided = sign.text == "/"
+                product = _product(product, _power(factor, sympy.S.NegativeOne)
+                                   if divided else factor)  # fmt: skip
+            elif self._implicit():
+                if divided:
+                    raise UnreadableError("1/2x: what is divided by is not certain")
+                product = _product(product, self._raised(depth))
+            else:
+                return product
+
+    def _implicit(self) -> bool:
+        """Whether a factor follows without a sign; False at the end, refused where not certain."""
+        if self.at >= len(self.tokens):
+            return False
+        before, token = self.tokens[self.at - 1], self.tokens[self.at]
+        if token.kind not in {"letter", "pi", "open", "fraction", "root", "number"}:
+            return False
+        if token.kind == "number":
+            raise UnreadableError("a number after an operand: a mixed number, or two numbers")
+        if token.gap:
+            raise UnreadableError("two expressions beside each other")
+        if before.kind == "percent":
+            raise UnreadableError("an operand after a per cent sign")
+        if before.kind == "number" and token.kind == "fraction":
+            raise UnreadableError("a mixed number")
+        if token.kind == "open" and token.text != "{":
+            if before.kind == "letter" and (
+                before.text[0] in _FUNCTION_LETTERS or self._argument_ahead()
+            ):
+                raise UnreadableError("a function")
+            if before.kind == "number" and token.spaced and not token.math:
+                raise UnreadableError("12 (3 * 4): a factor or an aside")
+        if token.kind == "letter" and token.spaced and not token.math and before.kind == "number":
+            raise UnreadableError("5 m: a factor or a unit")
+        if token.kind == before.kind == "letter" and (before.text + token.text).isupper():
+            raise UnreadableError("AB: a product or the name of a line")
+        return True
+
+    def _argument_ahead(self) -> bool:
+        """Whether a bracket with nothing but a number in it follows: p(0) is a value of p."""
+        kinds = [token.kind for token in self.tokens[self.at : self.at + 4]]
+        return kinds[1:3] == ["number", "close"] or kinds[1:4] == ["operator", "number", "close"]
+
+    def _signed(self, depth: int) -> _Term:
+        sign = self._next("operator", "+", "-")
+        term = self._raised(depth)
+        return _negative(term) if sign and sign.text == "-" else term
+
+    def _raised(self, depth: int) -> _Term:
+        """factor = atom [^ exponent] [%]"""
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
+        term = self._atom(depth)
+        if raised := self._next("superscript"):
+            term = _power(term, sympy.Integer(int(raised.text)))
+        elif self._next("operator", "^"):
+            sign = self._next("operator", "-", "+")
+            exponent = self._atom_below(depth)
+            if self._next("operator", "^"):
+                raise UnreadableError("a tower of powers without brackets")
+            term = _power(term, -exponent.value if sign and sign.text == "-" else exponent.value)
+        if self._next("percent"):
+            percent = _product(term, _rational(self.percent))
+            return _Term(percent.value, percent.bits, True)
+        return term
+
+    def _atom(self, depth: int) -> _Term:
+        if self.at >= len(self.tokens):
+            raise UnreadableError("an operand is missing")
+        token = self.tokens[self.at]
+        self.at += 1
+        if token.kind == "number":
+            return _number(token.text)
+        if token.kind == "letter":
+            return _Term(sympy.Symbol(token.text), 1)
+        if token.kind == "pi":
+            return _Term(sympy.pi, 2)
+        if token.kind == "open":
+            inside = self._terms(depth + 1)
+            if not self._next("close", _PAIRS[token.text]):
+                raise UnreadableError(f"'{token.text}' is not closed")
+            return inside
+        if token.kind == "fraction":
+            above = self._argument(depth)
+            return _product(above, _power(self._argument(depth), sympy.S.NegativeOne))
+        if token.kind == "root":
+            return self._root(token, depth)
+        raise UnreadableError(f"'{token.text[:20]}' is not an operand")
+
+    def _root(self, token: Token, depth: int) -> _Term:
+        degree = 2
+        if token.text == "sqrt" and self._next("open", "["):
+            written = self._next("number")
+            if not written or not written.text.isdigit() or not self._next("close", "]"):
+                raise UnreadableError("the degree of a root is a whole number")
+            degree = int(written.text) if len(written.text) < 3 else 0
+            if not 2 <= degree <= MAX_ROOT:
+                raise UnreadableError(f"a root of degree {written.text[:9]}")
+        if token.text == "√":
+            radicand = self._atom_below(depth)
+        else:
+            radicand = self._argument(depth, split=False)
+        return _power(radicand, sympy.Rational(1, degree))
+
+    def _atom_below(self, depth: int) -> _Term:
+        if depth >= MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
+        return self._atom(depth + 1)
+
+    def _argument(self, depth: int, *, split: bool = True) -> _Term:
+        r"""What a command takes: a group in braces, or one character as in ``\frac12``."""
+        if self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            if token.kind == "number" and len(token.text) > 1:
+                if not split or not token.text.isdigit():
+                    raise UnreadableError("braces are missing around an argument")
+                self.tokens[self.at] = token._replace(text=token.text[1:], spaced=False)
+                return _number(token.text[0])
+            if token.kind == "open" and token.text != "{" and split:
+                raise UnreadableError("braces are missing around an argument")
+        return self._atom_below(depth)
+
+
+def _negative(term: _Term) -> _Term:
+    return _Term(sympy.Mul(sympy.S.NegativeOne, term.value), term.bits, term.percent)
+
+
+def _number(text: str) -> _Term:
+    if len(text) > MAX_DIGITS:
+        raise UnreadableError(f"a number of {len(text)} digits; the most is {MAX_DIGITS}")
+    whole, _, decimals = text.partition(".")
+    return _rational(sympy.Rational(int(whole + decimals), 10 ** len(decimals)))
+
+
+def parse_tokens(tokens: Sequence[Token], *, percent: sympy.Rational = HUNDREDTH) -> sympy.Expr:
+    """The expression the tokens write, all of them; see `parse_expression`."""
+    return _Parser(tokens, percent).whole()
+
+
+def parse_expression(text: str, *, math: bool = True) -> sympy.Expr:
+    r"""The sympy expression that a plain or LaTeX text writes.
+
+    Ambiguous cases, and what was decided:
+        ``-2^2`` is -4 as everywhere, ``2^10`` is 1024 in LaTeX too, ``2^3^2`` is refused.
+        ``1 1/2`` and ``1\frac12`` (mixed numbers or products), ``1/2x``, ``f(x)`` and ``p(0)``,
+        ``AB`` (the name of a line), ``50 + 20%`` and ``\sqrt16`` are refused, and so is a number
+        after an operand, ``x2``. In prose ``5 m`` and ``12 (3)`` are refused too.
+        An odd root of a negative number is the real one; an even root is refused.
+        A currency sign means nothing, a per cent sign a hundredth.
+
+    Raises:
+        UnreadableError: the text is outside the grammar, is ambiguous, has no value, or is
+            past one of the bounds above; nothing past a bound is computed.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise UnreadableError(f"{len(text)} characters; the most is {MAX_CHARACTERS}")
+    return parse_tokens(tokenize(text, math=math))
+
+
+def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
+    """What left - right is for all values of the variables; None if it depends on them.
+
+    Rational numbers are compared exactly and so are expressions with variables, as fractions of
+    polynomials; roots and pi are computed to `PRECISION` digits, and 0 means equal to 45 of them.
+
+    Raises:
+        UnreadableError: expanding is past the bounds, a value is not real, or the two are so
+            near each other that nobody knows.
+    """
+    if left.is_Rational and right.is_Rational:
+        return left - right
+    if left.free_symbols or right.free_symbols:
+        return _Polynomials(left, right).difference()
+    a, b = (side.evalf(PRECISION) for side in (left, right))
+    if not all(side.is_Float or side.is_Rational for side in (a, b)):
+        raise UnreadableError("no real value")
+    gap = a - b
+    scale = max(sympy.S.One, abs(a), abs(b))
+    if abs(gap) <= EQUAL * scale:
+        return sympy.S.Zero
+    if abs(gap) <= UNEQUAL * scale:
+        raise UnreadableError("too near each other to tell apart")
+    return gap
+
+
+class _Polynomials:
+    """Two expressions as fractions of polynomials over the rationals.
+
+    pi and every root are variables of their own. What holds for free variables holds for these
+    too; that roots have relations among themselves only means that some identities go unseen.
+    """
+
+    def __init__(self, left: sympy.Expr, right: sympy.Expr) -> None:
+        self.sides = (left, right)
+        found = left.free_symbols | right.free_symbols
+        for side in self.sides:
+            found |= {atom for atom in side.atoms(sympy.Pow) if not atom.exp.is_Integer}
+            found |= side.atoms(sympy.NumberSymbol)
+        roots = {_root_of(atom) if atom.is_Pow else atom for atom in found}
+        if len(roots) > MAX_GENERATORS:
+            raise UnreadableError(f"{len(roots)} variables; the most is {MAX_GENERATORS}")
+        ordered = sorted(roots, key=str)
+        names = [sympy.Symbol(f"g{place}") for place in range(len(ordered))]
+        self.ring = PolyRing(names, sympy.QQ, sympy.lex)
+        self.generators = dict(zip(ordered, self.ring.gens, strict=True))
+        self.left_to_spend = MAX_TERM_PRODUCTS
+
+    def difference(self) -> sympy.Expr | None:
+        (a, b), (c, d) = (self._fraction(side) for side in self.sides)
+        above, below = self._times(a, d) - self._times(c, b), self._times(b, d)
+        if not above:
+            return sympy.S.Zero
+        quotient = above.coeff(below.leading_monom()) / below.LC if below.LC else 0
+        if above == below * quotient:
+            return sympy.Rational(int(quotient.numerator), int(quotient.denominator))
+        return None
+
+    def _times(self, a: PolyElement, b: PolyElement) -> PolyElement:
+        self.left_to_spend -= len(a) * len(b)
+        if self.left_to_spend < 0:
+            raise UnreadableError(f"more than {MAX_TERM_PRODUCTS} products of terms")
+        return a * b
+
+    def _to_the(self, base: PolyElement, exponent: int) -> PolyElement:
+        if len(base) <= 1:
+            return base**exponent
+        power = self.ring.one
+        for _ in range(exponent):
+            power = self._times(power, base)
+        return power
+
+    def _fraction(self, expression: sympy.Expr) -> tuple[PolyElement, PolyElement]:
+        """Numerator and denominator; as deep as the parser let the expression become."""
+        one = self.ring.one
+        if expression.is_Rational:
+            return self.ring(sympy.QQ(int(expression.p), int(expression.q))), one
+        if expression in self.generators:
+            return self.generators[expression], one
+        if expression.is_Pow:
+            root = expression if expression.exp.is_Integer else _root_of(expression)
+            if root is expression:
+                above, below = self._fraction(expression.base)
+                exponent = int(expression.exp)
+            else:
+                above, below = self.generators[root], one
+                exponent = int(expression.exp.p)
+            if exponent < 0:
+                above, below = below, above
+                if not below:
+                    raise UnreadableError("division by zero")
+            return self._to_the(above, abs(exponent)), self._to_the(below, abs(exponent))
+        above, below = (self.ring.zero, one) if expression.is_Add else (one, one)
+        for part in expression.args:
+            part_above, part_below = self._fraction(part)
+            if not expression.is_Add:
+                above, below = self._times(above, part_above), self._times(below, part_below)
+            elif part_below == below:
+                above = above + part_above
+            else:
+                above = self._times(above, part_below) + self._times(part_above, below)
+                below = self._times(below, part_below)
+        return above, below
+
+
+def _root_of(power: sympy.Expr) -> sympy.Expr:
+    """x^(2/3) -> x^(1/3), of which it is a power."""
+    return sympy.Pow(power.base, sympy.Rational(1, power.exp.q), evaluate=False)

@@ -1,0 +1,285 @@
+"""From a reward's name to a function: a built-in, `file.py:name` or `package.module:name`.
+
+Built-ins stand in one literal dict, as places to import from: sympy is loaded only where a reward
+needs it. Everything that can be wrong with a name, a function or its options is said here, with
+what there is instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args, get_origin
+
+from rewards.types import StepReward
+
+BUILT_INS: dict[str, str] = {
+    "similarity": "rewards.similarity:similarity_reward",
+    "indel": "rewards.similarity:indel",
+    "progress": "rewards.similarity:similarity_lift",
+    "novelty": "rewards.similarity:novelty",
+    "equation": "rewards.equation:equation",
+    "answer": "rewards.answer:answer",
+    "format": "rewards.form:format_reward",
+    "length": "rewards.form:length_reward",
+}
+
+
+# What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
+_UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)
+
+
+class RewardNameError(ValueError):
+    """A reward that cannot be found or used; the message says what there is instead."""
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """How to find a reward; plain values, so that another process can.
+
+    Attributes:
+        name: what the log calls it.
+        target: a name in `BUILT_INS`, `file.py:name` or `package.module:name`.
+        options: keyword arguments, of the function or of the class.
+    """
+
+    name: str
+    target: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def built_in(self) -> bool:
+        return self.target in BUILT_INS
+
+
+@dataclass(frozen=True)
+class LoadedReward:
+    """A reward that can be called: with one step, or batched, with a list of them."""
+
+    function: StepReward
+    batched: bool
+
+
+def check_target(target: str) -> None:
+    """Refuse a target that no process could find, without importing anything.
+
+    Raises:
+        RewardNameError: an unknown built-in, a file that is not there, or no function named.
+    """
+    if target in BUILT_INS:
+        return
+    place, colon, name = target.rpartition(":")
+    if not colon:
+        near = get_close_matches(target, BUILT_INS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        if target.endswith(".py"):
+            hint = f"; for a function of your own write {target}:NAME"
+        raise RewardNameError(
+            f"no step reward is called {target!r}; built in: {', '.join(BUILT_INS)}; "
+            f"your own: file.py:name or package.module:name{hint}"
+        )
+    if not name.isidentifier():
+        raise RewardNameError(
+            f"step reward {target!r}: {name!r} is not the name of a function; write "
+            f"{place or 'file.py'}:NAME"
+        )
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise RewardNameError(
+                f"step reward {target!r}: there is no file {place} in {Path.cwd()}"
+            )
+    elif not all(part.isidentifier() for part in place.split(".")):
+        raise RewardNameError(
+            f"step reward {target!r}: {place!r} is neither a file.py nor a package.module"
+        )
+
+
+def load_reward(spec: RewardSpec) -> LoadedReward:
+    """Import a reward and bind its options.
+
+    Raises:
+        RewardNameError: it is not there, cannot be imported, or is no step reward.
+    """
+    target = BUILT_INS.get(spec.target, spec.target)
+    place, _, name = target.rpartition(":")
+    module = _import(place)
+    found = getattr(module, name, None)
+    if found is None:
+        there = _callables(module)
+        near = get_close_matches(name, there, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RewardNameError(
+            f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}"
+            f"{hint}"
+        )
+    return bind(found, spec.options, f"step reward {spec.target!r}")
+
+
+def bind(found: object, options: Mapping[str, object], what: str) -> LoadedReward:
+    """A function, a class or any callable, with its options, as a reward.
+
+    Options of a function are its keyword-only parameters; those of a class are what it is made
+    with, and its instances are called with the step.
+
+    Raises:
+        RewardNameError: not callable, wrong parameters, or an option it does not have.
+    """
+    if inspect.isclass(found):
+        _check_options(found, options, f"{what} (a class)", list(_parameters(found, what)))
+        try:
+            function = found(**options)
+        except Exception as error:  # a user's class may raise anything
+            raise RewardNameError(
+                f"{what}: making it with {dict(options)} raised {type(error).__name__}: {error}"
+            ) from error
+        if not callable(function):
+            raise RewardNameError(
+                f"{what} is a class whose instances cannot be called: give it "
+                "def __call__(self, step)"
+            )
+        return LoadedReward(function, _takes_batch(function, what))
+    if not callable(found):
+        raise RewardNameError(f"{what} is {found!r}, which is neither a function nor a class")
+    if options:
+        named = [
+            parameter.name
+            for parameter in _parameters(found, what).values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        _check_options(found, options, what, named)
+        found = partial(found, **options)
+    return LoadedReward(found, _takes_batch(found, what))
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place).resolve()
+        # Under a name of its own: a user's `random.py` must not stand in for Python's.
+        name = f"_step_reward_{path.stem}"
+        spec = spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} cannot be imported")
+        module = module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and pickle look the module up
+        # Its neighbours can be imported, as in a script that is run.
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        spec.loader.exec_module(module)
+        return module
+    except BaseException as error:  # a user's module may raise anything, SystemExit included
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise RewardNameError(
+            f"{place} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _callables(module: ModuleType) -> list[str]:
+    """Public functions and classes that the module itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def _parameters(found: Callable[..., object], what: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(found).parameters
+    except (TypeError, ValueError) as error:
+        raise RewardNameError(f"{what}: its parameters cannot be read: {error}") from error
+
+
+def _check_options(
+    found: Callable[..., object], options: Mapping[str, object], what: str, known: list[str]
+) -> None:
+    try:
+        hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    except _UNREADABLE:
+        hints = {}
+    for option, value in options.items():
+        if option not in known:
+            near = get_close_matches(str(option), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RewardNameError(
+                f"{what} has no option {option!r}; it has {', '.join(known) or 'none'}{hint}"
+            )
+        wanted = hints.get(option)
+        if get_origin(wanted) is Literal:
+            if value not in get_args(wanted):
+                raise RewardNameError(
+                    f"{what}: option {option!r} is {value!r}; allowed: "
+                    f"{', '.join(map(str, get_args(wanted)))}"
+                )
+        elif wanted in (bool, int, float, str):
+            allowed = (int, float) if wanted is float else (wanted,)
+            if type(value) not in allowed:
+                raise RewardNameError(
+                    f"{what}: option {option!r} is {value!r}; it must be of type {wanted.__name__}"
+                )
+
+
+def _takes_batch(function: Callable[..., object], what: str) -> bool:
+    """Whether it wants a list of steps; refuses what can be called with neither.
+
+    Raises:
+        RewardNameError: it does not take exactly one step, or is a coroutine.
+    """
+    call = function.func if isinstance(function, partial) else function
+    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
+        getattr(call, "__call__", None)  # noqa: B004
+    ):
+        raise RewardNameError(f"{what} is async; a step reward is called and answers at once")
+    parameters = _parameters(function, what)
+    needed = [
+        p
+        for p in parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    positional = [
+        p
+        for p in parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    unmet = [p.name for p in needed if p not in positional[:1]]
+    if not positional or unmet:
+        shown = f"({', '.join(map(str, parameters.values()))})"
+        raise RewardNameError(
+            f"{what} takes {shown}; it is called with one StepContext, as in "
+            "def my_reward(step), or with a list of them, as in def my_reward(steps)"
+            + (f"; give these as options: {', '.join(unmet)}" if positional and unmet else "")
+        )
+    first = positional[0]
+    if first.name == "steps":
+        return True
+    if first.name == "step" or first.annotation is first.empty:
+        return False
+    try:
+        annotation = typing.get_type_hints(_annotated(call)).get(first.name, first.annotation)
+    except _UNREADABLE:
+        annotation = first.annotation
+    origin = get_origin(annotation)
+    if origin is None:
+        return str(annotation).startswith(("list[", "List[", "Sequence["))
+    return inspect.isclass(origin) and issubclass(origin, Sequence)
+
+
+def _annotated(function: Callable[..., object]) -> Callable[..., object]:
+    """Where the annotations of a callable stand: those of an instance at its class's call."""
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return function
+    call: Callable[..., object] = getattr(type(function), "__call__", function)  # noqa: B004
+    return call

@@ -1,0 +1,195 @@
+"""The same rows and the same rewards for TRL's stock `GRPOTrainer`.
+
+    ours = adapt(load_trajectories("gsm8k"), {"similarity": 1.0}, tokenizer)
+    GRPOTrainer(
+        model=model, processing_class=tokenizer, train_dataset=ours.dataset,
+        reward_funcs=ours.reward_funcs,
+        args=GRPOConfig(reward_weights=ours.reward_weights, ...),
+    )
+
+What it learns from is then what `SRLTrainer` learns from, format failures at -1 included. What TRL
+does not have stays out: dynamic sampling, and prompts cut into tokens part by part (TRL cuts a
+whole prompt at once, which a tokenizer may do differently at the borders of parts).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from environments.types import Trajectory
+from rewards import RewardSum, StepContext, StepReward, StepScore
+from srl.errors import UsageError
+from srl.prompts import PAPER_SYSTEM_PROMPT, PromptFormat, Template, leading_ids
+from srl.steps import StepExample, StepTitle, Targets, build_examples
+
+RewardFunc = Callable[..., list[float | None]]
+"""As TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and the columns."""
+
+
+@dataclass(frozen=True)
+class ForTRL:
+    """What TRL's `GRPOTrainer` and `GRPOConfig` take.
+
+    Attributes:
+        dataset: one row per expert step: `prompt` as plain text, and columns for the rewards.
+        reward_funcs: the weighted sum, called `step_reward`, then every reward by its own name.
+        reward_weights: 1.0 for the sum and 0.0 for the others, which are only logged.
+    """
+
+    dataset: Dataset
+    reward_funcs: list[RewardFunc]
+    reward_weights: list[float]
+
+
+def adapt(
+    trajectories: Sequence[Trajectory],
+    step_rewards: RewardSum | Mapping[str | StepReward, object] | Mapping[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    targets: Targets = "literal",
+    step_title: StepTitle = "off",
+    system_prompt: str | None = PAPER_SYSTEM_PROMPT,
+    template: Template = "auto",
+    think: bool = True,
+    stop_ids: Collection[int] | None = None,
+) -> ForTRL:
+    """Expert solutions and step rewards, in TRL's terms.
+
+    Args:
+        trajectories: the expert solutions.
+        step_rewards: as for `SRLTrainer`.
+        tokenizer: the policy's.
+        targets, step_title, system_prompt, template, think: as in `SRLConfig`.
+        stop_ids: every token that ends a completion, where the model's generation config lists
+            more than the tokenizer's EOS.
+
+    Raises:
+        UsageError: no rows, a reward that cannot be, or a tokenizer that cannot write prompts.
+    """
+    form = PromptFormat(
+        tokenizer,
+        system_prompt=system_prompt,
+        template=template,
+        think=think,
+        stop_ids=stop_ids,
+    )
+    examples = build_examples(trajectories, targets=targets, step_title=step_title)
+    if not examples:
+        raise UsageError("there are no rows: give trajectories with at least two steps each")
+    try:
+        rewards = step_rewards if isinstance(step_rewards, RewardSum) else RewardSum(step_rewards)
+        rewards.check(examples[0].context(examples[0].expert_step, ""))
+    except ValueError as error:
+        raise UsageError(f"rewards: {error}") from error
+    before = leading_ids(tokenizer)
+    rows = [{"prompt": _text(form, example, before), **_columns(example)} for example in examples]
+    scorer = _Scorer(rewards, form)
+    return ForTRL(
+        dataset=Dataset.from_list(rows),
+        reward_funcs=[scorer.total(), *(scorer.one(name) for name in rewards.names)],
+        reward_weights=[1.0, *(0.0 for _ in rewards.names)],
+    )
+
+
+def _text(form: PromptFormat, example: StepExample, before: Sequence[int]) -> str:
+    """The prompt as text, without the tokens that TRL's call of the tokenizer puts before it."""
+    ids = form.encode_example(example)
+    if before and ids[: len(before)] == list(before):
+        ids = ids[len(before) :]
+    text: str = form.tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def _columns(example: StepExample) -> dict[str, object]:
+    """What a reward may see of a row; metadata as JSON, because a column has one type."""
+    return {
+        "problem": example.problem,
+        "previous_steps": list(example.previous_steps),
+        "expert_step": example.expert_step,
+        "step_index": example.step_index,
+        "num_steps": example.num_steps,
+        "answer": example.answer,
+        "source": example.source,
+        "metadata": json.dumps(dict(example.trajectory.metadata), default=str),
+    }
+
+
+class _Scorer:
+    """Scores a batch once for all the functions that TRL calls about it."""
+
+    def __init__(self, rewards: RewardSum, form: PromptFormat) -> None:
+        self._rewards = rewards
+        self._form = form
+        self._scored: tuple[list[list[int]], list[StepScore]] = ([], [])
+
+    def total(self) -> RewardFunc:
+        """The weighted sum; -1 for a completion that breaks the format."""
+
+        def step_reward(
+            completion_ids: list[list[int]], **columns: Sequence[object]
+        ) -> list[float | None]:
+            return [score.reward for score in self._scores(completion_ids, columns)]
+
+        return step_reward
+
+    def one(self, name: str) -> RewardFunc:
+        """One of the rewards, unweighted; None where it does not apply."""
+
+        def reward(
+            completion_ids: list[list[int]], **columns: Sequence[object]
+        ) -> list[float | None]:
+            return [score.rewards[name] for score in self._scores(completion_ids, columns)]
+
+        reward.__name__ = name  # what TRL's log calls it
+        return reward
+
+    def _scores(
+        self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
+    ) -> list[StepScore]:
+        # By identity: the same batch is asked about once for every function, one after another.
+        if self._scored[0] is not completion_ids:
+            self._scored = (completion_ids, self._score(completion_ids, columns))
+        return self._scored[1]
+
+    def _score(
+        self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
+    ) -> list[StepScore]:
+        scores = [self._rewards.failed()] * len(completion_ids)
+        valid: dict[int, StepContext] = {}
+        for place, ids in enumerate(completion_ids):
+            truncated = not ids or ids[-1] not in self._form.stop_ids
+            parsed = self._form.parse(ids, truncated)
+            if parsed.failure is None:
+                row = {name: columns[name][place] for name in _ROW}
+                valid[place] = _context(row, parsed.action, parsed.thought)
+        for place, score in zip(valid, self._rewards.score(list(valid.values())), strict=True):
+            scores[place] = score
+        return scores
+
+
+_ROW = (
+    "problem",
+    "previous_steps",
+    "expert_step",
+    "step_index",
+    "num_steps",
+    "answer",
+    "source",
+    "metadata",
+)
+
+
+def _context(row: Mapping[str, object], action: str, thought: str) -> StepContext:
+    fields = {
+        **row,
+        "previous_steps": tuple(row["previous_steps"]),  # type: ignore[arg-type]
+        "metadata": json.loads(str(row["metadata"])),
+    }
+    return StepContext(action=action, thought=thought, **fields)

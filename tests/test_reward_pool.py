@@ -1,0 +1,420 @@
+"""Rewards of the user's own, in worker processes: found, checked, called, and stopped when bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rewards import RewardError, RewardSum, StepContext
+from rewards.loading import LoadedReward, RewardNameError, RewardSpec, bind, load_reward
+from rewards.pool import RewardPool
+
+MINE = """
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import neighbour
+
+
+def length(step):
+    return len(step.action)
+
+
+def by_neighbour(step):
+    return neighbour.VALUE
+
+
+def whole_batch(steps):
+    return [float(len(steps))] * len(steps)
+
+
+def nothing(step):
+    return None
+
+
+def broken(step):
+    if "bad" in step.action:
+        raise KeyError("colour")
+    return 1.0
+
+
+def sleeps(step):
+    time.sleep(60 if "bad" in step.action else 0)
+    return 1.0
+
+
+def hangs_in_c(step):
+    return 1.0 if "bad" not in step.action else float(len(str(9 ** 9 ** 8)))
+
+
+def dies(step):
+    if "bad" in step.action:
+        os._exit(3)
+    return 1.0
+
+
+def leaves(step):
+    sys.exit(4)
+
+
+def prints(step):
+    print("a word of its own")
+    return 1.0
+
+
+def forks(step):
+    return 1.0 if os.fork() else 2.0
+
+
+def forks_and_hangs(step):
+    if not os.fork():
+        time.sleep(600)
+    return 1.0
+
+
+def too_few(steps):
+    return [1.0]
+
+
+def infinite(step):
+    return float("inf")
+
+
+def process(step):
+    return float(os.getpid())
+
+
+@dataclass
+class Scaled:
+    by: float = 1.0
+
+    def __call__(self, step):
+        return self.by * len(step.action)
+
+
+def scaled(step, *, by: float):
+    return by * len(step.action)
+
+
+async def later(step):
+    return 1.0
+
+
+def two(step, other):
+    return 1.0
+
+
+NOT_A_FUNCTION = 3
+"""
+
+
+def step(action: str = "2 + 2 = 4", **changes: object) -> StepContext:
+    fields: dict[str, object] = {
+        "problem": "How much is 2 + 2?", "previous_steps": ("First we add.",), "action": action,
+        "thought": "", "expert_step": "2 + 2 = 4", "step_index": 1, "num_steps": 2, "answer": "4",
+    }  # fmt: skip
+    return StepContext(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of rewards, with a module of its own beside it."""
+    (tmp_path / "neighbour.py").write_text("VALUE = 7.0\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    return "mine.py:"
+
+
+def ask(rewards: dict[str, object], *actions: str, **options: object) -> list[dict[str, object]]:
+    """What the rewards say of the actions."""
+    total = RewardSum({"similarity": 1.0, **rewards}, **options)  # type: ignore[arg-type]
+    try:
+        scores = total.score([step(action) for action in actions])
+        return [{**score.rewards, "failures": score.failures} for score in scores]
+    finally:
+        total.close()
+
+
+# ---- called --------------------------------------------------------------------------
+
+
+def test_functions_of_a_file_are_called_by_name(mine: str) -> None:
+    found = ask({mine + "length": 1.0, mine + "by_neighbour": 0.0, mine + "nothing": 1.0}, "abc")
+    assert found[0]["length"] == 3.0
+    assert found[0]["by_neighbour"] == 7.0
+    assert found[0]["nothing"] is None
+
+
+def test_functions_of_a_module_in_the_current_folder(mine: str) -> None:
+    assert ask({"mine:length": 1.0}, "abcd")[0]["length"] == 4.0
+
+
+def test_a_batched_function_gets_all_steps_together(mine: str) -> None:
+    found = ask({mine + "whole_batch": 1.0}, *["a"] * 40)
+    assert {row["whole_batch"] for row in found} == {40.0}
+
+
+@pytest.mark.parametrize("name", ["Scaled", "scaled"])
+def test_options_of_a_class_and_of_a_function(mine: str, name: str) -> None:
+    twice = {"name": mine + name, "weight": 1.0, "options": {"by": 2}}
+    thrice = {"name": mine + name, "weight": 0.0, "options": {"by": 3.0}}
+    assert ask({"twice": twice, "thrice": thrice}, "abc")[0] == {
+        "similarity": pytest.approx(0.0),
+        "twice": 6.0,
+        "thrice": 9.0,
+        "failures": {},
+    }
+
+
+def test_scores_come_back_in_order_from_several_workers(mine: str) -> None:
+    actions = ["x" * n for n in range(100)]
+    found = ask({mine + "length": 1.0, mine + "process": 0.0}, *actions, workers=3)
+    assert [row["length"] for row in found] == list(map(float, range(100)))
+    assert os.getpid() not in {row["process"] for row in found}
+
+
+def test_a_function_given_as_such_runs_in_this_process() -> None:
+    def here(step: StepContext) -> float:
+        return float(os.getpid())
+
+    def here_batched(steps: Sequence[StepContext]) -> list[float]:
+        return [float(len(steps))] * len(steps)
+
+    scores = RewardSum({here: 1.0, here_batched: 1.0}).score([step("a"), step("b")])
+    assert [score.rewards for score in scores] == [
+        {"here": float(os.getpid()), "here_batched": 2.0}
+    ] * 2
+
+
+def test_steps_are_scored_beside_the_caller(mine: str) -> None:
+    total = RewardSum({mine + "sleeps": 1.0}, deadline=1.5)
+    total.check(step())
+    started = time.perf_counter()
+    pending = total.submit([step("bad")])
+    assert time.perf_counter() - started < 0.5
+    assert pending.result()[0].failures == {"sleeps": "deadline"}
+    assert total.score([]) == []
+    total.close()
+
+
+def test_every_score_has_its_lift() -> None:
+    total = RewardSum({"length": 1.0})
+    copy = step("First we add.")
+    assert [score.lift for score in total.score([copy, step(previous_steps=())])] == [0.0, None]
+
+
+# ---- stopped -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "'broken' raised KeyError: 'colour' at step 2 of 2 of problem 'How much"),
+        ("leaves", "'leaves' raised SystemExit: 4"),
+        ("too_few", "'too_few' returned 1 values for 2 steps at .*; return a finite float"),
+        ("infinite", "'infinite' returned inf at .*; return a finite float, or None"),
+        ("dies", r"'dies' the worker process died \(exit code 3\)"),
+    ],
+)
+def test_a_function_that_fails_stops_with_the_row_saved(
+    mine: str, tmp_path: Path, name: str, message: str
+) -> None:
+    saved = tmp_path / "runs" / "row.jsonl"
+    with pytest.raises(RewardError, match=message) as caught:
+        ask({mine + name: 0.0}, "good", "bad", error_file=saved)
+    assert f"python -m srl score {saved} --rewards.mine.py:{name} 1" in str(caught.value)
+    row = json.loads(saved.read_text())
+    assert row["problem"] == "How much is 2 + 2?"
+    assert row["action"] in ("good", "bad")
+    assert ("mine.py" in row["traceback"]) == (name in ("broken", "leaves"))
+
+
+@pytest.mark.parametrize("name", ["broken", "dies", "infinite"])
+def test_or_is_recorded_and_counted(mine: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    found = ask({mine + name: 1.0}, "bad", "bad", "good", errors="record")
+    assert [row[name] for row in found] == [None, None, None if name == "infinite" else 1.0]
+    assert [bool(row["failures"]) for row in found] == [True, True, name == "infinite"]
+    assert len(caplog.records) == 1  # not one for each
+
+
+@pytest.mark.parametrize("name", ["sleeps", "hangs_in_c"])
+def test_a_call_past_its_deadline_is_ended_and_the_rest_goes_on(mine: str, name: str) -> None:
+    started = time.perf_counter()
+    found = ask({mine + name: 1.0}, "good", "bad", "fine", deadline=0.7)
+    assert time.perf_counter() - started < 15
+    assert [row[name] for row in found] == [1.0, None, 1.0]
+    assert [row["failures"] for row in found] == [{}, {name: "deadline"}, {}]
+
+
+def test_what_a_function_prints_stays_out_of_the_output(
+    mine: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ask({mine + "prints": 1.0}, "a")[0]["prints"] == 1.0
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "a word of its own" in shown.err
+
+
+def test_a_function_that_forks_answers_once(mine: str) -> None:
+    found = ask({mine + "forks": 1.0, mine + "length": 1.0}, "a", "bb", "ccc")
+    assert [(row["forks"], row["length"]) for row in found] == [(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)]
+
+
+def test_what_a_function_started_ends_with_its_worker(mine: str) -> None:
+    before = children()
+    assert ask({mine + "forks_and_hangs": 1.0}, "a")[0]["forks_and_hangs"] == 1.0
+    deadline = time.perf_counter() + 10
+    while children() - before and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    assert children() - before == set()
+
+
+def children() -> set[int]:
+    """Processes that started as one of our workers, by the command line, which forks inherit."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"rewards.worker" in entry.read_bytes():
+                found.add(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_worker_is_replaced_after_its_share(mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewards.pool._CALLS_PER_WORKER", 10)
+    pool = RewardPool([RewardSpec("p", mine + "process")], workers=1, deadline=5)
+    pids = set()
+    for _ in range(4):
+        outcomes = pool.submit([step()] * 6).result()
+        pids |= {outcome.value for outcome in outcomes[0]}
+    pool.close()
+    assert len(pids) == 2
+
+
+# ---- refused before anything is trained ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("mine.py:lenght", "mine.py has no 'lenght'; it has: length, .*Scaled.*mean 'length'"),
+        ("mine.py:NOT_A_FUNCTION", "is 3, which is neither a function nor a class"),
+        ("mine.py:later", "is async; a step reward is called and answers at once"),
+        ("mine.py:two", r"takes \(step, other\); it is called with one StepContext.*options: oth"),
+        ("mine.py", "no step reward is called 'mine.py'.*write mine.py:NAME"),
+        ("mine.py:", "'' is not the name of a function; write mine.py:NAME"),
+        ("gone.py:f", "there is no file gone.py in"),
+        ("no-such:f", "'no-such' is neither a file.py nor a package.module"),
+        ("no_such:f", "no_such cannot be imported: ModuleNotFoundError"),
+        ("faulty.py:f", "faulty.py cannot be imported: ZeroDivisionError"),
+        ("mine.py:broken", "'broken' raised KeyError: 'colour' at step 2 of 2"),
+        ("mine.py:infinite", "'infinite' returned inf"),
+        ("mine.py:sleeps", "did not answer within 0.5 s at .*; make it faster, or raise reward_de"),
+    ],
+)
+def test_a_reward_is_tried_on_a_real_row(mine: str, reward: str, message: str) -> None:
+    Path("faulty.py").write_text("1 / 0\n")
+    with pytest.raises(ValueError, match=message):
+        RewardSum({"similarity": 1.0, reward: 1.0}, deadline=0.5).check(step("bad"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": 1.0, "option": {}}, "give a weight, or {weight: .*; unknown: option"),
+        ({"options": {"unit": "word"}}, "give a weight, or {weight: 0.5"),
+        ({"weight": 1.0, "options": [1]}, r"options of step reward 'similarity' are \[1\]"),
+        ({"weight": 1.0, "options": {"unit": "wrd"}}, "'unit' is 'wrd'; allowed: character, word"),
+        ({"weight": 1.0, "options": {"autojunk": 1}}, "'autojunk' is 1; it must be of type bool"),
+        ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit, .*'unit'"),
+        ({"weight": "1"}, "weight of step reward 'similarity' is '1'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardSum({"similarity": settings}).check(step())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deadline": 0}, "deadline of rewards is 0; give seconds"),
+        ({"deadline": float("nan")}, "deadline of rewards is nan"),
+        ({"workers": 0}, "0 workers for rewards; give 1 or more"),
+        ({"errors": "ignore"}, "errors is 'ignore'; allowed: stop, record"),
+    ],
+)
+def test_numbers_that_cannot_be(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardSum({"similarity": 1.0}, **options)  # type: ignore[arg-type]
+
+
+def test_two_rewards_of_one_name_need_a_name_each(mine: str) -> None:
+    Path("other.py").write_text("def length(step): return 1.0\n")
+    with pytest.raises(ValueError, match="two step rewards are called 'length'.*a_name: {name"):
+        RewardSum({"mine.py:length": 1.0, "other.py:length": 1.0})
+    other = {"name": "other.py:length", "weight": 1.0}
+    assert RewardSum({"mine.py:length": 1.0, "other": other}).names == ("length", "other")
+
+
+def test_the_check_tells_what_each_reward_says_and_takes(mine: str) -> None:
+    checks = RewardSum({"similarity": 1.0, mine + "nothing": 0.5}).check(step())
+    assert [(c.name, c.weight, c.value) for c in checks] == [
+        ("similarity", 1.0, 1.0),
+        ("nothing", 0.5, None),
+    ]
+    assert all(0 <= c.seconds < 1 for c in checks)
+
+
+# ---- single or batched ---------------------------------------------------------------
+
+
+def single_unnamed(s): ...  # type: ignore[no-untyped-def]
+def single_annotated(s: StepContext) -> float: ...  # type: ignore[empty-body]
+def batch_named(steps): ...  # type: ignore[no-untyped-def]
+def batch_list(s: list[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
+def batch_sequence(s: Sequence[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
+def any_number(*s): ...  # type: ignore[no-untyped-def]
+
+
+class BatchCall:
+    def __call__(self, s: list[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
+
+
+@pytest.mark.parametrize(
+    ("function", "batched"),
+    [
+        (single_unnamed, False),
+        (single_annotated, False),
+        (any_number, False),
+        (batch_named, True),
+        (batch_list, True),
+        (batch_sequence, True),
+        (BatchCall, True),
+        (BatchCall(), True),
+    ],
+)
+def test_how_a_batched_function_is_told(function: object, batched: bool) -> None:
+    assert bind(function, {}, "it").batched is batched
+
+
+def test_built_ins_load() -> None:
+    from rewards import BUILT_INS
+
+    for name in BUILT_INS:
+        loaded = load_reward(RewardSpec(name, name))
+        assert isinstance(loaded, LoadedReward)
+        assert not loaded.batched
+
+
+def test_an_unknown_reward_is_a_wrong_name() -> None:
+    with pytest.raises(RewardNameError):
+        RewardSum({"similarty": 1.0})
