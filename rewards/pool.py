@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -22,7 +23,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from typing import Any
 
 from rewards.calling import DEADLINE, Outcome
 from rewards.loading import RewardNameError, RewardSpec
@@ -165,8 +166,9 @@ class _Worker:
                 # The workers share the machine with each other and with the caller.
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-        self._connection: Connection = Connection(ours.detach())
-        self._connection.send((list(specs), deadline, memory_bytes))
+        self._socket = ours
+        self._received = b""
+        self._socket.sendall(pickle.dumps((list(specs), deadline, memory_bytes)))
         reply = self._reply(LOADING_SECONDS)
         if isinstance(reply, str):
             self.end()
@@ -177,7 +179,7 @@ class _Worker:
         if "refused" in reply:
             self.end()
             raise RewardNameError(str(reply["refused"]))
-        self.batched: list[bool] = reply["batched"]  # type: ignore[assignment]
+        self.batched: list[bool] = reply["batched"]
 
     def ask(
         self, steps: list[StepContext], calls: list[tuple[int, list[int]]]
@@ -185,7 +187,7 @@ class _Worker:
         """The outcomes of the calls that were answered, and how the worker died, or None."""
         answered: list[list[Outcome]] = []
         try:
-            self._connection.send((steps, calls))
+            self._socket.sendall(pickle.dumps((steps, calls)))
         except OSError:
             self.end()
             return answered, "the worker process died"
@@ -194,28 +196,36 @@ class _Worker:
             if isinstance(reply, str):
                 self.end()
                 return answered, reply
-            answered.append([Outcome(**outcome) for outcome in reply["outcomes"]])  # type: ignore[attr-defined]
+            answered.append([Outcome(*outcome) for outcome in reply])
             self.calls += 1
         return answered, None
 
     def end(self) -> None:
         """Kill the process and what it has started."""
-        self._connection.close()
+        self._socket.close()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self._process.kill()
         self._process.wait()
 
-    def _reply(self, seconds: float) -> dict[str, object] | str:
-        """The next message, or in words how the worker ended without one."""
+    def _reply(self, seconds: float) -> Any:
+        """The next message, or in words (a text) how the worker ended without one."""
+        self._socket.settimeout(seconds)
         try:
-            if not self._connection.poll(seconds):
-                return DEADLINE
-            reply: dict[str, object] = json.loads(self._connection.recv_bytes())
-            return reply
-        except (EOFError, OSError):
-            pass
+            while b"\n" not in self._received:
+                more = self._socket.recv(65536)
+                if not more:
+                    return self._how_it_ended()
+                self._received += more
+        except TimeoutError:
+            return DEADLINE
+        except OSError:
+            return self._how_it_ended()
+        line, _, self._received = self._received.partition(b"\n")
+        return json.loads(line)
+
+    def _how_it_ended(self) -> str:
         try:
             code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:  # alive, but it has closed the socket

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal, get_args
+from threading import get_ident
+from typing import Literal, NamedTuple, get_args
 
 from rapidfuzz.distance import Indel
 
@@ -36,9 +37,11 @@ _ALWAYS_ALLOWED = 1_000_000
 _ALLOWED_PER_CELL = 3
 _NEVER_MORE = 50_000_000
 
-# Below so many visits in the worst imaginable case (it never takes more than a sixth of them) the
-# library does a comparison by itself: all pairs of up to 310 characters, English up to some 800.
-_CHEAP = 30_000_000
+# A whole comparison takes at most half of (visits of the first search) x (shorter length), since
+# every search takes at least one element from both sides; only looping text comes near it. Where
+# that is little, which is all but looping text up to some 400 characters, the library does the
+# comparison in one go.
+_LITTLE = 2_400_000
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|[^\W\d_]+|\d+|\S")
 
@@ -166,24 +169,25 @@ def _blocks(
     """difflib's matching blocks, in any order, as far as `budget` visits reach."""
     if budget is None:
         budget = min(max(_ALWAYS_ALLOWED, _ALLOWED_PER_CELL * len(a) * len(b)), _NEVER_MORE)
+    whole = _searched(b, autojunk, get_ident()) if isinstance(b, str) else _Searched.of(b, autojunk)
     if autojunk and len(b) >= 200:  # difflib's rule
-        return _blocks_in_ranges(a, b, budget)
+        return _blocks_in_ranges(a, whole, budget)
     found: list[tuple[int, int, int]] = []
-    pieces = [(a, b, 0, 0)]
+    pieces = [(a, whole, 0, 0)]
     while pieces:
-        a, b, a_start, b_start = pieces.pop()
-        shorter = min(len(a), len(b))
-        # One search visits every pair of equal elements, or a few more; there are at most as many
-        # searches as the shorter side has elements, and the later ones are smaller.
-        visits = len(a) * len(b)
-        if visits * shorter > _CHEAP:
-            in_b = Counter(b)
-            visits = sum(count * in_b[element] for element, count in Counter(a).items())
-            if visits > budget:
-                continue
-            budget -= visits
-        matcher = SequenceMatcher(None, a, b, autojunk=False)
-        if visits * shorter <= _CHEAP:
+        a, searched, a_start, b_start = pieces.pop()
+        matcher, b, counts, most = searched
+        cells, shorter = len(a) * len(b), min(len(a), len(b))
+        in_one_go = len(a) * min(most, len(b) / 3) * shorter <= 2 * _LITTLE
+        if not in_one_go:
+            visits = sum(count * counts[element] for element, count in Counter(a).items())
+            in_one_go = visits * shorter <= 2 * _LITTLE
+        price = cells if in_one_go else visits  # in one go ordinary text takes less than that
+        if price > budget:
+            continue
+        budget -= price
+        matcher.set_seq1(a)
+        if in_one_go:
             blocks = matcher.get_matching_blocks()
             if a_start or b_start:
                 blocks = [(i + a_start, j + b_start, size) for i, j, size in blocks]
@@ -193,29 +197,52 @@ def _blocks(
         found.append((i + a_start, j + b_start, size))
         # Autojunk off, the matches within a piece depend on nothing outside it.
         if i and j:
-            pieces.append((a[:i], b[:j], a_start, b_start))
+            pieces.append((a[:i], _Searched.of(b[:j], False), a_start, b_start))
         i, j = i + size, j + size
         if i < len(a) and j < len(b):
-            pieces.append((a[i:], b[j:], a_start + i, b_start + j))
+            pieces.append((a[i:], _Searched.of(b[j:], False), a_start + i, b_start + j))
     return found
 
 
+class _Searched(NamedTuple):
+    """An expert's step, or a piece of it, made ready for actions."""
+
+    matcher: SequenceMatcher
+    b: Sequence[str]
+    counts: Mapping[str, int]
+    most: int  # how often its most frequent element occurs
+
+    @classmethod
+    def of(cls, b: Sequence[str], autojunk: bool) -> _Searched:
+        counts = Counter(b)
+        matcher = SequenceMatcher(None, "", b, autojunk=autojunk)
+        return cls(matcher, b, counts, max(counts.values(), default=0))
+
+
+@lru_cache(maxsize=256)
+def _searched(b: str, autojunk: bool, thread: int) -> _Searched:
+    """The rollouts of a group share it. One a thread: the matcher holds an action as it works."""
+    return _Searched.of(b, autojunk)
+
+
 def _blocks_in_ranges(
-    a: Sequence[str], b: Sequence[str], budget: int
+    a: Sequence[str], whole: _Searched, budget: int
 ) -> list[tuple[int, int, int]]:
     """The same under autojunk: what is frequent follows from all of b, so b cannot be cut."""
-    longest = SequenceMatcher(None, a, b, autojunk=True).find_longest_match
-    in_b = Counter({x: n for x, n in Counter(b).items() if n <= len(b) // 100 + 1})
-    before = [0, *accumulate(in_b[element] for element in a)]
+    whole.matcher.set_seq1(a)
+    length = len(whole.b)
+    in_b = {x: n for x, n in whole.counts.items() if n <= length // 100 + 1}
+    before = [0, *accumulate(in_b.get(element, 0) for element in a)]
     found = []
-    ranges = [(0, len(a), 0, len(b))]
+    ranges = [(0, len(a), 0, length)]
     while ranges:
         a_low, a_high, b_low, b_high = ranges.pop()
-        price = before[a_high] - before[a_low]
-        if price == 0 or price > budget:
+        # Also where nothing starts a match: difflib then extends one from the corner.
+        price = before[a_high] - before[a_low] + a_high - a_low
+        if price > budget:
             continue
         budget -= price
-        i, j, size = longest(a_low, a_high, b_low, b_high)
+        i, j, size = whole.matcher.find_longest_match(a_low, a_high, b_low, b_high)
         if size == 0:
             continue
         found.append((i, j, size))

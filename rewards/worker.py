@@ -1,7 +1,8 @@
 """A worker process: takes steps, calls rewards, sends back what came of it. See `rewards.pool`.
 
-Results go back as JSON, one line of it a call, as soon as there is one: so the parent, which reads
-nothing else from here, knows which call was going on when a worker died. A call that takes longer
+Steps come as pickles, from the parent alone. Results go back as JSON, a line for each call as soon
+as it is over: so the parent, which reads nothing else from here, knows which call was going on when
+a worker died. A call that takes longer
 than its deadline is ended by the kernel's own alarm, whatever it is doing, and even if the parent
 is gone.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from multiprocessing.connection import Connection
+import socket
+from collections.abc import Sequence
+from typing import IO
 
 from rewards.calling import call
 from rewards.loading import LoadedReward, RewardNameError, load_reward
@@ -22,8 +24,9 @@ from rewards.loading import LoadedReward, RewardNameError, load_reward
 def main(descriptor: int) -> None:
     """Serve the parent at the other end of a socket until it is closed."""
     os.set_inheritable(descriptor, False)
-    connection: Connection = Connection(descriptor)
-    specs, deadline, memory_bytes = connection.recv()
+    parent = socket.socket(fileno=descriptor)
+    requests = parent.makefile("rb")
+    specs, deadline, memory_bytes = pickle.load(requests)
     if memory_bytes is not None:
         _bound_memory(memory_bytes)
     # A parent's handler would be inherited; the default action ends the process.
@@ -34,17 +37,19 @@ def main(descriptor: int) -> None:
         try:
             rewards.append(load_reward(spec))
         except RewardNameError as error:
-            _send(connection, {"refused": str(error)})
+            _send(parent, {"refused": str(error)})
             return
-    _send(connection, {"batched": [reward.batched for reward in rewards]})
-    _serve(connection, rewards, deadline)
+    _send(parent, {"batched": [reward.batched for reward in rewards]})
+    _serve(parent, requests, rewards, deadline)
 
 
-def _serve(connection: Connection, rewards: Sequence[LoadedReward], deadline: float) -> None:
+def _serve(
+    parent: socket.socket, requests: IO[bytes], rewards: Sequence[LoadedReward], deadline: float
+) -> None:
     home = os.getpid()
     while True:
         try:
-            steps, calls = connection.recv()
+            steps, calls = pickle.load(requests)
         except (EOFError, OSError):
             return
         for reward, places in calls:
@@ -53,11 +58,11 @@ def _serve(connection: Connection, rewards: Sequence[LoadedReward], deadline: fl
             signal.setitimer(signal.ITIMER_REAL, 0)
             if os.getpid() != home:
                 os._exit(0)  # the function forked, and this is the child: it must not answer
-            _send(connection, {"outcomes": [asdict(outcome) for outcome in outcomes]})
+            _send(parent, [(o.value, o.failure, o.trace, o.seconds) for o in outcomes])
 
 
-def _send(connection: Connection, message: Mapping[str, object]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
+def _send(parent: socket.socket, message: object) -> None:
+    parent.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _bound_memory(memory_bytes: int) -> None:

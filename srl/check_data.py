@@ -164,7 +164,7 @@ def check_data(
         ),
         self_score_min=min(self_scores, default=1.0),
         self_score_failures=sum(score != 1.0 for score in self_scores),
-        unverified=_unverified(trajectories, summed),
+        unverified=_unverified(trajectories),
         pairs=len(drawn),
         rewards=_measure(trajectories, drawn, rng, summed),
     )
@@ -197,19 +197,17 @@ def _measure(
     }
 
 
-def _unverified(trajectories: Sequence[Trajectory], summed: RewardSum) -> list[str]:
+def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
     """Final answers that the reward `answer` would refuse although they are the right ones."""
     answers = sorted({one.answer for one in trajectories if one.answer is not None})
     stated = [
         StepContext("", (), f"\\boxed{{{answer}}}", "", answer, 0, 1, answer=answer)
         for answer in answers
     ]
-    scores = summed.score(stated)
-    return [
-        answer
-        for answer, score in zip(answers, scores, strict=True)
-        if score.rewards["answer"] != 1.0
-    ]
+    verifier = RewardSum({"answer": 1.0})
+    scores = verifier.score(stated)
+    verifier.close()
+    return [answer for answer, score in zip(answers, scores, strict=True) if score.reward != 1.0]
 
 
 def _unrelated(
