@@ -51,21 +51,35 @@ class Values:
     high: float | None = None
 
 
+TRICKS = (
+    "one step more",
+    "all the rest",
+    "step before",
+    "problem",
+    "other step",
+    "1 + 1 = 2",
+    "look-alikes",
+)
+"""Cheap ways to fill a step, by what is written: the right step with the one after it, or with all
+that follow; the previous step again; the problem's text; a step of another problem; a true claim
+about nothing; the right step with letters and digits from other alphabets."""
+
+# Cyrillic and full-width signs that look like these.
+_LOOK_ALIKE = str.maketrans("aceopxy0123456789", "асеорху０１２３４５６７８９")
+
+
 @dataclass(frozen=True)
 class RewardCheck:
-    """One reward on real data: the expert's own steps, and what it pays for cheap tricks.
+    """One reward on real data.
 
     Attributes:
-        own: the expert's own steps.
-        extra: the right step followed by one more.
-        previous: a copy of the previous step.
-        unrelated: a step of another problem; of no steps with one problem only.
+        own: what it gives an expert's own steps.
+        tricks: a name in `TRICKS` -> what it pays for that; no steps of another problem where there
+            is one only.
     """
 
     own: Values
-    extra: Values
-    previous: Values
-    unrelated: Values
+    tricks: dict[str, Values]
 
 
 @dataclass(frozen=True)
@@ -177,23 +191,35 @@ def _measure(
     summed: RewardSum,
 ) -> dict[str, RewardCheck]:
     """Every reward at the places drawn, for the expert's own step and for cheap ones."""
-    cases: dict[str, list[StepContext]] = {"own": [], "extra": [], "previous": []}
-    for row, index in drawn:
-        steps = trajectories[row].steps
-        here, before = (StepExample(trajectories[row], place) for place in (index, index - 1))
-        cases["own"].append(here.context(steps[index], ""))
-        cases["previous"].append(here.context(steps[index - 1], ""))
-        cases["extra"].append(before.context("\n".join(steps[index - 1 : index + 1]), ""))
-    cases["unrelated"] = [
-        StepExample(trajectories[row], index).context(step, "")
-        for (row, index), step in zip(drawn, _unrelated(trajectories, drawn, rng), strict=False)
-    ]
-    found = {name: summed.score(steps) for name, steps in cases.items()}
-    return {
-        reward: RewardCheck(
-            **{case: _values(s.rewards[reward] for s in scores) for case, scores in found.items()}
+    own: list[StepContext] = []
+    tricks: dict[str, list[StepContext]] = {name: [] for name in TRICKS}
+    others = _unrelated(trajectories, drawn, rng)
+    for number, (row, index) in enumerate(drawn):
+        one = trajectories[row]
+        here, before = StepExample(one, index), StepExample(one, index - 1)
+        expert = one.steps[index]
+        own.append(here.context(expert, ""))
+        tricks["one step more"].append(
+            before.context("\n".join(one.steps[index - 1 : index + 1]), "")
         )
-        for reward in summed.names
+        tricks["all the rest"].append(before.context("\n".join(one.steps[index - 1 :]), ""))
+        tricks["step before"].append(here.context(one.steps[index - 1], ""))
+        tricks["problem"].append(here.context(one.problem, ""))
+        tricks["1 + 1 = 2"].append(here.context("1 + 1 = 2", ""))
+        tricks["look-alikes"].append(here.context(expert.translate(_LOOK_ALIKE), ""))
+        if others:
+            tricks["other step"].append(here.context(others[number], ""))
+    said_of_own = summed.score(own)
+    said = {trick: summed.score(steps) for trick, steps in tricks.items()}
+    return {
+        name: RewardCheck(
+            _values(score.rewards[name] for score in said_of_own),
+            {
+                trick: _values(score.rewards[name] for score in scores)
+                for trick, scores in said.items()
+            },
+        )
+        for name in summed.names
     }
 
 
@@ -272,22 +298,24 @@ def _render_unverified(check: DataCheck) -> str:
 
 
 def _render_rewards(check: DataCheck) -> list[str]:
-    """What each reward gives at the same places, a line each."""
-    names = max(map(len, check.rewards), default=0)
-    head = f"{'reward':<{names}}  {'n':>5}   own step: mean   5 %  median  95 %"
+    """Two tables, a line for each reward: the expert's own steps, and the tricks."""
+    names = max(len(name) for name in (*check.rewards, "reward"))
     lines = [
-        f"rewards at {check.pairs:,} places, and what they pay for cheap steps (mean):",
-        f"{head}  and one more  previous copied  another problem's",
+        f"rewards of the expert's own steps at {check.pairs:,} places:",
+        f"{'reward':<{names}}  {'n':>5}  {'mean':>6}  {'5 %':>6}  {'median':>6}  {'95 %':>6}",
     ]
     for name, reward in check.rewards.items():
         own = reward.own
-        cells = [
-            f"{name:<{names}}  {own.n:>5}  {_figure(own.mean):>15} {_figure(own.low):>5}",
-            f"{_figure(own.median):>6} {_figure(own.high):>5}",
-            f"{_figure(reward.extra.mean):>12}  {_figure(reward.previous.mean):>15}",
-            f"{_figure(reward.unrelated.mean):>17}",
-        ]
-        lines.append("  ".join(cells))
+        figures = "  ".join(f"{_figure(v):>6}" for v in (own.mean, own.low, own.median, own.high))
+        lines.append(f"{name:<{names}}  {own.n:>5}  {figures}")
+    lines += [
+        "",
+        "what they pay for a cheap step in its place (mean):",
+        "  ".join([f"{'reward':<{names}}", *TRICKS]),
+    ]
+    for name, reward in check.rewards.items():
+        paid = [f"{_figure(reward.tricks[trick].mean):>{len(trick)}}" for trick in TRICKS]
+        lines.append("  ".join([f"{name:<{names}}", *paid]))
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import srl.check_data
 from environments import LoadReport, Trajectory, load_trajectories
+from rewards import StepContext, StepScore
 from rewards.similarity import similarity
 from srl.check_data import Spread, Values, check_data, render
 from srl.errors import UsageError
@@ -40,11 +42,13 @@ def test_floors_by_hand() -> None:
     check = check_data(TRAJECTORIES, REPORT)
     # Only p2 repeats its step; no letter of one problem occurs in the other.
     floors = check.rewards["similarity"]
-    assert floors.previous.mean == pytest.approx(1 / 4)
-    assert floors.unrelated.mean == 0.0
+    assert floors.tricks["step before"].mean == pytest.approx(1 / 4)
+    assert floors.tricks["other step"].mean == 0.0
     assert (floors.own.n, floors.own.mean, floors.own.low) == (4, 1.0, 1.0)
     extra = [("aa\nbbbb", "aa"), ("bbbb\ncc", "bbbb"), ("xxx\nxxx", "xxx"), ("dd\nee", "dd")]
-    assert floors.extra.mean == pytest.approx(sum(similarity(a, e) for a, e in extra) / 4)
+    assert floors.tricks["one step more"].mean == pytest.approx(
+        sum(similarity(a, e) for a, e in extra) / 4
+    )
 
 
 def test_the_draw_follows_the_seed_and_is_bounded() -> None:
@@ -56,7 +60,7 @@ def test_the_draw_follows_the_seed_and_is_bounded() -> None:
     assert check_data(rows, report, max_pairs=20).pairs == 20
     assert check_data(rows, report).pairs == 200
     one, two = (
-        check_data(rows, report, max_pairs=20, seed=seed).rewards["similarity"].unrelated.mean
+        check_data(rows, report, max_pairs=20, seed=seed).rewards["similarity"].tricks["other step"]
         for seed in (1, 2)
     )
     assert one != two
@@ -76,10 +80,39 @@ def test_a_similarity_that_breaks_on_perfect_copies_is_found(
     assert "FAILS for 1 steps, lowest 0.0000" in render(check)
 
 
+def test_tricks_are_what_they_say() -> None:
+    rows = [
+        Trajectory("one, oax 3", ("aaa 1", "bbb = 2", "ccc 3"), "3"),
+        Trajectory("two", ("ddd", "eee"), "4"),
+    ]
+    written: list[tuple[str, str]] = []
+
+    class Spy:
+        names = ("spy",)
+
+        def score(self, steps: list[StepContext]) -> list[StepScore]:
+            written.extend((step.action, step.expert_step) for step in steps)
+            return [StepScore({"spy": 1.0}, 1.0) for _ in steps]
+
+    places = [(0, 1)]
+    srl.check_data._measure(rows, places, random.Random(0), Spy())  # type: ignore[arg-type]
+    assert written == [
+        ("bbb = 2", "bbb = 2"),
+        ("aaa 1\nbbb = 2", "aaa 1"),
+        ("aaa 1\nbbb = 2\nccc 3", "aaa 1"),
+        ("aaa 1", "bbb = 2"),
+        ("one, oax 3", "bbb = 2"),
+        (written[5][0], "bbb = 2"),
+        ("1 + 1 = 2", "bbb = 2"),
+        ("bbb = \uff12", "bbb = 2"),
+    ]
+    assert written[5][0] in rows[1].steps
+
+
 def test_one_problem_alone_has_no_unrelated_floor() -> None:
     check = check_data([TRAJECTORIES[0], TRAJECTORIES[2]], REPORT)
-    assert check.rewards["similarity"].unrelated == Values(0, 0)
-    assert re.search("^similarity .* -$", render(check), re.MULTILINE)
+    assert check.rewards["similarity"].tricks["other step"] == Values(0, 0)
+    assert re.search("^similarity .* - +[0-9.]+ +[0-9.]+$", render(check), re.MULTILINE)
 
 
 def test_wrong_use() -> None:
@@ -121,13 +154,17 @@ def test_real_data_scores_one_against_itself(source: str, file: str, steps: int)
     assert check.self_score_failures == 0
     assert check.unverified == []
     floors = check.rewards["similarity"]
-    figures = [floors.unrelated.mean, floors.previous.mean, floors.extra.mean]
+    figures = [
+        floors.tricks["other step"].mean,
+        floors.tricks["step before"].mean,
+        floors.tricks["one step more"].mean,
+    ]
     assert figures == sorted(figures)
     assert 0.1 < min(figures) < max(figures) < 0.8
     for name in ("similarity", "indel", "length"):
         assert (check.rewards[name].own.n, check.rewards[name].own.low) == (200, 1.0)
-    assert check.rewards["progress"].previous.mean == 0.0
-    assert check.rewards["novelty"].previous.mean == 0.0
+    assert check.rewards["progress"].tricks["step before"].mean == 0.0
+    assert check.rewards["novelty"].tricks["step before"].mean == 0.0
 
 
 def test_a_reward_of_ones_own_stands_beside_the_built_in_ones(tmp_path: Path) -> None:

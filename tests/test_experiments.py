@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from environments import ENVIRONMENTS, _check_options
-from rewards import RewardSum
+from rewards import RewardSum, StepContext
 from srl.config import Experiment, load_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +65,36 @@ def test_held_out_problems_leave_some_to_train_on(experiment: Experiment) -> Non
     held_out = experiment.args.validation_problems + experiment.args.test_problems
     limit = experiment.data.get("limit")
     assert limit is None or held_out < 0.5 * int(str(limit))
+
+
+# ---- the example of rewards of one's own ------------------------------------------------------
+
+
+CUSTOM = "experiments/custom_reward.py"
+
+
+def test_the_example_rewards_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = {"name": f"{CUSTOM}:Mentions", "weight": -0.1, "options": {"words": ["so", "hence"]}}
+    rewards = RewardSum(
+        {
+            f"{CUSTOM}:same_object": 1.0,
+            f"{CUSTOM}:brief": 0.0,
+            f"{CUSTOM}:rank_in_batch": 0.0,
+            "connectives": words,
+        }
+    )
+
+    def step(action: str, expert_step: str = "So Kurt has 4 pears.") -> StepContext:
+        return StepContext("p", (), action, "t" * 90, expert_step, 0, 2)
+
+    steps = [step("So Kurt has 5 pears."), step("Kurt has 4 figs."), step("4", "The answer is 4.")]
+    rewards.check(steps[0])
+    said = [score.rewards for score in rewards.score(steps)]
+    assert [one["same_object"] for one in said] == [1.0, 0.0, None]
+    assert [one["brief"] for one in said] == [0.5, 0.5, 0.5]
+    assert [one["rank_in_batch"] for one in said] == pytest.approx([0.0, 0.2, 0.95])
+    assert [one["connectives"] for one in said] == [0.5, 0.0, 0.0]
+    rewards.close()
+    with pytest.raises(ValueError, match="words is empty; give at least one"):
+        RewardSum({"none": {**words, "options": {"words": []}}}).check(steps[0])
