@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 
 from rewards.loading import LoadedReward
 from rewards.types import StepContext
+
+# Not values in the order of the steps.
+Unordered = Mapping | Set | str
 
 DEADLINE = "deadline"
 """The failure of a call that took too long and was stopped."""
@@ -47,24 +50,27 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
     started = time.perf_counter()
     try:
         said: object = reward.function(steps if reward.batched else steps[0])  # type: ignore[arg-type]
-        if reward.batched and not isinstance(said, Sequence) and hasattr(said, "__iter__"):
+        if reward.batched and isinstance(said, Iterable) and not isinstance(said, Unordered):
             said = list(said)  # an array, or a generator, which runs only now
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
         return [_raised(error)] * len(steps)
     seconds = (time.perf_counter() - started) / max(1, len(steps))
     values = said if reward.batched else [said]
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(steps):
-        came = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:80]
+    if not isinstance(values, list) or len(values) != len(steps):
+        came = f"{len(values)} values" if isinstance(values, list) else repr(values)[:80]
         failed = Outcome(failure=f"returned {came} for {len(steps)} steps")
         return [failed] * len(steps)
     return [_checked(value, seconds) for value in values]
 
 
 def _raised(error: BaseException) -> Outcome:
-    return Outcome(
-        failure=f"raised {type(error).__name__}: {error}",
-        trace="".join(traceback.format_exception(error)),
-    )
+    try:
+        return Outcome(
+            failure=f"raised {type(error).__name__}: {error}",
+            trace="".join(traceback.format_exception(error)),
+        )
+    except Exception:  # noqa: BLE001 - an exception that cannot even be told
+        return Outcome(failure=f"raised {type(error).__name__}")
 
 
 def _checked(value: object, seconds: float) -> Outcome:

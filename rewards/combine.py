@@ -7,7 +7,7 @@ the format) shows as unscored and never as 0.
 A function of the user's that fails stops the run, with the row saved: an exception silently read as
 a reward of 0 would train the policy on the bug. `errors="record"` makes it a null that is counted.
 A call that outlives its deadline is a null that is counted, for everybody; so is a built-in that
-trips over what a policy wrote, because no text may stop a run.
+trips over what a policy wrote, because no text may stop a run. A null adds nothing to the sum.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import json
 import logging
 import math
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -31,7 +33,7 @@ from rewards.loading import (
     RewardNameError,
     RewardSpec,
     bind,
-    check_target,
+    found_target,
 )
 from rewards.pool import RewardPool
 from rewards.types import StepContext, StepReward
@@ -47,8 +49,11 @@ _AFTER_FAILURE: dict[str, float] = {"answer": 0.0}
 # Every score says what the step gains over a copy of the one before it, whatever is optimised.
 _LIFT = RewardSpec("(lift)", "progress")
 
-# Steps that one worker gets at a time: neighbours share an expert's step, and with it the cache.
+# Steps that one worker gets at a time, at most: neighbours share an expert's step.
 _CHUNK = 16
+
+# A week, in seconds; timers refuse far larger ones.
+_LONGEST_DEADLINE = 604_800.0
 
 # sympy and its parsers take 0.4 GB of address space.
 _BUILT_IN_MEMORY = 2 * 2**30
@@ -86,12 +91,15 @@ class RewardCheck:
         weight: its weight.
         value: what it said of the expert's own step.
         seconds: how long one step took.
+        at_once: how many steps are asked about at the same time: the number of workers, or 1 for a
+            batched function and for one that runs in this process.
     """
 
     name: str
     weight: float
     value: float | None
     seconds: float
+    at_once: int
 
 
 class RewardSum:
@@ -104,7 +112,8 @@ class RewardSum:
         deadline: float = 5.0,
         workers: int | None = None,
         errors: Errors = "stop",
-        error_file: Path | None = None,
+        failed_rows: Path | None = None,
+        for_training: bool = True,
     ) -> None:
         """Take the rewards with their weights. Nothing is imported or started yet.
 
@@ -113,17 +122,22 @@ class RewardSum:
                 -> {weight, options, name}: then the key is what the log calls it, and `name` (by
                 default the key) what it is. Weight 0 records only; a negative one punishes.
             deadline: seconds that one call may take, of one step or of a whole batch. Not for
-                functions given as such, which run in this process, after one another.
+                functions given as such, which run in this process, one call after another.
             workers: processes for named rewards; None: one a core, less one, from 1 to 8.
             errors: what to do when a user's function fails: "stop" or "record".
-            error_file: where rows are written on which a function failed, to reproduce it.
+            failed_rows: where rows are saved on which a function failed, for each function its own
+                file: `runs/one.failed` makes `runs/one.failed.NAME.jsonl`.
+            for_training: refuse weights that are all 0.
 
         Raises:
             ValueError: an unknown or doubled name, a weight that is no finite number, nothing to
                 optimise, or a number that cannot be.
         """
-        if not 0 < deadline < math.inf:
-            raise ValueError(f"the deadline of rewards is {deadline!r}; give seconds, above 0")
+        if not 0 < deadline <= _LONGEST_DEADLINE:
+            raise ValueError(
+                f"the deadline of rewards is {deadline!r}; give seconds, above 0 and at most "
+                f"{_LONGEST_DEADLINE:.0f}"
+            )
         if workers is not None and workers < 1:
             raise ValueError(f"{workers!r} workers for rewards; give 1 or more, or none at all")
         if errors not in get_args(Errors):
@@ -133,7 +147,7 @@ class RewardSum:
         self._specs: dict[str, RewardSpec] = {}
         for reward, settings in rewards.items():
             self._add(reward, settings)
-        if not any(self._weights.values()):
+        if not self._weights or (for_training and not any(self._weights.values())):
             raise ValueError(
                 f"nothing to optimise: the step rewards are {self._weights or 'none at all'}; "
                 "give at least one of them a weight other than 0, such as similarity: 1.0"
@@ -141,19 +155,26 @@ class RewardSum:
         self.deadline = float(deadline)
         self.workers = workers or max(1, min(8, _cores() - 1))
         self._errors = errors
-        self.error_file = error_file
-        self._saved: set[str] = set()
+        self._failed_rows = failed_rows
+        self._told_of: set[str] = set()
         # Two pools: a user's function that hangs takes no built-in down with it, and only what
         # reads hostile text is bounded in memory.
-        self._pools: list[tuple[list[RewardSpec], RewardPool]] = []
         built_in = [spec for spec in self._specs.values() if spec.built_in]
         theirs = [spec for spec in self._specs.values() if not spec.built_in]
-        for specs, memory in (([*built_in, _LIFT], _BUILT_IN_MEMORY), (theirs, None)):
-            if specs:
-                pool = RewardPool(
-                    specs, workers=self.workers, deadline=self.deadline, memory_bytes=memory
-                )
-                self._pools.append((specs, pool))
+        self._built_in = _Pooled(
+            [*built_in, _LIFT],
+            RewardPool(
+                [*built_in, _LIFT],
+                workers=self.workers,
+                deadline=self.deadline,
+                memory_bytes=_BUILT_IN_MEMORY,
+            ),
+        )
+        self._theirs = (
+            _Pooled(theirs, RewardPool(theirs, workers=self.workers, deadline=self.deadline))
+            if theirs
+            else None
+        )
 
     def _add(self, reward: str | StepReward, settings: object) -> None:
         weight: object = settings
@@ -173,25 +194,19 @@ class RewardSum:
                 key, target = str(reward), settings["name"]
         if not isinstance(options, Mapping):
             raise ValueError(f"the options of step reward {reward!r} are {options!r}, no mapping")
-        if isinstance(target, str):
-            check_target(target)
-            name = key or (target if target in BUILT_INS else target.rpartition(":")[2])
-            spec = RewardSpec(name, target, dict(options))
-        else:
-            name = key or _name_of(target)
+        built_in = target if isinstance(target, str) else _built_in_of(target)
+        name = key or name_of(target)
         if name in self._weights:
+            shown = target if isinstance(target, str) else "the function"
             raise ValueError(
                 f"two step rewards are called {name!r}; the log needs one name for each: rename "
-                f"one of the functions, or write a_name: {{name: {name}, weight: 1.0}}"
+                f"one of the functions, or write a_name: {{name: {shown}, weight: 1.0}}"
             )
         self._weights[name] = _finite_weight(name, weight)
-        if not isinstance(target, str):
-            built_in = _built_in_of(target)
-            if built_in is None:
-                self._local[name] = bind(target, options, f"step reward {name!r}")
-                return
-            spec = RewardSpec(name, built_in, dict(options))
-        self._specs[name] = spec
+        if built_in is not None:
+            self._specs[name] = RewardSpec(name, found_target(built_in), dict(options))
+        else:
+            self._local[name] = bind(target, options, f"step reward {name!r}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,8 +224,10 @@ class RewardSum:
         Raises:
             ValueError: a reward cannot be found, failed, or took longer than the deadline.
         """
-        self._ask([step])
-        found = self._ask([step])
+        self.submit([step]).outcomes()
+        found = self.submit([step]).outcomes()
+        theirs = self._theirs
+        one_at_a_time = set(self._local) | (theirs.batched_names() if theirs else set())
         checks = []
         for name, weight in self._weights.items():
             outcome = found[name][0]
@@ -221,22 +238,39 @@ class RewardSum:
                 )
             if outcome.failure is not None:
                 raise ValueError(self._told(name, step, outcome))
-            checks.append(RewardCheck(name, weight, outcome.value, outcome.seconds))
+            at_once = 1 if name in one_at_a_time else self.workers
+            checks.append(RewardCheck(name, weight, outcome.value, outcome.seconds, at_once))
         return checks
 
     def submit(self, steps: Sequence[StepContext]) -> PendingScores:
         """Start to score steps beside whatever comes next; `result()` waits for the scores.
 
         Functions that were given as such are called only then, in the caller's thread.
+
+        Raises:
+            ValueError: a reward cannot be found.
         """
-        batch = list(steps)
-        chunks = [batch[i : i + _CHUNK] for i in range(0, len(batch), _CHUNK)]
-        # A batched reward gets what was handed in together, whole.
-        started: list[tuple[list[RewardSpec], list[Future[list[list[Outcome]]]]]] = []
-        for specs, pool in self._pools:
-            parts = [batch] if any(pool.batched()) and batch else chunks
-            started.append((specs, [pool.submit(part) for part in parts]))
-        return PendingScores(self, batch, started)
+        # Plain mappings: others may not survive the way to another process.
+        batch = [replace(step, metadata=dict(step.metadata)) for step in steps]
+        # Rollouts often repeat a step. No built-in looks at more than this, so that is scored once.
+        places: dict[object, int] = {}
+        once: list[StepContext] = []
+        which: list[int] = []
+        for step in batch:
+            key = (
+                *(step.problem, step.previous_steps, step.action, not step.thought.strip()),
+                *(step.expert_step, step.step_index, step.num_steps, step.answer),
+            )
+            if key not in places:
+                places[key] = len(once)
+                once.append(step)
+            which.append(places[key])
+        waiting = [self._built_in.submit(once, which, _CHUNK)]
+        if self._theirs is not None:
+            # Evenly, since these may be slow.
+            chunk = max(1, min(_CHUNK, math.ceil(len(batch) / self.workers)))
+            waiting.append(self._theirs.submit(batch, list(range(len(batch))), chunk))
+        return PendingScores(self, batch, waiting)
 
     def score(self, steps: Sequence[StepContext]) -> list[StepScore]:
         """Ask every reward about each of these steps; one score a step.
@@ -256,12 +290,10 @@ class RewardSum:
         return StepScore(dict.fromkeys(self._weights, None), FORMAT_FAILURE_REWARD)
 
     def close(self) -> None:
-        """End the worker processes. Otherwise they end with the last reference to this."""
-        for _, pool in self._pools:
-            pool.close()
-
-    def _ask(self, steps: list[StepContext]) -> dict[str, list[Outcome]]:
-        return self.submit(steps).outcomes()
+        """Kill the worker processes. Otherwise done with the last reference to this."""
+        for pooled in (self._built_in, self._theirs):
+            if pooled is not None:
+                pooled.pool.close()
 
     def _call_local(self, steps: list[StepContext]) -> dict[str, list[Outcome]]:
         return {name: call(reward, steps) for name, reward in self._local.items()}
@@ -278,8 +310,8 @@ class RewardSum:
             spec = self._specs.get(name)
             if spec is not None and spec.built_in:
                 values[name] = _AFTER_FAILURE.get(spec.target)
-            elif outcome.failure != DEADLINE:
-                self._tell(name, step, outcome)
+            if outcome.failure != DEADLINE:
+                self._tell(name, step, outcome, stop=spec is None or not spec.built_in)
         total = sum(
             self._weights[name] * value for name, value in values.items() if value is not None
         )
@@ -287,54 +319,103 @@ class RewardSum:
             raise RewardError(f"the weighted sum of {values} is {total} at {_place(step)}")
         return StepScore(values, float(total), outcomes[_LIFT.name].value, failures)
 
-    def _tell(self, name: str, step: StepContext, outcome: Outcome) -> None:
-        """A user's function failed: stop, or record it, with one warning."""
-        if self._errors == "record" and name in self._saved:
-            return
-        message = self._told(name, step, outcome)
-        if self._errors == "stop":
-            raise RewardError(message)
-        _log.warning("%s. This and further failures are counted as null", message)
+    def _tell(self, name: str, step: StepContext, outcome: Outcome, *, stop: bool) -> None:
+        """A reward failed: stop, or record it, with one warning."""
+        if stop and self._errors == "stop":
+            raise RewardError(self._told(name, step, outcome))
+        if name not in self._told_of:
+            message = self._told(name, step, outcome)
+            _log.warning("%s. This and further failures are counted as null", message)
 
     def _told(self, name: str, step: StepContext, outcome: Outcome) -> str:
-        """The failure in words; the row it happened on is written down, once for each reward."""
-        self._saved.add(name)
+        """The failure in words; the row it happened on is saved, the first of each reward."""
+        self._told_of.add(name)
         message = f"step reward {name!r} {outcome.failure} at {_place(step)}"
         if outcome.failure and outcome.failure.startswith("returned"):
             message += "; return a finite float, or None where it does not apply, for each step"
-        if self.error_file is None:
+        if self._failed_rows is None:
             return message
-        row = {**asdict(replace(step, metadata=dict(step.metadata))), "traceback": outcome.trace}
-        self.error_file.parent.mkdir(parents=True, exist_ok=True)
-        self.error_file.write_text(json.dumps(row, default=str) + "\n", encoding="utf-8")
+        row = {one.name: getattr(step, one.name) for one in fields(step)}
+        row["traceback"] = outcome.trace
+        ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
+        file = self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Keys of JSON are texts; what else there is in the metadata does not matter here.
+        file.write_text(json.dumps(row, default=str, skipkeys=True) + "\n", encoding="utf-8")
         spec = self._specs.get(name)
-        again = f" --rewards.{spec.target} 1" if spec else ""
-        return (
-            f"{message}. The row is saved; to try again: "
-            f"python -m srl score {self.error_file}{again}"
-        )
+        if spec is None:
+            return f"{message}. The row is saved in {file}"
+        settings = json.dumps({"name": spec.target, "weight": 1, "options": dict(spec.options)})
+        words = ["python", "-m", "srl", "score", str(file), f"--rewards.{name}", settings]
+        return f"{message}. The row is saved; to try again: {shlex.join(words)}"
+
+
+class _Pooled:
+    """Rewards in a pool, and which of them they are."""
+
+    def __init__(self, specs: list[RewardSpec], pool: RewardPool) -> None:
+        self.specs = specs
+        self.pool = pool
+
+    def batched_names(self) -> set[str]:
+        pairs = zip(self.specs, self.pool.batched(), strict=True)
+        return {spec.name for spec, batched in pairs if batched}
+
+    def submit(self, steps: list[StepContext], which: list[int], chunk: int) -> _Waiting:
+        """Single rewards in chunks over the workers, each batched one as a job of its own."""
+        batched = self.pool.batched()
+        single = [number for number, takes_all in enumerate(batched) if not takes_all]
+        futures: dict[int, list[Future[list[list[Outcome]]]]] = {}
+        parts = [
+            self.pool.submit(steps[start : start + chunk], single)
+            for start in range(0, len(steps), chunk)
+            if single
+        ]
+        for number, takes_all in enumerate(batched):
+            whole = [self.pool.submit(steps, [number])] if takes_all and steps else []
+            futures[number] = whole if takes_all else parts
+        return _Waiting(self.specs, futures, which)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Calls under way: for each reward its parts, and which of the steps each asked for."""
+
+    specs: list[RewardSpec]
+    futures: dict[int, list[Future[list[list[Outcome]]]]]
+    which: list[int]
+
+    def outcomes(self) -> dict[str, list[Outcome]]:
+        found: dict[str, list[Outcome]] = {}
+        for number, spec in enumerate(self.specs):
+            said = [one for part in self.futures[number] for one in part.result()[number]]
+            found[spec.name] = [said[place] for place in self.which]
+        return found
 
 
 class PendingScores:
     """Scores on their way."""
 
     def __init__(
-        self,
-        rewards: RewardSum,
-        steps: list[StepContext],
-        started: list[tuple[list[RewardSpec], list[Future[list[list[Outcome]]]]]],
+        self, rewards: RewardSum, steps: list[StepContext], waiting: list[_Waiting]
     ) -> None:
         self._rewards = rewards
         self._steps = steps
-        self._started = started
+        self._waiting = waiting
 
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """Name -> one outcome a step; waits for them."""
+        """Name -> one outcome a step; waits for them.
+
+        Raises:
+            RewardError: the steps cannot be handed over, or a worker had to be replaced and a
+                reward is not what it was.
+        """
         found = self._rewards._call_local(self._steps)
-        for specs, futures in self._started:
-            parts = [future.result() for future in futures]
-            for number, spec in enumerate(specs):
-                found[spec.name] = [outcome for part in parts for outcome in part[number]]
+        for waiting in self._waiting:
+            try:
+                found |= waiting.outcomes()
+            except RewardNameError as error:  # it was there at the start
+                raise RewardError(str(error)) from error
         return found
 
     def result(self) -> list[StepScore]:
@@ -350,43 +431,55 @@ class PendingScores:
         ]
 
 
+def name_of(reward: object) -> str:
+    """What the log calls a reward that was given without a name of its own.
+
+    A built-in keeps its name, however it was passed; `file.py:name` is called by its last part, a
+    function by its own name, a `partial` by that of the function inside, and an instance by its
+    class.
+
+    Raises:
+        RewardNameError: neither a name nor callable.
+    """
+    if isinstance(reward, str):
+        return reward if reward in BUILT_INS else reward.rpartition(":")[2]
+    if not callable(reward):
+        raise RewardNameError(
+            f"a step reward is a name or a function of a StepContext, not {reward!r}; "
+            f"built in: {', '.join(BUILT_INS)}"
+        )
+    built_in = _built_in_of(reward)
+    if built_in is not None:
+        return built_in
+    while isinstance(reward, partial):
+        reward = reward.func
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def _built_in_of(function: object) -> str | None:
+    """The name of a built-in that was passed as a function."""
+    place = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    return next((name for name, target in BUILT_INS.items() if target == place), None)
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _built_in_of(function: StepReward) -> str | None:
-    """The name of a built-in that was passed as a function."""
-    place = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
-    return next((name for name, target in BUILT_INS.items() if target == place), None)
-
-
-def _name_of(function: object) -> str:
-    """A function's own name; for a `partial` that of the function inside, else that of the class.
-
-    A built-in keeps the name it has in `BUILT_INS`, however it was passed.
-    """
-    if not callable(function):
-        raise RewardNameError(
-            f"a step reward is a name or a function of a StepContext, not {function!r}; "
-            f"built in: {', '.join(BUILT_INS)}"
-        )
-    built_in = _built_in_of(function)
-    if built_in is not None:
-        return built_in
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
 def _finite_weight(name: str, weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+    try:
+        # YAML reads 1e-1 as text.
+        number = float(weight) if isinstance(weight, Real | str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(weight, bool) or not math.isfinite(number):
         raise ValueError(
             f"the weight of step reward {name!r} is {weight!r}; "
             "give a finite number (0 records without optimising)"
         )
-    return float(weight)
+    return number
 
 
 def _place(step: StepContext) -> str:

@@ -7,6 +7,7 @@ what there is instead.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
@@ -60,6 +61,12 @@ class RewardSpec:
     def built_in(self) -> bool:
         return self.target in BUILT_INS
 
+    @property
+    def file(self) -> Path | None:
+        """The file it stands in, where one was named."""
+        place = self.target.rpartition(":")[0]
+        return Path(place) if place.endswith(".py") else None
+
 
 @dataclass(frozen=True)
 class LoadedReward:
@@ -69,14 +76,16 @@ class LoadedReward:
     batched: bool
 
 
-def check_target(target: str) -> None:
-    """Refuse a target that no process could find, without importing anything.
+def found_target(target: str) -> str:
+    """The target, with a file's whole path; refuses what no process could find.
+
+    Nothing is imported.
 
     Raises:
         RewardNameError: an unknown built-in, a file that is not there, or no function named.
     """
     if target in BUILT_INS:
-        return
+        return target
     place, colon, name = target.rpartition(":")
     if not colon:
         near = get_close_matches(target, BUILT_INS, n=1)
@@ -97,10 +106,12 @@ def check_target(target: str) -> None:
             raise RewardNameError(
                 f"step reward {target!r}: there is no file {place} in {Path.cwd()}"
             )
+        return f"{Path(place).resolve()}:{name}"  # wherever a worker is started later
     elif not all(part.isidentifier() for part in place.split(".")):
         raise RewardNameError(
             f"step reward {target!r}: {place!r} is neither a file.py nor a package.module"
         )
+    return target
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
@@ -165,8 +176,11 @@ def _import(place: str) -> ModuleType:
         if not place.endswith(".py"):
             return importlib.import_module(place)
         path = Path(place).resolve()
-        # Under a name of its own: a user's `random.py` must not stand in for Python's.
-        name = f"_step_reward_{path.stem}"
+        # Under a name of its own: a user's `random.py` must not stand in for Python's. Once,
+        # however many rewards are taken from it: it may load a model.
+        name = f"_step_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+        if name in sys.modules:
+            return sys.modules[name]
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} cannot be imported")
@@ -175,7 +189,11 @@ def _import(place: str) -> ModuleType:
         # Its neighbours can be imported, as in a script that is run.
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
         return module
     except BaseException as error:  # a user's module may raise anything, SystemExit included
         if isinstance(error, KeyboardInterrupt):

@@ -5,24 +5,28 @@ the process it runs in. So rewards run in processes of their own, which are kill
 too long or dies, counted and replaced. Each worker process has a thread here that feeds it, and
 belongs to a process group of its own, so that what it started dies with it.
 
-Not `multiprocessing` or `concurrent.futures` processes: both import the user's main script again in
-the child (spawn) or copy a process with threads and a GPU context (fork), and neither can end one
-call and go on with the rest.
+Not `multiprocessing` or `concurrent.futures`: their processes import the user's main script again
+(spawn) or copy one with threads and a GPU context (fork), none of them can end one call and go on
+with the rest, and at exit they wait for work that nobody wants any more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
-import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rewards.calling import DEADLINE, Outcome
@@ -40,6 +44,18 @@ _GRACE_SECONDS = 2.0
 
 # `rewards/types.py` must not shadow Python's `types`: never start the file itself.
 _START = "import sys; sys.path[:] = {path!r}; from rewards.worker import main; main({descriptor})"
+
+Call = tuple[int, list[int]]
+"""(index of the reward, indices of the steps): one call, of one step unless batched."""
+
+
+@dataclass
+class _Job:
+    """Steps, and the calls to make about them, for one worker."""
+
+    steps: list[StepContext]
+    calls: list[Call]
+    future: Future[list[list[Outcome]]] = field(default_factory=Future)
 
 
 class RewardPool:
@@ -60,13 +76,10 @@ class RewardPool:
         deadline: float,
         memory_bytes: int | None = None,
     ) -> None:
-        self._specs = list(specs)
-        self._deadline = deadline
-        self._memory_bytes = memory_bytes
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="rewards")
+        self._most = workers
+        self._shared = _Shared(list(specs), deadline, memory_bytes)
         self._batched: list[bool] | None = None
-        self._end = weakref.finalize(self, _end_all, self._threads, self._idle)
+        self._end = weakref.finalize(self, _end, self._shared)
 
     def batched(self) -> list[bool]:
         """Which of the rewards take a list of steps; loads them all, in one worker.
@@ -75,90 +88,191 @@ class RewardPool:
             RewardNameError: a reward that cannot be found or used.
         """
         if self._batched is None:
-            self._batched = self._threads.submit(self._load).result()
+            self._put(_Job([], [])).result()
+            self._batched = list(self._shared.batched or [])
         return self._batched
 
-    def submit(self, steps: Sequence[StepContext]) -> Future[list[list[Outcome]]]:
-        """Start to call every reward about these steps, in one worker.
+    def submit(
+        self, steps: Sequence[StepContext], rewards: Sequence[int] | None = None
+    ) -> Future[list[list[Outcome]]]:
+        """Start to call rewards about these steps, in one worker.
+
+        Args:
+            steps: the steps.
+            rewards: indices of the rewards to call; None: all.
 
         Returns:
-            A future of one list a reward, in their order, of one outcome a step.
+            A future of one list a reward, in their order, of one outcome a step. Rewards that were
+            not asked have outcomes without value.
         """
         batched = self.batched()
-        calls: list[tuple[int, list[int]]] = []
-        for reward, takes_all in enumerate(batched):
-            if takes_all:
+        calls: list[Call] = []
+        for reward in range(len(batched)) if rewards is None else rewards:
+            if batched[reward]:
                 calls.append((reward, list(range(len(steps)))))
             else:
                 calls += [(reward, [place]) for place in range(len(steps))]
-        return self._threads.submit(self._run, list(steps), calls)
+        return self._put(_Job(list(steps), calls))
 
     def close(self) -> None:
-        """End the workers; what is going on is waited for. Otherwise done when nobody is left."""
+        """Kill the workers, with what they are at. Otherwise done when nobody holds the pool."""
         self._end()
 
-    def _load(self) -> list[bool]:
-        worker = self._take()
-        self._idle.put(worker)
-        return worker.batched
-
-    def _take(self) -> _Worker:
-        try:
-            return self._idle.get_nowait()
-        except queue.Empty:
-            return _Worker(self._specs, self._deadline, self._memory_bytes)
-
-    def _run(
-        self, steps: list[StepContext], calls: list[tuple[int, list[int]]]
-    ) -> list[list[Outcome]]:
-        found = [[Outcome()] * len(steps) for _ in self._specs]
-        while calls:
-            worker = self._take()
-            answered, failure = worker.ask(steps, calls)
-            for (reward, places), outcomes in zip(calls, answered, strict=False):
-                for place, outcome in zip(places, outcomes, strict=True):
-                    found[reward][place] = outcome
-            calls = calls[len(answered) :]
-            if failure is None:
-                if worker.calls < _CALLS_PER_WORKER:
-                    self._idle.put(worker)
-                else:
-                    worker.end()
-                continue
-            # The worker is gone. The call it was at is the one to blame; the rest goes on.
-            reward, places = calls.pop(0)
-            for place in places:
-                found[reward][place] = Outcome(failure=failure, seconds=self._deadline)
-        return found
+    def _put(self, job: _Job) -> Future[list[list[Outcome]]]:
+        shared = self._shared
+        with shared.lock:
+            if shared.closed:
+                raise RuntimeError("these rewards were closed; make new ones to score with")
+            shared.jobs.put(job)
+            shared.waiting += 1
+            if shared.waiting > shared.idle and len(shared.threads) < self._most:
+                # A daemon: nobody waits at exit for work that nobody wants any more.
+                thread = threading.Thread(target=_work, args=(shared,), name="rewards", daemon=True)
+                shared.threads.append(thread)
+                shared.idle += 1
+                thread.start()
+        return job.future
 
 
-def _end_all(threads: ThreadPoolExecutor, idle: queue.SimpleQueue[_Worker]) -> None:
-    threads.shutdown(cancel_futures=True)
-    while not idle.empty():
-        idle.get().end()
+class _Shared:
+    """What the threads share; they hold no reference to the pool, so that it can be dropped."""
+
+    def __init__(self, specs: list[RewardSpec], deadline: float, memory_bytes: int | None) -> None:
+        self.specs = specs
+        self.deadline = deadline
+        self.memory_bytes = memory_bytes
+        self.batched: list[bool] | None = None
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self.lock = threading.Lock()
+        self.threads: list[threading.Thread] = []
+        self.workers: set[_Worker] = set()
+        self.waiting = 0  # jobs that no thread has taken
+        self.idle = 0  # threads that wait for one
+        self.closed = False
+        self.owner = os.getpid()
+        # `package.module:name` may lie in the current folder, as it may for `python -m`.
+        self.path = [entry for entry in sys.path if isinstance(entry, str)]
+        self.path = [entry or os.getcwd() for entry in self.path]
+        if os.getcwd() not in self.path:
+            self.path.append(os.getcwd())
+        self.files = {spec.file: _digest(spec.file) for spec in specs if spec.file is not None}
+
+
+def _end(shared: _Shared) -> None:
+    """Kill every worker and give up what is still to do."""
+    if os.getpid() != shared.owner:
+        return  # a fork of the caller's: the workers are not its own
+    with shared.lock:
+        shared.closed = True
+        workers = list(shared.workers)
+        for _ in shared.threads:
+            shared.jobs.put(None)
+    for worker in workers:
+        worker.end()
+
+
+def _work(shared: _Shared) -> None:
+    """A thread: feeds one worker process with jobs, one after another."""
+    worker: _Worker | None = None
+    while (job := shared.jobs.get()) is not None:
+        with shared.lock:
+            shared.waiting -= 1
+            shared.idle -= 1
+        if shared.closed:
+            job.future.cancel()
+        else:
+            try:
+                worker, outcomes = _run(shared, worker, job)
+                job.future.set_result(outcomes)
+            except Exception as error:  # noqa: BLE001 - told to whoever waits for the job
+                job.future.set_exception(error)
+                worker = None
+        with shared.lock:
+            shared.idle += 1
+    if worker is not None:
+        worker.end()
+
+
+def _run(
+    shared: _Shared, worker: _Worker | None, job: _Job
+) -> tuple[_Worker | None, list[list[Outcome]]]:
+    """All outcomes of a job, and the worker that is left at the end."""
+    found = [[Outcome()] * len(job.steps) for _ in shared.specs]
+    worker = worker or _start(shared)
+    calls = job.calls
+    died_at: Call | None = None
+    while calls:
+        worker = worker or _start(shared)
+        answered, failure = worker.ask(job.steps, calls)
+        for (reward, places), outcomes in zip(calls, answered, strict=False):
+            for place, outcome in zip(places, outcomes, strict=True):
+                found[reward][place] = outcome
+        calls = calls[len(answered) :]
+        if failure is None:
+            continue
+        # The worker is gone, or is made to go; the call it was at is the one to blame. But a worker
+        # may have died of something else, so a call that killed one is tried on another.
+        worker.end()
+        shared.workers.discard(worker)
+        worker = None
+        if shared.closed:
+            raise RuntimeError("these rewards were closed while they were scoring")
+        if failure != DEADLINE and calls[0] != died_at:
+            died_at = calls[0]
+            continue
+        reward, places = calls[0]
+        calls = calls[1:]
+        for place in places:
+            found[reward][place] = Outcome(failure=failure, seconds=shared.deadline)
+    if worker is not None and worker.calls >= _CALLS_PER_WORKER:
+        worker.end()
+        shared.workers.discard(worker)
+        worker = None
+    return worker, found
+
+
+def _start(shared: _Shared) -> _Worker:
+    for file, digest in shared.files.items():
+        if _digest(file) != digest:
+            raise RewardNameError(
+                f"{file} was changed meanwhile: rewards would mean something else from here on. "
+                "Put it back and resume, or start a new run"
+            )
+    worker = _Worker(shared)
+    with shared.lock:
+        shared.workers.add(worker)
+        closed = shared.closed
+    try:
+        if closed:
+            raise RuntimeError("these rewards were closed")
+        shared.batched = worker.load(shared)
+    except BaseException:
+        worker.end()
+        shared.workers.discard(worker)
+        raise
+    return worker
+
+
+def _digest(file: Path) -> str:
+    """Of its content; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 class _Worker:
     """One process and the socket to it."""
 
-    def __init__(
-        self, specs: Sequence[RewardSpec], deadline: float, memory_bytes: int | None
-    ) -> None:
+    def __init__(self, shared: _Shared) -> None:
         self.calls = 0
-        self._deadline = deadline
-        ours, theirs = socket.socketpair()
-        path = [entry or os.getcwd() for entry in sys.path]
-        # `package.module:name` may lie in the current folder, as it may for `python -m`.
-        if os.getcwd() not in path:
-            path.append(os.getcwd())
+        self._deadline = shared.deadline
+        self._socket, theirs = socket.socketpair()
+        self._received = b""
+        start = _START.format(path=shared.path, descriptor=theirs.fileno())
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    _START.format(path=path, descriptor=theirs.fileno()),
-                ],
+                [sys.executable, "-P", "-c", start],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a reward prints must not mix with what a command prints
@@ -166,53 +280,63 @@ class _Worker:
                 # The workers share the machine with each other and with the caller.
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-        self._socket = ours
-        self._received = b""
-        self._socket.sendall(pickle.dumps((list(specs), deadline, memory_bytes)))
+
+    def load(self, shared: _Shared) -> list[bool]:
+        """Import the rewards; which of them are batched.
+
+        Raises:
+            RewardNameError: one of them cannot be found or used.
+        """
+        message = (shared.specs, shared.deadline, shared.memory_bytes)
+        self._socket.sendall(_pickled(message, "the options of rewards"))
         reply = self._reply(LOADING_SECONDS)
         if isinstance(reply, str):
-            self.end()
-            why = "importing them took too long" if reply == DEADLINE else reply
+            why = reply
+            if reply == DEADLINE:
+                why = f"importing them took more than {LOADING_SECONDS:.0f} s"
             raise RewardNameError(
-                f"the rewards {', '.join(spec.target for spec in specs)} could not be loaded: {why}"
+                f"the rewards {', '.join(spec.target for spec in shared.specs)} could not be "
+                f"loaded: {why}"
             )
         if "refused" in reply:
-            self.end()
             raise RewardNameError(str(reply["refused"]))
-        self.batched: list[bool] = reply["batched"]
+        batched: list[bool] = reply["batched"]
+        return batched
 
     def ask(
-        self, steps: list[StepContext], calls: list[tuple[int, list[int]]]
+        self, steps: list[StepContext], calls: list[Call]
     ) -> tuple[list[list[Outcome]], str | None]:
-        """The outcomes of the calls that were answered, and how the worker died, or None."""
+        """The outcomes of the calls that were answered, and how the worker ended, or None."""
         answered: list[list[Outcome]] = []
+        message = _pickled((steps, calls), "a step")
         try:
-            self._socket.sendall(pickle.dumps((steps, calls)))
+            self._socket.settimeout(None)
+            self._socket.sendall(message)
         except OSError:
-            self.end()
-            return answered, "the worker process died"
+            return answered, self._how_it_ended()
         for _ in calls:
             reply = self._reply(self._deadline + _GRACE_SECONDS)
             if isinstance(reply, str):
-                self.end()
                 return answered, reply
+            if isinstance(reply, dict):
+                raise _unplain("a step", str(reply["unreadable"]))
             answered.append([Outcome(*outcome) for outcome in reply])
             self.calls += 1
         return answered, None
 
     def end(self) -> None:
-        """Kill the process and what it has started."""
-        self._socket.close()
+        """Kill the process and what it has started. May be called again."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self._process.kill()
         self._process.wait()
+        self._socket.close()
 
     def _reply(self, seconds: float) -> Any:
         """The next message, or in words (a text) how the worker ended without one."""
-        self._socket.settimeout(seconds)
         try:
+            self._socket.settimeout(seconds)
             while b"\n" not in self._received:
                 more = self._socket.recv(65536)
                 if not more:
@@ -234,3 +358,17 @@ class _Worker:
             return DEADLINE
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"the worker process died ({how})"
+
+
+def _pickled(message: object, what: str) -> bytes:
+    try:
+        return pickle.dumps(message)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise _unplain(what, str(error)) from error
+
+
+def _unplain(what: str, why: str) -> RewardNameError:
+    return RewardNameError(
+        f"{what} cannot be handed to a worker process: {why}; keep metadata and options to texts, "
+        "numbers, lists and mappings"
+    )

@@ -44,10 +44,12 @@ _NEVER_MORE = 50_000_000
 # comparison in one go.
 _LITTLE = 2_400_000
 
-# A search also passes over all pairs of elements, equal or not, at .3 ns each. Visits are always
-# more where letters repeat; where each occurs once, this is all that bounds the time.
+# A search also passes over all pairs of elements, equal or not, at .3 ns each, and is made ready at
+# .3 us an element. Where letters repeat, visits cost more than both; where each of them occurs
+# once, in a text that shows every sign there is, these are all that bounds the time.
 _CELLS_A_VISIT = 16
-_SPARSE = 2_000_000_000
+_VISITS_AN_ELEMENT = 64
+_SPARSE = 10_000_000_000
 
 # Characters of both texts up to which a comparison is remembered: a cache of megabytes would be
 # gigabytes.
@@ -76,9 +78,10 @@ def similarity(
         Two empty steps score 1.0, as in difflib: they are equal. One empty step scores 0.0.
         Steps that differ in white space at line ends only are equal; inner spaces and case count.
         Text is compared by code point: a look-alike from another alphabet is another character.
-        Looping text has a budget of visits, quadratic in the lengths: pieces too costly to search
-        count as not matching while T stays the full length. The score of a looping action is then a
-        lower bound, never a gift.
+        Looping text, and text of thousands of different signs, has a budget of visits, quadratic in
+        the lengths: pieces too costly to search count as not matching while T stays the full
+        length, and so does everything where both texts together pass 780,000 characters. The score
+        of such an action is then a lower bound, never a gift.
 
     Args:
         action: the policy's step.
@@ -190,6 +193,8 @@ def _blocks(
     """difflib's matching blocks, in any order, as far as `budget` visits reach."""
     if budget is None:
         budget = min(max(_ALWAYS_ALLOWED, _ALLOWED_PER_CELL * len(a) * len(b)), _NEVER_MORE)
+    if _VISITS_AN_ELEMENT * (len(a) + len(b)) > _NEVER_MORE:
+        return []
     if isinstance(b, str) and len(b) <= _REMEMBERED:
         whole = _searched(b, autojunk, get_ident())
     else:
@@ -208,7 +213,9 @@ def _blocks(
             visits = sum(count * counts[element] for element, count in Counter(a).items())
             in_one_go = visits * shorter <= 2 * _LITTLE and cells * shorter <= _SPARSE
         # In one go ordinary text takes less than that.
-        price = cells if in_one_go else visits + cells // _CELLS_A_VISIT
+        price = cells
+        if not in_one_go:
+            price = visits + cells // _CELLS_A_VISIT + _VISITS_AN_ELEMENT * (len(a) + len(b))
         if price > budget:
             continue
         budget -= price

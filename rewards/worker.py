@@ -29,8 +29,6 @@ def main(descriptor: int) -> None:
     specs, deadline, memory_bytes = pickle.load(requests)
     if memory_bytes is not None:
         _bound_memory(memory_bytes)
-    # A parent's handler would be inherited; the default action ends the process.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     rewards = []
     for spec in specs:
@@ -40,7 +38,10 @@ def main(descriptor: int) -> None:
             _send(parent, {"refused": str(error)})
             return
     _send(parent, {"batched": [reward.batched for reward in rewards]})
-    _serve(parent, requests, rewards, deadline)
+    try:
+        _serve(parent, requests, rewards, deadline)
+    finally:
+        os.killpg(0, signal.SIGKILL)  # the parent is gone: so goes all that was started here
 
 
 def _serve(
@@ -52,13 +53,28 @@ def _serve(
             steps, calls = pickle.load(requests)
         except (EOFError, OSError):
             return
+        except Exception as error:  # noqa: BLE001 - of a class that is known to the parent alone
+            _send(parent, {"unreadable": f"{type(error).__name__}: {error}"})
+            continue
         for reward, places in calls:
+            # Each time, since a reward may have set a handler; the default action ends the process.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, deadline)
             outcomes = call(rewards[reward], [steps[place] for place in places])
             signal.setitimer(signal.ITIMER_REAL, 0)
             if os.getpid() != home:
                 os._exit(0)  # the function forked, and this is the child: it must not answer
             _send(parent, [(o.value, o.failure, o.trace, o.seconds) for o in outcomes])
+        _bury()
+
+
+def _bury() -> None:
+    """Take note of children that have ended: those of rewards that fork would pile up."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _send(parent: socket.socket, message: object) -> None:

@@ -19,7 +19,7 @@ from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
 from srl.errors import UsageError
-from srl.score import all_built_ins, make_rewards
+from srl.score import Values, built_ins_and, make_rewards
 from srl.steps import StepExample
 
 
@@ -30,25 +30,6 @@ class Spread:
     low: int
     median: float
     high: int
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a reward gives to some steps.
-
-    Attributes:
-        n: steps that it applies to.
-        without: steps that it does not apply to.
-        mean: of the n; None where there is none.
-        low, median, high: 5, 50 and 95 % quantiles.
-    """
-
-    n: int
-    without: int
-    mean: float | None = None
-    low: float | None = None
-    median: float | None = None
-    high: float | None = None
 
 
 TRICKS = (
@@ -69,7 +50,7 @@ _LOOK_ALIKE = str.maketrans("aceopxy0123456789", "асеорху０１２３４�
 
 
 @dataclass(frozen=True)
-class RewardCheck:
+class MeasuredReward:
     """One reward on real data.
 
     Attributes:
@@ -120,7 +101,7 @@ class DataCheck:
     self_score_failures: int
     unverified: list[str]
     pairs: int
-    rewards: dict[str, RewardCheck]
+    rewards: dict[str, MeasuredReward]
 
 
 def check_data(
@@ -160,7 +141,7 @@ def check_data(
         noted = one.metadata.get("notes")
         if isinstance(noted, tuple):
             notes.update(str(note) for note in noted)
-    summed = make_rewards({**all_built_ins(), **(rewards or {})}, deadline=5.0)
+    summed = make_rewards(built_ins_and(rewards or {}))
     return DataCheck(
         rows=report.rows,
         kept=report.kept,
@@ -189,7 +170,7 @@ def _measure(
     drawn: Sequence[tuple[int, int]],
     rng: random.Random,
     summed: RewardSum,
-) -> dict[str, RewardCheck]:
+) -> dict[str, MeasuredReward]:
     """Every reward at the places drawn, for the expert's own step and for cheap ones."""
     own: list[StepContext] = []
     tricks: dict[str, list[StepContext]] = {name: [] for name in TRICKS}
@@ -212,10 +193,10 @@ def _measure(
     said_of_own = summed.score(own)
     said = {trick: summed.score(steps) for trick, steps in tricks.items()}
     return {
-        name: RewardCheck(
-            _values(score.rewards[name] for score in said_of_own),
+        name: MeasuredReward(
+            Values.of(score.rewards[name] for score in said_of_own),
             {
-                trick: _values(score.rewards[name] for score in scores)
+                trick: Values.of(score.rewards[name] for score in scores)
                 for trick, scores in said.items()
             },
         )
@@ -250,16 +231,6 @@ def _unrelated(
             other = rng.randrange(len(trajectories))
         steps.append(rng.choice(trajectories[other].steps))
     return steps
-
-
-def _values(given: Iterable[float | None]) -> Values:
-    values = list(given)
-    known = sorted(value for value in values if value is not None)
-    without = len(values) - len(known)
-    if not known:
-        return Values(0, without)
-    low, median, high = (known[round(q * (len(known) - 1))] for q in (0.05, 0.5, 0.95))
-    return Values(len(known), without, statistics.fmean(known), low, median, high)
 
 
 def _spread(counts: Iterable[int]) -> Spread:

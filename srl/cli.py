@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = _parser().parse_known_args(words)
-        if rest and args.command in ("inspect",):
+        if rest and args.command == "inspect":
             raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl --help")
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
     except UsageError as error:
@@ -259,11 +259,13 @@ def _check_data(
 def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     import json
 
-    from srl.score import make_rewards, score_file, score_pair, step_from
+    from srl.score import as_row, built_ins_and, make_rewards, score_file, show, step_from
 
     words = list(rest)
     # Not argparse's: it would take the value of an option it does not know for the file.
     file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
+    if len(words) % 2 and not words[-1].startswith("--"):
+        raise UsageError(f"{words[-1]!r} is one word too many; a FILE comes first: srl score FILE")
     options, asked = _options(words)
     if options:
         raise UsageError(f"unknown words: {' '.join(words)}; see: python -m srl score --help")
@@ -273,7 +275,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
             "give a file of steps, or one step with --action and --expert, as in: "
             "python -m srl score --action '2 + 2 = 5' --expert '2 + 2 = 4'"
         )
-    rewards = make_rewards(asked, deadline=args.deadline)
+    rewards = make_rewards(asked or built_ins_and({}), deadline=args.deadline)
     if file is not None:
         score_file(file, rewards, console, as_json=args.json)
         return 0
@@ -288,11 +290,11 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
         "num_steps": len(args.previous) + (1 if args.answer is not None else 2),
     }
     step = step_from(row, "the command line")
+    score = rewards.score([step])[0]
     if args.json:
-        score = rewards.score([step])[0]
-        print(json.dumps({"rewards": score.rewards, "reward": score.reward, "lift": score.lift}))
+        print(json.dumps(as_row(score), allow_nan=False))
     else:
-        score_pair(step, rewards, console)
+        show(step, score, rewards, console)
     return 0
 
 

@@ -340,13 +340,13 @@ class Experiment:
         }
         return {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
 
-    def sum_rewards(self) -> RewardSum:
-        """The rewards, ready to score; rows that one fails on are written beside `output_dir`.
+    def sum_rewards(self, run_folder: Path | None = None) -> RewardSum:
+        """The rewards, ready to score; see the function of the same name.
 
         Raises:
             UsageError: an unknown name, a weight that is none, or nothing to optimise.
         """
-        return sum_rewards(self.rewards, self.args)
+        return sum_rewards(self.rewards, self.args, run_folder)
 
     def load_trajectories(self, report: LoadReport) -> list[Trajectory]:
         """The trajectories of `data`.
@@ -360,25 +360,34 @@ class Experiment:
 
 
 def sum_rewards(
-    step_rewards: Mapping[str | StepReward, object] | Mapping[str, object], args: SRLConfig
+    step_rewards: Mapping[str | StepReward, object] | Mapping[str, object],
+    args: SRLConfig,
+    run_folder: Path | None,
 ) -> RewardSum:
     """The weighted sum of the rewards, with the deadline, workers and error policy of `args`.
+
+    Rows that one fails on are saved beside `run_folder`, which is taken away again if nothing was
+    trained; without a folder nowhere.
 
     Raises:
         UsageError: an unknown name, a weight that is none, or nothing to optimise.
     """
-    folder = Path(args.output_dir or ".")
+    folder = None if run_folder is None else run_folder.resolve()
     try:
         return RewardSum(
             step_rewards,
             deadline=args.reward_deadline,
             workers=args.reward_workers,
             errors=args.reward_errors,
-            # Beside the run's folder, which is taken away again if nothing was trained.
-            error_file=folder.with_name(f"{folder.name}.reward_error.jsonl"),
+            failed_rows=folder and _short(folder.with_name(f"{folder.name}.failed")),
         )
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
+
+
+def _short(path: Path) -> Path:
+    """As one would type it from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 
 from environments.answers import same_answer, stated_answer
 from environments.types import Trajectory
-from rewards import PendingScores, RewardSum, StepScore, normalize
+from rewards import PendingScores, RewardCheck, RewardSum, StepScore, normalize
 from rewards.calling import DEADLINE
+from srl.errors import UsageError
 from srl.prompts import CLOSE, OPEN, ParsedStep, PromptFormat
 from srl.rollouts import Completion, Sampler, SamplingParams
 from srl.steps import StepExample
@@ -294,6 +295,18 @@ def sample_steps(
             )
         groups.append(group)
     return groups
+
+
+def try_rewards(rewards: RewardSum, example: StepExample) -> list[RewardCheck]:
+    """What every reward gives the expert's own step at `example`, before anything rests on it.
+
+    Raises:
+        UsageError: a reward cannot be found, failed, or took too long.
+    """
+    try:
+        return rewards.check(example.context(example.expert_step, thought=""))
+    except ValueError as error:
+        raise UsageError(f"rewards: {error}") from error
 
 
 def step_metrics(steps: Sequence[ScoredStep]) -> dict[str, float]:

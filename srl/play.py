@@ -16,6 +16,7 @@ from rich.text import Text
 from environments.types import LoadReport
 from srl.config import Experiment
 from srl.errors import UsageError
+from srl.evaluate import try_rewards
 from srl.inspect import visible
 from srl.sampling import PromptStream
 from srl.score import show
@@ -40,10 +41,7 @@ def play(experiment: Experiment, answers: TextIO, console: Console) -> None:
     )
     if not examples:
         raise UsageError("the data has no step to play: each solution has one step only")
-    try:
-        rewards.check(examples[0].context(examples[0].expert_step, ""))
-    except ValueError as error:
-        raise UsageError(f"rewards: {error}") from error
+    try_rewards(rewards, examples[0])
     earned: list[float] = []
     console.print(HELP, highlight=False)
     lines = _typed(answers, console)

@@ -35,6 +35,7 @@ from srl.evaluate import (
     solve_step_by_step,
     solve_whole,
     step_metrics,
+    try_rewards,
 )
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.progress import ProgressReport
@@ -165,7 +166,7 @@ def _train(
         args,
         train_trajectories=splits.train,
         validation_trajectories=splits.validation,
-        step_rewards=experiment.sum_rewards(),
+        step_rewards=experiment.sum_rewards(run.path),
         processing_class=tokenizer,
         callbacks=[progress],
     )
@@ -237,7 +238,7 @@ def evaluate_policy(
         UsageError: the config holds no problems out, or the policy cannot be loaded.
     """
     set_seed(experiment.args.seed)
-    rewards = experiment.sum_rewards()  # refused now rather than after all problems are solved
+    rewards = experiment.sum_rewards(None if run is None else run.path)
     splits = load_splits(experiment, console)
     problems = splits.test or splits.validation
     if not problems:
@@ -246,6 +247,8 @@ def evaluate_policy(
         )
     if run is not None:
         _refuse_trained_on(problems, run)
+    if rows := build_examples(problems, targets=experiment.args.targets):
+        try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
     found = _test(model, tokenizer, experiment, rewards, problems, run, "eval", console)

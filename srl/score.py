@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -18,10 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rewards import BUILT_INS, RewardSum, StepContext, StepScore, normalize
+from rewards.combine import name_of
 from rewards.similarity import matching_blocks
 from srl.errors import UsageError
 from srl.inspect import visible
-from srl.records import finite
 
 # So many rows of a file are shown one by one; more of them as a table of their distribution.
 SHOWN_ROWS = 3
@@ -30,29 +31,24 @@ _BATCH = 256
 _TEXTS = ("problem", "thought", "answer", "source")
 
 
-def all_built_ins() -> dict[str, object]:
-    """Every built-in reward with weight 1."""
-    return dict.fromkeys(BUILT_INS, 1.0)
+def built_ins_and(asked: Mapping[str, object]) -> dict[str, object]:
+    """Every built-in reward with weight 1, and those asked for, which win where names clash."""
+    names = {key if isinstance(how, Mapping) else name_of(key) for key, how in asked.items()}
+    return {**{name: 1.0 for name in BUILT_INS if name not in names}, **asked}
 
 
-def make_rewards(asked: Mapping[str, object], *, deadline: float) -> RewardSum:
-    """The rewards asked for, or all built-ins where none was.
+def make_rewards(weights: Mapping[str, object], *, deadline: float = 5.0) -> RewardSum:
+    """The rewards, loaded; failures of theirs are recorded.
 
     Raises:
         UsageError: an unknown name, or a weight that is none.
     """
-    weights = dict(asked) or all_built_ins()
     try:
-        rewards = RewardSum(weights, deadline=deadline, errors="record")
+        rewards = RewardSum(weights, deadline=deadline, errors="record", for_training=False)
         rewards.score([])  # finds and loads them
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
     return rewards
-
-
-def score_pair(step: StepContext, rewards: RewardSum, console: Console) -> None:
-    """Print what every reward says of one step, and how the two steps match."""
-    show(step, rewards.score([step])[0], rewards, console)
 
 
 def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: bool) -> None:
@@ -69,17 +65,20 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
     """
     columns: dict[str, list[float | None]] = {name: [] for name in rewards.names}
     failures = rows = skipped = 0
-    for batch, without in _batches(_read(path)):
-        skipped += without
-        for step, score in zip(batch, rewards.score(batch), strict=True):
+    from_a_run = False
+    for batch in _batches(_read(path)):
+        skipped += sum(row.step is None for row in batch)
+        from_a_run = from_a_run or any(row.of_a_run for row in batch)
+        steps = [(row.line, row.step) for row in batch if row.step is not None]
+        scores = rewards.score([step for _, step in steps])
+        for (number, step), score in zip(steps, scores, strict=True):
             rows += 1
             failures += bool(score.failures)
             for name, value in score.rewards.items():
                 columns[name].append(value)
             if as_json:
-                told = {"rewards": score.rewards, "reward": score.reward, "lift": score.lift}
-                line = json.dumps(finite({**told, "failures": score.failures}), allow_nan=False)
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                told = json.dumps({"line": number, **as_row(score)}, allow_nan=False)
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
             elif rows <= SHOWN_ROWS:
                 show(step, score, rewards, console)
     if not rows:
@@ -90,6 +89,23 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
         console.print(f"{skipped:,} completions broke the format and were not scored")
     if not as_json and failures:
         console.print(f"{failures:,} steps had a reward that failed; --json tells how")
+    if not as_json and from_a_run:
+        console.print(
+            "A run's log holds no problems, no answers, no metadata and only the step before: "
+            "a reward that looks at them sees nothing",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def as_row(score: StepScore) -> dict[str, object]:
+    """A score as JSON."""
+    return {
+        "rewards": score.rewards,
+        "reward": score.reward,
+        "lift": score.lift,
+        "failures": score.failures,
+    }
 
 
 def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Console) -> None:
@@ -131,6 +147,35 @@ def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
     return _wrapped(rows, ("policy  ", "expert  ", "        "), max(20, width - 9))
 
 
+@dataclass(frozen=True)
+class Values:
+    """What a reward gives to some steps.
+
+    Attributes:
+        n: steps that it applies to.
+        without: steps that it does not apply to.
+        mean: of the n; None where there is none.
+        low, median, high: 5, 50 and 95 % quantiles.
+    """
+
+    n: int
+    without: int
+    mean: float | None = None
+    low: float | None = None
+    median: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, given: Iterable[float | None]) -> Values:
+        values = list(given)
+        known = sorted(value for value in values if value is not None)
+        without = len(values) - len(known)
+        if not known:
+            return cls(0, without)
+        low, median, high = (known[round(q * (len(known) - 1))] for q in (0.05, 0.5, 0.95))
+        return cls(len(known), without, statistics.fmean(known), low, median, high)
+
+
 def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) -> Table:
     """Each reward's values: how many there are, their mean and quantiles."""
     table = Table(title=title, title_justify="left")
@@ -138,12 +183,10 @@ def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) 
     for head in ("n", "no value", "mean", "5 %", "median", "95 %"):
         table.add_column(head, justify="right")
     for name, values in columns.items():
-        known = sorted(value for value in values if value is not None)
-        cells = [f"{len(known):,}", f"{len(values) - len(known):,}"]
-        if known:
-            cells.append(f"{statistics.fmean(known):.3f}")
-            cells += [f"{known[round(q * (len(known) - 1))]:.3f}" for q in (0.05, 0.5, 0.95)]
-        table.add_row(visible(name), *cells)
+        found = Values.of(values)
+        figures = (found.mean, found.low, found.median, found.high)
+        cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+        table.add_row(visible(name), f"{found.n:,}", f"{found.without:,}", *cells)
     return table
 
 
@@ -196,8 +239,17 @@ def step_from(row: object, where: str) -> StepContext:
     )
 
 
-def _read(path: Path) -> Iterator[StepContext | None]:
-    """The steps of a file; None for a completion that broke the format."""
+@dataclass(frozen=True)
+class _Row:
+    """A line of a file; no step: a completion that broke the format."""
+
+    line: int
+    step: StepContext | None
+    of_a_run: bool
+
+
+def _read(path: Path) -> Iterator[_Row]:
+    """The rows of a file."""
     try:
         file = path.open(encoding="utf-8")
     except OSError as error:
@@ -212,25 +264,22 @@ def _read(path: Path) -> Iterator[StepContext | None]:
                     row = json.loads(line)
                 except ValueError as error:
                     raise UsageError(f"{where}: not JSON ({error})") from error
-                failed = isinstance(row, dict) and row.get("format_failure") is not None
-                yield None if failed else step_from(row, where)
+                known = row if isinstance(row, dict) else {}
+                failed = known.get("format_failure") is not None
+                yield _Row(number, None if failed else step_from(row, where), "schema" in known)
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _batches(steps: Iterable[StepContext | None]) -> Iterator[tuple[list[StepContext], int]]:
-    """Steps to score together, and how many failures were passed over."""
-    batch: list[StepContext] = []
-    without = 0
-    for step in steps:
-        if step is None:
-            without += 1
-        else:
-            batch.append(step)
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Rows to score together; at least one batch, perhaps empty."""
+    batch: list[_Row] = []
+    for row in rows:
+        batch.append(row)
         if len(batch) == _BATCH:
-            yield batch, without
-            batch, without = [], 0
-    yield batch, without
+            yield batch
+            batch = []
+    yield batch
 
 
 def _wrapped(rows: Sequence[Text], heads: Sequence[str], width: int) -> Text:

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from environments.types import Trajectory
-from rewards import RewardCheck, RewardSum, StepReward
+from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
 from srl.batch import Batch, Group
 from srl.config import SRLConfig, check_evaluation, sum_rewards
@@ -51,6 +51,7 @@ from srl.evaluate import (
     sample_steps,
     solve_step_by_step,
     step_metrics,
+    try_rewards,
 )
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
@@ -116,7 +117,7 @@ class SRLTrainer(Trainer):
         check_evaluation(args, validates=bool(validation_trajectories))
         if not isinstance(step_rewards, RewardSum):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
-            step_rewards = sum_rewards(step_rewards, args)
+            step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
         self.rewards = step_rewards
         self.form = prompt_format(
             model,
@@ -136,7 +137,7 @@ class SRLTrainer(Trainer):
                 f"{args.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {n} or less" if (n := len(self.examples)) else "")
             )
-        self.reward_checks = self._try_rewards()
+        self.reward_checks = try_rewards(self.rewards, self.examples[0])
         self.validation_trajectories = list(validation_trajectories)
         self.validation_examples: list[StepExample] = []
         self.validation_prompts: list[list[int]] = []
@@ -200,14 +201,6 @@ class SRLTrainer(Trainer):
             f"{a.max_steps} steps, about {epochs:.2g} epochs"
         )
 
-    def _try_rewards(self) -> list[RewardCheck]:
-        """Every reward, tried on the expert's own step of the first row."""
-        example = self.examples[0]
-        try:
-            return self.rewards.check(example.context(example.expert_step, thought=""))
-        except ValueError as error:
-            raise UsageError(f"rewards: {error}") from error
-
     def reward_report(self) -> str:
         """One line: each reward, its weight, what it gives an expert's own step, and its price."""
         a = self.args
@@ -218,7 +211,7 @@ class SRLTrainer(Trainer):
             parts.append(
                 f"{check.name} x {check.weight:g} ({value} in {1000 * check.seconds:.2g} ms)"
             )
-            seconds = check.seconds * completions / self.rewards.workers
+            seconds = check.seconds * completions / check.at_once
             if seconds > _SLOW_SECONDS:
                 slow.append(f"{check.name} will take about {seconds:.0f} s of every step")
         line = f"rewards, tried on an expert's step: {', '.join(parts)}"

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
 from srl.errors import UsageError
+from srl.evaluate import try_rewards
 from srl.prompts import PAPER_SYSTEM_PROMPT, PromptFormat, Template, leading_ids
 from srl.steps import StepExample, StepTitle, Targets, build_examples
 
@@ -83,9 +84,9 @@ def adapt(
         raise UsageError("there are no rows: give trajectories with at least two steps each")
     try:
         rewards = step_rewards if isinstance(step_rewards, RewardSum) else RewardSum(step_rewards)
-        rewards.check(examples[0].context(examples[0].expert_step, ""))
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
+    try_rewards(rewards, examples[0])
     before = leading_ids(tokenizer)
     rows = [{"prompt": _text(form, example, before), **_columns(example)} for example in examples]
     scorer = _Scorer(rewards, form)

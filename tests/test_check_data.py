@@ -13,8 +13,9 @@ import srl.check_data
 from environments import LoadReport, Trajectory, load_trajectories
 from rewards import StepContext, StepScore
 from rewards.similarity import similarity
-from srl.check_data import Spread, Values, check_data, render
+from srl.check_data import Spread, check_data, render
 from srl.errors import UsageError
+from srl.score import Values
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -174,6 +175,11 @@ def test_a_reward_of_ones_own_stands_beside_the_built_in_ones(tmp_path: Path) ->
     own = check.rewards["letters"].own
     # bbbb, cc, xxx and ee follow another step.
     assert (own.n, own.mean, own.low, own.high) == (4, 11 / 4, 2.0, 4.0)
+    # A name that a built-in has too is the one asked for.
+    (tmp_path / "mine.py").write_text("def length(step): return 7.0\n")
+    check = check_data(TRAJECTORIES, REPORT, rewards={f"{tmp_path}/mine.py:length": 0.0})
+    assert check.rewards["length"].own.mean == 7.0
+    (tmp_path / "mine.py").write_text("def letters(step): return len(step.action)\n")
     with pytest.raises(UsageError, match="mine.py has no 'letter'; it has: letters"):
         check_data(TRAJECTORIES, REPORT, rewards={f"{tmp_path}/mine.py:letter": 1.0})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -136,11 +137,10 @@ def test_a_reward_that_fails_stops_the_run(
     shown = capsys.readouterr()
     assert re.search(f"^srl: step reward {message}", shown.err)
     assert "Traceback" not in shown.err
-    saved = Path("runs/one.reward_error.jsonl")
-    again = f"python -m srl score {saved} {reward} 1"
-    assert shown.err.strip().endswith(again)
+    again = shlex.split(shown.err.strip().partition("to try again: ")[2])
+    assert again[:5] == ["python", "-m", "srl", "score", f"runs/one.failed.{name}.jsonl"]
     # What the message says to type reproduces it.
-    assert main(again.split()[3:]) == 0
+    assert main(again[3:]) == 0
     again_shown = capsys.readouterr()
     assert name in again_shown.out
     assert re.search("raised KeyError|returned nan", again_shown.out)
@@ -244,7 +244,12 @@ def test_score_as_json_with_rewards_of_ones_choice(
     words = ["--rewards.mine.py:vowels", "0.5", "--rewards.similarity", "2", "--json"]
     assert main([*PAIR, *words]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {"rewards": {"vowels": 0.0, "similarity": 0.9}, "reward": 1.8, "lift": None}
+    assert told == {
+        "rewards": {"vowels": 0.0, "similarity": 0.9},
+        "reward": 1.8,
+        "lift": None,
+        "failures": {},
+    }
 
 
 def test_score_of_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,16 +264,20 @@ def test_score_of_an_old_run_with_a_new_reward(
     assert train("--rewards.similarity", "1", *QUICK) == 0
     capsys.readouterr()
     words = ["score", "runs/one/steps.jsonl", "--rewards.similarity", "1"]
-    assert main([*words, "--rewards.mine.py:vowels", "0", "--json"]) == 0
+    assert main([*words, "--rewards.mine.py:vowels", "1e-1", "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     records = read_jsonl(mine / "runs/one/steps.jsonl")
     valid = [record for record in records if record["format_failure"] is None]
     assert [t["rewards"]["similarity"] for t in told] == [r["rewards"]["similarity"] for r in valid]
     assert [t["lift"] for t in told] == [r["lift"] for r in valid]
+    assert [records[t["line"] - 1] for t in told] == valid
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert f"{len(valid)} steps of runs/one/steps.jsonl" in shown
     assert f"{len(records) - len(valid)} completions broke the format" in shown
+    assert "A run's log holds no problems" in shown
+    # Nothing is optimised here: a weight of 0 is as good as any.
+    assert main([*words[:2], "--rewards.mine.py:vowels", "0"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -295,6 +304,7 @@ def test_score_of_an_old_run_with_a_new_reward(
         (["rows.jsonl"], "", "rows.jsonl has no steps to score"),
         (["rows.jsonl", "--rewards.similarty", "1"], "{}", "no step reward is called 'similarty'"),
         (["rows.jsonl", "--colour", "red"], "{}", "unknown words: --colour red"),
+        (["--rewards.similarity", "1", "rows.jsonl"], "{}", "'rows.jsonl' is one word too many; a"),
         (["rows.jsonl", "--deadline", "0"], "{}", "deadline of rewards is 0.0; give seconds"),
     ],
 )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+import types
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -14,8 +20,11 @@ from rewards import RewardError, RewardSum, StepContext
 from rewards.loading import LoadedReward, RewardNameError, RewardSpec, bind, load_reward
 from rewards.pool import RewardPool
 
+ROOT = Path(__file__).parents[1]
+
 MINE = """
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -81,6 +90,37 @@ def forks_and_hangs(step):
 
 def too_few(steps):
     return [1.0]
+
+
+def as_a_mapping(steps):
+    return {number: 1.0 for number in range(len(steps))}
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def unspeakable(step):
+    raise Unspeakable
+
+
+def give_up(*_):
+    raise TimeoutError("of its own")
+
+
+signal.signal(signal.SIGALRM, give_up)  # as libraries do that have timeouts of their own
+
+
+LOADED = time.time_ns()
+
+
+def loaded(step):
+    return float(LOADED)
+
+
+def loaded_again(step):
+    return float(LOADED)
 
 
 def infinite(step):
@@ -204,6 +244,114 @@ def test_steps_are_scored_beside_the_caller(mine: str) -> None:
     total.close()
 
 
+def test_slow_functions_are_spread_over_the_workers(mine: str) -> None:
+    total = RewardSum({mine + "process": 1.0, mine + "whole_batch": 1.0}, workers=2)
+    scores = total.score([step(f"{n}") for n in range(12)])
+    # A batched function gets everything at once and takes nothing from the others.
+    assert {score.rewards["whole_batch"] for score in scores} == {12.0}
+    checks = {check.name: check.at_once for check in total.check(step())}
+    assert checks == {"process": 2, "whole_batch": 1}
+    total.close()
+
+
+def test_equal_steps_are_scored_once_by_built_ins_and_each_time_by_others() -> None:
+    asked: list[str] = []
+
+    def here(step: StepContext) -> float:
+        asked.append(step.action)
+        return 1.0
+
+    total = RewardSum({"similarity": 1.0, "format": 0.0, here: 0.0})
+    twice = [step("2 + 2", thought="hm"), step("2 + 2", thought="so"), step("2 + 2", thought=" ")]
+    pool = total._built_in.pool
+    submitted: list[int] = []
+    submit = pool.submit
+    pool.submit = lambda steps, rewards=None: submitted.append(len(steps)) or submit(steps, rewards)  # type: ignore[func-returns-value, method-assign]
+    scores = total.score(twice)
+    assert asked == ["2 + 2"] * 3
+    assert submitted == [2]  # a thought or none is all that a built-in sees of it
+    assert [score.rewards["format"] for score in scores] == [1.0, 1.0, 0.75]
+
+
+def test_a_file_is_imported_once_for_all_its_rewards(mine: str) -> None:
+    rewards = ask({mine + "loaded": 1.0, mine + "loaded_again": 1.0}, "a")[0]
+    assert rewards["loaded"] == rewards["loaded_again"]
+
+
+def test_a_worker_that_is_killed_from_outside_is_replaced(
+    mine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    total = RewardSum({"similarity": 1.0, mine + "length": 1.0}, workers=1)
+    expected = total.score([step("2 + 2")])
+    for pooled in (total._built_in, total._theirs):
+        assert pooled is not None
+        for worker in list(pooled.pool._shared.workers):
+            os.kill(worker._process.pid, signal.SIGKILL)
+            worker._process.wait()
+    assert total.score([step("2 + 2")]) == expected
+    assert caplog.records == []
+    total.close()
+
+
+def test_metadata_of_any_mapping_but_not_of_any_value() -> None:
+    total = RewardSum({"length": 1.0})
+    frozen = types.MappingProxyType({"level": 3, ("a", "key"): None})
+    assert total.score([step(metadata=frozen)])[0].reward == 1.0
+    for value in (lambda: None, Local()):
+        with pytest.raises(RewardError, match="cannot be handed to a worker.*keep metadata and o"):
+            total.score([step(metadata={"value": value})])
+    assert total.score([step()])[0].reward == 1.0
+    total.close()
+
+
+class Local:
+    """Of a module that no worker can import."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (getattr, (os, "no_such_name"))
+
+
+def test_what_is_closed_or_dropped_leaves_nothing_behind(
+    mine: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = children()
+    started = time.perf_counter()
+    total = RewardSum({mine + "sleeps": 1.0}, deadline=60)
+    total.score([step("good")])
+    pending = total.submit([step("bad")] * 3)
+    total.close()
+    with pytest.raises((RuntimeError, CancelledError)):
+        pending.result()
+    with pytest.raises(RuntimeError, match="were closed; make new ones"):
+        total.score([step()])
+    dropped = RewardSum({mine + "sleeps": 1.0}, deadline=60)
+    dropped.submit([step("bad")] * 3)
+    del dropped
+    gc.collect()
+    while children() - before and time.perf_counter() - started < 20:
+        time.sleep(0.05)
+    assert children() - before == set()
+    assert time.perf_counter() - started < 20
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_script_that_is_stopped_does_not_wait_for_its_rewards(mine: str) -> None:
+    script = (
+        "import sys, pathlib; sys.path.append(pathlib.Path('.'))\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from rewards import RewardSum, StepContext\n"
+        "rewards = RewardSum({'mine.py:sleeps': 1.0}, deadline=60)\n"
+        "steps = [StepContext('p', (), 'bad', '', 'x', 0, 2)] * 8\n"
+        "rewards.submit(steps)\n"
+        "raise KeyboardInterrupt\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50)
+    assert time.perf_counter() - started < 30
+    assert b"KeyboardInterrupt" in done.stderr
+    assert b"rewards/pool.py" not in done.stderr
+
+
 def test_every_score_has_its_lift() -> None:
     total = RewardSum({"length": 1.0})
     copy = step("First we add.")
@@ -219,6 +367,8 @@ def test_every_score_has_its_lift() -> None:
         ("broken", "'broken' raised KeyError: 'colour' at step 2 of 2 of problem 'How much"),
         ("leaves", "'leaves' raised SystemExit: 4"),
         ("too_few", "'too_few' returned 1 values for 2 steps at .*; return a finite float"),
+        ("as_a_mapping", "'as_a_mapping' returned {.* for 2 steps at"),
+        ("unspeakable", "'unspeakable' raised Unspeakable at step 2"),
         ("infinite", "'infinite' returned inf at .*; return a finite float, or None"),
         ("dies", r"'dies' the worker process died \(exit code 3\)"),
     ],
@@ -226,10 +376,12 @@ def test_every_score_has_its_lift() -> None:
 def test_a_function_that_fails_stops_with_the_row_saved(
     mine: str, tmp_path: Path, name: str, message: str
 ) -> None:
-    saved = tmp_path / "runs" / "row.jsonl"
     with pytest.raises(RewardError, match=message) as caught:
-        ask({mine + name: 0.0}, "good", "bad", error_file=saved)
-    assert f"python -m srl score {saved} --rewards.mine.py:{name} 1" in str(caught.value)
+        ask({mine + name: 0.0}, "good", "bad", failed_rows=tmp_path / "runs" / "one.failed")
+    saved = tmp_path / "runs" / f"one.failed.{name}.jsonl"
+    spec = f'{{"name": "{tmp_path}/mine.py:{name}", "weight": 1, "options": {{}}}}'
+    again = f"python -m srl score {saved} --rewards.{name} '{spec}'"
+    assert str(caught.value).endswith(f". The row is saved; to try again: {again}")
     row = json.loads(saved.read_text())
     assert row["problem"] == "How much is 2 + 2?"
     assert row["action"] in ("good", "bad")
@@ -293,10 +445,20 @@ def test_a_worker_is_replaced_after_its_share(mine: str, monkeypatch: pytest.Mon
     pool = RewardPool([RewardSpec("p", mine + "process")], workers=1, deadline=5)
     pids = set()
     for _ in range(4):
-        outcomes = pool.submit([step()] * 6).result()
+        outcomes = pool.submit([step()] * 6).result(timeout=60)
         pids |= {outcome.value for outcome in outcomes[0]}
     pool.close()
     assert len(pids) == 2
+
+
+def test_a_file_that_changes_meanwhile_is_not_taken_for_the_same(mine: str, tmp_path: Path) -> None:
+    total = RewardSum({mine + "sleeps": 1.0}, deadline=0.3, workers=1)
+    assert total.score([step("good")])[0].reward == 1.0
+    (tmp_path / "mine.py").write_text(MINE + "\n# another version\n")
+    assert total.score([step("good")])[0].reward == 1.0  # the same worker
+    with pytest.raises(RewardError, match=r"mine.py was changed meanwhile.*Put it back and resume"):
+        total.score([step("bad"), step("good")])
+    total.close()
 
 
 # ---- refused before anything is trained ----------------------------------------------
@@ -335,7 +497,8 @@ def test_a_reward_is_tried_on_a_real_row(mine: str, reward: str, message: str) -
         ({"weight": 1.0, "options": {"unit": "wrd"}}, "'unit' is 'wrd'; allowed: character, word"),
         ({"weight": 1.0, "options": {"autojunk": 1}}, "'autojunk' is 1; it must be of type bool"),
         ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit, .*'unit'"),
-        ({"weight": "1"}, "weight of step reward 'similarity' is '1'"),
+        ({"weight": "lots"}, "weight of step reward 'similarity' is 'lots'"),
+        ({"weight": 10**400}, "weight of step reward 'similarity' is 1000"),
     ],
 )
 def test_wrong_settings_are_refused(settings: object, message: str) -> None:
@@ -348,6 +511,7 @@ def test_wrong_settings_are_refused(settings: object, message: str) -> None:
     [
         ({"deadline": 0}, "deadline of rewards is 0; give seconds"),
         ({"deadline": float("nan")}, "deadline of rewards is nan"),
+        ({"deadline": 1e10}, "deadline of rewards is 1.*at most 604800"),
         ({"workers": 0}, "0 workers for rewards; give 1 or more"),
         ({"errors": "ignore"}, "errors is 'ignore'; allowed: stop, record"),
     ],
@@ -359,7 +523,9 @@ def test_numbers_that_cannot_be(options: dict[str, object], message: str) -> Non
 
 def test_two_rewards_of_one_name_need_a_name_each(mine: str) -> None:
     Path("other.py").write_text("def length(step): return 1.0\n")
-    with pytest.raises(ValueError, match="two step rewards are called 'length'.*a_name: {name"):
+    with pytest.raises(
+        ValueError, match="two step rewards are called 'length'.*a_name: {name: other.py:length"
+    ):
         RewardSum({"mine.py:length": 1.0, "other.py:length": 1.0})
     other = {"name": "other.py:length", "weight": 1.0}
     assert RewardSum({"mine.py:length": 1.0, "other": other}).names == ("length", "other")

@@ -110,7 +110,7 @@ def test_a_reward_that_fails_is_named(reward: object, message: str) -> None:
         ({"similarity": 0.0}, "nothing to optimise"),
         ({}, "nothing to optimise: the step rewards are none at all"),
         ({"similarity": float("nan")}, "weight of step reward 'similarity' is nan"),
-        ({"similarity": "1"}, "weight of step reward 'similarity' is '1'"),
+        ({"similarity": "much"}, "weight of step reward 'similarity' is 'much'"),
         ({"similarity": True}, "is True; give a finite number"),
         ({"similarity": 1.0, similarity_reward: 1.0}, "two step rewards are called 'similarity'"),
         ({Length(1): 1.0, Length(2): 1.0}, "two step rewards are called 'Length'"),

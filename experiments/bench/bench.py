@@ -88,15 +88,19 @@ class Contest:
         }
 
 
-def run(
-    contest: Contest, contestants: dict[str, Callable[[], Sequence[float]]], repeats: int
-) -> Contest:
+Contestant = Callable[[], Callable[[], Sequence[float]]]
+"""Makes ready, untimed; what it returns is timed."""
+
+
+def run(contest: Contest, contestants: dict[str, Contestant], repeats: int) -> Contest:
     """Every contestant in turn, `repeats` times; the first one is what the others are against."""
     contest.base = next(iter(contestants))
     expected: Sequence[float] = ()
     for number in range(repeats):
-        for name, work in contestants.items():
+        for name, prepare in contestants.items():
             SIMILARITY._ratio.cache_clear()
+            SIMILARITY._searched.cache_clear()
+            work = prepare()
             started = time.perf_counter()
             found = work()
             contest.seconds.setdefault(name, []).append(time.perf_counter() - started)
@@ -106,6 +110,19 @@ def run(
                 same = sum(a == b for a, b in zip(found, expected, strict=True))
                 contest.agreement[name] = f"{same:,} of {len(expected):,} bit-equal"
     return contest
+
+
+def in_process(pairs: Sequence[Pair]) -> dict[str, Contestant]:
+    """The three ways to compare pairs on one core."""
+
+    def ratio(matcher: type) -> Contestant:
+        return lambda: lambda: [matcher(None, a, b, autojunk=False).ratio() for a, b in pairs]
+
+    return {
+        "difflib": ratio(difflib.SequenceMatcher),
+        "cydifflib": ratio(cydifflib.SequenceMatcher),
+        "ours, one core": lambda: lambda: [similarity(a, b) for a, b in pairs],
+    }
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -150,54 +167,44 @@ def _edited(step: str, rng: random.Random) -> str:
 
 
 def _similarity(pairs: list[Pair], title: str, cores: int, repeats: int, goal: str) -> Contest:
-    contestants: dict[str, Callable[[], Sequence[float]]] = {
-        "difflib": lambda: [
-            difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs
-        ],
-        "cydifflib": lambda: [
-            cydifflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in pairs
-        ],
-        "ours, one core": lambda: [similarity(a, b) for a, b in pairs],
-    }
-    pools = []
+    contestants = in_process(pairs)
+    contexts = [StepContext("", (), a, "", b, 0, 2) for a, b in pairs]
     for workers in sorted({1, cores} if cores else set()):
-        rewards = RewardSum({"similarity": 1.0}, workers=workers)
-        contexts = [StepContext("", (), a, "", b, 0, 2) for a, b in pairs]
         contestants[f"ours, {workers} worker process{'es' * (workers > 1)}"] = _pooled(
-            rewards, contexts
+            workers, contexts
         )
-        pools.append(rewards)
-    contest = run(Contest(1, title, goal=goal), contestants, repeats)
-    for rewards in pools:
-        rewards.close()
-    return contest
+    return run(Contest(1, title, goal=goal), contestants, repeats)
 
 
-def _pooled(rewards: RewardSum, contexts: list[StepContext]) -> Callable[[], Sequence[float]]:
-    """Through worker processes; their caches are emptied by asking about something else."""
-    rewards.score(contexts[:1] * 64)  # start them
+def _pooled(workers: int, contexts: list[StepContext]) -> Contestant:
+    """Through worker processes; new ones each time, because they remember what they have seen."""
 
-    def score() -> list[float]:
-        return [score.reward for score in rewards.score(contexts)]
+    def prepare() -> Callable[[], Sequence[float]]:
+        rewards = RewardSum({"similarity": 1.0}, workers=workers)
+        # As many chunks as workers, so that all of them are up.
+        rewards.score([StepContext("", (), str(n), "", "x", 0, 2) for n in range(16 * workers)])
 
-    return score
+        def score() -> list[float]:
+            found = [score.reward for score in rewards.score(contexts)]
+            rewards.close()
+            return found
+
+        return score
+
+    return prepare
 
 
 def looping_row(repeats: int) -> list[Contest]:
     """Row 2. Beside difflib at 600 characters, and alone at growing lengths."""
     pair = ("abc" * 200, "acb" * 200)
-    contestants: dict[str, Callable[[], Sequence[float]]] = {
-        "difflib": lambda: [difflib.SequenceMatcher(None, *pair, autojunk=False).ratio()],
-        "cydifflib": lambda: [cydifflib.SequenceMatcher(None, *pair, autojunk=False).ratio()],
-        "ours, one core": lambda: [similarity(*pair)],
-    }
+    contestants = in_process([pair])
     contests = [run(Contest(2, "600 looping characters", goal="<= 10 ms"), contestants, repeats)]
     contests[0].agreement["ours, one core"] = "a lower bound, by design"
     growing = Contest(2, "the same at growing lengths", goal="at most 4x for twice the length")
     for length in (300, 600, 1200, 2400, 4800, 9600):
         longer = ("abc" * (length // 3), "acb" * (length // 3))
         name = f"ours, {length:,} characters"
-        one = run(Contest(2, ""), {name: lambda pair=longer: [similarity(*pair)]}, repeats)
+        one = run(Contest(2, ""), {name: in_process([longer])["ours, one core"]}, repeats)
         growing.seconds |= one.seconds
     growing.base = "ours, 600 characters"
     return [*contests, growing]
