@@ -211,7 +211,9 @@ def _blocks(
         in_one_go = not dense and cells * shorter <= _SPARSE
         if not in_one_go:
             visits = sum(count * counts[element] for element, count in Counter(a).items())
-            in_one_go = visits * shorter <= 2 * _LITTLE and cells * shorter <= _SPARSE
+            # A whole alphabet makes no loop of a few letters, and those are the costly ones.
+            little = _LITTLE if visits * 8 > cells else 3 * _LITTLE
+            in_one_go = visits * shorter <= 2 * little and cells * shorter <= _SPARSE
         # In one go ordinary text takes less than that.
         price = cells
         if not in_one_go:
