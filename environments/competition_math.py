@@ -35,6 +35,8 @@ Drawings = Literal["strip", "keep", "drop"]
 
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
+_BARE = re.compile(r"[^\s${}]+")
+_MARK = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
@@ -43,23 +45,29 @@ def last_boxed(text: str) -> str | None:
     Braces are walked, since answers nest them; escaped ones (``\{``) do not count. ``\boxed 5``
     gives what stands before the next white space or ``$``.
     """
-    for box in reversed(list(_BOX.finditer(text))):
-        content = _content(text, box.end())
-        if content is not None and content.strip():
+    boxes = list(_BOX.finditer(text))
+    closing = _closing_braces(text) if boxes else {}
+    for box in reversed(boxes):
+        start = box.end()
+        if text.startswith("{", start):
+            content = text[start + 1 : closing.get(start, start + 1)]
+        else:
+            bare = _BARE.match(text, start)
+            content = bare.group().rstrip(".,;") if bare else ""
+        if content.strip():
             return content.strip()
     return None
 
 
-def _content(text: str, start: int) -> str | None:
-    if not text.startswith("{", start):
-        bare = re.compile(r"[^\s${}]+").match(text, start)
-        return None if bare is None else bare.group().rstrip(".,;")
-    depth = 0
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(mark.group(), 0)
-        if depth == 0:
-            return text[start + 1 : mark.start()]
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each brace that is closed is closed; in one pass, since a policy may open thousands."""
+    closing, opened = {}, []
+    for mark in _MARK.finditer(text):
+        if mark.group() == "{":
+            opened.append(mark.start())
+        elif mark.group() == "}" and opened:
+            closing[opened.pop()] = mark.start()
+    return closing
 
 
 def load(
