@@ -345,6 +345,7 @@ _GIANTS = (
     "\\" * MEGABYTE,
     "x + 1 = 2 and more of it, " * (MEGABYTE // 26),
     r"\boxed{7}" * (MEGABYTE // 9),
+    r"\boxed{" * 20_000,
     "".join(map(chr, range(0x110000))),
 )
 
