@@ -15,17 +15,11 @@ worker process with a deadline should stand behind this module.
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import lru_cache
-from itertools import pairwise
-from math import comb
-
-import sympy
-from math_verify import LatexExtractionConfig, parse, verify
-from math_verify.parser import NormalizationConfig
 
 from environments.answers import same_answer, stated_answer
+from rewards.scalars import same_values
 from rewards.types import StepContext
 
 MAX_LENGTH = 200
@@ -34,39 +28,12 @@ MAX_DEPTH = 8
 """Brackets inside brackets; the parser recurses several Python frames deep for each."""
 MAX_PARTS = 16
 """Elements of a list, which are compared each with each."""
-MAX_DIGITS = 20
-"""Digits of one number; the longest in MATH and GSM8K has 9."""
-MAX_EXPONENT = 5000
-"""The largest exponent of a letter or a number, times all those of brackets, since (9^9)^9 is 9^81;
-MATH has 2^{2005}."""
-MAX_TERMS = 10_000
-"""Terms that the scalar could have, multiplied out: (x+y+z)^{999} has half a million."""
-MAX_FACTORIAL = 50
-"""The largest number whose factorial is read; ``7!!`` and ``(7!)!`` are not."""
-MAX_BINOMIAL_DIGITS = 2
-"""Digits of a number in a binomial coefficient, which sympy computes while reading."""
-
-# Every command an answer may use in a scalar. What is a sum, a limit or an integral is refused:
-# those compute for as long as one likes.
-_GREEK = frozenset([
-    "\\alpha", "\\beta", "\\gamma", "\\delta", "\\epsilon", "\\theta", "\\lambda", "\\mu", "\\pi",
-    "\\rho", "\\sigma", "\\tau", "\\phi", "\\varphi", "\\omega",
-])  # fmt: skip
-_FUNCTIONS = frozenset([
-    "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\arcsin", "\\arccos", "\\arctan",
-    "\\log", "\\ln",
-])  # fmt: skip
-_IN_EXPONENTS = _GREEK | {"\\frac", "\\sqrt", "\\cdot", "\\times", "\\div"}
-_COMMANDS = _IN_EXPONENTS | _FUNCTIONS | {"\\infty", "\\binom"}
-
 _CHARACTERS = re.compile(r"[ -~\n\tπ√×÷−·²³°≤≥∞±∪]*")
-_TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_(){}\[\]!:]")
 _OPENERS, _CLOSERS = frozenset(["(", "[", "{", "\\{"]), frozenset([")", "]", "}", "\\}"])
 _MARK = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _SEPARATORS = frozenset([",", ";"])
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 _RELATIONS = frozenset([*_FLIPPED, "\\in"])
-
 # Each pair is applied in this order to both sides; every pattern is linear in the text.
 _REWRITING = [
     (re.compile(pattern), replacement)
@@ -114,7 +81,6 @@ _REWRITING = [
     ]
 ]
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_MIXED = re.compile(r"(-?)(\d+) (\d+)/(\d+)")
 _NAME = re.compile(
     r"(?:[A-Za-z]{1,10}|\\[a-z]+)(?:_(?:\w|\{\w+\}))? ?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
 )
@@ -131,19 +97,6 @@ _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _LETTER_OF_ANY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
 _BASE = re.compile(r"(\d+) ?_ ?\{?(\d+)\}?")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ|\{ ?\\circ ?\})$")
-
-# Units are taken off here, with care: math-verify takes any of c, d, g, h, l, m, o, s, t for one.
-_READING = LatexExtractionConfig(
-    normalization_config=NormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="last"
-    )
-)
-_DIGITS = 40  # of a value; values that differ by less than half of these are the same
-_POINTS = ((37, 101), (53, 89), (29, 71), (83, 97), (43, 61), (17, 59), (67, 79), (31, 103))
-
-# They warn, once a process, that no timer was asked for.
-for _name in ("math_verify.parser", "math_verify.grader"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def answer(step: StepContext) -> float | None:
@@ -389,12 +342,12 @@ def _same_scalars(answer: str, gold: str) -> bool:
     answer, gold = _BASE.sub(r"\1", answer), _BASE.sub(r"\1", gold)
     percent, gold_percent = answer.endswith("%"), gold.endswith("%")
     answer, gold = answer.removesuffix("%").strip(), gold.removesuffix("%").strip()
-    if _same_values(answer, gold):
+    if same_values(answer, gold):
         return True
     if percent and not gold_percent:
-        return _same_values(f"\\frac{{{answer}}}{{100}}", gold)
+        return same_values(f"\\frac{{{answer}}}{{100}}", gold)
     if gold_percent and not percent:
-        return _same_values(answer, f"\\frac{{{gold}}}{{100}}")
+        return same_values(answer, f"\\frac{{{gold}}}{{100}}")
     return False
 
 
@@ -420,190 +373,3 @@ def _words(text: str) -> str:
     if inner := _unwrap(text, frozenset(["("])):
         text = inner[1]
     return " ".join(text.lower().split())
-
-
-def _same_values(answer: str, gold: str) -> bool:
-    """math-verify's word and the values', on two scalars of which the first is untrusted."""
-    if same_answer(answer, gold):
-        return True
-    tokens, gold_tokens = _tokens(answer), _tokens(gold)
-    if not tokens or not _harmless(tokens):
-        return False
-    if _ambiguous(tokens) or (gold_tokens and _ambiguous(gold_tokens)):
-        return False
-    # The gold is read whatever it is made of: it may be a sum where the answer may not.
-    right = _expression(_latex(gold_tokens) if gold_tokens else gold)
-    left = _expression(_latex(tokens))
-    if left is None or right is None or not _agree(left, right):
-        return False
-    return verify(right, left, numeric_precision=_DIGITS, float_rounding=20, timeout_seconds=None)
-
-
-def _tokens(text: str) -> list[str] | None:
-    """The pieces of a scalar, or None where something else is among them."""
-    if mixed := _MIXED.fullmatch(text):
-        text = "{}{}\\frac{{{}}}{{{}}}".format(*mixed.groups())
-    tokens: list[str] = []
-    place = 0
-    while place < len(text):
-        if text[place] == " ":
-            place += 1
-            continue
-        found = _TOKEN.match(text, place)
-        if found is None:
-            return None
-        tokens.append(found[0])
-        place = found.end()
-    return tokens
-
-
-def _is_number(token: str) -> bool:
-    return token[0].isdigit() or token[0] == "."
-
-
-def _ambiguous(tokens: list[str]) -> bool:
-    """Numbers side by side, which are not one, and letters in both cases, which are read as one."""
-    letters = {token for token in tokens if token.isalpha()}
-    return len(letters) > len({letter.lower() for letter in letters}) or any(
-        _is_number(first) and _is_number(second) for first, second in pairwise(tokens)
-    )
-
-
-def _harmless(tokens: list[str]) -> bool:
-    """The whitelist: whether sympy can be trusted to compute this scalar in little time."""
-    largest = compound = 1
-    exponent_ends = -1
-    for i, token in enumerate(tokens):
-        before = tokens[i - 1] if i else ""
-        after = tokens[i + 1] if i + 1 < len(tokens) else ""
-        inside = i < exponent_ends
-        if token.startswith("\\"):
-            allowed = _IN_EXPONENTS if inside else _COMMANDS
-            if token not in allowed or (token == "\\binom" and not _small_binomial(tokens, i)):
-                return False
-        elif _is_number(token):
-            if len(token) > MAX_DIGITS:
-                return False
-        elif token == "^":
-            # A power of a power without brackets begins where the first one ends.
-            if i <= exponent_ends or not (after == "{" or after.isalpha() or _is_number(after)):
-                return False
-            exponent_ends = _closing(tokens, i + 1) + 1
-            size = _size(tokens[i + 1 : exponent_ends])
-            if before.isalpha() or before.isdigit():
-                largest = max(largest, size)
-            else:
-                compound *= size
-        elif token == "_":
-            if not (before.isalpha() or before in _GREEK or before == "\\log"):
-                return False
-            if not (after.isdigit() or after.isalpha() or after == "{"):
-                return False
-        elif token == "!":
-            small = before.isdigit() and int(before) <= MAX_FACTORIAL
-            if inside or not (small or before.isalpha()) or after == "!":
-                return False
-        elif token == "[":
-            # A root is an exponent too, and \sqrt[1/9999]{9} is a large one.
-            if before != "\\sqrt" or not after.isdigit() or tokens[i + 2 : i + 3] != ["]"]:
-                return False
-            compound *= max(int(after), 1)
-        elif token == "]" and (i < 2 or tokens[i - 2] != "["):
-            return False
-    letters = len({token for token in tokens if token.isalpha() or token in _GREEK})
-    degree = compound * (1 + tokens.count("(") + tokens.count("{"))
-    return largest * compound <= MAX_EXPONENT and comb(degree + letters, letters) <= MAX_TERMS
-
-
-def _size(exponent: list[str]) -> int:
-    """No less than the exponent itself: the product of its numbers, those in fractions too."""
-    size = 1
-    for token in exponent:
-        if _is_number(token):
-            whole, _, decimals = token.partition(".")
-            size *= max(int(whole or 0), 1) * 10 ** len(decimals)
-    return size
-
-
-def _closing(tokens: list[str], start: int) -> int:
-    """The place of the brace that closes the one at `start`, or `start` if there is none there."""
-    if tokens[start] != "{":
-        return start
-    depth = 0
-    for place in range(start, len(tokens)):
-        depth += (tokens[place] == "{") - (tokens[place] == "}")
-        if depth == 0:
-            return place
-    return len(tokens)
-
-
-def _small_binomial(tokens: list[str], start: int) -> bool:
-    top, bottom = tokens[start + 2 : start + 3], tokens[start + 5 : start + 6]
-    shape = ["{", *top, "}", "{", *bottom, "}"]
-    return tokens[start + 1 : start + 7] == shape and all(
-        number.isdigit() and len(number) <= MAX_BINOMIAL_DIGITS for number in (*top, *bottom)
-    )
-
-
-def _latex(tokens: list[str]) -> str:
-    """The scalar as math-verify is to read it: decimals as fractions, every product of brackets
-    written out (it takes 2(3) for a mixed number)."""
-    written: list[str] = []
-    for i, token in enumerate(tokens):
-        before = tokens[i - 1] if i else ""
-        power_of_function = i > 2 and tokens[i - 2] in "^_" and tokens[i - 3] in _FUNCTIONS
-        below_log = i > 1 and tokens[i - 2] == "_"
-        if (
-            token in ("(", "{")
-            and before
-            and ((_is_number(before) or before.isalpha() or before in _GREEK) or before == ")")
-            and not power_of_function
-            and not below_log
-        ):
-            written.append("\\cdot")
-        if "." in token:
-            whole, _, decimals = token.partition(".")
-            token = f"\\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}"
-            if before == "^":
-                token = f"{{{token}}}"
-        written.append(token)
-    # Glued, since math-verify takes square brackets between blanks for a formula of their own.
-    return " ".join(written).replace("\\sqrt [", "\\sqrt[")
-
-
-@lru_cache(maxsize=1024)
-def _expression(latex: str) -> sympy.Expr | None:
-    """What math-verify reads, its letters under one assumption and e and i as the numbers."""
-    found = parse(
-        f"\\boxed{{{latex}}}", (_READING,), fallback_mode="no_fallback", parsing_timeout=None
-    )
-    if len(found) != 1 or not isinstance(found[0], sympy.Expr):
-        return None
-    known = {"e": sympy.E, "i": sympy.I}
-    return found[0].xreplace(
-        {
-            symbol: known.get(symbol.name, sympy.Symbol(symbol.name, real=True))
-            for symbol in found[0].free_symbols
-        }
-    )
-
-
-def _agree(left: sympy.Expr, right: sympy.Expr) -> bool:
-    """Whether two expressions have the same value wherever it is asked."""
-    letters = sorted(left.free_symbols | right.free_symbols, key=str)
-    if len(letters) > len(_POINTS):
-        return False
-    for shift in range(3 if letters else 1):
-        at = {
-            letter: sympy.Rational(*_POINTS[(i + shift) % len(_POINTS)])
-            for i, letter in enumerate(letters)
-        }
-        first, second = (side.xreplace(at).evalf(_DIGITS) for side in (left, right))
-        if first == second:
-            continue
-        if not first.is_finite or not second.is_finite:
-            return False
-        scale = max(abs(first), abs(second))
-        if not abs(first - second) <= scale * sympy.Float(10) ** (-_DIGITS // 2):
-            return False
-    return True

@@ -31,6 +31,7 @@ from rewards.types import StepContext
 
 # By name, since a package may give a function the name of its module.
 answer_module = import_module("rewards.answer")
+scalars_module = import_module("rewards.scalars")
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FILES = [("competition_math", "math_train.jsonl"), ("gsm8k", "gsm8k_train.jsonl")]
 
@@ -314,7 +315,7 @@ def test_no_text_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latex2sympy2, "parse_expr", parse)
     monkeypatch.setattr(builtins, "eval", evaluate)
     answer_module._verified.cache_clear()
-    answer_module._expression.cache_clear()
+    scalars_module._expression.cache_clear()
     assert verify_answer("2+5+x", "x+7")
     for text in (*HOSTILE, *(stated for stated, _ in EQUAL + DIFFERENT)):
         for gold in ("7", "x^2+x", "(1,2)"):
@@ -446,7 +447,8 @@ def test_gold_answers_are_right(source: str, file: str, monkeypatch: pytest.Monk
     for gold in chosen:
         assert verify_answer(gold, gold), gold
     # By mathematics alone too, but for what no part of the module reads
-    monkeypatch.setattr(answer_module, "same_answer", lambda answer, gold: False)
+    for module in (answer_module, scalars_module):
+        monkeypatch.setattr(module, "same_answer", lambda answer, gold: False)
     answer_module._verified.cache_clear()
     refused = {gold for gold in chosen if not verify_answer(gold, gold)}
     answer_module._verified.cache_clear()

@@ -18,7 +18,7 @@ ALLOWED = {
     "srl": {"srl", "rewards", "environments"},
 }
 # The one place where the two leaves touch: where a text states its final answer.
-TOUCHES = {("rewards/answer.py", "environments")}
+TOUCHES = {("rewards/answer.py", "environments"), ("rewards/scalars.py", "environments")}
 # What must work, and be quick to start, on a machine without torch.
 WITHOUT_TORCH = [
     "srl",

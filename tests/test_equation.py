@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.equation import MAX_ACTION_CHARACTERS, MAX_CLAIMS, check, equation, find_claims
+from rewards.claims import MAX_ACTION_CHARACTERS, MAX_CLAIMS, find_claims
+from rewards.equation import check, equation
 from rewards.types import StepContext
 from tests.test_expressions import Tree, trees
 

@@ -11,7 +11,8 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.expressions import UnreadableError, difference, parse_expression, tokenize
+from rewards.expressions import UnreadableError, difference, parse_expression
+from rewards.tokens import tokenize
 
 x, y = sympy.symbols("x y")
 

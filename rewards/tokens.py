@@ -1,0 +1,281 @@
+"""Text of a policy cut into tokens: the first half of the strict grammar in front of sympy.
+
+Plain mathematics and simple LaTeX, in prose or alone. Nothing is guessed at: what is not known
+becomes a token of the kind `other`, which no expression contains. See `rewards.expressions`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Token(NamedTuple):
+    r"""One piece of a text.
+
+    Attributes:
+        kind: number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
+            of an expression), currency, relation, word, break, or other (nothing known).
+        text: the piece in normal form (``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``).
+        start: where it begins in the text.
+        spaced: white space stands before it.
+        gap: a column, a wide space or the border of ``$...$`` stands before it; what stands on
+            the two sides is never multiplied without a sign.
+        math: it stands inside ``$...$`` or the like, where every letter is a variable.
+    """
+
+    kind: str
+    text: str
+    start: int
+    spaced: bool = False
+    gap: bool = False
+    math: bool = False
+
+
+_TEXT = re.compile(
+    r"""
+      (?P<space>[ \t\u00a0]+)
+    | (?P<newline>\r?\n|\r)
+    | (?P<command>\\(?:[A-Za-z]+|.)?)
+    | (?P<number>
+        [0-9]{1,3}(?:(?:,|\{,\}|,\\!)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
+        | [0-9]+(?:\.[0-9]+)? | \.[0-9]+)
+    | (?P<letters>[A-Za-z]+)
+    | (?P<arrow><?=>|<?--?>|<-+|[→⇒⟹⇔↔⟺]|<<|>>)
+    | (?P<relation><=|>=|==|!=|[=<>≈≤≥≠])
+    | (?P<dots>\.\.+|…)
+    | (?P<dashes>--+)
+    | (?P<stars>\*\*)
+    | (?P<sign>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)+|[A-Za-z]{2,}[0-9]*|[aAI]")
+_SUBSCRIPT = re.compile(r"_(?:([0-9A-Za-z])|\{([0-9A-Za-z]{1,8})\})(?![0-9A-Za-z_])")
+_ENVIRONMENT = re.compile(r"\s*\{[A-Za-z]{1,20}\*?\}")
+_AFTER_FULL_STOP = re.compile(r"""\s|$|[)\]}"'”’$]|\\[)\]\\]|\\end\b|\*\*(?!\s*[0-9A-Za-z(])""")
+_OPERAND_AHEAD = re.compile(r"\s*[0-9A-Za-z(\[{\\$.√π-]")
+_SIGNS = {
+    "+": "+", "-": "-", "−": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "/": "/", "÷": "/",
+    "^": "^",
+}  # fmt: skip
+_OPERATOR_COMMANDS = {"times": "*", "cdot": "*", "div": "/"}
+_RELATIONS = {"==": "=", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!="}
+_RELATION_COMMANDS = {
+    "approx": "~", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
+    "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
+}  # fmt: skip
+_NOTHING = {
+    *",;:!> ", "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle",
+    "textstyle",
+}  # fmt: skip
+_GAPS = {"quad", "qquad", "(", ")"}
+_BREAKS = {
+    "\\", "[", "]", "begin", "end", "newline", "item", "to", "rightarrow", "Rightarrow",
+    "longrightarrow", "Longrightarrow", "Leftrightarrow", "implies", "iff", "therefore", "because",
+}  # fmt: skip
+_TEXT_COMMANDS = {
+    "text", "mbox", "hbox", "textbf", "textit", "textrm", "textup", "mathrm", "mathbf", "mathit",
+    "operatorname", "emph",
+}  # fmt: skip
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
+    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi",
+    "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Phi", "Psi", "Omega",
+}  # fmt: skip
+
+
+class _Tokenizer:
+    """Cuts one piece of text, left to right, in time linear in its length."""
+
+    def __init__(self, text: str, *, math: bool, start: int, line_start: bool) -> None:
+        self.text = text
+        self.math = math
+        self.offset = start
+        self.tokens: list[Token] = []
+        self.spaced = self.gap = False
+        self.line_start = line_start
+
+    def add(self, kind: str, text: str, at: int) -> None:
+        self.tokens.append(Token(kind, text, self.offset + at, self.spaced, self.gap, self.math))
+        self.spaced = self.gap = False
+        self.line_start = text == "\n" and kind == "break"
+
+    def run(self) -> list[Token]:
+        at = 0
+        while match := _TEXT.match(self.text, at):
+            kind = match.lastgroup
+            assert kind is not None
+            at = getattr(self, f"_{kind}")(match.group(), at, match.end())
+        return self.tokens
+
+    def _space(self, piece: str, at: int, end: int) -> int:
+        self.spaced = True
+        return end
+
+    def _newline(self, piece: str, at: int, end: int) -> int:
+        if self.math:  # white space to LaTeX
+            self.gap = True
+        else:
+            self.add("break", "\n", at)
+        return end
+
+    def _number(self, piece: str, at: int, end: int) -> int:
+        # 1.2.3 and 1,2 are versions, lists or other people's decimals, not numbers.
+        before = self.text[at - 1] if at else " "
+        glued = piece[0] == "." and (before.isalnum() or before in ")]}")
+        if glued or re.match(r"[.,][0-9]", self.text[end : end + 2]):
+            run = re.compile(r"[0-9.,]*[0-9]").match(self.text, at)
+            end = run.end() if run else end
+            self.add("other", piece, at)
+        else:
+            self.add("number", re.sub(r"[^0-9.]", "", piece), at)
+        return end
+
+    def _letters(self, piece: str, at: int, end: int) -> int:
+        if not self.math and (word := _WORD.match(self.text, at)):
+            self.add("word", word.group(), at)
+            return word.end()
+        return self._variable(piece[0], at, at + 1)
+
+    def _variable(self, name: str, at: int, end: int) -> int:
+        if subscript := _SUBSCRIPT.match(self.text, end):
+            name, end = f"{name}_{subscript.group(1) or subscript.group(2)}", subscript.end()
+        self.add("letter", name, at)
+        return end
+
+    def _arrow(self, piece: str, at: int, end: int) -> int:
+        self.add("break", piece, at)
+        return end
+
+    def _relation(self, piece: str, at: int, end: int) -> int:
+        glued = piece == "!=" and at > 0 and not self.text[at - 1].isspace()
+        self.add("other" if glued else "relation", _RELATIONS.get(piece, piece), at)  # 5!=120
+        return end
+
+    def _dots(self, piece: str, at: int, end: int) -> int:
+        self.add("other", piece, at)
+        return end
+
+    # Two dashes are minus a negative number to one writer and a pause to the other.
+    _dashes = _dots
+
+    def _stars(self, piece: str, at: int, end: int) -> int:
+        """`2 ** 3` is a power, `**24** clips` is bold: a power has the same space on both sides."""
+        before = at > 0 and not self.text[at - 1].isspace()
+        after = end < len(self.text) and not self.text[end].isspace()
+        if before == after and _OPERAND_AHEAD.match(self.text, end):
+            self.add("operator", "^", at)
+        else:
+            self.gap = True
+        return end
+
+    def _sign(self, piece: str, at: int, end: int) -> int:
+        before = self.text[at - 1] if at else " "
+        after = self.text[end] if end < len(self.text) else " "
+        at_line_start = self.line_start and not self.math and after.isspace()
+        if at_line_start and piece in "-*#•":
+            self.add("break", piece, at)
+        elif piece in _SIGNS:
+            self.add("operator", _SIGNS[piece], at)
+        elif piece in "([{":
+            self.add("open", piece, at)
+        elif piece in ")]}":
+            self.add("close", piece, at)
+        elif piece == "%":
+            self.add("percent", piece, at)
+        elif piece == "$":
+            self.add("currency", piece, at)
+        elif piece == "π":
+            self.add("pi", piece, at)
+        elif piece == "√":
+            self.add("root", piece, at)
+        elif piece in "²³":
+            self.add("superscript", "2" if piece == "²" else "3", at)
+        elif piece == "&" or (piece == "~" and self.math):
+            self.gap = True
+        else:
+            self.add("break" if self._ends(piece, before, after, end) else "other", piece, at)
+        return end
+
+    def _ends(self, piece: str, before: str, after: str, end: int) -> bool:
+        """Whether a sign ends an expression for certain, as against being part of it unread."""
+        if piece == ",":
+            return not (before.isdigit() and after.isdigit())
+        if piece == ".":
+            return _AFTER_FULL_STOP.match(self.text, end) is not None
+        if piece == ":":  # 3:4 and 3 : 4 are ratios
+            return not self.math and not before.isspace() and (after.isspace() or after in "$\\*")
+        if piece == "?":
+            return not before.isspace() and after.isspace()
+        if piece == "!":  # a factorial after an operand
+            return before.isalpha() and not self.math
+        if piece in "\"'":  # feet, inches, primes
+            return not before.isalnum()
+        return piece in ";“”—"
+
+    def _command(self, piece: str, at: int, end: int) -> int:
+        name = piece[1:]
+        if name in _NOTHING:
+            self.spaced = True
+        elif name in _GAPS:
+            self.gap = True
+        elif name in _OPERATOR_COMMANDS:
+            self.add("operator", _OPERATOR_COMMANDS[name], at)
+        elif name in _RELATION_COMMANDS:
+            self.add("relation", _RELATION_COMMANDS[name], at)
+        elif name in _BREAKS:
+            self.add("break", piece, at)
+            if name in {"begin", "end"} and (rest := _ENVIRONMENT.match(self.text, end)):
+                end = rest.end()
+        elif name in {"frac", "dfrac", "tfrac"}:
+            self.add("fraction", "/", at)
+        elif name == "sqrt":
+            self.add("root", "sqrt", at)
+        elif name == "pi":
+            self.add("pi", "π", at)
+        elif name in _GREEK:
+            return self._variable(piece, at, end)
+        elif name == "%":
+            self.add("percent", "%", at)
+        elif name == "$":
+            self.add("currency", "$", at)
+        elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
+            pass  # its brace is the bracket
+        elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
+            end += len(inside)
+            words = inside.strip()[1:-1].strip()
+            if words:
+                self.add("word", words, at)
+            else:
+                self.gap = True
+        else:
+            self.add("other", piece, at)
+        return end
+
+    def _braced(self, at: int) -> str | None:
+        """The text in braces from `at` on, spaces before it included; None if it never ends."""
+        depth = 0
+        for end in range(at, min(at + 200, len(self.text))):
+            character = self.text[end]
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if character == "}" and depth <= 0:
+                return self.text[at : end + 1] if depth == 0 else None
+            if depth == 0 and not character.isspace():
+                return None
+        return None
+
+
+def tokenize(
+    text: str, *, math: bool = True, start: int = 0, line_start: bool = False
+) -> list[Token]:
+    """All tokens of a text; what nothing is known about becomes a token of the kind `other`.
+
+    Args:
+        text: any text whatever.
+        math: every letter is a variable; otherwise runs of letters are words, and so are a lone
+            "a", "A" and "I".
+        start: added to the place of every token.
+        line_start: a dash or star in front is the mark of a list, not a sign.
+    """
+    return _Tokenizer(text, math=math, start=start, line_start=line_start).run()
