@@ -108,7 +108,7 @@ def find_claims(text: str) -> list[Claim]:
     return [claim for claim in claims if claim is not None]
 
 
-def decimals(side: tuple[Token, ...]) -> int | None:
+def decimal_places(side: tuple[Token, ...]) -> int | None:
     """The decimal places of a number that stands alone; None for anything else."""
     side = stripped(side)
     if side and side[0].kind == "operator" and side[0].text in "+-":
@@ -294,7 +294,7 @@ def _left_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool
         bullet = edge.text in {"-", "–"}
         if signed and (first.text != "-" or (edge.text == "\n" and len(run) > 1 and run[1].spaced)):
             return None
-        alone = decimals(run) is not None
+        alone = decimal_places(run) is not None
         return run, alone or _listed(tokens, start), bullet
     if edge.kind != "word":
         return None
@@ -306,7 +306,7 @@ def _left_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool
     if signed and (first.text != "-" or word not in _BEFORE_SIGN or len(run) < 2 or run[1].spaced):
         return None
     label = word in _LABELS and first.kind == "number"  # "on day 1 * 2"
-    doubtful = label or decimals(run) is not None or _listed(tokens, start)
+    doubtful = label or decimal_places(run) is not None or _listed(tokens, start)
     return run, doubtful or _word_doubts(tokens, start), False
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import sympy
 
-from rewards.claims import MAX_ACTION_CHARACTERS, Claim, decimals, find_claims, stripped
+from rewards.claims import MAX_ACTION_CHARACTERS, Claim, decimal_places, find_claims, stripped
 from rewards.expressions import (
     HUNDREDTH,
     UnreadableError,
@@ -117,11 +117,11 @@ def _verdict(claim: Claim, *, percent: sympy.Rational = HUNDREDTH) -> bool | Non
                 claim.relation
             ]
         )
-    decimals = [decimals(side) for side in (claim.left, claim.right)]
-    shown = [places for places in decimals if places is not None]
+    digits = [decimal_places(side) for side in (claim.left, claim.right)]
+    shown = [places for places in digits if places is not None]
     if gap == 0:
         # 1.0 = 1 says nothing; 0.5 = 50% does.
-        both = len(shown) == 2 and decimals[0] is not None
+        both = len(shown) == 2 and digits[0] is not None
         return None if both and _percents(claim.left) == _percents(claim.right) else True
     rounded = any(
         abs(gap) <= sympy.Rational(1, 2 * 10**places)
@@ -153,7 +153,7 @@ def _within(value: sympy.Expr, gap: sympy.Expr, share: sympy.Rational) -> bool:
 
 def _computes_with_decimals(claim: Claim) -> bool:
     return any(
-        decimals(side) is None and any(t.kind == "number" and "." in t.text for t in side)
+        decimal_places(side) is None and any(t.kind == "number" and "." in t.text for t in side)
         for side in (claim.left, claim.right)
     )
 
