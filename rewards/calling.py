@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 
 from rewards.loading import LoadedReward
 from rewards.types import StepContext
@@ -65,8 +66,11 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
 
 def _raised(error: BaseException) -> Outcome:
     try:
+        # The last frame is where it happened; the first one is ours.
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return Outcome(
-            failure=f"raised {type(error).__name__}: {error}",
+            failure=f"raised {type(error).__name__}: {error}{place}",
             trace="".join(traceback.format_exception(error)),
         )
     except Exception:  # noqa: BLE001 - an exception that cannot even be told

@@ -133,6 +133,8 @@ class RewardSum:
             ValueError: an unknown or doubled name, a weight that is no finite number, nothing to
                 optimise, or a number that cannot be.
         """
+        if not isinstance(rewards, Mapping):
+            raise ValueError(f"rewards are {rewards!r}; give names with weights: {{name: 1.0}}")
         if not 0 < deadline <= _LONGEST_DEADLINE:
             raise ValueError(
                 f"the deadline of rewards is {deadline!r}; give seconds, above 0 and at most "
@@ -184,10 +186,10 @@ class RewardSum:
         if isinstance(settings, Mapping):
             unknown = sorted(set(map(str, settings)) - {"weight", "options", "name"})
             if unknown or "weight" not in settings:
+                wrong = f"{', '.join(unknown)} in it is unknown" if unknown else "it has no weight"
                 raise ValueError(
-                    f"step reward {reward!r} is {dict(settings)}; give a weight, or "
+                    f"step reward {reward!r} is {dict(settings)}: {wrong}; give a number, or "
                     "{weight: 0.5, options: {...}, name: similarity}"
-                    + (f"; unknown: {', '.join(unknown)}" if unknown else "")
                 )
             weight, options = settings["weight"], settings.get("options") or {}
             if "name" in settings:
@@ -237,10 +239,20 @@ class RewardSum:
                     f"{_place(step)}; make it faster, or raise reward_deadline"
                 )
             if outcome.failure is not None:
-                raise ValueError(self._told(name, step, outcome))
+                raise ValueError(self._told(name, [step], [outcome], 0))
             at_once = 1 if name in one_at_a_time else self.workers
             checks.append(RewardCheck(name, weight, outcome.value, outcome.seconds, at_once))
         return checks
+
+    def load(self) -> None:
+        """Find and import every reward now rather than with the first step.
+
+        Raises:
+            ValueError: one of them cannot be found or used.
+        """
+        for pooled in (self._built_in, self._theirs):
+            if pooled is not None:
+                pooled.pool.batched()
 
     def submit(self, steps: Sequence[StepContext]) -> PendingScores:
         """Start to score steps beside whatever comes next; `result()` waits for the scores.
@@ -303,15 +315,11 @@ class RewardSum:
         failures: dict[str, str] = {}
         for name in self._weights:
             outcome = outcomes[name]
-            if outcome.failure is None:
-                values[name] = outcome.value
-                continue
-            failures[name] = outcome.failure
-            spec = self._specs.get(name)
-            if spec is not None and spec.built_in:
-                values[name] = _AFTER_FAILURE.get(spec.target)
-            if outcome.failure != DEADLINE:
-                self._tell(name, step, outcome, stop=spec is None or not spec.built_in)
+            values[name] = outcome.value
+            if outcome.failure is not None:
+                failures[name] = outcome.failure
+                if self._is_built_in(name):
+                    values[name] = _AFTER_FAILURE.get(self._specs[name].target)
         total = sum(
             self._weights[name] * value for name, value in values.items() if value is not None
         )
@@ -319,35 +327,55 @@ class RewardSum:
             raise RewardError(f"the weighted sum of {values} is {total} at {_place(step)}")
         return StepScore(values, float(total), outcomes[_LIFT.name].value, failures)
 
-    def _tell(self, name: str, step: StepContext, outcome: Outcome, *, stop: bool) -> None:
-        """A reward failed: stop, or record it, with one warning."""
-        if stop and self._errors == "stop":
-            raise RewardError(self._told(name, step, outcome))
-        if name not in self._told_of:
-            message = self._told(name, step, outcome)
-            _log.warning("%s. This and further failures are counted as null", message)
+    def _is_built_in(self, name: str) -> bool:
+        return name in self._specs and self._specs[name].built_in
 
-    def _told(self, name: str, step: StepContext, outcome: Outcome) -> str:
-        """The failure in words; the row it happened on is saved, the first of each reward."""
+    def _notice(self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome]) -> None:
+        """A reward failed: stop, or record it, with one warning."""
+        failed = [place for place, outcome in enumerate(said) if outcome.failure is not None]
+        stops = [place for place in failed if said[place].failure != DEADLINE]
+        if stops and self._errors == "stop" and not self._is_built_in(name):
+            raise RewardError(self._told(name, steps, said, stops[0]))
+        if failed and name not in self._told_of:
+            message = self._told(name, steps, said, failed[0])
+            _log.warning("%s. This and further failures are nulls, counted in the metrics", message)
+
+    def _told(
+        self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome], place: int
+    ) -> str:
+        """The failure at `place` in words; the first of each reward is saved, to be repeated."""
         self._told_of.add(name)
-        message = f"step reward {name!r} {outcome.failure} at {_place(step)}"
-        if outcome.failure and outcome.failure.startswith("returned"):
+        step, outcome = steps[place], said[place]
+        failure = outcome.failure or ""
+        if failure == DEADLINE:
+            failure = f"did not answer within {self.deadline:g} s"
+        message = f"step reward {name!r} {failure} at {_place(step)}"
+        if failure.startswith("returned"):
             message += "; return a finite float, or None where it does not apply, for each step"
         if self._failed_rows is None:
             return message
-        row = {one.name: getattr(step, one.name) for one in fields(step)}
-        row["traceback"] = outcome.trace
+        # A batched function fails with all that it was given.
+        batched = name in self._theirs.batched_names() if self._theirs else False
+        rows = [{**_row(step), "traceback": outcome.trace}]
+        if batched:
+            rows = [_row(one) for one in steps]
         ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
         file = self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
         file.parent.mkdir(parents=True, exist_ok=True)
         # Keys of JSON are texts; what else there is in the metadata does not matter here.
-        file.write_text(json.dumps(row, default=str, skipkeys=True) + "\n", encoding="utf-8")
+        lines = [json.dumps(row, default=str, skipkeys=True) + "\n" for row in rows]
+        file.write_text("".join(lines), encoding="utf-8")
+        saved = f"{message}. The {'rows are' if batched else 'row is'} saved"
         spec = self._specs.get(name)
         if spec is None:
-            return f"{message}. The row is saved in {file}"
+            return f"{saved} in {file}"
         settings = json.dumps({"name": spec.target, "weight": 1, "options": dict(spec.options)})
         words = ["python", "-m", "srl", "score", str(file), f"--rewards.{name}", settings]
-        return f"{message}. The row is saved; to try again: {shlex.join(words)}"
+        return f"{saved}; to try again: {shlex.join(words)}"
+
+
+def _row(step: StepContext) -> dict[str, object]:
+    return {one.name: getattr(step, one.name) for one in fields(step)}
 
 
 class _Pooled:
@@ -425,6 +453,8 @@ class PendingScores:
             RewardError: see `RewardSum.score`.
         """
         found = self.outcomes()
+        for name in self._rewards.names:
+            self._rewards._notice(name, self._steps, found[name])
         return [
             self._rewards._combine(step, {name: said[place] for name, said in found.items()})
             for place, step in enumerate(self._steps)
@@ -483,5 +513,8 @@ def _finite_weight(name: str, weight: object) -> float:
 
 
 def _place(step: StepContext) -> str:
+    if not step.problem:
+        shown = step.action if len(step.action) <= 80 else step.action[:77] + "..."
+        return f"the step {shown!r}"
     problem = step.problem if len(step.problem) <= 80 else step.problem[:77] + "..."
     return f"step {step.step_index + 1} of {step.num_steps} of problem {problem!r}"

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,8 +199,11 @@ def _import(place: str) -> ModuleType:
     except BaseException as error:  # a user's module may raise anything, SystemExit included
         if isinstance(error, KeyboardInterrupt):
             raise
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+        own = [f for f in frames if not f.filename.startswith("<frozen")]
+        line = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
         raise RewardNameError(
-            f"{place} cannot be imported: {type(error).__name__}: {error}"
+            f"{place} cannot be imported: {type(error).__name__}: {error}{line}"
         ) from error
 
 

@@ -353,11 +353,11 @@ class _Worker:
         try:
             code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:  # alive, but it has closed the socket
-            return "the worker process does not answer any more"
+            return "keeps its worker process from answering"
         if code == -signal.SIGALRM:
             return DEADLINE
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the worker process died ({how})"
+        return f"ended its worker process ({how})"
 
 
 def _pickled(message: object, what: str) -> bytes:

@@ -57,10 +57,12 @@ class MeasuredReward:
         own: what it gives an expert's own steps.
         tricks: a name in `TRICKS` -> what it pays for that; no steps of another problem where there
             is one only.
+        failed: of the expert's own steps, those it failed on.
     """
 
     own: Values
     tricks: dict[str, Values]
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _measure(
                 trick: Values.of(score.rewards[name] for score in scores)
                 for trick, scores in said.items()
             },
+            sum(name in score.failures for score in said_of_own),
         )
         for name in summed.names
     }
@@ -278,7 +281,8 @@ def _render_rewards(check: DataCheck) -> list[str]:
     for name, reward in check.rewards.items():
         own = reward.own
         figures = "  ".join(f"{_figure(v):>6}" for v in (own.mean, own.low, own.median, own.high))
-        lines.append(f"{name:<{names}}  {own.n:>5}  {figures}")
+        failed = f"  FAILED on {reward.failed:,}" if reward.failed else ""
+        lines.append(f"{name:<{names}}  {own.n:>5}  {figures}{failed}")
     lines += [
         "",
         "what they pay for a cheap step in its place (mean):",

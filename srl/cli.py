@@ -253,6 +253,9 @@ def _check_data(
             f"{check.self_score_failures} expert steps do not score 1.0 against themselves",
         )
         return 1
+    if failed := [name for name, reward in check.rewards.items() if reward.failed]:
+        _complain(Console(stderr=True), f"rewards that failed: {', '.join(failed)}")
+        return 1
     return 0
 
 
@@ -277,8 +280,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
         )
     rewards = make_rewards(asked or built_ins_and({}), deadline=args.deadline)
     if file is not None:
-        score_file(file, rewards, console, as_json=args.json)
-        return 0
+        return 1 if score_file(file, rewards, console, as_json=args.json) else 0
     row = {
         "problem": args.problem,
         "previous_steps": args.previous,
@@ -295,7 +297,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
         print(json.dumps(as_row(score), allow_nan=False))
     else:
         show(step, score, rewards, console)
-    return 0
+    return 1 if score.failures else 0
 
 
 def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
@@ -316,8 +318,10 @@ def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]
     rest = list(words)
     while rest:
         key = rest.pop(0)
-        if not key.startswith("--") or (not rest and "=" not in key):
+        if not key.startswith("--"):
             raise UsageError(f"{key!r}: options are given as --key value")
+        if not rest and "=" not in key:
+            raise UsageError(f"{key} has no value: options are given as --key value")
         name, has_value, text = key[2:].partition("=")
         text = text if has_value else rest.pop(0)
         try:

@@ -374,13 +374,15 @@ def sum_rewards(
     """
     folder = None if run_folder is None else run_folder.resolve()
     try:
-        return RewardSum(
+        rewards = RewardSum(
             step_rewards,
             deadline=args.reward_deadline,
             workers=args.reward_workers,
             errors=args.reward_errors,
             failed_rows=folder and _short(folder.with_name(f"{folder.name}.failed")),
         )
+        rewards.load()
+        return rewards
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
 

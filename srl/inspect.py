@@ -38,6 +38,7 @@ class LogSummary:
     rewarded: int = 0
     similarity_sum: float = 0.0
     similar: int = 0
+    rewards: dict[str, list[float]] = field(default_factory=dict)  # name -> [sum, how many]
     failures: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -51,6 +52,11 @@ class LogSummary:
         if record.reward is not None:
             self.rewarded += 1
             self.reward_sum += record.reward
+        for name, value in record.rewards.items():
+            total = self.rewards.setdefault(name, [0.0, 0])
+            if value is not None:
+                total[0] += value
+                total[1] += 1
         if record.format_failure is not None:
             self.failures[record.format_failure] += 1
         elif (similarity := record.rewards.get("similarity")) is not None:
@@ -149,6 +155,10 @@ def _header(path: Path, summary: LogSummary) -> Table:
     grid.add_row(Text("mean reward"), Text(_number(summary.mean_reward)))
     similarity = f"{_number(summary.mean_similarity)} among {summary.similar} valid"
     grid.add_row(Text("similarity"), Text(similarity))
+    for name, (total, count) in summary.rewards.items():
+        if name != "similarity":
+            mean = _number(total / count if count else None)
+            grid.add_row(Text(visible(name)), Text(f"{mean} where it applies, {count:.0f} times"))
     failed = _share(summary.failures.total(), summary.records)
     grid.add_row(Text("format failures"), Text(f"{failed}: {_reasons(summary.failures)}"))
     return grid

@@ -158,6 +158,9 @@ def _train(
     args = experiment.args
     args.output_dir = str(run.path)
     set_seed(args.seed)
+    for stale in run.path.parent.glob(f"{run.name}.failed.*.jsonl"):
+        stale.unlink()  # of an earlier start
+    rewards = experiment.sum_rewards(run.path)
     splits = load_splits(experiment, console)
     model, tokenizer = load_policy(experiment.model)
     progress = ProgressReport(console, save_every_multiple_of=args.num_iterations)
@@ -166,7 +169,7 @@ def _train(
         args,
         train_trajectories=splits.train,
         validation_trajectories=splits.validation,
-        step_rewards=experiment.sum_rewards(run.path),
+        step_rewards=rewards,
         processing_class=tokenizer,
         callbacks=[progress],
     )

@@ -45,14 +45,14 @@ def make_rewards(weights: Mapping[str, object], *, deadline: float = 5.0) -> Rew
     """
     try:
         rewards = RewardSum(weights, deadline=deadline, errors="record", for_training=False)
-        rewards.score([])  # finds and loads them
+        rewards.load()
     except ValueError as error:
         raise UsageError(f"rewards: {error}") from error
     return rewards
 
 
-def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: bool) -> None:
-    """Score every row of a file.
+def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: bool) -> int:
+    """Score every row of a file; returns how many rows had a reward that failed.
 
     Args:
         path: JSON lines.
@@ -80,6 +80,7 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
                 told = json.dumps({"line": number, **as_row(score)}, allow_nan=False)
                 console.print(told, highlight=False, markup=False, soft_wrap=True)
             elif rows <= SHOWN_ROWS:
+                console.print(f"line {number}:", highlight=False)
                 show(step, score, rewards, console)
     if not rows:
         raise UsageError(f"{path} has no steps to score ({skipped} broke the format)")
@@ -88,7 +89,7 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
     if not as_json and skipped:
         console.print(f"{skipped:,} completions broke the format and were not scored")
     if not as_json and failures:
-        console.print(f"{failures:,} steps had a reward that failed; --json tells how")
+        console.print(f"steps with a reward that failed: {failures:,}; --json tells how")
     if not as_json and from_a_run:
         console.print(
             "A run's log holds no problems, no answers, no metadata and only the step before: "
@@ -96,6 +97,7 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
             highlight=False,
             soft_wrap=True,
         )
+    return failures
 
 
 def as_row(score: StepScore) -> dict[str, object]:

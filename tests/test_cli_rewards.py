@@ -118,6 +118,12 @@ def test_a_reward_of_ones_own_is_in_every_log(
     assert all(0 < line["rewards/vowels"] < 1 for line in metrics)
     summary = json.loads((mine / "runs/one/summary.json").read_text())
     assert 0 < summary["after"]["held-out steps: vowels"]["value"] < 1
+    capsys.readouterr()
+    assert main(["inspect", "one"]) == 0
+    mean = sum(record["rewards"]["vowels"] for record in valid) / len(valid)
+    assert f"vowels           {mean:.3f} where it applies, {len(valid)} times" in re.sub(
+        r"(?<=vowels) +", " " * 11, capsys.readouterr().out
+    )
     # The run's own config finds it again.
     assert main(["eval", "--run", "one"]) == 0
 
@@ -125,7 +131,10 @@ def test_a_reward_of_ones_own_is_in_every_log(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("raises", "'raises' raised KeyError: 'colour' at step . of . of problem 'case"),
+        (
+            "raises",
+            r"'raises' raised KeyError: 'colour' \(mine.py, line \d+\) at step . of . of problem",
+        ),
         ("gives_nan", "'gives_nan' returned nan at step .*; return a finite float, or None"),
     ],
 )
@@ -140,12 +149,13 @@ def test_a_reward_that_fails_stops_the_run(
     again = shlex.split(shown.err.strip().partition("to try again: ")[2])
     assert again[:5] == ["python", "-m", "srl", "score", f"runs/one.failed.{name}.jsonl"]
     # What the message says to type reproduces it.
-    assert main(again[3:]) == 0
+    assert main(again[3:]) == 1
     again_shown = capsys.readouterr()
     assert name in again_shown.out
     assert re.search("raised KeyError|returned nan", again_shown.out)
-    # And the name is free again.
+    # And the name is free again, with nothing left of the failure.
     assert train(*QUICK) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["one"]
 
 
 @pytest.mark.parametrize("name", ["raises", "gives_nan"])
@@ -208,7 +218,10 @@ def test_a_reward_that_prints_or_forks_spoils_nothing(
             ["--rewards.red", '{name: "mine.py:Bonus", weight: 1, options: {wort: red}}'],
             "no option 'wort'; it has word, amount; did you mean 'word'",
         ),
-        (["--rewards.similarity", "{options: {unit: word}}"], "give a weight, or {weight: 0.5"),
+        (
+            ["--rewards.similarity", "{options: {unit: word}}"],
+            "it has no weight; give a number, or",
+        ),
         (["--reward_deadline", "0"], "reward_deadline is 0.0; give seconds"),
         (["--reward_workers", "0"], "reward_workers is 0; it must be 1 or more"),
         (["--reward_errors", "ignore"], "reward_errors is 'ignore'; allowed: stop, record"),
@@ -372,5 +385,13 @@ def test_check_data_shows_every_reward(mine: Path, capsys: pytest.CaptureFixture
     for name in ("similarity", "equation", "answer", "vowels"):
         assert re.search(rf"^{name} +\d+ ", shown, re.MULTILINE), name
     assert "answers that verify" in shown
+    assert main(["check-data", "data.jsonl", "--rewards.mine.py:raises", "0"]) == 0
+    capsys.readouterr()
+    always = "def fails(step): raise ValueError\n"
+    Path("always.py").write_text(always)
+    assert main(["check-data", "data.jsonl", "--rewards.always.py:fails", "0"]) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"^fails +0 .* FAILED on \d+$", shown.out, re.MULTILINE)
+    assert "srl: rewards that failed: fails" in shown.err
     words = ["check-data", "data.jsonl", "--rewards.mine.py:vowel", "0"]
     refused(capsys, main(words), "mine.py has no 'vowel'")
