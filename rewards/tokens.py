@@ -241,7 +241,7 @@ class _Tokenizer:
         elif name == "$":
             self.add("currency", "$", at)
         elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
-            pass  # its brace is the bracket
+            return end  # adds no token of its own: its brace is the bracket
         elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
             end += len(inside)
             words = inside.strip()[1:-1].strip()
