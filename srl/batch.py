@@ -9,6 +9,11 @@ from torch import Tensor
 
 from srl.evaluate import ScoredStep
 from srl.loss import LossScale
+from srl.prefix_tree import PrefixTree, Row, pack_trees
+
+# A tree's attention is in more pieces than that of padded rows. It pays where padded rows have so
+# many times its tokens; measured, docs/prefix_tree.md.
+_WORTH_A_TREE = 1.35
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,18 @@ class Batch:
     """What one or several optimiser steps train on.
 
     Attributes:
-        rows: (prompt ids, completion ids) of every kept rollout.
+        rows: prompt and completion ids of every kept rollout.
         advantages: one a row.
         scale: the totals that the loss is divided by.
-        micro_batches: indices of rows that go through the model together.
+        micro_batches: which rows go through the model together.
         old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
             the first pass has computed them.
     """
 
-    rows: list[tuple[list[int], list[int]]]
+    rows: list[Row]
     advantages: list[float]
     scale: LossScale
-    micro_batches: list[list[int]]
+    micro_batches: list[MicroBatch]
     old_log_probs: list[Tensor] = field(default_factory=list)
 
     @classmethod
@@ -56,9 +61,10 @@ class Batch:
         *,
         max_completion_length: int,
         micro_batch_tokens: int,
+        trees: bool,
     ) -> Batch:
         """The groups with advantages as rows, one after another; None is a dropped group."""
-        rows: list[tuple[list[int], list[int]]] = []
+        rows: list[Row] = []
         flat: list[float] = []
         for group, values in zip(groups, advantages, strict=True):
             if values is not None:
@@ -69,13 +75,40 @@ class Batch:
             rows=rows,
             advantages=flat,
             scale=LossScale.of(lengths, max_completion_length),
-            micro_batches=pack_rows(rows, micro_batch_tokens),
+            micro_batches=micro_batches(rows, micro_batch_tokens, trees=trees),
         )
 
 
-def pack_rows(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int
-) -> list[list[int]]:
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together, as indices, and whether as a prefix tree."""
+
+    rows: list[int]
+    tree: bool
+
+
+def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[MicroBatch]:
+    """Every row once, in micro-batches of at most `max_tokens`; a longer row has one of its own.
+
+    Where a tree saves too little to pay for its upkeep, its rows are padded instead, so that a step
+    never takes longer with trees than without.
+    """
+    if not trees:
+        return [MicroBatch(part, tree=False) for part in pack_rows(rows, max_tokens)]
+    batches = []
+    repeated: list[int] = []
+    for part in pack_trees(rows, max_tokens):
+        members = [rows[i] for i in part]
+        longest = max(len(prompt) + len(completion) for prompt, completion in members)
+        if len(part) * longest >= _WORTH_A_TREE * len(PrefixTree.of(members)):
+            batches.append(MicroBatch(part, tree=True))
+        else:
+            repeated += part
+    padded = pack_rows([rows[i] for i in repeated], max_tokens)
+    return batches + [MicroBatch([repeated[i] for i in part], tree=False) for part in padded]
+
+
+def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
     """Indices of rows for each micro-batch: rows of like length, so that padding is small.
 
     A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;

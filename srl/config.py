@@ -50,6 +50,8 @@ class SRLConfig(TrainingArguments):
         system_prompt: what the policy is told for a step; null sends no system message.
         whole_system_prompt: the same, for solving a whole problem in one completion.
         prompts_per_step: groups wanted for one optimiser step.
+        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories, all rows of
+            one in a row, so that they share their prompts (docs/prefix_tree.md).
         num_generations: G, rollouts of one prompt; 2 or more.
         max_completion_length: the longest completion of one step, in tokens.
         temperature, top_p, top_k, min_p: sampling; top_p 1.0, top_k 0 and min_p null are off.
@@ -65,7 +67,9 @@ class SRLConfig(TrainingArguments):
         use_bias_correction_kl: weigh the KL term by the ratio, as TRL does (`srl/loss.py`).
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
         rollout_token_budget: prompt and completion tokens sampled together, at full length.
-        micro_batch_tokens: tokens of one forward and backward, padding included.
+        prefix_tree: compute tokens that the rollouts of an update share once, not for each of them.
+        micro_batch_tokens: tokens of one forward and backward: nodes of the prefix tree, or, where
+            there is none, tokens of repeated rows with their padding.
         reward_deadline: seconds that one call of a named reward may take; then it is stopped, its
             value is null, and the metrics count it.
         reward_workers: processes that score beside generation; null is the cores less one, 1 to 8.
@@ -106,6 +110,7 @@ class SRLConfig(TrainingArguments):
 
     # Rollouts.
     prompts_per_step: int = 64
+    prompt_order: Literal["shuffled", "trajectory"] = "shuffled"
     num_generations: int = 8
     max_completion_length: int = 512
     temperature: float = 1.0
@@ -128,6 +133,7 @@ class SRLConfig(TrainingArguments):
     beta: float = 0.0
     use_bias_correction_kl: bool = True
     num_iterations: int = 1
+    prefix_tree: bool = True
     micro_batch_tokens: int = 8192
 
     # Rewards.

@@ -31,9 +31,13 @@ class PromptStream:
         num_rows: how many rows there are.
         seed: the order's seed.
         cursor: how many rows were already handed out.
+        units: of every row the number of its unit. A unit's rows come one after another, in their
+            own order, and it is the units that are permuted; by default every row is one.
     """
 
-    def __init__(self, num_rows: int, seed: int, cursor: int = 0) -> None:
+    def __init__(
+        self, num_rows: int, seed: int, cursor: int = 0, units: Sequence[int] | None = None
+    ) -> None:
         if num_rows < 1:
             raise UsageError(
                 f"a prompt stream over {num_rows} rows; training needs at least 1 row: "
@@ -41,9 +45,12 @@ class PromptStream:
             )
         if cursor < 0:
             raise UsageError(f"a stream cursor of {cursor}; it counts rows handed out, from 0")
+        if units is not None and len(units) != num_rows:
+            raise UsageError(f"{len(units)} units for {num_rows} rows; give every row's unit")
         self.num_rows = num_rows
         self.seed = seed
         self.cursor = cursor
+        self.units = range(num_rows) if units is None else units
         self._cached_epoch = -1
         self._order: list[int] = []
 
@@ -91,8 +98,9 @@ class PromptStream:
             # Sorting by random() rather than shuffle(): Python promises the former's sequence
             # across versions for a given seed, and a run may be resumed under another version.
             rng = random.Random(f"{self.seed}-{epoch}")
-            keys = [rng.random() for _ in range(self.num_rows)]
-            self._order = sorted(range(self.num_rows), key=keys.__getitem__)
+            keys = [rng.random() for _ in range(max(self.units) + 1)]
+            # A stable sort: the rows of a unit stay in their order.
+            self._order = sorted(range(self.num_rows), key=lambda row: keys[self.units[row]])
             self._cached_epoch = epoch
         return self._order
 

@@ -9,7 +9,7 @@ sides of a split would leak its solution.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,6 +119,12 @@ def build_examples(
             len(trajectory.steps) - (1 if targets == "literal" else 0),
         )
     ]
+
+
+def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:
+    """Of each row, which trajectory it is a step of: 0 for the first one's, and so on."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(id(one.trajectory), len(numbers)) for one in examples]
 
 
 def split_by_problem(

@@ -23,6 +23,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
-from srl.batch import Batch, Group
+from srl.batch import Batch, Group, MicroBatch
 from srl.config import SRLConfig, check_evaluation, sum_rewards
 from srl.errors import UsageError
 from srl.evaluate import (
@@ -55,12 +56,14 @@ from srl.evaluate import (
 )
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
+from srl.prefix_tree import Row
 from srl.prompts import ensure_pad
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import Collected, PromptStream, collect_groups
-from srl.steps import StepExample, build_examples
-from srl.trl_parts import completion_log_probs
+from srl.steps import StepExample, build_examples, trajectory_numbers
+from srl.tree_attention import attending_over_trees, refusal
+from srl.trl_parts import CompletionScores, completion_log_probs
 
 STATE_FILE = "srl_state.json"
 
@@ -148,7 +151,9 @@ class SRLTrainer(Trainer):
         if args.max_steps <= 0:
             rows_a_step = args.prompts_per_step / args.num_iterations
             args.max_steps = max(1, round(args.num_train_epochs * len(self.examples) / rows_a_step))
-        self.stream = PromptStream(len(self.examples), args.seed)
+        in_order = args.prompt_order == "trajectory"
+        units = trajectory_numbers(self.examples) if in_order else None
+        self.stream = PromptStream(len(self.examples), args.seed, units=units)
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if args.beta else None
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
@@ -173,6 +178,8 @@ class SRLTrainer(Trainer):
         self.add_callback(_SaveState(self))
         if self.reference is not None:
             self.reference.to(self.args.device)
+        # Why the update repeats what rollouts share, or None: it computes over prefix trees.
+        self.tree_refusal = refusal(self.model) if args.prefix_tree else "prefix_tree is off"
         self.sampling = SamplingParams(
             max_new_tokens=args.max_completion_length,
             temperature=args.temperature,
@@ -197,8 +204,13 @@ class SRLTrainer(Trainer):
             f"{a.prompts_per_step * a.num_generations} completions a step of at most "
             f"{a.max_completion_length} tokens, "
             f"at most {a.max_sampling_rounds if a.dynamic_sampling else 1} sampling rounds, "
-            f"micro-batches of at most {a.micro_batch_tokens:,} tokens; "
-            f"{a.max_steps} steps, about {epochs:.2g} epochs"
+            f"micro-batches of at most {a.micro_batch_tokens:,} "
+            + (
+                "tree tokens; "
+                if self.tree_refusal is None
+                else f"tokens, prompts repeated for every rollout ({self.tree_refusal}); "
+            )
+            + f"{a.max_steps} steps, about {epochs:.2g} epochs"
         )
 
     def reward_report(self) -> str:
@@ -259,10 +271,11 @@ class SRLTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         stats: LossStats | None = None
         for number, micro_batch in enumerate(self._batch.micro_batches):
-            # Accelerate autocasts the model's own forward, but the scores come from its parts.
-            with self.accelerator.autocast():
-                loss, part = self._loss(model, self._batch, number, micro_batch)
-            self.accelerator.backward(loss)
+            with self._attention(model, micro_batch):
+                # Accelerate autocasts the model's own forward, but the scores come from its parts.
+                with self.accelerator.autocast():
+                    loss, part = self._loss(model, self._batch, number, micro_batch)
+                self.accelerator.backward(loss)
             total += loss.detach()
             stats = part if stats is None else stats + part
         self.run_log.note(stats.metrics() if stats is not None else {})
@@ -378,14 +391,21 @@ class SRLTrainer(Trainer):
             advantages,
             max_completion_length=args.max_completion_length,
             micro_batch_tokens=args.micro_batch_tokens,
+            trees=self.tree_refusal is None,
         )
 
+    def _attention(self, model: nn.Module, micro_batch: MicroBatch) -> AbstractContextManager[None]:
+        """How the model attends to a micro-batch, forward and backward."""
+        if not micro_batch.tree:
+            return nullcontext()
+        return attending_over_trees(self.accelerator.unwrap_model(model))
+
     def _loss(
-        self, model: nn.Module, batch: Batch, number: int, micro_batch: Sequence[int]
+        self, model: nn.Module, batch: Batch, number: int, micro_batch: MicroBatch
     ) -> tuple[Tensor, LossStats]:
         """This micro-batch's share of the step's loss."""
-        rows = [batch.rows[i] for i in micro_batch]
-        scores = self._score(model, rows)
+        rows = [batch.rows[i] for i in micro_batch.rows]
+        scores = self._score(model, rows, micro_batch.tree)
         old = None
         if self.args.num_iterations > 1:
             if number == len(batch.old_log_probs):
@@ -393,12 +413,12 @@ class SRLTrainer(Trainer):
             old = batch.old_log_probs[number]
         reference = None
         if self.reference is not None:
-            with torch.no_grad():
-                reference = self._score(self.reference, rows).log_probs
+            with torch.no_grad(), self._attention(self.reference, micro_batch):
+                reference = self._score(self.reference, rows, micro_batch.tree).log_probs
         return policy_loss(
             scores.log_probs,
             old,
-            torch.tensor([batch.advantages[i] for i in micro_batch], device=self.args.device),
+            torch.tensor([batch.advantages[i] for i in micro_batch.rows], device=self.args.device),
             scores.mask,
             loss_type=self.args.loss_type,
             scale=batch.scale,
@@ -411,13 +431,14 @@ class SRLTrainer(Trainer):
             use_bias_correction_kl=self.args.use_bias_correction_kl,
         )
 
-    def _score(self, model: nn.Module, rows: Sequence[tuple[list[int], list[int]]]):  # type: ignore[no-untyped-def]
+    def _score(self, model: nn.Module, rows: Sequence[Row], tree: bool) -> CompletionScores:
         return completion_log_probs(
             model,
             rows,
             pad_id=self.processing_class.pad_token_id,
             temperature=self.args.temperature,
             device=self.args.device,
+            tree=tree,
         )
 
     def _rows(

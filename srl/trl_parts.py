@@ -5,8 +5,9 @@ of given tokens straight from hidden states and the LM head's weight, tile by ti
 [tokens, V] logits never exist. A test holds its signature and its values, and fails on an upgrade
 that moves either; pyproject.toml admits one minor version of TRL only.
 
-Around it: rows are padded on the right to the longest row of their own micro-batch, the backbone
-runs once, and only the hidden states that predict a completion token reach the head.
+Around it: the rows of a micro-batch become one prefix tree, or are padded on the right to the
+longest of them; the backbone runs once, and only the hidden states that predict a completion token
+reach the head.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
 
 from srl.errors import UsageError
+from srl.prefix_tree import PrefixTree, Row
+from srl.tree_attention import tree_inputs
 
 # On a CPU the fused head takes about twice as long as log_softmax (it computes the logits again in
 # the backward pass: 173 against 93 ms at 4,000 tokens, hidden size 160, 1,024 words, one thread),
@@ -57,12 +60,13 @@ class CompletionScores(NamedTuple):
 
 def completion_log_probs(
     model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Sequence[Row],
     *,
     pad_id: int,
     temperature: float,
     device: torch.device | str,
     with_entropy: bool = False,
+    tree: bool = False,
 ) -> CompletionScores:
     """Log-probability of every completion token under `model`, at the sampling temperature.
 
@@ -80,12 +84,18 @@ def completion_log_probs(
         temperature: above 0.
         device: where the model is.
         with_entropy: also return the entropy of every prediction.
+        tree: compute what the rows share once (`prefix_tree.py`); call it, and run the backward
+            pass, inside `attending_over_trees(model)`, of a model without a `refusal` there.
 
     Raises:
         UsageError: no rows, an empty prompt, or a temperature that is not above 0.
     """
     _check(rows, temperature)
-    batch = _pad_right(rows, pad_id, torch.device(device))
+    batch = (
+        _as_tree(rows, torch.device(device))
+        if tree
+        else _pad_right(rows, pad_id, torch.device(device))
+    )
     head = _head_of(model, batch)
     if head is None:
         outputs = model(**_accepted_by(model, batch.inputs), use_cache=False)
@@ -109,55 +119,97 @@ def completion_log_probs(
 
 @dataclass(frozen=True)
 class _Batch:
-    """One padded micro-batch with T tokens a row, N completion tokens in all.
+    """One micro-batch as the model takes it: R lines of T tokens, M completion tokens in all.
 
     All index arithmetic happens on the host, from lengths, so the device is never waited for.
     """
 
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, position_ids: [B, T]
-    predictors: Tensor  # [N] into B * T: where the next token is a completion token
+    inputs: dict[str, object]  # input_ids, position_ids: [R, T]; attention_mask, or the tree
+    predictors: Tensor  # [N] into R * T: where the next token is a completion token
     targets: Tensor  # [N] those next tokens
-    slots: Tensor  # [N] into B * C: where each of them stands in the result
+    sources: Tensor | None  # [M] into N: the prediction of each completion token; None if M is N
+    slots: Tensor  # [M] into B * C: where each completion token stands in the result
     mask: Tensor  # [B, C]
+
+    def few(self) -> dict[str, object]:
+        """Inputs of the same kind: a single line of a few tokens."""
+        ids = cast(Tensor, self.inputs["input_ids"])[:1, :8]
+        if "tree" in self.inputs:
+            return tree_inputs(PrefixTree.of([(ids[0].tolist(), [])]), ids.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
+        }
 
     def unflatten(self, values: Tensor) -> Tensor:
         """[N] -> [B, C], with zeros where there is no token."""
+        if self.sources is not None:
+            values = values.index_select(0, self.sources)
         empty = values.new_zeros(self.mask.numel())
         return empty.index_copy(0, self.slots, values).view(self.mask.shape)
 
 
-def _pad_right(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, device: torch.device
-) -> _Batch:
+def _long(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long).to(device)
+
+
+def _slots(completions: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where completion tokens stand in [B, C], as indices [M] and as a mask [B, C]."""
+    C = max(map(len, completions))
+    slots = [b * C + i for b, completion in enumerate(completions) for i in range(len(completion))]
+    mask = torch.zeros(len(completions) * C, dtype=torch.bool)
+    mask[slots] = True
+    return _long(slots, device), mask.view(len(completions), C).to(device)
+
+
+def _pad_right(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch:
     T = max(len(prompt) + len(completion) for prompt, completion in rows)
-    C = max(len(completion) for _, completion in rows)
-    ids, attention, mask = [], [], []
+    ids, attention = [], []
     predictors: list[int] = []
     targets: list[int] = []
-    slots: list[int] = []
     for b, (prompt, completion) in enumerate(rows):
         length = len(prompt) + len(completion)
         ids.append([*prompt, *completion, *[pad_id] * (T - length)])
         attention.append([1] * length + [0] * (T - length))
-        mask.append([True] * len(completion) + [False] * (C - len(completion)))
         predictors += range(b * T + len(prompt) - 1, b * T + length - 1)
         targets += completion
-        slots += range(b * C, b * C + len(completion))
-
-    def put(values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long).to(device)
-
+    slots, mask = _slots([completion for _, completion in rows], device)
     return _Batch(
         inputs={
-            "input_ids": put(ids),
-            "attention_mask": put(attention),
+            "input_ids": _long(ids, device),
+            "attention_mask": _long(attention, device),
             # Explicit, because some absolute-position models derive wrong ones from the mask.
             "position_ids": torch.arange(T, device=device).expand(len(rows), T),
         },
-        predictors=put(predictors),
-        targets=put(targets),
-        slots=put(slots),
-        mask=torch.tensor(mask, dtype=torch.bool).view(len(rows), C).to(device),
+        predictors=_long(predictors, device),
+        targets=_long(targets, device),
+        sources=None,
+        slots=slots,
+        mask=mask,
+    )
+
+
+def _as_tree(rows: Sequence[Row], device: torch.device) -> _Batch:
+    """One line of all nodes. What predicts a node is its parent, in the trunk as in a leaf."""
+    tree = PrefixTree.of(rows)
+    nodes = tree.completion_nodes
+    place = {node: i for i, node in enumerate(nodes)}
+    slots, mask = _slots([completion for _, completion in rows], device)
+    return _Batch(
+        inputs=tree_inputs(tree, device),
+        predictors=_long([tree.parents[node] for node in nodes], device),
+        targets=_long([tree.tokens[node] for node in nodes], device),
+        sources=_long(
+            [
+                place[node]
+                for path, start in zip(tree.paths, tree.prompt_lengths, strict=True)
+                for node in path[start:]
+            ],
+            device,
+        ),
+        slots=slots,
+        mask=mask,
     )
 
 
@@ -261,7 +313,7 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
         if isinstance(states, Tensor):
             seen.append(states)
 
-    few_tokens = {name: value[:1, :8] for name, value in batch.inputs.items()}
+    few_tokens = batch.few()
     hook = backbone.register_forward_hook(see)
     # In training mode dropout draws random numbers, which must not depend on this look.
     cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -295,7 +347,7 @@ def _possible_scales(config: object) -> list[float]:
     return scales
 
 
-def _accepted_by(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _accepted_by(model: nn.Module, inputs: dict[str, object]) -> dict[str, object]:
     """Without `position_ids` for the few architectures whose forward does not know them."""
     while isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
         model = cast(nn.Module, model.module)
@@ -306,7 +358,7 @@ def _accepted_by(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tenso
     return {name: value for name, value in inputs.items() if name != "position_ids"}
 
 
-def _check(rows: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> None:
+def _check(rows: Sequence[Row], temperature: float) -> None:
     if len(rows) == 0:
         raise UsageError("no rows to score; a micro-batch needs at least one prompt and completion")
     for i, (prompt, _) in enumerate(rows):
