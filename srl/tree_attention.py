@@ -421,6 +421,9 @@ def _attention_interface(
     if dropout or s_aux is not None:
         raise NotImplementedError(f"its attention has {'dropout' if dropout else 'sinks'}")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # As autocast does for sdpa; position embeddings come out of it in float32.
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = tree_attention(q, k, v, tree, scale=scale, softcap=softcap, window=sliding_window)
     return out.unsqueeze(0), None

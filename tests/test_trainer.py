@@ -209,7 +209,7 @@ def test_one_update_is_the_formula(toy_policy: Path, tmp_path: Path, loss_type: 
     rate, temperature, longest = 0.1, 0.7, 12
     args = toy_config(
         tmp_path, max_steps=1, loss_type=loss_type, temperature=temperature, optim="sgd",
-        learning_rate=rate, max_grad_norm=0, micro_batch_tokens=150,
+        learning_rate=rate, max_grad_norm=0, micro_batch_tokens=60,
     )  # fmt: skip
     trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
     trainer.train()
