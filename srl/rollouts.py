@@ -1,9 +1,9 @@
 """Completions from the current policy, with `transformers` models and nothing else.
 
-A prompt is prefilled once for all its completions, and rows that have ended leave the batch, so a
-step costs about what its longest completions cost. The sampling parameters are those passed in and
-no others: `model.generate` would inherit top_p, top_k and a repetition penalty from the model's own
-`generation_config`, and sampling would silently be off-policy.
+A prompt is read once for all its completions (`decoding.py`), and rows that have ended leave the
+batch, so a step costs about what its longest completions cost. The sampling parameters are those
+passed in and no others: `model.generate` would inherit top_p, top_k and a repetition penalty from
+the model's own `generation_config`, and sampling would silently be off-policy.
 
 Random numbers come from torch's global generator: it is what a checkpoint saves.
 """
@@ -11,13 +11,13 @@ Random numbers come from torch's global generator: it is what a checkpoint saves
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
@@ -26,9 +26,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-# Rows that have ended are taken out of the batch once so large a share has ended: every time costs
-# a copy of the cache.
-_COMPACT_AT = 0.25
+from srl.decoding import CachedDecoder, Decoder, SharedDecoder
+from srl.tree_attention import attending_over_trees, refusal
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class LocalSampler:
     """Samples from a model in this process.
 
     Args:
-        model: a causal language model that takes a `DynamicCache`.
+        model: a causal language model.
         pad_id: any token id; padding is masked out.
         token_budget: prompts are sampled together while their completions' prompt and completion
             tokens, at full length, stay within it. Bounds the memory of the cache.
@@ -127,11 +126,19 @@ class LocalSampler:
     ) -> list[list[Completion]]:
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
+        shared = refusal(self.model) is None
         self.model.eval()
         try:
             done: dict[int, list[Completion]] = {}
-            for chunk in _chunks(prompts, num_samples, params.max_new_tokens, self.token_budget):
-                rows = self._sample([prompts[i] for i in chunk], num_samples, params)
+            chunks = _chunks(
+                prompts, num_samples, params.max_new_tokens, self.token_budget, shared=shared
+            )
+            for chunk in chunks:
+                decoder: Decoder = (
+                    SharedDecoder(self.model) if shared else CachedDecoder(self.model, self.pad_id)
+                )
+                with attending_over_trees(self.model) if shared else nullcontext():
+                    rows = self._sample(decoder, [prompts[i] for i in chunk], num_samples, params)
                 for place, index in enumerate(chunk):
                     done[index] = rows[place * num_samples : (place + 1) * num_samples]
                 if on_ready is not None:
@@ -141,27 +148,15 @@ class LocalSampler:
         return [done[index] for index in range(len(prompts))]
 
     def _sample(
-        self, prompts: list[Sequence[int]], num_samples: int, params: SamplingParams
+        self,
+        decoder: Decoder,
+        prompts: list[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
     ) -> list[Completion]:
         """All completions of prompts that fit into memory together."""
-        device = self.model.device
-        longest = max(len(prompt) for prompt in prompts)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        ids = torch.tensor(
-            [[self.pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
-            device=device,
-        )  # [B, P], padded on the left: every row's next token is in the same column
-        column = torch.arange(longest, device=device)
-        mask = column >= (longest - lengths)[:, None]
-        positions = (column - (longest - lengths)[:, None]).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward(ids, mask, positions, cache)
-
-        if num_samples > 1:
-            cache.batch_repeat_interleave(num_samples)
-            logits, mask, lengths = (
-                tensor.repeat_interleave(num_samples, dim=0) for tensor in (logits, mask, lengths)
-            )
+        logits = decoder.start(prompts, num_samples)
+        device = logits.device
         stop = torch.tensor(sorted(params.stop_ids), device=device)
         warpers = params.warpers()
         # No processor in use looks at the tokens so far.
@@ -171,10 +166,7 @@ class LocalSampler:
         ended = torch.zeros_like(row_of, dtype=torch.bool)
         for length in range(1, params.max_new_tokens + 1):
             scores = warpers(no_ids, logits.float())
-            if params.temperature == 0:
-                token = scores.argmax(-1)
-            else:
-                token = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
+            token = scores.argmax(-1) if params.temperature == 0 else _draw(scores.softmax(-1))
             for row, value, over in zip(
                 row_of.tolist(), token.tolist(), ended.tolist(), strict=True
             ):
@@ -183,38 +175,45 @@ class LocalSampler:
             ended = ended | torch.isin(token, stop)
             if length == params.max_new_tokens or bool(ended.all()):
                 break
-            if ended.float().mean() >= _COMPACT_AT:
-                keep = (~ended).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                token, mask, lengths, row_of, ended = (
-                    tensor[keep] for tensor in (token, mask, lengths, row_of, ended)
-                )
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._forward(token[:, None], mask, lengths[:, None], cache)
-            lengths = lengths + 1
+            kept = decoder.worth_keeping(~ended)
+            if kept is not None:
+                decoder.keep(kept)
+                token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
+            logits = decoder.step(token)
         return [Completion(row, row[-1] not in params.stop_ids) for row in written]
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits [B, V] of each row's next token; `cache` grows by `ids`."""
-        return self.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+
+def _draw(probabilities: Tensor) -> Tensor:
+    """One token [rows] from each line of [rows, V], by inverting its cumulative distribution.
+
+    `torch.multinomial` draws a number for every word of the vocabulary: on a CPU 20 times slower.
+    In float64, because in float32 words less likely than 1e-7 would never come.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    drawn = torch.rand(len(probabilities), 1, dtype=torch.float64, device=probabilities.device)
+    # The first place above it: a word of probability 0 is never the first.
+    found = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+    return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)
 
 
 def _chunks(
-    prompts: Sequence[Sequence[int]], num_samples: int, max_new_tokens: int, token_budget: int
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    max_new_tokens: int,
+    token_budget: int,
+    *,
+    shared: bool,
 ) -> Iterator[list[int]]:
-    """Indices of prompts to sample together: of like length, within the budget, one at least."""
+    """Indices of prompts to sample together: of like length, within the budget, one at least.
+
+    A prompt counts once where its completions share it, else once for each of them.
+    """
     chunk: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         # The first one is the longest: the others are padded to it.
         longest = len(prompts[chunk[0] if chunk else index])
-        if chunk and (len(chunk) + 1) * num_samples * (longest + max_new_tokens) > token_budget:
+        tokens = num_samples * max_new_tokens + longest * (1 if shared else num_samples)
+        if chunk and (len(chunk) + 1) * tokens > token_budget:
             yield chunk
             chunk = []
         chunk.append(index)

@@ -24,6 +24,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,20 @@ _MOST_PADDING = 1.3
 # FlexAttention's blocks are 128 x 128; below this many nodes it loses to the pieces
 # (../docs/prefix_tree.md).
 _FLEX_FROM = 1024
+
+
+class How(NamedTuple):
+    """How a layer attends.
+
+    Attributes:
+        scale: factor of the scores.
+        softcap: `tanh(scores / softcap) * softcap`, as Gemma 2 does; None is off.
+        window: a token sees so many positions, its own included; None is all of them.
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class _Self:
         lines.index_copy_(0, self.own, grad.index_select(0, self.own_nodes))
         return _heads_first(lines.view(*self.nodes.shape, *grad.shape[1:]))
 
-    def take_sums(self, lse: Tensor) -> Tensor:
+    def takewide(self, lse: Tensor) -> Tensor:
         """[N, H] -> [R, H, L]; infinite at padding, whose exp(score - lse) could overflow."""
         sums = lse.index_select(0, self.nodes.flatten()).view(*self.nodes.shape, -1)
         if self.own is not None:
@@ -161,6 +177,11 @@ class TreePlan:
             prefixes=[_Prefix(put(nodes), trunk, cut) for (trunk, cut), nodes in after.items()],
         )
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """One line of all nodes, [1, H, N, D] and [1, H_kv, N, D] -> [1, N, H, D]."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        return tree_attention(q, k, v, self, how).unsqueeze(0)
+
 
 def _of_like_length(
     stretches: Sequence[tuple[list[int], list[bool]]],
@@ -194,7 +215,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out = torch.empty(q.shape, dtype=q.dtype)
-        lse = torch.empty(q.shape[:2], dtype=_sums(q))  # [N, H]
+        lse = torch.empty(q.shape[:2], dtype=wide(q))  # [N, H]
         for own in plan.selves:
             part, sums = flash(*(own.take(x) for x in (q, k, v)), 0.0, True, scale=scale)
             out.index_copy_(0, own.own_nodes, own.owned(part))
@@ -224,13 +245,13 @@ class _Fused(torch.autograd.Function):
         plan, scale = ctx.plan, ctx.scale
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         # Sums of many parts, so in float32 at least.
-        dq = torch.empty(q.shape, dtype=_sums(q))
-        dk, dv = (torch.zeros(x.shape, dtype=_sums(x)) for x in (k, v))
+        dq = torch.empty(q.shape, dtype=wide(q))
+        dk, dv = (torch.zeros(x.shape, dtype=wide(x)) for x in (k, v))
         for own in plan.selves:
             dq_part, *parts = flash(
                 own.take_owned(grad),
                 *(own.take(x) for x in (q, k, v, out)),
-                own.take_sums(lse),
+                own.takewide(lse),
                 0.0,
                 True,
                 scale=scale,
@@ -261,7 +282,8 @@ class _Fused(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _sums(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
+    """The type for sums of many parts: float32 at least."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -277,22 +299,21 @@ def _pieces(
     k: Tensor,
     v: Tensor,
     plan: TreePlan,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    how: How,
 ) -> Tensor:
     """The pieces as plain matrix products, in float32 at least; autograd does the rest."""
 
     groups = q.shape[1] // k.shape[1]
+    softcap, window = how.softcap, how.window
 
     def piece(queries: Tensor, keys: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Nodes [..., L] attending to nodes [..., M]: [..., H, L, D] and [..., H, L]."""
         a, b, c = (
-            x[nodes].to(_sums(x)).transpose(-3, -2)
+            x[nodes].to(wide(x)).transpose(-3, -2)
             for x, nodes in ((q, queries), (k, keys), (v, keys))
         )
         b, c = (x.repeat_interleave(groups, -3) for x in (b, c))
-        scores = (a @ b.mT) * scale  # [..., H, L, M]
+        scores = (a @ b.mT) * how.scale  # [..., H, L, M]
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         hidden = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1) & causal
@@ -333,15 +354,14 @@ def _flex(
     k: Tensor,
     v: Tensor,
     plan: TreePlan,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    how: How,
     attend: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """All at once, with a mask of blocks: node j is seen by i if and only if j <= i < ends[j]."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     ends, positions = plan.ends, plan.positions
+    softcap, window = how.softcap, how.window
 
     def visible(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = (j <= i) & (i < ends[j])
@@ -359,45 +379,43 @@ def _flex(
         *map(_heads_first, (q, k, v)),
         score_mod=None if softcap is None else capped,
         block_mask=plan.block_masks[window],
-        scale=scale,
+        scale=how.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[0].transpose(0, 1)
 
 
-def tree_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: TreePlan,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> Tensor:
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, how: How) -> Tensor:
     """Every node's attention to its ancestors and itself.
 
     Args:
         q: [N, H, D].
         k, v: [N, H_kv, D].
         plan: of the tree of N nodes.
-        scale: factor of the scores.
-        softcap: `tanh(scores / softcap) * softcap`, as Gemma 2 does; None is off.
-        window: a node sees so many positions, its own included; None is all of them.
+        how: scale, soft-cap and window.
 
     Returns:
         [N, H, D], of q's type.
     """
-    if window is not None and window >= plan.longest:
-        window = None
+    if how.window is not None and how.window >= plan.longest:
+        how = how._replace(window=None)
     if q.is_cuda and len(q) >= _FLEX_FROM:
-        return _flex(q, k, v, plan, scale, softcap, window)
-    if q.device.type == "cpu" and softcap is None and window is None and q.shape[-1] == v.shape[-1]:
-        return _Fused.apply(q, k, v, plan, scale)
-    return _pieces(q, k, v, plan, scale, softcap, window)
+        return _flex(q, k, v, plan, how)
+    plain = how.softcap is None and how.window is None and q.shape[-1] == v.shape[-1]
+    if q.device.type == "cpu" and plain:
+        return _Fused.apply(q, k, v, plan, how.scale)
+    return _pieces(q, k, v, plan, how)
 
 
 # ---- in a transformers model -------------------------------------------------------------------
+
+
+class Attending(Protocol):
+    """What a model is given as `tree`: it attends in place of every layer's own attention."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """q [R, H, L, D], k and v [R, H_kv, L, D] of the tokens at hand -> [R, L, H, D]."""
+        ...
 
 
 def _attention_interface(
@@ -411,22 +429,22 @@ def _attention_interface(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    tree: TreePlan | None = None,
     s_aux: Tensor | None = None,
+    tree: Attending | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it: [1, H, N, D], and twice [1, H_kv, N, D], give [1, N, H, D]."""
+    """As transformers calls it; [R, H, L, D] become [R, L, H, D]."""
     if tree is None:
         raise RuntimeError("this model attends over prefix trees, and was given none")
     if dropout or s_aux is not None:
         raise NotImplementedError(f"its attention has {'dropout' if dropout else 'sinks'}")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     # As autocast does for sdpa; position embeddings come out of it in float32.
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = tree_attention(q, k, v, tree, scale=scale, softcap=softcap, window=sliding_window)
-    return out.unsqueeze(0), None
+    how = How(scale, softcap, sliding_window)
+    return tree.attend(cast(int, module.layer_idx), query, key, value, how), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention_interface)
@@ -444,7 +462,7 @@ def tree_inputs(tree: PrefixTree, device: torch.device | str) -> dict[str, objec
 
 @contextmanager
 def attending_over_trees(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's forward wants `tree=TreePlan` and one row of all nodes.
+    """Inside, the model's forward wants a `tree`, as `tree_inputs` gives it.
 
     The backward pass belongs inside too: gradient checkpointing runs the forward again.
     """
@@ -460,13 +478,23 @@ def attending_over_trees(model: nn.Module) -> Iterator[None]:
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
-@torch.no_grad()
-def refusal(model: nn.Module) -> str | None:
-    """Why this model cannot be trained over prefix trees, in a few words; None if it can.
+_refusals: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
-    Found by trying: on a few tokens its logits over a tree must be those over rows. So a model that
-    computes its attention by itself, or mixes tokens by other means, is never trained wrongly.
+
+def refusal(model: nn.Module) -> str | None:
+    """Why this model cannot attend over prefix trees, in a few words; None if it can.
+
+    Found by trying, once a model: on a few tokens its logits over a tree must be those over rows.
+    So a model that computes its attention by itself, or mixes tokens by other means, is never
+    trained wrongly.
     """
+    if model not in _refusals:
+        _refusals[model] = _try(model)
+    return _refusals[model]
+
+
+@torch.no_grad()
+def _try(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} is no transformers model"
@@ -498,7 +526,7 @@ def refusal(model: nn.Module) -> str | None:
             worst = max(worst, error.item())
     except NotImplementedError as error:
         return str(error)
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         model.train(was_training)

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from srl import rollouts
+from srl import decoding, rollouts
 from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks
 
 VOCABULARY = 24
@@ -40,6 +40,14 @@ SIZES = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+
+
+@pytest.fixture(params=["shared", "cached"], autouse=True)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here holds for both decoders."""
+    if request.param == "cached":
+        monkeypatch.setattr(rollouts, "refusal", lambda model: "asked for")
+    return str(request.param)
 
 
 def qwen2(**changes: object) -> PreTrainedModel:
@@ -97,14 +105,50 @@ def test_greedy_completions_equal_generate(make: Callable[[], PreTrainedModel]) 
 
 
 @pytest.mark.parametrize("token_budget", [1, 60, 200, 10_000])
-@pytest.mark.parametrize("compact_at", [0.0, 0.25, 2.0])
+@pytest.mark.parametrize("worth_a_copy", [0.0, 0.75, 1.0])
 def test_memory_settings_change_nothing(
-    token_budget: int, compact_at: float, monkeypatch: pytest.MonkeyPatch
+    token_budget: int, worth_a_copy: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build()
     expected = sampler(model)(PROMPTS, 2, greedy(10, 3, 9, 20))
-    monkeypatch.setattr(rollouts, "_COMPACT_AT", compact_at)
+    monkeypatch.setattr(decoding, "_WORTH_A_COPY", worth_a_copy)
+    monkeypatch.setattr(decoding, "_ROOM", 3)
     assert sampler(model, token_budget)(PROMPTS, 2, greedy(10, 3, 9, 20)) == expected
+
+
+def test_rows_leave_groups_of_which_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of a group end at different times; what is left must go on as if alone."""
+    monkeypatch.setattr(decoding, "_WORTH_A_COPY", 1.0)
+    model = build(lambda: qwen2(initializer_range=0.4))
+    torch.manual_seed(3)
+    drawn = sampler(model)(PROMPTS, 20, SamplingParams(12, stop_ids=frozenset(range(6))))
+    assert len({len(completion.ids) for group in drawn for completion in group}) >= 6
+    surprise = variance = 0.0
+    for prompt, group in zip(PROMPTS, drawn, strict=True):
+        for completion in group:
+            ids = torch.tensor([*prompt, *completion.ids])
+            with torch.no_grad():
+                log_probs = model(ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            probs = log_probs.exp()
+            expected = (probs * log_probs).sum(-1)
+            surprise += float((log_probs.gather(1, ids[len(prompt) :, None])[:, 0] - expected).sum())
+            variance += float(((probs * log_probs**2).sum(-1) - expected**2).sum())
+    # Tokens drawn from another row's distribution would be far less likely than they should be.
+    assert abs(surprise) < 4 * variance**0.5
+
+
+def test_nested_prompts_are_read_once(decoder: str) -> None:
+    whole = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    prompts = [whole[:4], whole[:7], whole, [9, 9]]
+    model = build()
+    expected = [sampler(model)([prompt], 2, greedy(5))[0] for prompt in prompts]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _module, args, _output: read.append(args[0].numel())
+    )
+    assert sampler(model)(prompts, 2, greedy(5)) == expected
+    hook.remove()
+    assert read[0] == (len(whole) + 2 if decoder == "shared" else len(whole) * len(prompts))
 
 
 @given(
@@ -112,16 +156,18 @@ def test_memory_settings_change_nothing(
     st.integers(1, 8),
     st.integers(1, 40),
     st.integers(1, 2000),
+    st.booleans(),
 )
 def test_chunks_stay_within_the_budget(
-    lengths: list[int], num_samples: int, max_new_tokens: int, budget: int
+    lengths: list[int], num_samples: int, max_new_tokens: int, budget: int, shared: bool
 ) -> None:
     prompts = [[1] * length for length in lengths]
-    chunks = list(_chunks(prompts, num_samples, max_new_tokens, budget))
+    chunks = list(_chunks(prompts, num_samples, max_new_tokens, budget, shared=shared))
     assert sorted(index for chunk in chunks for index in chunk) == list(range(len(prompts)))
     for chunk in chunks:
         longest = max(lengths[index] for index in chunk)
-        assert len(chunk) == 1 or len(chunk) * num_samples * (longest + max_new_tokens) <= budget
+        read = longest * (1 if shared else num_samples)
+        assert len(chunk) == 1 or len(chunk) * (read + num_samples * max_new_tokens) <= budget
 
 
 def test_every_stop_token_ends_a_completion() -> None:
