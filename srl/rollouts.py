@@ -29,6 +29,11 @@ from transformers import (
 from srl.decoding import CachedDecoder, Decoder, SharedDecoder
 from srl.tree_attention import attending_over_trees, refusal
 
+# After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
+# work queued up meanwhile.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_EVERY_ELSEWHERE = 8
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -161,26 +166,27 @@ class LocalSampler:
         warpers = params.warpers()
         # No processor in use looks at the tokens so far.
         no_ids = torch.empty(0, dtype=torch.long, device=device)
-        written: list[list[int]] = [[] for _ in range(len(prompts) * num_samples)]
-        row_of = torch.arange(len(written), device=device)  # [rows in the batch] -> completion
+        rows = len(prompts) * num_samples
+        written = torch.full((rows, params.max_new_tokens), -1, device=device)
+        row_of = torch.arange(rows, device=device)  # [rows in the batch] -> completion
         ended = torch.zeros_like(row_of, dtype=torch.bool)
         for length in range(1, params.max_new_tokens + 1):
             scores = warpers(no_ids, logits.float())
             token = scores.argmax(-1) if params.temperature == 0 else _draw(scores.softmax(-1))
-            for row, value, over in zip(
-                row_of.tolist(), token.tolist(), ended.tolist(), strict=True
-            ):
-                if not over:
-                    written[row].append(value)
+            written[row_of, length - 1] = torch.where(ended, -1, token)
             ended = ended | torch.isin(token, stop)
-            if length == params.max_new_tokens or bool(ended.all()):
+            if length == params.max_new_tokens:
                 break
-            kept = decoder.worth_keeping(~ended)
-            if kept is not None:
-                decoder.keep(kept)
-                token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
+            if length % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0:
+                if bool(ended.all()):
+                    break
+                kept = decoder.worth_keeping(~ended)
+                if kept is not None:
+                    decoder.keep(kept)
+                    token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
             logits = decoder.step(token)
-        return [Completion(row, row[-1] not in params.stop_ids) for row in written]
+        completions = [[token for token in ids if token >= 0] for ids in written.tolist()]
+        return [Completion(ids, ids[-1] not in params.stop_ids) for ids in completions]
 
 
 def _draw(probabilities: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ of the model's forward. Which models may be trusted with it is found by trying (
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from srl.prefix_tree import PrefixTree, Row, trunks_and_leaves
+
+_log = logging.getLogger(__name__)
 
 IMPLEMENTATION = "srl_prefix_tree"
 
@@ -385,6 +388,29 @@ def _flex(
     return out[0].transpose(0, 1)
 
 
+@functools.cache
+def _flex_works(q_shape: tuple[int, int], k_shape: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether FlexAttention compiles on this GPU and agrees with the pieces, backward too."""
+    tokens = [i % 7 for i in range(_FLEX_FROM)]
+    rows: list[Row] = [(tokens[: len(tokens) // 2], [1, 3]), (tokens, [2, 1]), (tokens, [3])]
+    plan = TreePlan.of(PrefixTree.of(rows), "cuda")
+    found: list[list[Tensor]] = []
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()]), torch.enable_grad():
+            q, k, v = (
+                torch.randn(len(plan.ends), *shape, dtype=dtype, device="cuda", requires_grad=True)
+                for shape in (q_shape, k_shape, k_shape)
+            )
+            for attend in (_pieces, _flex):
+                out = attend(q, k, v, plan, How(q_shape[-1] ** -0.5))
+                found.append([out, *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))])
+    except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
+        _log.warning("FlexAttention is not used: %s", (str(error).splitlines() or ["?"])[0])
+        return False
+    close = 1e-4 if dtype == torch.float32 else 3e-2
+    return all((a - b).norm() <= close * a.norm() for a, b in zip(*found, strict=True))
+
+
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, how: How) -> Tensor:
     """Every node's attention to its ancestors and itself.
 
@@ -399,11 +425,12 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, how: How) ->
     """
     if how.window is not None and how.window >= plan.longest:
         how = how._replace(window=None)
-    if q.is_cuda and len(q) >= _FLEX_FROM:
-        return _flex(q, k, v, plan, how)
-    plain = how.softcap is None and how.window is None and q.shape[-1] == v.shape[-1]
-    if q.device.type == "cpu" and plain:
-        return _Fused.apply(q, k, v, plan, how.scale)
+    # Neither kernel takes values of another width (DeepSeek's), nor the CPU's caps and windows.
+    if q.shape[-1] == v.shape[-1]:
+        if q.is_cuda and len(q) >= _FLEX_FROM and _flex_works(q.shape[1:], k.shape[1:], q.dtype):
+            return _flex(q, k, v, plan, how)
+        if q.device.type == "cpu" and how.softcap is None and how.window is None:
+            return _Fused.apply(q, k, v, plan, how.scale)
     return _pieces(q, k, v, plan, how)
 
 

@@ -72,7 +72,7 @@ def completion_log_probs(
 
     Logits are divided by `temperature` before the softmax, as they were when sampling. The caller
     chooses the precision: wrap the call in the accelerator's autocast for bf16. A model whose head
-    is not what it seems from outside (a wrapper of DDP, DeepSpeed or PEFT, sharded weights, a
+    is not what it seems from outside (a wrapper of DDP or DeepSpeed, sharded weights, a
     transformation of the logits we do not know) is scored through its own forward, which is always
     right and needs memory for all its logits.
 
@@ -102,7 +102,7 @@ def completion_log_probs(
         hidden, project = outputs.logits, nn.Identity()
         head = _Head(scale=1.0, softcap=None)
     else:
-        language_model = cast(PreTrainedModel, model)
+        language_model = cast(PreTrainedModel, _language_model(model))
         backbone = language_model.base_model
         outputs = backbone(**_accepted_by(backbone, batch.inputs), use_cache=False)
         hidden, project = outputs.last_hidden_state, language_model.get_output_embeddings()
@@ -291,17 +291,25 @@ def _head_of(model: nn.Module, batch: _Batch) -> _Head | None:
     return _heads[model]
 
 
+def _language_model(model: nn.Module) -> PreTrainedModel | None:
+    """The bare transformers model, out of PEFT's wrapper if need be; None of any other wrapper."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner if isinstance(inner, PreTrainedModel) else None
+
+
 def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     """Work out the head from the config, and believe it only if it gives the model's own logits.
 
     A wrapped model must be called as a whole (its hooks synchronise or gather), so only a bare
-    transformers model qualifies. A new architecture that does something else to its logits fails
-    the comparison instead of being trained on wrong probabilities.
+    transformers model qualifies, with or without adapters in its layers. A new architecture that
+    does something else to its logits fails the comparison instead of being trained on wrong
+    probabilities.
     """
-    if not isinstance(model, PreTrainedModel):
+    language_model = _language_model(model)
+    if language_model is None:
         return None
-    backbone, project = model.base_model, model.get_output_embeddings()
-    if backbone is model or project is None:
+    backbone, project = language_model.base_model, language_model.get_output_embeddings()
+    if backbone is language_model or project is None:
         return None
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
@@ -326,7 +334,7 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     if projected is None:
         return None
 
-    config = model.config.get_text_config()
+    config = language_model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     for scale in _possible_scales(config):
         head = _Head(scale, softcap)

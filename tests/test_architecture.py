@@ -30,6 +30,7 @@ WITHOUT_TORCH = [
     "srl.steps",
     "srl.check_data",
     "srl.advantages",
+    "srl.prefix_tree",
 ]
 HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
 

@@ -105,14 +105,15 @@ def test_greedy_completions_equal_generate(make: Callable[[], PreTrainedModel]) 
 
 
 @pytest.mark.parametrize("token_budget", [1, 60, 200, 10_000])
-@pytest.mark.parametrize("worth_a_copy", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize(("worth_a_copy", "look_every"), [(0.0, 1), (0.75, 4), (1.0, 1)])
 def test_memory_settings_change_nothing(
-    token_budget: int, worth_a_copy: float, monkeypatch: pytest.MonkeyPatch
+    token_budget: int, worth_a_copy: float, look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build()
     expected = sampler(model)(PROMPTS, 2, greedy(10, 3, 9, 20))
     monkeypatch.setattr(decoding, "_WORTH_A_COPY", worth_a_copy)
     monkeypatch.setattr(decoding, "_ROOM", 3)
+    monkeypatch.setitem(rollouts._LOOK_EVERY, "cpu", look_every)
     assert sampler(model, token_budget)(PROMPTS, 2, greedy(10, 3, 9, 20)) == expected
 
 
