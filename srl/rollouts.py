@@ -143,11 +143,12 @@ class LocalSampler:
                     SharedDecoder(self.model) if shared else CachedDecoder(self.model, self.pad_id)
                 )
                 with attending_over_trees(self.model) if shared else nullcontext():
-                    rows = self._sample(decoder, [prompts[i] for i in chunk], num_samples, params)
-                for place, index in enumerate(chunk):
-                    done[index] = rows[place * num_samples : (place + 1) * num_samples]
-                if on_ready is not None:
-                    on_ready({index: done[index] for index in chunk})
+                    asked = [prompts[i] for i in chunk]
+                    for ready in self._sample(decoder, asked, num_samples, params):
+                        named = {chunk[place]: group for place, group in ready.items()}
+                        done |= named
+                        if on_ready is not None:
+                            on_ready(named)
         finally:
             self.model.train(was_training)
         return [done[index] for index in range(len(prompts))]
@@ -158,35 +159,51 @@ class LocalSampler:
         prompts: list[Sequence[int]],
         num_samples: int,
         params: SamplingParams,
-    ) -> list[Completion]:
-        """All completions of prompts that fit into memory together."""
+    ) -> Iterator[dict[int, list[Completion]]]:
+        """All completions of prompts that fit into memory together, each prompt's when complete."""
         logits = decoder.start(prompts, num_samples)
         device = logits.device
+        look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
         stop = torch.tensor(sorted(params.stop_ids), device=device)
         warpers = params.warpers()
         # No processor in use looks at the tokens so far.
         no_ids = torch.empty(0, dtype=torch.long, device=device)
-        rows = len(prompts) * num_samples
-        written = torch.full((rows, params.max_new_tokens), -1, device=device)
-        row_of = torch.arange(rows, device=device)  # [rows in the batch] -> completion
+        n = len(prompts)
+        written = torch.full((n * num_samples, params.max_new_tokens), -1, device=device)
+        complete = torch.zeros(n * num_samples, dtype=torch.bool, device=device)
+        given = torch.zeros(n, dtype=torch.bool, device=device)
+        row_of = torch.arange(n * num_samples, device=device)  # [rows in the batch] -> completion
         ended = torch.zeros_like(row_of, dtype=torch.bool)
         for length in range(1, params.max_new_tokens + 1):
             scores = warpers(no_ids, logits.float())
             token = scores.argmax(-1) if params.temperature == 0 else _draw(scores.softmax(-1))
             written[row_of, length - 1] = torch.where(ended, -1, token)
             ended = ended | torch.isin(token, stop)
-            if length == params.max_new_tokens:
-                break
-            if length % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0:
-                if bool(ended.all()):
-                    break
+            last = length == params.max_new_tokens
+            if last or length % look_every == 0:
+                complete[row_of] = ended | last
+                ready = complete.view(n, -1).all(1) & ~given
+                if bool(ready.any()):
+                    places = ready.nonzero().squeeze(1)
+                    texts = written.view(n, num_samples, -1)[places].tolist()
+                    yield {
+                        place: [_completion(ids, params) for ids in group]
+                        for place, group in zip(places.tolist(), texts, strict=True)
+                    }
+                    given |= ready
+                    if bool(given.all()):
+                        return
                 kept = decoder.worth_keeping(~ended)
                 if kept is not None:
                     decoder.keep(kept)
                     token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
             logits = decoder.step(token)
-        completions = [[token for token in ids if token >= 0] for ids in written.tolist()]
-        return [Completion(ids, ids[-1] not in params.stop_ids) for ids in completions]
+
+
+def _completion(ids: list[int], params: SamplingParams) -> Completion:
+    """Without the filling behind its end."""
+    written = [token for token in ids if token >= 0]
+    return Completion(written, written[-1] not in params.stop_ids)
 
 
 def _draw(probabilities: Tensor) -> Tensor:

@@ -185,6 +185,19 @@ def test_every_stop_token_ends_a_completion() -> None:
         assert not sampler(model)([PROMPTS[2]], 1, greedy(first, stop))[0][0].truncated, place
 
 
+def test_completions_are_given_as_soon_as_a_prompt_has_all_of_them() -> None:
+    model = build()
+    free = [group[0].ids for group in sampler(model)(PROMPTS, 1, greedy(16))]
+    stops = sorted({free[0][2], free[1][5], free[2][9]})
+    told: list[dict[int, list[Completion]]] = []
+    found = sampler(model)(PROMPTS, 2, greedy(16, *stops), on_ready=lambda r: told.append({**r}))
+    assert sorted(index for ready in told for index in ready) == list(range(len(PROMPTS)))
+    assert all(found[index] == group for ready in told for index, group in ready.items())
+    lengths = [{len(group[0].ids) for group in ready.values()} for ready in told]
+    assert all(len(one) == 1 for one in lengths)
+    assert [min(one) for one in lengths] == sorted({len(group[0].ids) for group in found})
+
+
 def test_no_prompts_give_no_completions() -> None:
     assert sampler(build())([], 4, greedy(3)) == []
 
