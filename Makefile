@@ -20,8 +20,8 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train resume eval inspect check-data play bench base test lint types clean \
-        need-run need-run-or-model need-data
+.PHONY: help setup train resume eval inspect check-data play bench bench-gpu base test lint types \
+        clean need-run need-run-or-model need-data
 
 help: ## this list
 	@echo 'usage: make TARGET [NAME=value ...]'
@@ -48,8 +48,11 @@ check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, 
 play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file.yaml]
 	@$(PY) -m srl play --config $(CONFIG) $(ARGS)
 
-bench: $(STAMP) ## speed beside the libraries people use, on this machine (about 10 minutes)
+bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS="--rows 3 4"]
 	$(PY) experiments/bench/bench.py $(ARGS)
+
+bench-gpu: $(STAMP) ## the same on a GPU [ARGS="--toy": a dry run without one]
+	$(PY) experiments/bench/gpu_rows.py $(ARGS)
 
 base: $(STAMP) ## make the small base policy of the default config again
 	$(PY) experiments/tiny/make_base.py $(ARGS)

@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from srl.prefix_tree import PrefixTree, Row, trunks_and_leaves
 
@@ -90,7 +90,7 @@ class _Self:
         lines.index_copy_(0, self.own, grad.index_select(0, self.own_nodes))
         return _heads_first(lines.view(*self.nodes.shape, *grad.shape[1:]))
 
-    def takewide(self, lse: Tensor) -> Tensor:
+    def take_sums(self, lse: Tensor) -> Tensor:
         """[N, H] -> [R, H, L]; infinite at padding, whose exp(score - lse) could overflow."""
         sums = lse.index_select(0, self.nodes.flatten()).view(*self.nodes.shape, -1)
         if self.own is not None:
@@ -254,7 +254,7 @@ class _Fused(torch.autograd.Function):
             dq_part, *parts = flash(
                 own.take_owned(grad),
                 *(own.take(x) for x in (q, k, v, out)),
-                own.takewide(lse),
+                own.take_sums(lse),
                 0.0,
                 True,
                 scale=scale,
@@ -501,6 +501,13 @@ def attending_over_trees(model: nn.Module) -> Iterator[None]:
         model.set_attn_implementation(before)  # type: ignore[operator]
 
 
+def attends_over_trees(model: nn.Module) -> bool:
+    """Whether inside `attending_over_trees(model)`; outside, a tree would be read as one row."""
+    while isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
+        model = cast(nn.Module, model.module)
+    return bool(model.config._attn_implementation == IMPLEMENTATION)  # type: ignore[union-attr]
+
+
 # What a layer may be: others mix tokens in ways that a tree does not follow.
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -535,22 +542,28 @@ def _try(model: nn.Module) -> str | None:
     half = tokens[: length // 2]
     rows: list[Row] = [(half, [1, 3]), (half, [2]), (tokens, [3, 1, 2]), (tokens, [1])]
     tree = PrefixTree.of(rows)
+    watched = _Watched(TreePlan.of(tree, device))
+    inputs = {**tree_inputs(tree, device), "tree": watched}
     was_training = model.training
     worst = 0.0
     try:
-        with attending_over_trees(model), torch.random.fork_rng(_devices(model)):
+        with (
+            attending_over_trees(model),
+            torch.random.fork_rng(_devices(model)),
+            torch.autocast(device.type, enabled=False),
+        ):
             if config._attn_implementation != IMPLEMENTATION:
                 return "its attention does not go through transformers' AttentionInterface"
-            inputs = tree_inputs(tree, device)
             model.train()
             model(**inputs, use_cache=False)  # dropout of attention shows in training only
             model.eval()
             logits = model(**inputs, use_cache=False).logits[0].float()
-        for (prompt, completion), path in zip(rows, tree.paths, strict=True):
-            ids = torch.tensor([[*prompt, *completion]], device=device)
-            expected = model(input_ids=ids, use_cache=False).logits[0].float()
-            error = (logits[path] - expected).abs().max() / expected.abs().max()
-            worst = max(worst, error.item())
+        with torch.autocast(device.type, enabled=False):
+            for (prompt, completion), path in zip(rows, tree.paths, strict=True):
+                ids = torch.tensor([[*prompt, *completion]], device=device)
+                expected = model(input_ids=ids, use_cache=False).logits[0].float()
+                error = (logits[path] - expected).abs().max() / expected.abs().max()
+                worst = max(worst, error.item())
     except NotImplementedError as error:
         return str(error)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
@@ -560,7 +573,32 @@ def _try(model: nn.Module) -> str | None:
     exact = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
     if not worst <= (1e-4 if exact else 5e-2):
         return f"its logits over a tree differ from those over rows by {worst:.1e}"
+    # One longer than these few tokens would not have shown.
+    if _windows(text) > sum(window is not None for window in watched.windows.values()):
+        return "it has sliding windows that its attention is not told of"
     return None
+
+
+class _Watched:
+    """A plan that notes every layer's window."""
+
+    def __init__(self, plan: TreePlan) -> None:
+        self.plan = plan
+        self.windows: dict[int, int | None] = {}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        self.windows[layer] = how.window
+        return self.plan.attend(layer, q, k, v, how)
+
+
+def _windows(config: PreTrainedConfig) -> int:
+    """How many layers have a sliding window, by their config."""
+    if not getattr(config, "sliding_window", None):
+        return 0
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return list(kinds).count("sliding_attention")
+    return config.num_hidden_layers if getattr(config, "use_sliding_window", True) else 0
 
 
 def _devices(model: nn.Module) -> list[int]:

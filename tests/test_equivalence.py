@@ -97,8 +97,8 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         # SGD, because Adam's first step is a sign: where the gradient is noise, so is the step.
         trainer = make(
             toy_policy, folder, max_steps=2, num_iterations=2, loss_type=loss_type, beta=beta,
-            micro_batch_tokens=tokens, prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1, max_grad_norm=0,
-            save_steps=2,
+            micro_batch_tokens=tokens, prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1,
+            max_grad_norm=0, save_steps=2,
         )  # fmt: skip
         trainer.train()
         after = weights(trainer.model)

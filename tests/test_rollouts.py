@@ -132,7 +132,8 @@ def test_rows_leave_groups_of_which_others_go_on(monkeypatch: pytest.MonkeyPatch
                 log_probs = model(ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             probs = log_probs.exp()
             expected = (probs * log_probs).sum(-1)
-            surprise += float((log_probs.gather(1, ids[len(prompt) :, None])[:, 0] - expected).sum())
+            drawn_at = log_probs.gather(1, ids[len(prompt) :, None])[:, 0]
+            surprise += float((drawn_at - expected).sum())
             variance += float(((probs * log_probs**2).sum(-1) - expected**2).sum())
     # Tokens drawn from another row's distribution would be far less likely than they should be.
     assert abs(surprise) < 4 * variance**0.5

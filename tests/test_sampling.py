@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -57,11 +58,41 @@ def test_the_order_is_pinned() -> None:
     assert PromptStream(8, seed=7).take(10) == [6, 3, 2, 5, 1, 7, 0, 4, 7, 5]
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), seeds)
+def test_rows_of_a_unit_stay_together_in_their_own_order(units: list[int], seed: int) -> None:
+    stream = PromptStream(len(units), seed, units=units)
+    for _ in range(3):
+        order = stream.take(len(units))
+        assert sorted(order) == list(range(len(units)))
+        runs = [list(run) for _, run in groupby(order, key=lambda row: units[row])]
+        assert len(runs) == len(set(units))
+        assert all(run == sorted(run) for run in runs)
+
+
+@given(sizes, seeds, st.integers(0, 80))
+def test_without_units_every_row_is_its_own(n: int, seed: int, draw: int) -> None:
+    expected = PromptStream(n, seed).take(draw)
+    assert PromptStream(n, seed, units=range(n)).take(draw) == expected
+
+
+def test_units_are_permuted_anew_in_every_epoch_and_resumed_as_rows_are() -> None:
+    units = [row // 3 for row in range(60)]
+    stream = PromptStream(60, seed=1, units=units)
+    first, second = stream.take(60), stream.take(60)
+    assert first != second
+    assert first != list(range(60))
+    resumed = PromptStream(60, seed=1, units=units)
+    resumed.load_state_dict(PromptStream(60, seed=1, cursor=70, units=units).state_dict())
+    assert resumed.take(50) == second[10:]
+
+
 def test_stream_refuses_what_it_cannot_do() -> None:
     with pytest.raises(UsageError, match="over 0 rows"):
         PromptStream(0, seed=1)
     with pytest.raises(UsageError, match="cursor of -1"):
         PromptStream(3, seed=1, cursor=-1)
+    with pytest.raises(UsageError, match="2 units for 3 rows; give every row's unit"):
+        PromptStream(3, seed=1, units=[0, 0])
     with pytest.raises(UsageError, match="-2 rows"):
         PromptStream(3, seed=1).take(-2)
     state = PromptStream(3, seed=1).state_dict()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from environments.types import Trajectory
 from srl.errors import UsageError
-from srl.steps import StepExample, build_examples, split_by_problem
+from srl.steps import StepExample, build_examples, split_by_problem, trajectory_numbers
 
 
 def solution(problem: str, num_steps: int, source: str = "expert") -> Trajectory:
@@ -74,6 +74,20 @@ def test_unknown_words_are_refused() -> None:
         build_examples([], targets="some")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="step_title is 'on'; allowed: off, given"):
         build_examples([], step_title="on")  # type: ignore[arg-type]
+
+
+def test_trajectories_are_numbered_as_they_first_appear() -> None:
+    examples = build_examples([solution("p", 3), solution("q", 2), solution("r", 4)])
+    assert trajectory_numbers(examples) == [0, 0, 1, 2, 2, 2]
+    assert trajectory_numbers(examples[::-1]) == [0, 0, 0, 1, 2, 2]
+    assert trajectory_numbers([examples[i] for i in (3, 0, 4, 1)]) == [0, 1, 0, 1]
+    assert trajectory_numbers([]) == []
+
+
+def test_two_solutions_of_one_problem_are_two_trajectories() -> None:
+    """Equal ones too: a data set may hold a row twice, and each is drawn on its own."""
+    examples = build_examples([solution("p", 3), solution("p", 3), solution("p", 4)])
+    assert trajectory_numbers(examples) == [0, 0, 1, 1, 2, 2, 2]
 
 
 @given(st.lists(st.integers(0, 30), min_size=2), st.integers(0, 3), st.data())

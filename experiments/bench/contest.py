@@ -1,0 +1,172 @@
+"""Contestants in turn on the same input, and what a row of the benchmark says about them.
+
+Every repeat runs all contestants once, so that a machine that slows down slows all of them. A row
+gives each contestant's median and spread, its speed against the peer, and whether it computes the
+same thing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+Agreement = str | dict[str, float]
+"""In words, or differences by name."""
+
+Contestant = Callable[[], Callable[[], object]]
+"""Makes ready, untimed; what it returns is timed."""
+
+PACKAGES = ("cydifflib", "rapidfuzz", "torch", "transformers", "trl")
+
+
+@dataclass
+class Contest:
+    """One row.
+
+    Attributes:
+        row: its number in the list of rows, or its name.
+        title: the input.
+        goal: in words.
+        seconds: of each contestant, repeat by repeat.
+        base: the contestant that speeds are against.
+        ours: the contestant that the goal is about.
+        agreement: of each contestant with the first.
+        figures: whatever else belongs to the row: sizes, ceilings, memory.
+    """
+
+    row: int | str
+    title: str
+    goal: str = ""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    base: str = ""
+    ours: str = ""
+    agreement: dict[str, Agreement] = field(default_factory=dict)
+    figures: dict[str, object] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def speed(self, name: str, base: str | None = None) -> float:
+        """How many times as fast as `base` (by default the peer)."""
+        return self.median(base or self.base) / self.median(name)
+
+    def lines(self) -> list[str]:
+        """The row as text: its title, its contestants, its other figures."""
+        told = [f"row {self.row}: {self.title}" + (f"; goal: {self.goal}" if self.goal else "")]
+        width = max(34, *map(len, self.seconds)) if self.seconds else 0
+        for name, times in self.seconds.items():
+            told.append(
+                f"  {name:<{width}} {1000 * self.median(name):>11,.2f} ms "
+                f"[{1000 * min(times):,.2f}, {1000 * max(times):,.2f}]  {self.speed(name):>7.2f}x"
+                f"  {_words(self.agreement.get(name, ''))}".rstrip()
+            )
+        for name, value in self.figures.items():
+            several = value if isinstance(value, list) else [value]
+            told += [f"  {name}: {_words(one)}" for one in several]
+        return told
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "row": self.row,
+            "title": self.title,
+            "goal": self.goal,
+            "against": self.base,
+            "ours": self.ours,
+            "agreement": self.agreement,
+            "figures": self.figures,
+            "seconds": self.seconds,
+            "speed": {name: self.speed(name) for name in self.seconds},
+        }
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def run(
+    contest: Contest,
+    contestants: Mapping[str, Contestant],
+    repeats: int,
+    *,
+    compare: Callable[[object, object], Agreement],
+    peers: Sequence[str] = (),
+    warm_up: bool = False,
+    before: Callable[[], None] = lambda: None,
+    wait: Callable[[], None] = lambda: None,
+) -> Contest:
+    """Every contestant in turn, `repeats` times.
+
+    Args:
+        contest: the row, to be filled in; the last contestant is ours unless it says another.
+        contestants: the first one's result is what the others' are compared with.
+        repeats: timed ones.
+        compare: agreement of the first one's result with another's.
+        peers: what a user would otherwise run; speeds are against the fastest of them, by default
+            against the first contestant.
+        warm_up: one further round before the others, untimed.
+        before: called before each contestant makes ready, such as to empty caches.
+        wait: returns when the device has done all it was told.
+    """
+    names = list(contestants)
+    rounds = range(-1 if warm_up else 0, repeats)
+    expected: object = None
+    for number in rounds:
+        for name, prepare in contestants.items():
+            before()
+            work = prepare()
+            wait()
+            started = time.perf_counter()
+            found = work()
+            wait()
+            if number >= 0:
+                contest.seconds.setdefault(name, []).append(time.perf_counter() - started)
+            if number == rounds[0] and name == names[0]:
+                expected = found
+            elif number == rounds[0]:
+                contest.agreement[name] = compare(expected, found)
+        expected = None  # it may be large
+    contest.base = min(peers or names[:1], key=contest.median)
+    contest.ours = contest.ours or names[-1]
+    return contest
+
+
+def bit_equal(expected: object, found: object) -> str:
+    """How many of two lists' numbers are equal to the last bit."""
+    assert isinstance(expected, list)
+    assert isinstance(found, list)
+    same = sum(a == b for a, b in zip(expected, found, strict=True))
+    return f"{same:,} of {len(expected):,} bit-equal"
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

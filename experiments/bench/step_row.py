@@ -1,0 +1,374 @@
+"""Row 5: whole steps of SRL, TRL's stock `GRPOTrainer.train()` beside our `SRLTrainer.train()`.
+
+Both sample with `transformers`, score the same steps with the same reward and train the same model
+from the same random weights: prompts of several trajectories, each prompt the beginning of the
+next. Dynamic sampling is off in ours, so that both train on the same number of rollouts.
+
+Random weights know neither format nor end. So the end token is one that the model cannot write,
+which makes every rollout of full length; there is no monologue; and a rollout that the length limit
+ended is scored nonetheless, on both sides. TRL's default of computing activations again in the
+backward pass is off, as it is in ours.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from contest import Contest
+from shapes import Shape, base_tokenizer, tiny_model
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from environments import Trajectory
+from rewards import RewardSum, StepReward
+from srl import SRLConfig, SRLTrainer
+from srl.rollouts import Completion, LocalSampler, OnReady, SamplingParams
+from srl.trl_adapter import RewardFunc, adapt
+
+# Prompts of 340 to 660 tokens, 500 on average.
+SHAPE = Shape(K=6, Q=340, s=64, G=8, C=64, trajectories=12)
+PROMPTS = 8
+STEPS = 3
+SIMILARITY = {"similarity": 1.0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, on what.
+
+    Attributes:
+        make_model: a new model, always with the same weights.
+        tokenizer: whose end token the model cannot write.
+        trajectories: to train on.
+        shape: of their rows.
+        prompts_per_step: groups of a step.
+        rewards: as for `SRLTrainer`.
+        bf16: forward under autocast.
+        wait: returns when the device has done all it was told.
+    """
+
+    make_model: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerFast
+    trajectories: list[Trajectory]
+    shape: Shape
+    prompts_per_step: int
+    rewards: Mapping[str | StepReward, object] = field(default_factory=lambda: dict(SIMILARITY))
+    bf16: bool = False
+    wait: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(
+        cls, make_model: Callable[[], PreTrainedModel], shape: Shape, prompts: int, **more: object
+    ) -> Setting:
+        tokenizer = endless_tokenizer()
+        return cls(make_model, tokenizer, trajectories(shape, tokenizer), shape, prompts, **more)
+
+    def model(self) -> PreTrainedModel:
+        """A new one, that no token it can write ends."""
+        gc.collect()  # the last one's weights and optimiser hang in a trainer that refers to itself
+        model = self.make_model()
+        for config in (model.config, model.generation_config):
+            config.eos_token_id = self.tokenizer.eos_token_id
+        return model
+
+
+@dataclass
+class Times:
+    """Seconds of every step but the first, and of its parts."""
+
+    step: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+
+    def __add__(self, other: Times) -> Times:
+        parts = {name: [*self.parts.get(name, []), *more] for name, more in other.parts.items()}
+        return Times(self.step + other.step, parts, self.tokens + other.tokens)
+
+
+def step_row(
+    repeats: int,
+    *,
+    shape: Shape = SHAPE,
+    prompts: int = PROMPTS,
+    steps: int = STEPS,
+    make_model: Callable[[], PreTrainedModel] = tiny_model,
+) -> list[Contest]:
+    """Row 5. Every repeat trains each contestant from the start for `steps` steps."""
+    setting = Setting.of(make_model, shape, prompts)
+    trainings: dict[str, Callable[[], Times]] = {
+        "TRL, one batch": lambda: train_trl(setting, steps, prompts * shape.G),
+        f"TRL, {shape.G} rows at a time": lambda: train_trl(setting, steps, shape.G),
+        "ours, shuffled": lambda: train_ours(setting, steps, "shuffled"),
+        "ours, by trajectory": lambda: train_ours(setting, steps, "trajectory"),
+    }
+    times = {name: Times() for name in trainings}
+    for _ in range(repeats):
+        for name, training in trainings.items():
+            times[name] += training()
+    title = f"whole steps: {prompts} prompts of about {shape.mean_prompt:.0f} tokens, G {shape.G}"
+    contest = Contest(5, f"{title}, C {shape.C}", goal=">= 2.2x TRL")
+    contest.seconds = {name: one.step for name, one in times.items()}
+    contest.base, contest.ours = min(list(times)[:2], key=contest.median), "ours, by trajectory"
+    contest.figures = {
+        f"{name}, mean of a step": {
+            **{f"{part} s": mean(seconds) for part, seconds in one.parts.items()},
+            "tokens written": mean(one.tokens),
+        }
+        for name, one in times.items()
+    }
+    return [contest]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# ---- what both train on --------------------------------------------------------------------------
+
+
+def endless_tokenizer() -> PreTrainedTokenizerFast:
+    """The small policy's, with an end token whose number is beyond the model's vocabulary."""
+    tokenizer = base_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|never|>"})
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def trajectories(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> list[Trajectory]:
+    """Nonsense with K + 1 steps, whose problem and steps have about so many tokens."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+
+    def text(tokens: int) -> str:
+        words: list[str] = []
+        while len(tokenizer.encode(" ".join(words))) < tokens:
+            words.append("".join(rng.choices(letters, k=rng.randint(2, 7))))
+        return " ".join(words)
+
+    return [
+        Trajectory(text(shape.Q), tuple(text(shape.s) for _ in range(shape.K + 1)), answer="4")
+        for _ in range(shape.trajectories)
+    ]
+
+
+class _Clock(TrainerCallback):
+    """When each step ended, the optimiser and the log included."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.wait = wait
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        self.wait()
+        self.ends.append(time.perf_counter())
+
+    def steps(self) -> list[float]:
+        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
+
+
+# ---- TRL -----------------------------------------------------------------------------------------
+
+
+def train_trl(setting: Setting, steps: int, rows_at_once: int) -> Times:
+    """TRL's stock trainer, with micro-batches of so many rows."""
+    rows = setting.prompts_per_step * setting.shape.G
+    rewards = RewardSum(setting.rewards)
+    ours = adapt(setting.trajectories, rewards, setting.tokenizer, system_prompt=None, think=False)
+    end = setting.tokenizer.eos_token_id
+    clock = _Clock(setting.wait)
+    model = setting.model()
+    with TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=model,
+            processing_class=setting.tokenizer,
+            train_dataset=ours.dataset,
+            reward_funcs=_as_ended(ours.reward_funcs[0], end),
+            args=GRPOConfig(
+                output_dir=str(Path(folder) / "trl"),
+                per_device_train_batch_size=rows_at_once,
+                gradient_accumulation_steps=rows // rows_at_once,
+                num_generations=setting.shape.G,
+                max_completion_length=setting.shape.C,
+                max_steps=steps,
+                loss_type="grpo",
+                beta=0.0,
+                temperature=1.0,
+                bf16=setting.bf16,
+                gradient_checkpointing=False,
+                use_cpu=model.device.type == "cpu",
+                save_strategy="no",
+                logging_steps=1,
+                disable_tqdm=True,
+                report_to=[],
+                seed=0,
+            ),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        times = Times()
+        rollouts, scoring = (
+            _timed(trainer, name, setting.wait)
+            for name in ("_generate_single_turn", "_calculate_rewards")
+        )
+        trainer.train()
+    rewards.close()
+    times.step = clock.steps()
+    times.parts = {
+        "rollouts": rollouts[1:],
+        "scoring": scoring[1:],
+        "update and the rest": [
+            whole - a - b for whole, a, b in zip(times.step, rollouts[1:], scoring[1:], strict=True)
+        ],
+    }
+    times.tokens = _tokens_of(trainer, "completions/mean_length", rows)
+    return times
+
+
+def _as_ended(reward: RewardFunc, end: int) -> RewardFunc:
+    """The same reward for completions that the length limit ended."""
+
+    def step_reward(completion_ids: list[list[int]], **columns: object) -> list[float | None]:
+        return reward(completion_ids=[[*ids, end] for ids in completion_ids], **columns)
+
+    return step_reward
+
+
+def _timed(trainer: Trainer, method: str, wait: Callable[[], None]) -> list[float]:
+    """The seconds of every call of a method, once it has been called."""
+    seconds: list[float] = []
+    call = getattr(trainer, method)
+
+    def timed(*args: object, **more: object) -> object:
+        started = time.perf_counter()
+        found = call(*args, **more)
+        wait()
+        seconds.append(time.perf_counter() - started)
+        return found
+
+    setattr(trainer, method, timed)
+    return seconds
+
+
+def _tokens_of(trainer: Trainer, name: str, rows: int) -> list[int]:
+    logged = [line[name] for line in trainer.state.log_history if name in line]
+    return [round(length * rows) for length in logged[1:]]
+
+
+# ---- ours ----------------------------------------------------------------------------------------
+
+
+class _Sampler:
+    """Our own sampler, timed; what the length limit ended counts as ended."""
+
+    def __init__(self, inner: LocalSampler, wait: Callable[[], None]) -> None:
+        self.inner = inner
+        self.wait = wait
+        self.seconds = 0.0  # without what is done with completions meanwhile
+        self.tokens = 0
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
+    ) -> list[list[Completion]]:
+        elsewhere = 0.0
+
+        def ended(group: Sequence[Completion]) -> list[Completion]:
+            return [replace(one, truncated=False) for one in group]
+
+        def ready(done: Mapping[int, list[Completion]]) -> None:
+            nonlocal elsewhere
+            started = time.perf_counter()
+            if on_ready is not None:
+                on_ready({index: ended(group) for index, group in done.items()})
+            elsewhere += time.perf_counter() - started
+
+        started = time.perf_counter()
+        groups = self.inner(prompts, num_samples, params, ready)
+        self.wait()
+        self.seconds += time.perf_counter() - started - elsewhere
+        self.tokens += sum(len(one.ids) for group in groups for one in group)
+        return [ended(group) for group in groups]
+
+
+class _Trainer(SRLTrainer):
+    """Ours, whose rollouts are timed; `wait` and `samplers` are set once it is built."""
+
+    wait: Callable[[], None]
+    samplers: list[_Sampler]
+
+    def sampler(self) -> _Sampler:  # type: ignore[override]
+        self.samplers.append(_Sampler(super().sampler(), self.wait))
+        return self.samplers[-1]
+
+    def training_step(self, *args: object, **more: object) -> torch.Tensor:
+        loss = super().training_step(*args, **more)  # type: ignore[arg-type]
+        self.wait()
+        return loss
+
+
+def train_ours(setting: Setting, steps: int, order: str) -> Times:
+    """Our trainer, with one of its two orders of prompts."""
+    clock = _Clock(setting.wait)
+    model = setting.model()
+    with TemporaryDirectory() as folder:
+        trainer = _Trainer(
+            model,
+            SRLConfig(
+                output_dir=str(Path(folder) / "srl"),
+                prompts_per_step=setting.prompts_per_step,
+                num_generations=setting.shape.G,
+                max_completion_length=setting.shape.C,
+                prompt_order=order,
+                max_steps=steps,
+                dynamic_sampling=False,
+                log_completions=False,
+                learning_rate=1e-6,  # TRL's default
+                lr_scheduler_type="linear",
+                temperature=1.0,
+                system_prompt=None,
+                think=False,
+                bf16=setting.bf16,
+                use_cpu=model.device.type == "cpu",
+                save_strategy="no",
+                seed=0,
+            ),
+            setting.trajectories,
+            step_rewards=setting.rewards,
+            processing_class=setting.tokenizer,
+            callbacks=[clock],
+        )
+        trainer.wait, trainer.samplers = setting.wait, []
+        trainer.train()
+        trainer.rewards.close()
+    logged = [line for line in trainer.state.log_history if "seconds/collect" in line][1:]
+    samplers = trainer.samplers[1:]
+    times = Times(step=clock.steps(), tokens=[one.tokens for one in samplers])
+    collect = [line["seconds/collect"] for line in logged]
+    update = [line["seconds/update"] for line in logged]
+    times.parts = {
+        "rollouts": [one.seconds for one in samplers],
+        "scoring, packing, records": [
+            a - b.seconds for a, b in zip(collect, samplers, strict=True)
+        ],
+        "update": update,
+        "optimiser and the rest": [
+            whole - a - b for whole, a, b in zip(times.step, collect, update, strict=True)
+        ],
+    }
+    return times

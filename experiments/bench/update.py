@@ -1,0 +1,188 @@
+"""One update of ours, forward and backward, and how it compares with another on the same rows.
+
+Whoever computes the GRPO loss of the same rows with the same advantages must come to the same
+gradients. Cutting rows into micro-batches and building trees is part of what is timed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from contest import Contestant
+from shapes import Shape
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from srl.advantages import group_advantages
+from srl.batch import MicroBatch, micro_batches
+from srl.loss import LossScale, policy_loss
+from srl.prefix_tree import Row
+from srl.tree_attention import attending_over_trees
+from srl.trl_parts import completion_log_probs
+
+EPSILON = 0.2
+# `SRLConfig.micro_batch_tokens` unless told otherwise.
+MICRO_BATCH_TOKENS = 8192
+
+Cut = Callable[[Sequence[Row]], list[MicroBatch]]
+"""How rows become micro-batches."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update has computed.
+
+    Attributes:
+        log_probs: of the rows of each micro-batch, [B, C].
+        gradients: of all weights.
+    """
+
+    log_probs: list[tuple[Sequence[int], Tensor]]
+    gradients: list[Tensor]
+
+
+def differences(expected: object, found: object) -> dict[str, float]:
+    """Relative error of the gradient, and the largest difference of a token's log-probability."""
+    assert isinstance(expected, Update)
+    assert isinstance(found, Update)
+    apart = [
+        (a.double() - b.double()).square().sum()
+        for a, b in zip(found.gradients, expected.gradients, strict=True)
+    ]
+    whole = [b.double().square().sum() for b in expected.gradients]
+    ours, theirs = _by_row(found), _by_row(expected)
+    return {
+        "gradient": (torch.stack(apart).sum() / torch.stack(whole).sum()).sqrt().item(),
+        "log_prob": max((ours[row] - theirs[row]).abs().max().item() for row in theirs),
+    }
+
+
+def _by_row(update: Update) -> dict[int, Tensor]:
+    return {
+        row: line for rows, lines in update.log_probs for row, line in zip(rows, lines, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the rows of an update, all completions of one length.
+
+    Attributes:
+        model: in float32.
+        rows: groups one after another.
+        group_size: rows of a group.
+        bf16: forward under autocast, as both trainers do on a GPU.
+    """
+
+    model: PreTrainedModel
+    rows: list[Row]
+    group_size: int
+    bf16: bool = False
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, shape: Shape, *, bf16: bool = False) -> Case:
+        return cls(model, shape.rows(model.config.vocab_size), shape.G, bf16)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def advantages(self) -> list[float]:
+        """Of random rewards, the same ones every time."""
+        rng = random.Random(1)
+        groups = len(self.rows) // self.group_size
+        return [
+            value
+            for _ in range(groups)
+            for value in group_advantages([rng.random() for _ in range(self.group_size)])
+        ]
+
+
+def padded(tokens: int = MICRO_BATCH_TOKENS) -> Cut:
+    """Rows one by one, as our trainer does with `prefix_tree: false`."""
+    return lambda rows: micro_batches(rows, tokens, trees=False)
+
+
+def as_trained(tokens: int = MICRO_BATCH_TOKENS) -> Cut:
+    """Trees where they pay, as our trainer does by default."""
+    return lambda rows: micro_batches(rows, tokens, trees=True)
+
+
+def per_group(group_size: int) -> Cut:
+    """A tree for each prompt's rollouts: nothing is shared between prompts."""
+    return lambda rows: [
+        MicroBatch(list(range(start, start + group_size)), tree=True)
+        for start in range(0, len(rows), group_size)
+    ]
+
+
+def one_tree(rows: Sequence[Row]) -> list[MicroBatch]:
+    """All rows as one tree, whether it pays or not."""
+    return [MicroBatch(list(range(len(rows))), tree=True)]
+
+
+def ours(case: Case, cut: Cut) -> Contestant:
+    """Our update, micro-batch by micro-batch."""
+    model, values = case.model, torch.tensor(case.advantages(), device=case.device)
+
+    def work() -> Update:
+        lengths = [len(completion) for _, completion in case.rows]
+        scale = LossScale.of(lengths, max(lengths))
+        log_probs = []
+        for part in cut(case.rows):
+            with attending_over_trees(model) if part.tree else nullcontext():
+                with torch.autocast(case.device.type, torch.bfloat16, enabled=case.bf16):
+                    scores = completion_log_probs(
+                        model,
+                        [case.rows[i] for i in part.rows],
+                        pad_id=0,
+                        temperature=1.0,
+                        device=case.device,
+                        tree=part.tree,
+                    )
+                    loss, _ = policy_loss(
+                        scores.log_probs,
+                        None,
+                        values[part.rows],
+                        scores.mask,
+                        loss_type="grpo",
+                        scale=scale,
+                        epsilon_low=EPSILON,
+                        epsilon_high=EPSILON,
+                    )
+                loss.backward()
+            log_probs.append((part.rows, scores.log_probs.detach()))
+        return Update(log_probs, gradients_of(model))
+
+    return from_no_gradient(model, work)
+
+
+def from_no_gradient(model: PreTrainedModel, work: Callable[[], Update]) -> Contestant:
+    """The update of a model that has no gradients yet."""
+
+    def prepare() -> Callable[[], Update]:
+        model.train()
+        model.zero_grad(set_to_none=True)
+        return work
+
+    return prepare
+
+
+def gradients_of(model: PreTrainedModel) -> list[Tensor]:
+    """Of every weight; they stay as they are when the next contestant begins from none."""
+    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch on so many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

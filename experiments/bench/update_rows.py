@@ -1,0 +1,99 @@
+"""Rows 3 and 4: one update beside TRL's, on prompts whose rollouts share them.
+
+    3  the rollouts of one prompt; and shapes on which there is little to share
+    4  prompts of one trajectory, each the beginning of the next
+
+All contestants train the same small model on the same rows with the same advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from contest import Contest, Contestant, run
+from shapes import Shape, tiny_model
+from transformers import PreTrainedModel
+from trl_update import trl_trainer, trls
+from update import (
+    Case,
+    as_trained,
+    differences,
+    one_tree,
+    ours,
+    padded,
+    per_group,
+)
+
+from srl.prefix_tree import PrefixTree
+
+ROW_3 = Shape(K=1, Q=512, s=0, G=8, C=64)
+ROW_4 = Shape(K=6, Q=256, s=64, G=8, C=48)
+LOSING = tuple(Shape(K=1, Q=P, s=0, G=2, C=2 * P) for P in (32, 64, 250))
+
+TRL_WHOLE, TRL_GROUPS = "TRL, one batch", "TRL, {} rows at a time"
+PADDED, PER_GROUP, TRAINED = "ours, rows repeated", "ours, a tree per prompt", "ours, as trained"
+TREE = "ours, a tree all the same"
+
+
+def update_row(
+    repeats: int, *, shape: Shape = ROW_3, losing: Sequence[Shape] = LOSING
+) -> list[Contest]:
+    """Row 3."""
+    model = tiny_model()
+    contests = [update_contest(3, shape, model, repeats, goal=">= 3.8x TRL, gradient <= 1e-5")]
+    for small in losing:
+        goal = ">= 0.95x TRL and our own repeated rows"
+        contests.append(update_contest(3, small, model, repeats, goal=goal, forced=True))
+    return contests
+
+
+def nested_row(repeats: int, *, shape: Shape = ROW_4) -> list[Contest]:
+    """Row 4."""
+    goal = ">= 6.0x TRL, >= 1.4x a tree per prompt, gradient <= 1e-5"
+    return [update_contest(4, shape, tiny_model(), repeats, goal=goal)]
+
+
+def update_contest(
+    row: int | str,
+    shape: Shape,
+    model: PreTrainedModel,
+    repeats: int,
+    *,
+    goal: str = "",
+    forced: bool = False,
+) -> Contest:
+    """One shape through all contestants.
+
+    Args:
+        row: number or name.
+        shape: of the rows.
+        model: trained by all of them, from the same weights.
+        repeats: timed ones; one more goes before them.
+        goal: in words.
+        forced: also as a tree where our trainer would not make one.
+    """
+    case = Case.of(model, shape)
+    with trl_trainer(case) as trainer:
+        contestants: dict[str, Contestant] = {TRL_WHOLE: trls(case, trainer, len(case.rows))}
+        if len(case.rows) > shape.G:
+            name = TRL_GROUPS.format(shape.G)
+            contestants[name] = trls(case, trainer, shape.G)
+        peers = list(contestants)
+        contestants[PADDED] = ours(case, padded())
+        if len(case.rows) > shape.G:
+            contestants[PER_GROUP] = ours(case, per_group(shape.G))
+        contestants[TRAINED] = ours(case, as_trained())
+        if forced:
+            contestants[TREE] = ours(case, one_tree)
+        contest = Contest(row, shape.title, goal=goal, ours=TRAINED)
+        run(contest, contestants, repeats, compare=differences, peers=peers, warm_up=True)
+    nodes = len(PrefixTree.of(case.rows))
+    contest.figures = {
+        "tokens": {"repeated": shape.repeated, "in the tree": nodes},
+        "ceiling": shape.repeated / nodes,
+        "speed of ours, as trained": {
+            f"over {name}": contest.speed(TRAINED, name)
+            for name in [contest.base, *(n for n in (PADDED, PER_GROUP) if n in contestants)]
+        },
+    }
+    return contest
