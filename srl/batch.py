@@ -90,8 +90,7 @@ class MicroBatch:
 def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[MicroBatch]:
     """Every row once, in micro-batches of at most `max_tokens`; a longer row has one of its own.
 
-    Where a tree saves too little to pay for its upkeep, its rows are padded instead, so that a step
-    never takes longer with trees than without.
+    Where a tree saves too little to pay for its upkeep, its rows are padded instead.
     """
     if not trees:
         return [MicroBatch(part, tree=False) for part in pack_rows(rows, max_tokens)]
@@ -99,13 +98,18 @@ def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[
     repeated: list[int] = []
     for part in pack_trees(rows, max_tokens):
         members = [rows[i] for i in part]
-        longest = max(len(prompt) + len(completion) for prompt, completion in members)
-        if len(part) * longest >= _WORTH_A_TREE * len(PrefixTree.of(members)):
+        if _padded_tokens(members, max_tokens) >= _WORTH_A_TREE * len(PrefixTree.of(members)):
             batches.append(MicroBatch(part, tree=True))
         else:
             repeated += part
     padded = pack_rows([rows[i] for i in repeated], max_tokens)
     return batches + [MicroBatch([repeated[i] for i in part], tree=False) for part in padded]
+
+
+def _padded_tokens(rows: Sequence[Row], max_tokens: int) -> int:
+    """What the same rows would take without a tree."""
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    return sum(len(part) * max(lengths[i] for i in part) for part in pack_rows(rows, max_tokens))
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from srl.errors import UsageError
+from srl.errors import DivergedError, UsageError
 
 INTERRUPTED = 130
 
@@ -71,7 +71,7 @@ def _is_known_failure(error: RuntimeError) -> bool:
     """A failure at run time whose message says all there is to say."""
     from rewards import RewardError
 
-    if isinstance(error, RewardError):
+    if isinstance(error, (RewardError, DivergedError)):
         return True
     trainer = sys.modules.get("srl.trainer")
     return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)

@@ -67,7 +67,7 @@ class SRLConfig(TrainingArguments):
         use_bias_correction_kl: weigh the KL term by the ratio, as TRL does (`srl/loss.py`).
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
         rollout_token_budget: prompt and completion tokens sampled together, at full length.
-        prefix_tree: compute tokens that the rollouts of an update share once, not for each of them.
+        prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
         micro_batch_tokens: tokens of one forward and backward: nodes of the prefix tree, or, where
             there is none, tokens of repeated rows with their padding.
         reward_deadline: seconds that one call of a named reward may take; then it is stopped, its

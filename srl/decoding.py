@@ -201,10 +201,11 @@ class _Memory:
         heads, groups = k.shape[1], q.shape[1] // k.shape[1]
         keys, values = self._write(layer, k, v)  # [n, H_kv, g, L, D]
         prompt_keys, prompt_values = self.prompts[layer]
-        q = (q * how.scale).view(n, g, heads, groups, -1).transpose(1, 2)  # [n, H_kv, g, H/H_kv, D]
+        q = q.view(n, g, heads, groups, -1).transpose(1, 2)  # [n, H_kv, g, H / H_kv, D]
         scores = torch.cat(
             [q.flatten(2, 3) @ prompt_keys.mT, (q @ keys.mT).flatten(2, 3)], dim=-1
-        ).to(wide(q))  # [n, H_kv, H/H_kv * g, P + L]
+        )  # [n, H_kv, g * H / H_kv, P + L]
+        scores = scores.to(wide(q)) * how.scale
         if how.softcap is not None:
             scores = torch.tanh(scores / how.softcap) * how.softcap
         weights = (scores + self._mask(how.window, scores)).softmax(-1).to(v.dtype)

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from srl.decoding import CachedDecoder, Decoder, SharedDecoder
+from srl.errors import DivergedError
 from srl.tree_attention import attending_over_trees, refusal
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
@@ -114,12 +115,16 @@ class LocalSampler:
         pad_id: any token id; padding is masked out.
         token_budget: prompts are sampled together while their completions' prompt and completion
             tokens, at full length, stay within it. Bounds the memory of the cache.
+        share: let completions share their prompts, where the model can.
     """
 
-    def __init__(self, model: PreTrainedModel, *, pad_id: int, token_budget: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, pad_id: int, token_budget: int, share: bool = True
+    ) -> None:
         self.model = model
         self.pad_id = pad_id
         self.token_budget = token_budget
+        self.share = share
 
     @torch.no_grad()
     def __call__(
@@ -131,7 +136,7 @@ class LocalSampler:
     ) -> list[list[Completion]]:
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
-        shared = refusal(self.model) is None
+        shared = self.share and refusal(self.model) is None
         self.model.eval()
         try:
             done: dict[int, list[Completion]] = {}
@@ -181,6 +186,11 @@ class LocalSampler:
             ended = ended | torch.isin(token, stop)
             last = length == params.max_new_tokens
             if last or length % look_every == 0:
+                if not bool(logits.isfinite().all()):
+                    raise DivergedError(
+                        "the policy's logits are not finite, so nothing can be sampled: training "
+                        "has diverged (a smaller learning_rate helps), or the model is damaged"
+                    )
                 complete[row_of] = ended | last
                 ready = complete.view(n, -1).all(1) & ~given
                 if bool(ready.any()):
@@ -207,13 +217,16 @@ def _completion(ids: list[int], params: SamplingParams) -> Completion:
 
 
 def _draw(probabilities: Tensor) -> Tensor:
-    """One token [rows] from each line of [rows, V], by inverting its cumulative distribution.
+    """One token [rows] from each line of [rows, V].
 
-    `torch.multinomial` draws a number for every word of the vocabulary: on a CPU 20 times slower.
-    In float64, because in float32 words less likely than 1e-7 would never come.
+    On a CPU by inverting the cumulative distribution: `torch.multinomial` draws a random number for
+    every word of the vocabulary, which takes 20 times as long. In float64, because in float32 words
+    less likely than 1e-7 would never come.
     """
+    if probabilities.device.type != "cpu":
+        return torch.multinomial(probabilities, 1).squeeze(1)
     cumulative = probabilities.double().cumsum(-1)
-    drawn = torch.rand(len(probabilities), 1, dtype=torch.float64, device=probabilities.device)
+    drawn = torch.rand(len(probabilities), 1, dtype=torch.float64)
     # The first place above it: a word of probability 0 is never the first.
     found = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
     return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)

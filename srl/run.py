@@ -302,7 +302,10 @@ def _test(
         whole_system_prompt=args.whole_system_prompt,
     )
     sampler = LocalSampler(
-        model, pad_id=int(tokenizer.pad_token_id), token_budget=args.rollout_token_budget
+        model,
+        pad_id=int(tokenizer.pad_token_id),
+        token_budget=args.rollout_token_budget,
+        share=args.prefix_tree,
     )
     # The samples of an evaluation must not move the random numbers of training.
     with (

@@ -112,6 +112,12 @@ class SRLTrainer(Trainer):
             raise UsageError("a loaded model needs its tokenizer: give processing_class=…")
         else:
             ensure_pad(processing_class)
+        adapter = getattr(model, "active_peft_config", None)
+        if adapter is not None and adapter.is_prompt_learning:
+            raise UsageError(
+                f"the policy has an adapter of type {adapter.peft_type.value}, which puts tokens "
+                "of its own before the prompt; use one that lives in the layers, such as LoRA"
+            )
         if args.world_size > 1:
             raise UsageError(
                 f"{args.world_size} processes were started; this trainer runs in one. "
@@ -337,6 +343,7 @@ class SRLTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             pad_id=self.processing_class.pad_token_id,
             token_budget=self.args.rollout_token_budget,
+            share=self.args.prefix_tree,
         )
 
     def _sample(

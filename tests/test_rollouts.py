@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from srl import decoding, rollouts
+from srl.errors import DivergedError
 from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks
 
 VOCABULARY = 24
@@ -197,6 +198,27 @@ def test_completions_are_given_as_soon_as_a_prompt_has_all_of_them() -> None:
     lengths = [{len(group[0].ids) for group in ready.values()} for ready in told]
     assert all(len(one) == 1 for one in lengths)
     assert [min(one) for one in lengths] == sorted({len(group[0].ids) for group in found})
+
+
+def test_logits_that_are_no_numbers_are_not_sampled_from() -> None:
+    model = build()
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = torch.nan
+    with pytest.raises(DivergedError, match=r"not finite.*a smaller learning_rate"):
+        sampler(model)(PROMPTS, 2, SamplingParams(4))
+
+
+def test_prompts_are_shared_unless_told_otherwise(decoder: str) -> None:
+    read: list[int] = []
+    model = build()
+    model.get_input_embeddings().register_forward_hook(
+        lambda _module, args, _output: read.append(args[0].numel())
+    )
+    for share, tokens in ((True, 4 if decoder == "shared" else 8), (False, 8)):
+        LocalSampler(model, pad_id=PAD, token_budget=99, share=share)(
+            [[1, 2, 3, 4], [1, 2, 3]], 1, greedy(1)
+        )
+        assert read.pop() == tokens
 
 
 def test_no_prompts_give_no_completions() -> None:

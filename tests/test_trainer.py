@@ -393,6 +393,48 @@ def test_the_start_line_states_the_arithmetic(toy_policy: Path, tmp_path: Path) 
     assert line.endswith("30 steps, about 2 epochs")
 
 
+def test_a_policy_that_cannot_attend_over_trees_trains_on_repeated_rows(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    def told(model: object, **changes: object) -> tuple[SRLTrainer, str]:
+        args = toy_config(tmp_path / str(len(list(tmp_path.iterdir()))), max_steps=1, **changes)
+        trainer = SRLTrainer(
+            model, args, toy_trajectories(20), processing_class=load_policy(str(toy_policy))[1]
+        )  # type: ignore[arg-type]
+        return trainer, trainer.arithmetic()
+
+    assert "micro-batches of at most 8,192 tree tokens;" in told(load_policy(str(toy_policy))[0])[1]
+    repeated = "micro-batches of at most 8,192 tokens, prompts repeated for every rollout"
+    model = load_policy(str(toy_policy))[0]
+    trainer, line = told(model, prefix_tree=False)
+    assert f"{repeated} (prefix_tree is off);" in line
+    assert not trainer.sampler().share
+
+    model = load_policy(str(toy_policy))[0]
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    trainer, line = told(model)
+    assert f"{repeated} (its attention has dropout);" in line
+    before = weights(trainer.model)
+    trainer.train()
+    assert not same_weights(before, weights(trainer.model))
+    assert not any(micro_batch.tree for micro_batch in trainer._batch.micro_batches)  # type: ignore[union-attr]
+
+
+def test_trajectories_can_come_one_after_another(toy_policy: Path, tmp_path: Path) -> None:
+    """Also over the end of a step, and from one epoch into the next."""
+    args = toy_config(
+        tmp_path, max_steps=4, prompts_per_step=4, prompt_order="trajectory", dynamic_sampling=False
+    )
+    SRLTrainer(str(toy_policy), args, toy_trajectories(4)).train()
+    groups = groups_of(read_jsonl(tmp_path / "steps.jsonl"))
+    drawn = [(group[0]["problem_id"], group[0]["step_index"]) for group in groups]
+    assert [index for _, index in drawn] == [0, 1, 2] * 5 + [0]
+    problems = [problem for problem, _ in drawn]
+    assert all(len(set(problems[i : i + 3])) == 1 for i in range(0, 15, 3))
+    assert len(set(problems[:12])) == 4  # an epoch takes every trajectory once
+
+
 def test_epochs_become_steps(toy_policy: Path, tmp_path: Path) -> None:
     args = toy_config(tmp_path, max_steps=-1, num_train_epochs=2)
     assert SRLTrainer(str(toy_policy), args, toy_trajectories(20)).args.max_steps == 30
@@ -464,6 +506,34 @@ def test_a_loaded_model_needs_its_tokenizer(tmp_path: Path) -> None:
     tokenizer = toy_tokenizer()
     with pytest.raises(UsageError, match="needs its tokenizer"):
         SRLTrainer(toy_model(tokenizer), toy_config(tmp_path), EASY)
+
+
+def test_an_adapter_of_prompt_tokens_is_refused(toy_policy: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, tokenizer = load_policy(str(toy_policy))
+    tuned = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(UsageError, match=r"type PROMPT_TUNING.*such as LoRA"):
+        SRLTrainer(
+            peft.get_peft_model(model, tuned), toy_config(tmp_path), toy_trajectories(20),
+            processing_class=tokenizer,
+        )  # fmt: skip
+
+
+def test_an_adapter_is_trained_and_nothing_else(toy_policy: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, tokenizer = load_policy(str(toy_policy))
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    trainer = SRLTrainer(
+        peft.get_peft_model(model, lora), toy_config(tmp_path, beta=0.1), toy_trajectories(20),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    assert trainer.tree_refusal is None
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
 
 
 def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo.testing
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention import flex_attention as flex_module
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
 from srl import tree_attention as attention
@@ -106,17 +109,69 @@ def test_outputs_and_gradients_are_those_of_a_dense_mask(
             assert (our - their).abs().max() < 1e-11
 
 
+UNCOMPILED = {"flex_attention": flex_attention, "create_block_mask": create_block_mask}
+
+
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_given_the_same_mask(how: str) -> None:
     """Uncompiled. A block is 128 nodes wide: one tree has one of them, the other three."""
-    flex = partial(attention._flex, attend=flex_attention)
+    flex = partial(attention._flex, compiled=UNCOMPILED.__getitem__)
     for seed, blocks in ((8, 1), (7, 3)):
         tree = forest(seed)
         assert -(-len(tree) // 128) == blocks
         q, k, v = (x.detach() for x in random_qkv(len(tree), 2))
         ours = flex(q, k, v, TreePlan.of(tree, "cpu"), HOWS[how])
         assert (ours - dense(q, k, v, tree, HOWS[how])).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_flex_attention_compiles_as_a_whole(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the graph, which is what caps and windows can break; a GPU makes code of it. Other
+    lengths do not compile it again."""
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *_: None)  # gradients on a CPU
+    graphs = torch._dynamo.testing.CompileCounter()
+    whole = {
+        name: torch.compile(function, backend=graphs, dynamic=True, fullgraph=True)
+        for name, function in UNCOMPILED.items()
+    }
+    for seed in (7, 14, 1, 24):  # of 2 or 3 blocks; a single one is a case of its own
+        tree = forest(seed)
+        q, k, v = random_qkv(len(tree), 2)
+        plan = TreePlan.of(tree, "cpu")
+        ours = attention._flex(q, k, v, plan, HOWS[how], compiled=whole.__getitem__)
+        assert (ours - dense(q, k, v, tree, HOWS[how])).abs().max() < 1e-12
+        if seed == 7:
+            first = graphs.frame_count
+    assert graphs.frame_count == first
+
+
+@pytest.mark.parametrize(
+    ("factor", "works"), [(1.0, True), (1.01, False), (float("nan"), False), (None, False)]
+)
+def test_flex_attention_is_tried_before_it_is_trusted(
+    factor: float | None, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is first needed: perhaps inside a checkpointed layer, which runs a second time."""
+
+    def flex(*args: object) -> Tensor:
+        if factor is None:
+            raise RuntimeError("no compiler")
+        return attention._pieces(*args) * factor  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "_flex", flex)
+    attention._flex_works.cache_clear()
+    answers = []
+
+    def layer(x: Tensor) -> Tensor:
+        kind = ((2, 8), (1, 8), torch.float32, torch.device("cpu"), How(0.3))
+        answers.append(attention._flex_works(*kind))
+        return (x * x).sin()
+
+    x = torch.ones(3, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert answers == [works, works]
+    attention._flex_works.cache_clear()
 
 
 def test_keys_and_values_may_differ_in_width() -> None:
@@ -331,12 +386,13 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
     compare(model)
 
 
-def test_under_bf16_a_tree_is_as_close_to_float32_as_rows_are() -> None:
+@pytest.mark.parametrize("family", ["qwen2", "qwen2 with a window", "gemma2"])
+def test_under_bf16_a_tree_is_as_close_to_float32_as_rows_are(family: str) -> None:
     """The roundings differ, so one model says little; over several the errors are alike."""
     errors = {True: 0.0, False: 0.0}
     for seed in range(4):
         rows = nested_rows(seed)
-        model = built("qwen2")
+        model = built(family)
         _, exact = gradient(model, rows, tree=False)
         for tree in errors:
             log_probs, rounded = gradient(model, rows, tree=tree, half=True)
@@ -344,6 +400,12 @@ def test_under_bf16_a_tree_is_as_close_to_float32_as_rows_are() -> None:
             errors[tree] += relative_error(rounded, exact) / 4
     assert 1e-3 < errors[False] < 0.1
     assert errors[True] <= 1.25 * errors[False]
+
+
+def test_a_window_under_float16_gives_numbers() -> None:
+    model = built("qwen2 with a window")
+    with attending_over_trees(model), torch.autocast("cpu", torch.float16):
+        assert scored(model, ROWS, tree=True).log_probs.isfinite().all()
 
 
 def test_entropy_is_the_same_over_a_tree() -> None:
@@ -422,6 +484,13 @@ def qwen3_next() -> PreTrainedModel:
     )
 
 
+def damaged() -> nn.Module:
+    model = built("qwen2")
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = torch.nan
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout": (gpt2, "its attention has dropout"),
     "sinks": (
@@ -452,6 +521,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "does not go through transformers' AttentionInterface",
     ),
     "no model": (lambda: nn.Linear(3, 3), "Linear is no transformers model"),
+    "no numbers": (damaged, "over a tree differ from those over rows by nan"),
     "positions": (
         lambda: Positionless(built("qwen2").config),
         "over a tree differ from those over rows",

@@ -10,8 +10,8 @@ Weights are float32 and the forward runs under bf16 autocast, as in both trainer
     python experiments/bench/gpu_rows.py [--rows 6 7] [--repeats 5] [--out FILE]
     python experiments/bench/gpu_rows.py --toy        every row with toy sizes, on a CPU: no figures
 
-Row 9 counts host work between the parts of a step (scoring, packing, records, the trees' plans, the
-Trainer's loop), not the gaps between the kernels of one part.
+Row 9 counts host work between the parts of a step (scoring, packing, records, the trees' plans),
+not the Trainer's own loop, nor the gaps between the kernels of one part.
 """
 
 from __future__ import annotations
