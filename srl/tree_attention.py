@@ -214,13 +214,13 @@ def _heads_first(x: Tensor) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """The pieces through the CPU's flash attention, forward and backward."""
+    """The pieces through the CPU's flash attention, forward and backward; float32 or float64."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out = torch.empty(q.shape, dtype=q.dtype)
-        lse = torch.empty(q.shape[:2], dtype=wide(q))  # [N, H]
+        lse = torch.empty(q.shape[:2], dtype=q.dtype)  # [N, H]
         for own in plan.selves:
             part, sums = flash(*(own.take(x) for x in (q, k, v)), 0.0, True, scale=scale)
             out.index_copy_(0, own.own_nodes, own.owned(part))
@@ -249,9 +249,7 @@ class _Fused(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         plan, scale = ctx.plan, ctx.scale
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        # Sums of many parts, so in float32 at least.
-        dq = torch.empty(q.shape, dtype=wide(q))
-        dk, dv = (torch.zeros(x.shape, dtype=wide(x)) for x in (k, v))
+        dq, dk, dv = torch.empty_like(out), *(torch.zeros(x.shape, dtype=x.dtype) for x in (k, v))
         for own in plan.selves:
             dq_part, *parts = flash(
                 own.take_owned(grad),
@@ -261,12 +259,11 @@ class _Fused(torch.autograd.Function):
                 True,
                 scale=scale,
             )
-            dq.index_copy_(0, own.own_nodes, own.owned(dq_part).to(dq.dtype))
+            dq.index_copy_(0, own.own_nodes, own.owned(dq_part))
             for total, part in zip((dk, dv), parts, strict=True):
-                flat = part.transpose(1, 2).flatten(0, 1).to(total.dtype)
-                total.index_add_(0, own.nodes.flatten(), flat)
+                total.index_add_(0, own.nodes.flatten(), part.transpose(1, 2).flatten(0, 1))
         trunks = [tuple(x.index_select(0, path) for x in (k, v)) for path in plan.paths]
-        sums_of = [tuple(torch.zeros(x.shape, dtype=dk.dtype) for x in pair) for pair in trunks]
+        sums_of = [tuple(torch.zeros_like(x) for x in pair) for pair in trunks]
         for prefix in plan.prefixes:
             nodes = prefix.nodes
             keys, values = (x[: prefix.cut] for x in trunks[prefix.trunk])
@@ -278,13 +275,13 @@ class _Fused(torch.autograd.Function):
                 False,
                 scale=scale,
             )
-            dq.index_add_(0, nodes, dq_part[0].transpose(0, 1).to(dq.dtype))
+            dq.index_add_(0, nodes, dq_part[0].transpose(0, 1))
             for total, part in zip(sums_of[prefix.trunk], parts, strict=True):
                 total[: prefix.cut] += part[0].transpose(0, 1)
         for path, (keys, values) in zip(plan.paths, sums_of, strict=True):
             dk.index_add_(0, path, keys)
             dv.index_add_(0, path, values)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
+        return dq, dk, dv, None, None
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -453,7 +450,9 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, how: How) ->
         if q.is_cuda and len(q) >= _FLEX_FROM and _flex_works(*kind):
             return _flex(q, k, v, plan, how)
         if q.device.type == "cpu" and how.softcap is None and how.window is None:
-            return _Fused.apply(q, k, v, plan, how.scale)
+            # Sums of many parts: rounded to bf16 one by one they would be less exact than rows.
+            parts = (x.to(wide(q)) for x in (q, k, v))
+            return cast(Tensor, _Fused.apply(*parts, plan, how.scale)).to(q.dtype)
     return _pieces(q, k, v, plan, how)
 
 
