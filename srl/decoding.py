@@ -3,7 +3,7 @@
 Two decoders do the same and differ in what they cost. `SharedDecoder` computes what prompts share
 once (the nested prompts of a trajectory are one prefix tree), keeps every prompt's keys and values
 once for all its completions, and writes new ones into place. It needs a model whose attention can
-be replaced (`tree_attention.refusal`). `CachedDecoder` is for all others: transformers' own cache,
+be replaced (`tree_models.refusal`). `CachedDecoder` is for all others: transformers' own cache,
 which repeats the prompt for every completion and is copied whenever it grows.
 """
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from srl.prefix_tree import PrefixTree
-from srl.tree_attention import How, TreePlan, tree_inputs, wide
+from srl.tree_attention import How, TreePlan, wide
+from srl.tree_models import tree_inputs
 
 # The first room for keys and values of completions, in tokens; doubled when it is full.
 _ROOM = 64

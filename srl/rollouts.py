@@ -28,7 +28,7 @@ from transformers import (
 
 from srl.decoding import CachedDecoder, Decoder, SharedDecoder
 from srl.errors import DivergedError
-from srl.tree_attention import attending_over_trees, refusal
+from srl.tree_models import attending_over_trees, refusal
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
 # work queued up meanwhile.

@@ -62,7 +62,7 @@ from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import Collected, PromptStream, collect_groups
 from srl.steps import StepExample, build_examples, trajectory_numbers
-from srl.tree_attention import attending_over_trees, refusal
+from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
 
 STATE_FILE = "srl_state.json"

@@ -28,7 +28,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 from srl.errors import UsageError
 from srl.prefix_tree import PrefixTree, Row
-from srl.tree_attention import attends_over_trees, tree_inputs
+from srl.tree_models import attends_over_trees, tree_inputs
 
 # On a CPU the fused head takes about twice as long as log_softmax (it computes the logits again in
 # the backward pass: 173 against 93 ms at 4,000 tokens, hidden size 160, 1,024 words, one thread),

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, Qwen2ForCausalLM
 from srl import tree_attention as attention
 from srl import trl_parts
 from srl.prefix_tree import PrefixTree, Row
-from srl.tree_attention import How, TreePlan, attending_over_trees, refusal, tree_attention
+from srl.tree_attention import How, TreePlan, tree_attention
+from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
 
 # ---- against a dense mask -----------------------------------------------------------------------

@@ -21,7 +21,7 @@ from srl.advantages import group_advantages
 from srl.batch import MicroBatch, micro_batches
 from srl.loss import LossScale, policy_loss
 from srl.prefix_tree import Row
-from srl.tree_attention import attending_over_trees
+from srl.tree_models import attending_over_trees
 from srl.trl_parts import completion_log_probs
 
 EPSILON = 0.2
