@@ -15,6 +15,7 @@ Memory is the peak of a process of its own for every point, less what it had bef
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ def peak_memory(shape: Shape) -> float:
         check=True,
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     return float(json.loads(point.stdout.splitlines()[-1])["MiB"])
 
