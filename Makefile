@@ -1,4 +1,4 @@
-# Every target is a thin call of `python -m srl <command>`: all of it works without make too.
+# Targets are thin calls of `python -m srl <command>`, of a script or a tool: all works without make too.
 # The variables below are set on make's command line only, never taken from the environment.
 
 CONFIG = experiments/tiny/srl.yaml

@@ -154,6 +154,7 @@ class SRLConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and not self.fp16
+        _check_choices(self)
         _check_sizes(self)
         super().__post_init__()
 
@@ -224,6 +225,18 @@ _UNUSED = {
     }.items()
     for name in names
 }
+
+
+def _check_choices(config: SRLConfig) -> None:
+    """Words and switches of our own; a file's were checked where it was read, Python's were not."""
+    hints = typing.get_type_hints(SRLConfig)
+    for name in SRLConfig.__annotations__:
+        value, kind = getattr(config, name), hints[name]
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        if choices and value not in choices:
+            raise UsageError(f"{name} is {value!r}; allowed: {', '.join(map(str, choices))}")
+        if kind is bool and not isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r}; allowed: True, False")
 
 
 def _check_sizes(config: SRLConfig) -> None:

@@ -381,3 +381,16 @@ def test_no_is_text_only_for_strategies() -> None:
     """YAML 1.1 reads a bare `no` as False."""
     assert parse(eval_strategy=False).args.eval_strategy == "no"
     refused("system_prompt is False .*must be of type str or null", system_prompt=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_order": "random"}, "prompt_order is 'random'; allowed: shuffled, trajectory"),
+        ({"loss_type": "bla"}, "loss_type is 'bla'; allowed: grpo, dapo, dr_grpo"),
+        ({"prefix_tree": "false"}, "prefix_tree is 'false'; allowed: True, False"),
+    ],
+)
+def test_python_is_read_as_strictly_as_a_file(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SRLConfig(output_dir="runs", **changes)  # type: ignore[arg-type]
