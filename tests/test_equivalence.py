@@ -10,6 +10,7 @@ from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, wei
 from torch import Tensor
 from transformers import TrainerCallback
 
+import srl.rollouts
 import srl.trainer
 from rewards import StepContext, similarity_reward
 from srl.errors import UsageError
@@ -89,6 +90,8 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         return policy_loss(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(srl.trainer, "policy_loss", counted)
+    # One decoder for all: each draws random numbers in an order of its own.
+    monkeypatch.setattr(srl.rollouts, "refusal", lambda model: "asked for")
 
     def update(tokens: int, prefix_tree: bool = True) -> tuple[int, Tensor, float]:
         nonlocal calls
