@@ -50,8 +50,8 @@ class SRLConfig(TrainingArguments):
         system_prompt: what the policy is told for a step; null sends no system message.
         whole_system_prompt: the same, for solving a whole problem in one completion.
         prompts_per_step: groups wanted for one optimiser step.
-        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories, all rows of
-            one in a row, so that they share their prompts (docs/prefix_tree.md).
+        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories, and their
+            rows one after another, so that they share prompts (docs/prefix_tree.md).
         num_generations: G, rollouts of one prompt; 2 or more.
         max_completion_length: the longest completion of one step, in tokens.
         temperature, top_p, top_k, min_p: sampling; top_p 1.0, top_k 0 and min_p null are off.

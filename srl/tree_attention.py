@@ -298,7 +298,6 @@ def _pieces(
     how: How,
 ) -> Tensor:
     """The pieces as plain matrix products, in float32 at least; autograd does the rest."""
-
     groups = q.shape[1] // k.shape[1]
     softcap, window = how.softcap, how.window
 

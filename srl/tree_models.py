@@ -22,6 +22,10 @@ from srl.tree_attention import How, TreePlan
 IMPLEMENTATION = "srl_prefix_tree"
 
 
+class _CannotFollowError(Exception):
+    """A layer attends in a way that a tree has no counterpart of; the message is the refusal."""
+
+
 class Attending(Protocol):
     """What a model is given as `tree`: it attends in place of every layer's own attention."""
 
@@ -49,7 +53,7 @@ def _attention_interface(
     if tree is None:
         raise RuntimeError("this model attends over prefix trees, and was given none")
     if dropout or s_aux is not None:
-        raise NotImplementedError(f"its attention has {'dropout' if dropout else 'sinks'}")
+        raise _CannotFollowError(f"its attention has {'dropout' if dropout else 'sinks'}")
     # As autocast does for sdpa; position embeddings come out of it in float32.
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -150,7 +154,7 @@ def _try(model: nn.Module) -> str | None:
                 ids = torch.tensor([[*prompt, *completion]], device=device)
                 expected = model(input_ids=ids, use_cache=False).logits[0].float()
                 errors.append((logits[path] - expected).abs().max() / expected.abs().max())
-    except NotImplementedError as error:
+    except _CannotFollowError as error:
         return str(error)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
