@@ -158,6 +158,22 @@ def read_records(path: Path) -> Iterator[StepRecord]:
     Raises:
         UsageError: the file is missing, or a line is no record of schema 1 (names the line).
     """
+    for line, where in _lines(path):
+        yield parse_record(line, where)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, object]]:
+    """The rows of another log of a run folder, one by one; nothing is asked of their keys.
+
+    Raises:
+        UsageError: the file is missing, or a line is no JSON object (names the line).
+    """
+    for line, where in _lines(path):
+        yield _object(line, where)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Each whole line, and where it stands, in words."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -165,7 +181,7 @@ def read_records(path: Path) -> Iterator[StepRecord]:
     with file:
         for number, line in enumerate(file, start=1):  # bytes: split at \n alone
             if line.endswith(b"\n"):
-                yield _parse(line, f"{path}, line {number}")
+                yield line, f"{path}, line {number}"
 
 
 def json_line(row: StepRecord | Mapping[str, object]) -> bytes:
@@ -206,13 +222,23 @@ def _cut_half_line(path: Path) -> None:
         file.truncate(0)
 
 
-def _parse(line: bytes, where: str) -> StepRecord:
+def _object(line: bytes, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
-    except ValueError as error:  # bad UTF-8 as well as bad JSON
+    except (ValueError, RecursionError) as error:  # bad UTF-8 as well as bad JSON
         raise UsageError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise UsageError(f"{where}: a step record is a JSON object, not {_kind(row)}")
+        raise UsageError(f"{where}: a record is a JSON object, not {_kind(row)}")
+    return row
+
+
+def parse_record(line: bytes, where: str) -> StepRecord:
+    """The record in one line of the log; `where` names the line in messages.
+
+    Raises:
+        UsageError: the line is no record of schema 1.
+    """
+    row = _object(line, where)
     if row.get("schema") != SCHEMA:
         raise UsageError(
             f"{where}: schema {row.get('schema')!r}; this version of srl reads schema {SCHEMA}"
@@ -226,7 +252,7 @@ def _parse(line: bytes, where: str) -> StepRecord:
     for name, wanted in _TYPES.items():
         if not _fits(row[name], wanted):
             raise UsageError(f"{where}: {name} is {_kind(row[name])}, which it cannot be")
-    return StepRecord(**row)
+    return StepRecord(**row)  # type: ignore[arg-type]
 
 
 _TYPES = get_type_hints(StepRecord)

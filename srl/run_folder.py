@@ -117,6 +117,10 @@ class RunFolder:
         return self.path / "steps.jsonl"
 
     @property
+    def problems(self) -> Path:
+        return self.path / "problems.jsonl"
+
+    @property
     def eval(self) -> Path:
         return self.path / "eval.jsonl"
 

@@ -1,4 +1,5 @@
-"""The two logs that a training writes: `steps.jsonl`, every rollout, and `metrics.jsonl`, figures.
+"""What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, what they were about;
+`metrics.jsonl`, figures.
 
 `records.py` is how a log lies on the disk; here is what the trainer puts into it.
 """
@@ -11,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from environments.types import Trajectory
 from srl.batch import Group
 from srl.errors import UsageError
 from srl.evaluate import ScoredStep, step_metrics
 from srl.prompts import FAILURES
-from srl.records import RecordWriter, StepRecord, truncate_to
+from srl.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
 from srl.sampling import Collected
 
 # Figures of which the log gives the total since the last line; of all others it gives the mean.
@@ -23,17 +25,18 @@ _TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
 
 
 class RunLog:
-    """Writes both logs of one training, between `open` and `close`; before and after, nothing.
+    """Writes the logs of one training, between `open` and `close`; before and after, nothing.
 
     Args:
         folder: where the logs lie.
-        log_completions: whether `steps.jsonl` is written.
+        log_completions: whether `steps.jsonl` and `problems.jsonl` are written.
     """
 
     def __init__(self, folder: Path, *, log_completions: bool) -> None:
-        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "metrics")}
-        self._written = ("steps", "metrics") if log_completions else ("metrics",)
+        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "problems", "metrics")}
+        self._written = tuple(self.paths) if log_completions else ("metrics",)
         self._writers: dict[str, RecordWriter] = {}
+        self._told: set[bytes] = set()  # the lines of problems.jsonl
         self._pending: dict[str, list[float]] = {}
 
     def refuse_another(self) -> None:
@@ -63,6 +66,8 @@ class RunLog:
         for name in self._written:
             self.paths[name].parent.mkdir(parents=True, exist_ok=True)
             self._writers[name] = RecordWriter(self.paths[name])
+        if "problems" in self._writers:  # a resumed run goes on with those told before
+            self._told = {json_line(row) for row in read_rows(self.paths["problems"])}
 
     def close(self) -> None:
         """Stop to write."""
@@ -108,6 +113,7 @@ class RunLog:
         """Every rollout sampled for an optimiser step, kept or not; None: a dropped group."""
         if "steps" not in self._writers:
             return
+        self._tell([group.steps[0] for group in collected.groups])
         rows: list[StepRecord] = []
         for group_id, (group, decision, values) in enumerate(
             zip(collected.groups, collected.decisions, advantages, strict=True)
@@ -132,10 +138,21 @@ class RunLog:
     def write_evaluation(self, train_step: int, steps: Sequence[ScoredStep]) -> None:
         """The steps of an evaluation that follows an optimiser step, each a group of its own."""
         if "steps" in self._writers:
+            self._tell(steps)
             self._writers["steps"].write(
                 _record(step, train_step=train_step, phase="eval", group_id=group_id, rollout=0)
                 for group_id, step in enumerate(steps)
             )
+
+    def _tell(self, steps: Sequence[ScoredStep]) -> None:
+        """Write down each expert solution before the first record about it."""
+        new: list[Mapping[str, object]] = []
+        for step in steps:
+            row = _problem(step.example.trajectory)
+            if (line := json_line(row)) not in self._told:
+                self._told.add(line)
+                new.append(row)
+        self._writers["problems"].write(new)
 
 
 def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
@@ -159,6 +176,16 @@ def _merge(name: str, values: Sequence[float]) -> float:
     if name.startswith(_TOTALS):
         return sum(known)
     return sum(known) / len(known) if known else math.nan
+
+
+def _problem(trajectory: Trajectory) -> Mapping[str, object]:
+    return {
+        "problem_id": trajectory.problem_id,
+        "source": trajectory.source,
+        "problem": trajectory.problem,
+        "steps": trajectory.steps,
+        "answer": trajectory.answer,
+    }
 
 
 def _record(

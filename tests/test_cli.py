@@ -51,6 +51,7 @@ def test_what_is_printed_is_what_is_recorded(
         "eval.jsonl",
         "metrics.jsonl",
         "policy",
+        "problems.jsonl",
         "steps.jsonl",
         "summary.json",
     }
@@ -221,7 +222,8 @@ def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_been(
 
     assert main(["resume", "stopped"]) == 0
     straight = home / "runs" / "straight"
-    assert (run / "steps.jsonl").read_bytes() == (straight / "steps.jsonl").read_bytes()
+    for log in ("steps.jsonl", "problems.jsonl"):
+        assert (run / log).read_bytes() == (straight / log).read_bytes()
     one, two = (weights(load_policy(str(path / "policy"))[0]) for path in (run, straight))
     assert same_weights(one, two)
     summaries = [yaml.safe_load((path / "summary.json").read_text()) for path in (run, straight)]

@@ -216,7 +216,7 @@ def test_a_line_that_is_no_record_is_named(
 @pytest.mark.parametrize("line", [b"{\n", b"\n", b"\xff\n", b"[1]\n", b'"text"\n'])
 def test_lines_that_are_not_objects(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "log").write_bytes(line)
-    with pytest.raises(UsageError, match="line 1: (not JSON|a step record is a JSON object)"):
+    with pytest.raises(UsageError, match="line 1: (not JSON|a record is a JSON object)"):
         list(read_records(tmp_path / "log"))
 
 

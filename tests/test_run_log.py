@@ -86,6 +86,27 @@ def test_no_step_records_where_none_are_wanted(toy_policy: Path, tmp_path: Path)
     assert (tmp_path / "metrics.jsonl").exists()
 
 
+def test_every_problem_is_told_once_before_its_first_record(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    args = toy_config(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    known = toy_trajectories(24)
+    SRLTrainer(str(toy_policy), args, known[:20], known[20:]).train()
+    told = read_jsonl(tmp_path / "problems.jsonl")
+    by_id = {trajectory.problem_id: trajectory for trajectory in known}
+    used = [record["problem_id"] for record in read_jsonl(tmp_path / "steps.jsonl")]
+    assert [row["problem_id"] for row in told] == list(dict.fromkeys(used))
+    for row in told:
+        trajectory = by_id[str(row["problem_id"])]
+        assert row == {
+            "problem_id": trajectory.problem_id,
+            "source": trajectory.source,
+            "problem": trajectory.problem,
+            "steps": list(trajectory.steps),
+            "answer": trajectory.answer,
+        }
+
+
 def test_two_trainings_never_share_a_log(toy_policy: Path, tmp_path: Path) -> None:
     args = toy_config(tmp_path, max_steps=1)
     SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
@@ -100,9 +121,9 @@ def test_logs_are_cut_back_to_the_checkpoint_even_if_not_written_now(tmp_path: P
     (tmp_path / "steps.jsonl").write_text("{}\n{}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     log = RunLog(tmp_path, log_completions=False)
-    assert log.positions() == {"steps": 6, "metrics": 3}
-    log.cut_back({"steps": 3, "metrics": 3})
+    assert log.positions() == {"steps": 6, "problems": 0, "metrics": 3}
+    log.cut_back({"steps": 3, "problems": 0, "metrics": 3})
     assert (tmp_path / "steps.jsonl").read_text() == "{}\n"
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="metrics.jsonl has 0 bytes, but the checkpoint"):
-        log.cut_back({"steps": 3, "metrics": 3})
+        log.cut_back({"steps": 3, "problems": 0, "metrics": 3})
