@@ -12,7 +12,7 @@ import json
 import math
 import os
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
@@ -243,36 +243,41 @@ def parse_record(line: bytes, where: str) -> StepRecord:
         raise UsageError(
             f"{where}: schema {row.get('schema')!r}; this version of srl reads schema {SCHEMA}"
         )
-    missing = [name for name in FIELDS if name not in row]
-    unknown = [name for name in row if name not in FIELDS]
-    if missing or unknown:
+    if row.keys() != _TYPES.keys():
+        missing = [name for name in FIELDS if name not in row]
+        unknown = [name for name in row if name not in FIELDS]
         said = [f"missing: {', '.join(missing)}"] if missing else []
         said += [f"unknown: {', '.join(unknown)}"] if unknown else []
         raise UsageError(f"{where}: not a step record of schema {SCHEMA}; {'; '.join(said)}")
-    for name, wanted in _TYPES.items():
-        if not _fits(row[name], wanted):
+    for name, fits in _TYPES.items():
+        if not fits(row[name]):
             raise UsageError(f"{where}: {name} is {_kind(row[name])}, which it cannot be")
     return StepRecord(**row)  # type: ignore[arg-type]
 
 
-_TYPES = get_type_hints(StepRecord)
+def _fitting(wanted: object) -> Callable[[object], bool]:
+    """Whether a JSON value is of the type that a field of the record has: made once, asked often.
 
-
-def _fits(value: object, wanted: object) -> bool:
-    """Whether a JSON value is of the type that a field of the record has."""
+    JSON has no subclasses, so types are compared outright, and a truth is no number.
+    """
     origin = get_origin(wanted)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(wanted))
     if origin is Literal:
-        return value in get_args(wanted)
-    if origin is not None:  # Mapping[str, ...]: JSON's keys are text already
-        inner = get_args(wanted)[1]
-        return isinstance(value, dict) and all(_fits(item, inner) for item in value.values())
-    if wanted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted) if isinstance(wanted, type) else False
+        return get_args(wanted).__contains__
+    if origin is Mapping:
+        inner = _json_types(get_args(wanted)[1])
+        return lambda value: type(value) is dict and all(
+            type(item) in inner for item in value.values()
+        )
+    types_of = _json_types(wanted)
+    return lambda value: type(value) in types_of
+
+
+def _json_types(wanted: object) -> frozenset[object]:
+    parts = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+    return frozenset(kind for part in parts for kind in ((int, float) if part is float else (part,)))
+
+
+_TYPES = {name: _fitting(wanted) for name, wanted in get_type_hints(StepRecord).items()}
 
 
 def _kind(value: object) -> str:

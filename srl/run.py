@@ -23,15 +23,13 @@ from environments.types import LoadReport, Trajectory
 from rewards import RewardSum
 from srl.config import Experiment, SRLConfig, parse_experiment
 from srl.errors import UsageError
+from srl.estimates import Estimate, bootstrap, share_of_rows
 from srl.evaluate import (
     Attempt,
-    Estimate,
     ScoredStep,
     accuracy,
-    bootstrap,
     by_length,
     sample_steps,
-    share_of_rows,
     solve_step_by_step,
     solve_whole,
     step_metrics,

@@ -92,6 +92,20 @@ class RunFolder:
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
         raise UsageError(f"{path} is not a run folder: {found}. {there}")
 
+    @classmethod
+    def with_log(cls, path: Path) -> RunFolder:
+        """The folder of a step log: of a run, or one that a trainer used from Python writes to.
+
+        Args:
+            path: the folder, or the `steps.jsonl` in it.
+
+        Raises:
+            UsageError: there is none at `path`; the message lists the runs that are there.
+        """
+        if path.name == "steps.jsonl" and path.is_file():
+            path = path.parent
+        return cls(path) if (path / "steps.jsonl").is_file() else cls.open(path)
+
     @property
     def name(self) -> str:
         return self.path.name

@@ -315,6 +315,7 @@ class SRLTrainer(Trainer):
         steps = [step for group in groups for step in group]
         short = [a for a in attempts if len(a.trajectory.steps) <= self.args.short_steps]
         values = {
+            "problems": len(attempts),
             "accuracy": accuracy(attempts).value,
             "accuracy_short": accuracy(short).value,
             **step_metrics(steps),

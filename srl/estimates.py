@@ -1,0 +1,104 @@
+"""Means and shares with 95 % intervals. Rows of one problem are not independent: whole problems count.
+
+No torch here: the readers of logs use it too.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval. `n` counts problems (or rows), not samples."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int]:
+        """As summary.json keeps it."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{self.value:6.1%}  [{self.low:.1%}, {self.high:.1%}]  n = {self.n}"
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """The share `hits / n` with Wilson's score interval (Wilson 1927); n = 0 gives NaN."""
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    share = hits / n
+    scale = 1 + _Z95**2 / n
+    middle = (share + _Z95**2 / (2 * n)) / scale
+    half = _Z95 / scale * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
+def bootstrap(
+    values: Sequence[float],
+    problems: Sequence[str] | None = None,
+    *,
+    rounds: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of `values` with a percentile bootstrap interval; no values give NaN.
+
+    Args:
+        values: one a row.
+        problems: the problem of each row: then whole problems are drawn, with all their rows.
+        rounds: how many draws.
+        seed: of the draws.
+    """
+    if not values:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    rows: dict[object, list[float]] = {}
+    for number, value in enumerate(values):
+        rows.setdefault(number if problems is None else problems[number], []).append(value)
+    parts = [(sum(part), len(part)) for part in rows.values()]
+    rng = random.Random(seed)
+    means = []
+    for _ in range(rounds):
+        drawn = rng.choices(parts, k=len(parts))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
+    low, high = means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+    return Estimate(sum(values) / len(values), low, high, len(values))
+
+
+def share_of_rows(hits: Sequence[bool], problems: Sequence[str]) -> Estimate:
+    """The share of rows that are hits, with the wider of two intervals.
+
+    Wilson's takes rows for independent; a bootstrap over problems does not, but has no width where
+    all rows are hits, or none.
+    """
+    share = wilson(sum(hits), len(hits))
+    drawn = bootstrap([float(hit) for hit in hits], problems)
+    if not hits:
+        return share
+    return replace(share, low=min(share.low, drawn.low), high=max(share.high, drawn.high))
+
+
+def student_t(degrees: int) -> float:
+    """The 97.5 % point of Student's t: what a mean of `degrees + 1` values has in place of 1.96.
+
+    Up to four degrees of freedom from the table, beyond by Cornish and Fisher's series (Abramowitz
+    and Stegun, 26.7.5), which is then right to .001.
+    """
+    table = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764)
+    if degrees < len(table):
+        return table[degrees]
+    z, n = _Z95, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4)
+    )

@@ -1,0 +1,418 @@
+"""Every figure that a view of a run shows, computed once from the records: the report and the terminal
+say the same because they ask here.
+
+A mean over rollouts is the mean of all that count. Its 95 % interval takes the problem as the unit,
+not the rollout: the G rollouts of a group, and the groups of one problem, are alike. The mean is a
+ratio of two sums over problems (the values, and how many there are), whose variance is estimated by
+linearisation (Cochran 1977, 6.3), with Student's t for the number of problems. For a share the
+interval is never narrower than Wilson's over rollouts, which also holds where all are hits or none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srl.estimates import Estimate, student_t, wilson
+from srl.logs.index import REWARD, Log
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure about rollouts; `name` is that of metrics.jsonl wherever it has one.
+
+    Attributes:
+        name: the metric.
+        label: what a reader sees.
+        formula: what is averaged, over which rollouts.
+        share: it is a share, from 0 to 1.
+    """
+
+    name: str
+    label: str
+    formula: str
+    share: bool = False
+
+
+REWARD_METRIC = Metric("reward", "reward", "the weighted sum of the rewards, over all rollouts")
+_VALID = "over rollouts in the right format"
+FIXED = {
+    metric.name: metric
+    for metric in (
+        REWARD_METRIC,
+        Metric(
+            "lift",
+            "lift",
+            "similarity minus that of copying the previous step, "
+            f"{_VALID} that have a previous step",
+        ),
+        Metric("exact", "exact steps", f"share equal to the expert's step, {_VALID}", True),
+        Metric(
+            "copied",
+            "copies",
+            f"share equal to the previous step, {_VALID} that have a previous step",
+            True,
+        ),
+        Metric("format_failures", "format failures", "share, over all rollouts", True),
+        Metric("kept", "kept", "share used in the update, over rollouts of training", True),
+        Metric("completion_tokens", "tokens", "tokens of a completion, over all rollouts"),
+        Metric(
+            "group_std",
+            "group std",
+            "population standard deviation of the rewards of a group, over groups of training",
+        ),
+    )
+}
+
+
+def metrics_of(log: Log) -> list[Metric]:
+    """The metrics that a log has, in the order in which they are shown."""
+    named = [
+        Metric(
+            REWARD + name,
+            name,
+            f"the reward {name}, {_VALID} that it applies to",
+        )
+        for name in log.reward_names
+    ]
+    return [REWARD_METRIC, *named, *(m for m in FIXED.values() if m is not REWARD_METRIC)]
+
+
+def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
+    """One value a record (N,); NaN where the record does not count."""
+    name = metric.name
+    if name == "format_failures":
+        column = pc.is_valid(table["format_failure"])
+    elif name == "kept":
+        train = pc.equal(pc.cast(table["phase"], pa.string()), "train")
+        column = pc.if_else(train, table["kept"], None)
+    elif name.startswith(REWARD):  # a failed format is asked for no reward, whatever it says
+        column = pc.if_else(pc.is_null(table["format_failure"]), table[name], None)
+    else:
+        column = table[name]
+    return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
+    """A number for each value (N,), and what the numbers mean, sorted; null is a value of its own."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, pa.string())
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    meaning = encoded.dictionary.to_pylist()
+    order = sorted(range(len(meaning)), key=lambda i: (meaning[i] is None, meaning[i]))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    numbers = encoded.indices.to_numpy(zero_copy_only=False)
+    return rank[numbers], [meaning[i] for i in order]
+
+
+def estimates(
+    values: np.ndarray, cells: np.ndarray, problems: np.ndarray, count: int, *, share: bool
+) -> list[Estimate | None]:
+    """The mean of each cell with its 95 % interval over problems.
+
+    Args:
+        values: (N,), NaN where a record does not count.
+        cells: (N,) the cell of each record, from 0.
+        problems: (N,) the problem of each record, from 0.
+        count: how many cells there are.
+        share: values are 0 or 1.
+
+    Returns:
+        One for each cell: `n` is how many records counted; None where none did. Of a mean over one
+        problem there is no interval: NaN, unless it is a share.
+    """
+    counts = ~np.isnan(values)
+    values, cells, problems = values[counts], cells[counts], problems[counts]
+    n = np.bincount(cells, minlength=count)
+    total = np.bincount(cells, weights=values, minlength=count)
+    mean = np.divide(total, n, out=np.full(count, np.nan), where=n > 0)
+    # Sums by problem within its cell.
+    span = int(problems.max(initial=0)) + 1
+    pairs, place = np.unique(cells * span + problems, return_inverse=True)
+    of_cell = pairs // span
+    residuals = np.bincount(place, weights=values - mean[cells], minlength=len(pairs))
+    squares = np.bincount(of_cell, weights=residuals**2, minlength=count)
+    clusters = np.bincount(of_cell, minlength=count)
+    found: list[Estimate | None] = []
+    for cell in range(count):
+        size, units, value = int(n[cell]), int(clusters[cell]), float(mean[cell])
+        if size == 0:
+            found.append(None)
+            continue
+        half = math.nan
+        if units > 1:
+            error = math.sqrt(units / (units - 1) * float(squares[cell])) / size
+            half = student_t(units - 1) * error
+        low, high = value - half, value + half
+        if share:
+            apart = wilson(round(float(total[cell])), size)
+            # min and max keep their first argument beside a NaN.
+            low = max(0.0, min(apart.low, low))
+            high = min(1.0, max(apart.high, high))
+        found.append(Estimate(value, low, high, size))
+    return found
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Records put into cells: bins of training, step indices, sources, problems.
+
+    Attributes:
+        keys: what each cell is: a value of the column, or (first, last) training step of a bin.
+        records: how many records each cell has.
+        problems: how many different problems.
+        groups: how many groups.
+        metrics: metric's name -> one estimate a cell, None where nothing counts.
+    """
+
+    keys: list[object]
+    records: list[int]
+    problems: list[int]
+    groups: list[int]
+    metrics: dict[str, list[Estimate | None]]
+
+
+def all_of(table: pa.Table, metrics: Sequence[Metric]) -> Cells:
+    """Everything in one cell."""
+    return _cells(table, np.zeros(table.num_rows, dtype=np.int64), ["all"], metrics)
+
+
+def by(table: pa.Table, column: str, metrics: Sequence[Metric]) -> Cells:
+    """One cell for each value of a column, in order."""
+    cells, keys = codes(table[column])
+    return _cells(table, cells, keys, metrics)
+
+
+def over_training(table: pa.Table, metrics: Sequence[Metric], *, most: int) -> Cells:
+    """One cell for each bin of training steps."""
+    cells, keys = bins_of(table, most)
+    return _cells(table, cells, list(keys), metrics)
+
+
+def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The bin of each record (N,), and (first, last) training step of each bin.
+
+    At most `most` bins of equally many steps; bins without a record are left out.
+    """
+    steps = table["train_step"].to_numpy()
+    if not len(steps):
+        return np.zeros(0, dtype=np.int64), []
+    first, last = int(steps.min()), int(steps.max())
+    width = -(-(last - first + 1) // most)
+    used, cells = np.unique((steps - first) // width, return_inverse=True)
+    keys = [
+        (first + int(b) * width, min(last, first + (int(b) + 1) * width - 1)) for b in used
+    ]
+    return cells, keys
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A metric by step index and training: a heat map.
+
+    Attributes:
+        columns: (first, last) training step of each bin.
+        rows: the step indices.
+        cells: [row][column], None where nothing counts.
+    """
+
+    columns: list[tuple[int, int]]
+    rows: list[int]
+    cells: list[list[Estimate | None]]
+
+
+def grid(table: pa.Table, metric: Metric, *, most: int) -> Grid:
+    """`metric` by step index and bin of training steps."""
+    across, columns = bins_of(table, most)
+    down, rows = codes(table["step_index"])
+    flat = _cells(
+        table, down * max(1, len(columns)) + across, list(range(len(rows) * len(columns))), [metric]
+    ).metrics[metric.name]
+    width = len(columns)
+    return Grid(
+        columns,
+        [int(row) for row in rows],  # type: ignore[call-overload]
+        [flat[k * width : (k + 1) * width] for k in range(len(rows))],
+    )
+
+
+def counts(table: pa.Table, column: str, *, most: int) -> tuple[list[tuple[int, int]], dict[str, list[int]]]:
+    """How often each name of a column stands in each bin of training; most frequent first.
+
+    Returns:
+        The bins, and name -> one count a bin. Null is no name.
+    """
+    across, columns = bins_of(table, most)
+    names, meaning = codes(table[column])
+    found = {
+        str(name): np.bincount(across[names == k], minlength=len(columns)).tolist()
+        for k, name in enumerate(meaning)
+        if name is not None
+    }
+    return columns, dict(sorted(found.items(), key=lambda item: (-sum(item[1]), item[0])))
+
+
+@dataclass(frozen=True)
+class Yield:
+    """Dynamic sampling in one bin of training: groups kept and tried, and why others were dropped."""
+
+    bin: tuple[int, int]
+    tried: int
+    kept: int
+    dropped: dict[str, int]
+
+
+def sampling_yield(table: pa.Table, *, most: int) -> list[Yield]:
+    """Groups of training, by bin."""
+    train = only(table, "train")
+    groups = train.take(pa.array(_groups(train)))
+    across, columns = bins_of(groups, most)
+    kept = np.bincount(
+        across, weights=groups["kept"].to_numpy(zero_copy_only=False), minlength=len(columns)
+    )
+    tried = np.bincount(across, minlength=len(columns))
+    _, dropped = counts(groups, "dropped_because", most=most)
+    return [
+        Yield(
+            columns[k],
+            int(tried[k]),
+            int(kept[k]),
+            {name: numbers[k] for name, numbers in dropped.items() if numbers[k]},
+        )
+        for k in range(len(columns))
+    ]
+
+
+@dataclass(frozen=True)
+class TriedStep:
+    """One expert step and what the policy made of it.
+
+    Attributes:
+        problem_id, source, step_index: which step.
+        rollouts: how often it was tried.
+        reward: mean reward of all.
+        first, last: mean reward at the first and at the last training step it was tried at.
+        first_step, last_step: those training steps.
+        row: a row of the table: the best rollout of the last time.
+    """
+
+    problem_id: str
+    source: str
+    step_index: int
+    rollouts: int
+    reward: float
+    first: float
+    last: float
+    first_step: int
+    last_step: int
+    row: int
+
+    @property
+    def change(self) -> float:
+        return self.last - self.first
+
+
+def tried_steps(table: pa.Table, rows: np.ndarray) -> list[TriedStep]:
+    """Every expert step among these rows of the table, in the order of their first record.
+
+    Records without a reward do not count.
+    """
+    reward = table["reward"].to_numpy(zero_copy_only=False)
+    rows = rows[~np.isnan(reward[rows])]
+    if not len(rows):
+        return []
+    reward = reward[rows]
+    steps = table["train_step"].to_numpy()[rows]
+    index = table["step_index"].to_numpy()[rows].astype(np.int64)
+    problem, ids = codes(table["problem_id"].take(pa.array(rows)))
+    source, sources = codes(table["source"].take(pa.array(rows)))
+    key = (problem * len(sources) + source) * (int(index.max()) + 1) + index
+    _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
+    count = len(first_at)
+    n = np.bincount(cells, minlength=count)
+    mean = np.bincount(cells, weights=reward, minlength=count) / n
+    earliest = np.full(count, np.iinfo(np.int64).max)
+    latest = np.full(count, -1)
+    np.minimum.at(earliest, cells, steps)
+    np.maximum.at(latest, cells, steps)
+
+    def mean_at(when: np.ndarray) -> np.ndarray:
+        at = steps == when[cells]
+        total = np.bincount(cells[at], weights=reward[at], minlength=count)
+        return total / np.bincount(cells[at], minlength=count)
+
+    first, last = mean_at(earliest), mean_at(latest)
+    # The best rollout of the last time stands last when sorted by (cell, is it the last time, reward).
+    order = np.lexsort((-np.arange(len(rows)), reward, steps == latest[cells], cells))
+    best = order[np.cumsum(n) - 1]
+    return [
+        TriedStep(
+            str(ids[problem[first_at[k]]]),
+            str(sources[source[first_at[k]]]),
+            int(index[first_at[k]]),
+            int(n[k]),
+            float(mean[k]),
+            float(first[k]),
+            float(last[k]),
+            int(earliest[k]),
+            int(latest[k]),
+            int(rows[best[k]]),
+        )
+        for k in np.argsort(first_at)
+    ]
+
+
+def extremes(tried: Sequence[TriedStep], most: int) -> dict[str, list[TriedStep]]:
+    """The `most` steps with the best and the worst mean reward, and those that gained most.
+
+    Gained: tried at two training steps at least, and better at the last. Ties go to what was tried
+    more often, then to what came first.
+    """
+    gained = [step for step in tried if step.last_step > step.first_step and step.change > 0]
+    return {
+        "best": sorted(tried, key=lambda step: (-step.reward, -step.rollouts))[:most],
+        "worst": sorted(tried, key=lambda step: (step.reward, -step.rollouts))[:most],
+        "most improved": sorted(gained, key=lambda step: (-step.change, -step.rollouts))[:most],
+    }
+
+
+def only(table: pa.Table, phase: str) -> pa.Table:
+    """The records of one phase."""
+    return table.filter(pc.equal(pc.cast(table["phase"], pa.string()), phase))
+
+
+def _cells(
+    table: pa.Table, cells: np.ndarray, keys: list[object], metrics: Sequence[Metric]
+) -> Cells:
+    count = len(keys)
+    problems, _ = codes(table["problem_id"])
+    span = int(problems.max(initial=0)) + 1
+    pairs = np.unique(cells * span + problems) // span
+    firsts = cells[_groups(table)]
+    return Cells(
+        keys,
+        np.bincount(cells, minlength=count).tolist(),
+        np.bincount(pairs, minlength=count).tolist(),
+        np.bincount(firsts, minlength=count).tolist(),
+        {
+            metric.name: estimates(
+                values_of(table, metric), cells, problems, count, share=metric.share
+            )
+            for metric in metrics
+        },
+    )
+
+
+def _groups(table: pa.Table) -> np.ndarray:
+    """The row of the first record of each group."""
+    phase, _ = codes(table["phase"])
+    step = table["train_step"].to_numpy().astype(np.int64)
+    group = table["group_id"].to_numpy().astype(np.int64)
+    span = int(group.max(initial=0)) + 1
+    return np.unique((step * span + group) * 2 + phase, return_index=True)[1]

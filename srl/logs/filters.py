@@ -1,0 +1,286 @@
+"""Which records are asked for: `--step-index 3 --kept false --reward lt:0.2 --train-step 40:60`.
+
+One `Filter` serves every view. It is applied to the index, not to the log, so a million records take
+a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srl.errors import UsageError
+from srl.logs.index import REWARD, Log
+
+_COMPARE = {
+    "lt": pc.less,
+    "le": pc.less_equal,
+    "gt": pc.greater,
+    "ge": pc.greater_equal,
+    "eq": pc.equal,
+    "ne": pc.not_equal,
+}
+_NUMBERS = {  # option -> column
+    "reward": "reward",
+    "similarity": REWARD + "similarity",
+    "lift": "lift",
+    "advantage": "advantage",
+    "tokens": "completion_tokens",
+    "group-std": "group_std",
+}
+_TRUTHS = ("kept", "exact", "copied", "truncated")
+_ORDERS = (
+    "train_step", "step_index", "num_steps", "reward", "lift", "advantage", "group_mean",
+    "group_std", "completion_tokens", "prompt_tokens", "problem_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Range:
+    """Whole numbers from `low` to `high`, both included; None is open."""
+
+    low: int | None
+    high: int | None
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Range:
+        """`40`, `40:60`, `40:` or `:60`.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        low, colon, high = text.partition(":")
+        try:
+            first = int(low) if low else None
+            last = int(high) if high else None
+        except ValueError:
+            first = last = None
+        if first is None and last is None:
+            raise UsageError(f"{option} {text}: a number, or a range such as 40:60, 40: or :60")
+        if not colon:
+            last = first
+        if first is not None and last is not None and first > last:
+            raise UsageError(f"{option} {text}: the range is empty; try {option} {last}:{first}")
+        return cls(first, last)
+
+    def mask(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which values lie in the range."""
+        found = pc.is_valid(column)
+        if self.low is not None:
+            found = pc.and_(found, pc.greater_equal(column, self.low))
+        if self.high is not None:
+            found = pc.and_(found, pc.less_equal(column, self.high))
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`reward lt:0.2`: a column against a number. Records without a value never pass."""
+
+    column: str
+    relation: str
+    number: float
+
+    @classmethod
+    def parse(cls, text: str, option: str, column: str) -> Comparison:
+        """`lt:0.2`; for `--reward` also `NAME:lt:0.2`, a reward by its name.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        head, _, number = text.rpartition(":")
+        name, _, relation = head.rpartition(":")
+        if name and option == "--reward":
+            column = REWARD + name
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if relation not in _COMPARE or not math.isfinite(value) or (name and option != "--reward"):
+            named = ", or NAME:lt:0.2 for one reward" if option == "--reward" else ""
+            raise UsageError(
+                f"{option} {text}: a comparison such as lt:0.2{named}; "
+                f"allowed: {', '.join(_COMPARE)}, then a colon and a number"
+            )
+        return cls(column, relation, value)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What is asked of a record; what is None or empty is not asked.
+
+    Attributes:
+        words: the filter as it was typed, for messages.
+    """
+
+    phase: str = "train"
+    ranges: dict[str, Range] = field(default_factory=dict)
+    prefixes: dict[str, str] = field(default_factory=dict)
+    truths: dict[str, bool] = field(default_factory=dict)
+    failure: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    words: str = "--phase train"
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Filter:
+        """From what `add_filters` has read.
+
+        Raises:
+            UsageError: a value cannot be read.
+        """
+        typed: list[str] = []
+
+        def given(option: str) -> str | None:
+            value = getattr(args, option.replace("-", "_"))
+            if value is not None:
+                typed.append(f"--{option} {value}")
+            return value
+
+        ranges = {
+            option.replace("-", "_"): Range.parse(text, f"--{option}")
+            for option in ("train-step", "step-index", "num-steps", "group")
+            if (text := given(option)) is not None
+        }
+        if "group" in ranges:
+            ranges["group_id"] = ranges.pop("group")
+        prefixes = {
+            column: text
+            for option, column in (("problem", "problem_id"), ("source", "source"))
+            if (text := given(option)) is not None
+        }
+        truths = {name: text == "true" for name in _TRUTHS if (text := given(name)) is not None}
+        comparisons = []
+        for option, column in _NUMBERS.items():
+            for text in getattr(args, option.replace("-", "_")) or ():
+                comparisons.append(Comparison.parse(text, f"--{option}", column))
+                typed.append(f"--{option} {text}")
+        failure = given("failure")
+        if args.failures_only:
+            failure = failure or "any"
+            typed.append("--failures-only")
+        typed.append(f"--phase {args.phase}")
+        return cls(
+            args.phase, ranges, prefixes, truths, failure, tuple(comparisons), " ".join(typed)
+        )
+
+    def rows(self, log: Log) -> np.ndarray:
+        """The rows of the log's table that pass, as numbers (N,), in the log's order.
+
+        Raises:
+            UsageError: a reward that the log does not have is asked for.
+        """
+        table = log.table
+        found = pa.chunked_array([pa.array(np.ones(table.num_rows, dtype=bool))])
+
+        def ask(mask: pa.ChunkedArray) -> None:
+            nonlocal found
+            found = pc.and_(found, pc.fill_null(mask, False))
+
+        if self.phase != "all":
+            ask(pc.equal(_text(table["phase"]), self.phase))
+        for column, wanted in self.ranges.items():
+            ask(wanted.mask(table[column]))
+        if (problem := self.prefixes.get("problem_id")) is not None:
+            ask(_per_name(table["problem_id"], lambda name: name.startswith(problem)))
+        if (source := self.prefixes.get("source")) is not None:
+            ask(_per_name(table["source"], lambda name: name == source))
+        for column, truth in self.truths.items():
+            ask(pc.equal(table[column], truth))
+        if self.failure == "any":
+            ask(pc.is_valid(table["format_failure"]))
+        elif self.failure == "none":
+            ask(pc.is_null(table["format_failure"]))
+        elif self.failure is not None:
+            ask(_per_name(table["format_failure"], lambda name: name == self.failure))
+        for comparison in self.comparisons:
+            if comparison.column not in table.column_names:
+                name = comparison.column.removeprefix(REWARD)
+                has = ", ".join(log.reward_names) or "none"
+                raise UsageError(f"no record has a reward {name!r}; the log has: {has}")
+            compare = _COMPARE[comparison.relation]
+            ask(compare(table[comparison.column], comparison.number))
+        return np.flatnonzero(found.to_numpy())
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """The options of a filter, as every command has them that reads a log."""
+    group = parser.add_argument_group("which records")
+    numbers = "a number or a range: 40, 40:60, 40: or :60"
+    group.add_argument("--train-step", "--step", metavar="N", help=f"optimiser step; {numbers}")
+    group.add_argument("--step-index", metavar="N", help=f"the expert's step, from 0; {numbers}")
+    group.add_argument("--num-steps", metavar="N", help="how many steps the expert takes")
+    group.add_argument("--group", metavar="N", help="the group within its optimiser step")
+    group.add_argument("--problem", metavar="ID", help="the problem whose id begins so")
+    group.add_argument("--source", metavar="NAME", help="the data set or teacher")
+    for name, said in zip(
+        _TRUTHS,
+        (
+            "used in the update",
+            "the expert's step to the letter",
+            "the step before, to the letter",
+            "cut at the allowed length",
+        ),
+        strict=True,
+    ):
+        group.add_argument(f"--{name}", choices=("true", "false"), help=said)
+    group.add_argument("--failure", metavar="NAME", help="this format failure; any, or none")
+    group.add_argument("--failures-only", action="store_true", help="the same as --failure any")
+    for option in _NUMBERS:
+        named = "; NAME:lt:0.2 for one reward" if option == "reward" else ""
+        group.add_argument(
+            f"--{option}",
+            action="append",
+            metavar="lt:0.2",
+            help=f"lt, le, gt, ge, eq or ne a number{named}",
+        )
+    group.add_argument(
+        "--phase", choices=("train", "eval", "all"), default="train", help="default: train"
+    )
+
+
+def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
+    """`rows` sorted by a column of the table, `-NAME` downwards; records without a value last.
+
+    None is the order of the log. Ties stay in the log's order.
+
+    Raises:
+        UsageError: nothing can be sorted by that.
+    """
+    if sort is None:
+        return rows
+    down, name = sort.startswith("-"), sort.lstrip("-")
+    column = next((n for n in (name, REWARD + name) if n in log.table.column_names), None)
+    if column is None or (name not in _ORDERS and not column.startswith(REWARD)):
+        allowed = ", ".join([*_ORDERS, *log.reward_names])
+        raise UsageError(
+            f"--sort {sort}: allowed are {allowed}; a minus in front, as in --sort=-reward, turns "
+            "the order round"
+        )
+    values = log.table[column].take(pa.array(rows))
+    if pa.types.is_dictionary(values.type):
+        values = pc.rank(_text(values), sort_keys="ascending", tiebreaker="min")
+    keys = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)  # null is NaN: sorted last
+    return rows[np.argsort(-keys if down else keys, kind="stable")]
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.cast(column, pa.string())
+
+
+def _per_name(column: pa.ChunkedArray, wanted) -> pa.ChunkedArray:  # type: ignore[no-untyped-def]
+    """Whether each value is wanted, asked once for each different name."""
+    chunks = [
+        pa.array(_truth(chunk.dictionary, wanted), pa.bool_()).take(chunk.indices)
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.bool_())
+
+
+def _truth(names: pa.Array, wanted) -> Sequence[bool]:  # type: ignore[no-untyped-def]
+    return [wanted(name) for name in names.to_pylist()]

@@ -1,0 +1,244 @@
+"""The step log as a table: every number of every record at hand, every text one seek away.
+
+A log of a million records has more than a gigabyte of text, which nobody filters by. So a record is
+read once, and what is asked about it goes into columns; texts are fetched from the log itself when
+they are shown. Whole parts of the log are kept as Parquet files in `.index/` beside it and never
+read again; what came after the last whole part is read anew each time, so a log that is being
+written needs no care. A part is trusted only while its last line still stands where it stood: a
+resumed run cuts its log back, and parts beyond that are made again.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rewards.similarity import normalize
+from srl.errors import UsageError
+from srl.records import StepRecord, parse_record
+
+# Records of a part. A tail of nearly as many is read at every look: half a second.
+PART_RECORDS = 16_384
+
+# No record comes near it: a file without line ends is something else, and would fill the memory.
+_LONGEST_LINE = 256 * 2**20
+
+# Changes with the columns: an index of another version is made again.
+_VERSION = b"1"
+
+_WORDS = pa.dictionary(pa.int32(), pa.string())
+_COLUMNS: dict[str, pa.DataType] = {
+    "line": pa.int64(),
+    "start": pa.int64(),
+    "train_step": pa.int32(),
+    "phase": _WORDS,
+    "source": _WORDS,
+    "problem_id": _WORDS,
+    "step_index": pa.int32(),
+    "num_steps": pa.int32(),
+    "group_id": pa.int32(),
+    "rollout": pa.int32(),
+    "prompt_tokens": pa.int32(),
+    "completion_tokens": pa.int32(),
+    "truncated": pa.bool_(),
+    "format_failure": _WORDS,
+    "reward": pa.float64(),
+    "lift": pa.float64(),
+    "group_mean": pa.float64(),
+    "group_std": pa.float64(),
+    "kept": pa.bool_(),
+    "dropped_because": _WORDS,
+    "advantage": pa.float64(),
+    # What the texts say, in the one way `similarity` compares them; null where the format is broken.
+    "exact": pa.bool_(),
+    "copied": pa.bool_(),
+}
+REWARD = "rewards/"  # the prefix of the columns with the named rewards
+
+Told = Callable[[int, int], None]
+
+
+class Log:
+    """The records of a step log.
+
+    Attributes:
+        path: the log.
+        table: one row a record, in the log's order: `line` (its number, from 1), `start` (its first
+            byte), the numbers and names of the record, a column `rewards/NAME` for each reward,
+            `exact` (the action is the expert's step, white space at line ends aside) and `copied`
+            (it is the previous step; null at the first step).
+        unfinished: bytes after the last line end: a record that is being written, or was cut off.
+    """
+
+    def __init__(self, path: Path, table: pa.Table, unfinished: int) -> None:
+        self.path = path
+        self.table = table
+        self.unfinished = unfinished
+
+    @classmethod
+    def open(cls, path: Path, told: Told | None = None) -> Log:
+        """Read the log, from its index as far as that goes.
+
+        Args:
+            path: a `steps.jsonl`.
+            told: called now and then with the bytes read and the bytes there are, while records
+                are read that no index has.
+
+        Raises:
+            UsageError: there is no log, or a line of it is no step record (names the line).
+        """
+        try:
+            size = path.stat().st_size
+            file = path.open("rb")
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        with file:
+            parts, end, lines = _indexed(path, file, size)
+            for rows, new_end, whole in _read(path, file, end, lines, size, told):
+                part = _table(rows)
+                if whole:
+                    _keep(path, len(parts), part, file, rows[-1]["start"], new_end)
+                parts.append(part)
+                end = new_end
+        table = pa.concat_tables(parts, promote_options="default") if parts else _table([])
+        return cls(path, table.unify_dictionaries().combine_chunks(), size - end)
+
+    @property
+    def reward_names(self) -> list[str]:
+        """The named rewards, in the order of their first record."""
+        return [n.removeprefix(REWARD) for n in self.table.column_names if n.startswith(REWARD)]
+
+    def read(self, rows: Iterable[int]) -> Iterator[StepRecord]:
+        """The whole records, texts included, of these rows of the table, in the order given.
+
+        Raises:
+            UsageError: the log was changed since it was opened.
+        """
+        starts, lines = self.table["start"], self.table["line"]
+        with self.path.open("rb") as file:
+            for row in rows:
+                file.seek(starts[row].as_py())
+                yield parse_record(file.readline(), f"{self.path}, line {lines[row].as_py()}")
+
+
+def folder_of(path: Path) -> Path:
+    """Where the index of the log at `path` lies."""
+    return path.parent / ".index"
+
+
+def _indexed(path: Path, file, size: int) -> tuple[list[pa.Table], int, int]:  # type: ignore[no-untyped-def]
+    """The parts that still describe the log, the byte after them, and how many lines they have."""
+    parts: list[pa.Table] = []
+    end = lines = 0
+    while (kept := _part(path, len(parts))).is_file():
+        try:
+            table = pq.read_table(kept, memory_map=False)
+        except (OSError, pa.ArrowException):  # cut off, or from elsewhere: it is made again
+            break
+        about = table.schema.metadata or {}
+        if about.get(b"srl.version") != _VERSION or not table.num_rows:
+            break
+        last, new_end = table["start"][-1].as_py(), int(about.get(b"srl.end", b"0"))
+        file.seek(last)
+        line = file.read(max(0, new_end - last)) if new_end <= size else b""
+        if table["start"][0].as_py() != end or about.get(b"srl.last") != _mark(line):
+            break
+        parts.append(table.replace_schema_metadata(None))
+        end, lines = new_end, lines + table.num_rows
+    return parts, end, lines
+
+
+def _read(
+    path: Path,
+    file,  # type: ignore[no-untyped-def]
+    start: int,
+    lines: int,
+    size: int,
+    told: Told | None,
+) -> Iterator[tuple[list[dict[str, object]], int, bool]]:
+    """Rows from byte `start` on, a part at a time: rows, the byte after them, whether it is whole."""
+    file.seek(start)
+    rows: list[dict[str, object]] = []
+    while start < size:
+        line = file.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            if len(line) == _LONGEST_LINE:
+                raise UsageError(
+                    f"{path}, line {lines + 1}: longer than {_LONGEST_LINE // 2**20} MiB: "
+                    "this is not a step log"
+                )
+            break
+        lines += 1
+        rows.append(_row(parse_record(line, f"{path}, line {lines}"), lines, start))
+        start += len(line)
+        if len(rows) == PART_RECORDS:
+            yield rows, start, True
+            rows = []
+            if told is not None:
+                told(start, size)
+    if rows:
+        yield rows, start, False
+
+
+def _row(record: StepRecord, line: int, start: int) -> dict[str, object]:
+    row: dict[str, object] = {"line": line, "start": start}
+    for name in _COLUMNS:
+        row.setdefault(name, getattr(record, name, None))
+    if record.format_failure is None:
+        action = normalize(record.action)
+        row["exact"] = action == normalize(record.expert_step)
+        if record.previous_step is not None:
+            row["copied"] = action == normalize(record.previous_step)
+    row["rewards"] = record.rewards
+    return row
+
+
+def _table(rows: Sequence[dict[str, object]]) -> pa.Table:
+    columns = {
+        name: pa.array([row[name] for row in rows], kind)
+        if not pa.types.is_dictionary(kind)
+        else pa.array([_utf8(row[name]) for row in rows], pa.string()).dictionary_encode()
+        for name, kind in _COLUMNS.items()
+    }
+    names = dict.fromkeys(name for row in rows for name in row["rewards"])  # type: ignore[attr-defined]
+    for name in names:
+        values = [row["rewards"].get(name) for row in rows]  # type: ignore[attr-defined]
+        columns[REWARD + _utf8(name)] = pa.array(values, pa.float64())
+    return pa.table(columns)
+
+
+def _utf8(text: object) -> str | None:
+    """Names as Arrow can hold them: a lone surrogate has no UTF-8."""
+    if text is None:
+        return None
+    return str(text).encode("utf-8", "replace").decode()
+
+
+def _keep(path: Path, number: int, table: pa.Table, file, last: object, end: int) -> None:  # type: ignore[no-untyped-def]
+    """Write a whole part; where that is not allowed the log is read anew each time."""
+    place = file.tell()
+    file.seek(last)
+    line = file.read(end - int(last))  # type: ignore[call-overload]
+    file.seek(place)
+    about = {b"srl.version": _VERSION, b"srl.end": str(end).encode(), b"srl.last": _mark(line)}
+    target = _part(path, number)
+    beside = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(about), beside, compression="zstd")
+        os.replace(beside, target)
+    except OSError:
+        beside.unlink(missing_ok=True)
+
+
+def _part(path: Path, number: int) -> Path:
+    return folder_of(path) / f"{path.stem}-{number:05}.parquet"
+
+
+def _mark(line: bytes) -> bytes:
+    return f"{len(line)}:{zlib.crc32(line)}".encode()
