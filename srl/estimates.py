@@ -1,4 +1,4 @@
-"""Means and shares with 95 % intervals. Rows of one problem are not independent: whole problems count.
+"""Means and shares with 95 % intervals; rows of one problem are not independent, problems are.
 
 No torch here: the readers of logs use it too.
 """

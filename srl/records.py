@@ -274,7 +274,8 @@ def _fitting(wanted: object) -> Callable[[object], bool]:
 
 def _json_types(wanted: object) -> frozenset[object]:
     parts = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
-    return frozenset(kind for part in parts for kind in ((int, float) if part is float else (part,)))
+    kinds = frozenset(parts)
+    return kinds | {int} if float in kinds else kinds
 
 
 _TYPES = {name: _fitting(wanted) for name, wanted in get_type_hints(StepRecord).items()}

@@ -7,23 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from environments.types import Trajectory
 from rewards import RewardSum, similarity
+from srl.estimates import bootstrap, wilson
 from srl.evaluate import (
     Attempt,
     accuracy,
-    bootstrap,
     by_length,
     sample_steps,
-    share_of_rows,
     solve_step_by_step,
     solve_whole,
     step_metrics,
-    wilson,
 )
 from srl.prompts import PromptFormat
 from srl.rollouts import Completion, OnReady, SamplingParams
@@ -244,83 +240,6 @@ def test_whole_problems_that_do_not_fit_count_as_unsolved(form: PromptFormat) ->
     assert [a.failure for a in whole(form, ["x"], long, limit=60)] == ["context_limit"]
 
 
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        # Method 3 of table I in Newcombe 1998, "Two-sided confidence intervals for the single
-        # proportion"
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        # A mirror image of 0 in 20
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_wilson_against_known_values(hits: int, n: int, low: float, high: float) -> None:
-    found = wilson(hits, n)
-    assert found.value == hits / n
-    assert (found.low, found.high) == pytest.approx((low, high), abs=5.1e-5)
-    assert found.n == n
-
-
-@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_solves_its_own_equation(pair: tuple[int, int]) -> None:
-    """The bounds are the shares p from which hits / n lies 1.96 standard errors away."""
-    hits, n = pair
-    found = wilson(hits, n)
-    assert 0 <= found.low <= found.value + 1e-12
-    assert found.value - 1e-12 <= found.high <= 1
-    for p in (found.low, found.high):
-        assert (p - hits / n) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / n, abs=1e-7)
-
-
-def test_estimates_of_nothing_are_nan() -> None:
-    for found in (wilson(0, 0), bootstrap([]), accuracy([])):
-        assert math.isnan(found.value)
-        assert math.isnan(found.low)
-        assert found.n == 0
-        assert str(found)
-    assert by_length([]) == {}
-
-
-def test_bootstrap() -> None:
-    values = [0.0, 0.25, 0.5, 1.0, 1.0, 0.75, 0.25, 0.0] * 20
-    found = bootstrap(values)
-    assert found == bootstrap(values)
-    assert found != bootstrap(values, seed=1)
-    mean = sum(values) / len(values)
-    error = (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5 / len(values) ** 0.5
-    assert found.value == pytest.approx(mean)
-    assert found.low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
-    assert found.high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
-    assert bootstrap([0.5] * 9).low == bootstrap([0.5] * 9).high == 0.5
-    assert bootstrap([0.3]).n == 1
-
-
-def test_rows_of_one_problem_are_not_independent() -> None:
-    values = [1.0] * 50 + [0.0] * 50
-    problems = [f"p{k // 10}" for k in range(100)]  # ten rows each, all alike
-    found = bootstrap(values, problems)
-    assert (found.value, found.n) == (0.5, 100)
-    few = bootstrap([1.0] * 5 + [0.0] * 5)  # what ten problems say
-    assert (found.low, found.high) == (few.low, few.high)
-    assert bootstrap(values, [str(k) for k in range(100)]) == bootstrap(values)
-    # Problems with more rows weigh more, as they do in the mean.
-    assert bootstrap([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).value == 0.75
-
-
-def test_a_share_of_rows_has_the_wider_interval() -> None:
-    alike = [f"p{k // 10}" for k in range(100)]
-    hits = [True] * 50 + [False] * 50
-    found, rows = share_of_rows(hits, alike), wilson(50, 100)
-    assert found.low < rows.low < 0.5 < rows.high < found.high
-    none = share_of_rows([False] * 100, alike)  # of which a bootstrap would be certain
-    assert (none.low, none.high) == (0.0, wilson(0, 100).high)
-    assert math.isnan(share_of_rows([], []).value)
-
-
 def attempt(trajectory: Trajectory, correct: bool, sample: int = 0) -> Attempt:
     answer = "2" if correct else None
     return Attempt(trajectory, "steps", sample, (), answer, correct, None, 1)
@@ -338,6 +257,8 @@ def test_accuracy_counts_problems_and_every_unanswered_one() -> None:
 
 
 def test_accuracy_by_length() -> None:
+    assert math.isnan(accuracy([]).value)
+    assert by_length([]) == {}
     short = [attempt(problem(f"s{k}", steps=2), True) for k in range(3)]
     long = [attempt(problem(f"l{k}", steps=5), k == 0) for k in range(4)]
     assert by_length([*long, *short]) == {2: wilson(3, 3), 5: wilson(1, 4)}

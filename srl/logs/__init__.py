@@ -1,1 +1,1 @@
-"""Reading a run's logs: the index, filters, figures, and the views of them; no torch anywhere here."""
+"""Reading a run's logs: the index, filters, figures, and the views of them. No torch here."""

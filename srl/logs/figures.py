@@ -1,5 +1,5 @@
-"""Every figure that a view of a run shows, computed once from the records: the report and the terminal
-say the same because they ask here.
+"""Every figure that a view of a run shows, computed from the records in one place: the report and
+the terminal say the same because both ask here.
 
 A mean over rollouts is the mean of all that count. Its 95 % interval takes the problem as the unit,
 not the rollout: the G rollouts of a group, and the groups of one problem, are alike. The mean is a
@@ -99,7 +99,7 @@ def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
-    """A number for each value (N,), and what the numbers mean, sorted; null is a value of its own."""
+    """A number for each value (N,), and what they mean, sorted; null is one of them, the last."""
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, pa.string())
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
@@ -111,52 +111,67 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
     return rank[numbers], [meaning[i] for i in order]
 
 
-def estimates(
-    values: np.ndarray, cells: np.ndarray, problems: np.ndarray, count: int, *, share: bool
-) -> list[Estimate | None]:
-    """The mean of each cell with its 95 % interval over problems.
+class Clusters:
+    """The records of each problem in each cell: what intervals are made over.
 
     Args:
-        values: (N,), NaN where a record does not count.
         cells: (N,) the cell of each record, from 0.
         problems: (N,) the problem of each record, from 0.
         count: how many cells there are.
-        share: values are 0 or 1.
-
-    Returns:
-        One for each cell: `n` is how many records counted; None where none did. Of a mean over one
-        problem there is no interval: NaN, unless it is a share.
     """
-    counts = ~np.isnan(values)
-    values, cells, problems = values[counts], cells[counts], problems[counts]
-    n = np.bincount(cells, minlength=count)
-    total = np.bincount(cells, weights=values, minlength=count)
-    mean = np.divide(total, n, out=np.full(count, np.nan), where=n > 0)
-    # Sums by problem within its cell.
-    span = int(problems.max(initial=0)) + 1
-    pairs, place = np.unique(cells * span + problems, return_inverse=True)
-    of_cell = pairs // span
-    residuals = np.bincount(place, weights=values - mean[cells], minlength=len(pairs))
-    squares = np.bincount(of_cell, weights=residuals**2, minlength=count)
-    clusters = np.bincount(of_cell, minlength=count)
-    found: list[Estimate | None] = []
-    for cell in range(count):
-        size, units, value = int(n[cell]), int(clusters[cell]), float(mean[cell])
-        if size == 0:
-            found.append(None)
-            continue
-        half = math.nan
-        if units > 1:
-            error = math.sqrt(units / (units - 1) * float(squares[cell])) / size
-            half = student_t(units - 1) * error
-        low, high = value - half, value + half
-        if share:
-            apart = wilson(round(float(total[cell])), size)
-            # min and max keep their first argument beside a NaN.
-            low = max(0.0, min(apart.low, low))
-            high = min(1.0, max(apart.high, high))
-        found.append(Estimate(value, low, high, size))
-    return found
+
+    def __init__(self, cells: np.ndarray, problems: np.ndarray, count: int) -> None:
+        self.cells, self.count = cells, count
+        span = int(problems.max(initial=0)) + 1
+        pairs, self._place = np.unique(cells * span + problems, return_inverse=True)
+        self._cell_of = pairs // span
+
+    def problems(self) -> list[int]:
+        """How many different problems each cell has."""
+        return np.bincount(self._cell_of, minlength=self.count).tolist()
+
+    def estimates(self, values: np.ndarray, *, share: bool) -> list[Estimate | None]:
+        """The mean of each cell with its 95 % interval over problems.
+
+        Args:
+            values: (N,), NaN where a record does not count.
+            share: values are 0 or 1.
+
+        Returns:
+            One for each cell: `n` is how many records counted; None where none did. Of a mean over
+            one problem there is no interval: NaN, unless it is a share.
+        """
+        counts = ~np.isnan(values)
+        cells, place, values = self.cells[counts], self._place[counts], values[counts]
+        n = np.bincount(cells, minlength=self.count)
+        total = np.bincount(cells, weights=values, minlength=self.count)
+        mean = np.divide(total, n, out=np.full(self.count, np.nan), where=n > 0)
+        # Sums over the records of each problem, and which problems have any that count.
+        pairs = len(self._cell_of)
+        residuals = np.bincount(place, weights=values - mean[cells], minlength=pairs)
+        has = np.bincount(place, minlength=pairs) > 0
+        squares = np.bincount(self._cell_of, weights=residuals**2, minlength=self.count)
+        units = np.bincount(self._cell_of[has], minlength=self.count)
+        return [
+            _estimate(float(mean[k]), int(n[k]), int(units[k]), float(squares[k]), share=share)
+            for k in range(self.count)
+        ]
+
+
+def _estimate(
+    value: float, n: int, problems: int, squares: float, *, share: bool
+) -> Estimate | None:
+    if n == 0:
+        return None
+    half = math.nan
+    if problems > 1:
+        half = student_t(problems - 1) * math.sqrt(problems / (problems - 1) * squares) / n
+    low, high = value - half, value + half
+    if share:
+        apart = wilson(round(value * n), n)
+        # min and max keep their first argument beside a NaN.
+        low, high = max(0.0, min(apart.low, low)), min(1.0, max(apart.high, high))
+    return Estimate(value, low, high, n)
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,9 @@ def grid(table: pa.Table, metric: Metric, *, most: int) -> Grid:
     )
 
 
-def counts(table: pa.Table, column: str, *, most: int) -> tuple[list[tuple[int, int]], dict[str, list[int]]]:
+def counts(
+    table: pa.Table, column: str, *, most: int
+) -> tuple[list[tuple[int, int]], dict[str, list[int]]]:
     """How often each name of a column stands in each bin of training; most frequent first.
 
     Returns:
@@ -260,7 +277,7 @@ def counts(table: pa.Table, column: str, *, most: int) -> tuple[list[tuple[int, 
 
 @dataclass(frozen=True)
 class Yield:
-    """Dynamic sampling in one bin of training: groups kept and tried, and why others were dropped."""
+    """Dynamic sampling in one bin of training: groups tried and kept, why others were dropped."""
 
     bin: tuple[int, int]
     tried: int
@@ -318,67 +335,91 @@ class TriedStep:
         return self.last - self.first
 
 
-def tried_steps(table: pa.Table, rows: np.ndarray) -> list[TriedStep]:
+@dataclass(frozen=True)
+class TriedSteps:
+    """Every expert step among some records, one entry (K,) each; `TriedStep` says what they are."""
+
+    table: pa.Table
+    example: np.ndarray  # the row of its first record
+    rollouts: np.ndarray
+    reward: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    first_step: np.ndarray
+    last_step: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def __getitem__(self, k: int) -> TriedStep:
+        example = int(self.example[k])
+        return TriedStep(
+            self.table["problem_id"][example].as_py(),
+            self.table["source"][example].as_py(),
+            self.table["step_index"][example].as_py(),
+            int(self.rollouts[k]),
+            float(self.reward[k]),
+            float(self.first[k]),
+            float(self.last[k]),
+            int(self.first_step[k]),
+            int(self.last_step[k]),
+            int(self.row[k]),
+        )
+
+
+def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
     """Every expert step among these rows of the table, in the order of their first record.
 
     Records without a reward do not count.
     """
     reward = table["reward"].to_numpy(zero_copy_only=False)
     rows = rows[~np.isnan(reward[rows])]
-    if not len(rows):
-        return []
     reward = reward[rows]
     steps = table["train_step"].to_numpy()[rows]
     index = table["step_index"].to_numpy()[rows].astype(np.int64)
-    problem, ids = codes(table["problem_id"].take(pa.array(rows)))
-    source, sources = codes(table["source"].take(pa.array(rows)))
-    key = (problem * len(sources) + source) * (int(index.max()) + 1) + index
+    source = _names(table["source"])[rows]
+    problem = _names(table["problem_id"])[rows]
+    spans = [int(part.max(initial=0)) + 1 for part in (source, index)]
+    key = (problem * spans[0] + source) * spans[1] + index
     _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
     count = len(first_at)
     n = np.bincount(cells, minlength=count)
-    mean = np.bincount(cells, weights=reward, minlength=count) / n
-    earliest = np.full(count, np.iinfo(np.int64).max)
-    latest = np.full(count, -1)
-    np.minimum.at(earliest, cells, steps)
-    np.maximum.at(latest, cells, steps)
+    # By step, then by training step, then by reward, the earlier of equals last: each step's block
+    # ends with the best rollout of the last time.
+    order = np.lexsort((-np.arange(len(rows)), reward, steps, cells))
+    ends = np.cumsum(n) - 1
+    earliest, latest = steps[order[ends - n + 1]], steps[order[ends]]
 
     def mean_at(when: np.ndarray) -> np.ndarray:
         at = steps == when[cells]
         total = np.bincount(cells[at], weights=reward[at], minlength=count)
-        return total / np.bincount(cells[at], minlength=count)
+        return total / np.maximum(1, np.bincount(cells[at], minlength=count))
 
-    first, last = mean_at(earliest), mean_at(latest)
-    # The best rollout of the last time stands last when sorted by (cell, is it the last time, reward).
-    order = np.lexsort((-np.arange(len(rows)), reward, steps == latest[cells], cells))
-    best = order[np.cumsum(n) - 1]
-    return [
-        TriedStep(
-            str(ids[problem[first_at[k]]]),
-            str(sources[source[first_at[k]]]),
-            int(index[first_at[k]]),
-            int(n[k]),
-            float(mean[k]),
-            float(first[k]),
-            float(last[k]),
-            int(earliest[k]),
-            int(latest[k]),
-            int(rows[best[k]]),
-        )
-        for k in np.argsort(first_at)
-    ]
+    inorder = np.argsort(first_at)
+    mean = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
+    found = (rows[first_at], n, mean, mean_at(earliest), mean_at(latest), earliest, latest)
+    return TriedSteps(table, *(part[inorder] for part in (*found, rows[order[ends]])))
 
 
-def extremes(tried: Sequence[TriedStep], most: int) -> dict[str, list[TriedStep]]:
+def extremes(tried: TriedSteps, most: int) -> dict[str, list[TriedStep]]:
     """The `most` steps with the best and the worst mean reward, and those that gained most.
 
     Gained: tried at two training steps at least, and better at the last. Ties go to what was tried
     more often, then to what came first.
     """
-    gained = [step for step in tried if step.last_step > step.first_step and step.change > 0]
+    change = tried.last - tried.first
+    gained = np.flatnonzero((tried.last_step > tried.first_step) & (change > 0))
+    everything = np.arange(len(tried))
+
+    def top(rows: np.ndarray, values: np.ndarray) -> list[TriedStep]:
+        order = np.lexsort((rows, -tried.rollouts[rows], values[rows]))
+        return [tried[int(k)] for k in rows[order[:most]]]
+
     return {
-        "best": sorted(tried, key=lambda step: (-step.reward, -step.rollouts))[:most],
-        "worst": sorted(tried, key=lambda step: (step.reward, -step.rollouts))[:most],
-        "most improved": sorted(gained, key=lambda step: (-step.change, -step.rollouts))[:most],
+        "best": top(everything, -tried.reward),
+        "worst": top(everything, tried.reward),
+        "most improved": top(gained, -change),
     }
 
 
@@ -390,29 +431,30 @@ def only(table: pa.Table, phase: str) -> pa.Table:
 def _cells(
     table: pa.Table, cells: np.ndarray, keys: list[object], metrics: Sequence[Metric]
 ) -> Cells:
-    count = len(keys)
-    problems, _ = codes(table["problem_id"])
-    span = int(problems.max(initial=0)) + 1
-    pairs = np.unique(cells * span + problems) // span
-    firsts = cells[_groups(table)]
+    clusters = Clusters(cells, _names(table["problem_id"]), len(keys))
     return Cells(
         keys,
-        np.bincount(cells, minlength=count).tolist(),
-        np.bincount(pairs, minlength=count).tolist(),
-        np.bincount(firsts, minlength=count).tolist(),
+        np.bincount(cells, minlength=len(keys)).tolist(),
+        clusters.problems(),
+        np.bincount(cells[_groups(table, cells)], minlength=len(keys)).tolist(),
         {
-            metric.name: estimates(
-                values_of(table, metric), cells, problems, count, share=metric.share
-            )
+            metric.name: clusters.estimates(values_of(table, metric), share=metric.share)
             for metric in metrics
         },
     )
 
 
-def _groups(table: pa.Table) -> np.ndarray:
-    """The row of the first record of each group."""
-    phase, _ = codes(table["phase"])
+def _groups(table: pa.Table, cells: np.ndarray | None = None) -> np.ndarray:
+    """The row of the first record of each group; with cells, of each group in each cell."""
+    phase = _names(table["phase"])
     step = table["train_step"].to_numpy().astype(np.int64)
     group = table["group_id"].to_numpy().astype(np.int64)
-    span = int(group.max(initial=0)) + 1
-    return np.unique((step * span + group) * 2 + phase, return_index=True)[1]
+    key = (step * (int(group.max(initial=0)) + 1) + group) * 2 + phase
+    if cells is not None:
+        key = key * (int(cells.max(initial=0)) + 1) + cells
+    return np.unique(key, return_index=True)[1]
+
+
+def _names(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each name (N,), equal for equal ones, in no order; names are never null."""
+    return column.unify_dictionaries().combine_chunks().indices.to_numpy().astype(np.int64)

@@ -1,7 +1,7 @@
 """Which records are asked for: `--step-index 3 --kept false --reward lt:0.2 --train-step 40:60`.
 
-One `Filter` serves every view. It is applied to the index, not to the log, so a million records take
-a fraction of a second.
+One `Filter` serves every view. It is applied to the index, not to the log, so a million records
+take a fraction of a second.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The step log as a table: every number of every record at hand, every text one seek away.
 
-A log of a million records has more than a gigabyte of text, which nobody filters by. So a record is
+A log of a million records has about a gigabyte of text, which nobody filters by. So a record is
 read once, and what is asked about it goes into columns; texts are fetched from the log itself when
-they are shown. Whole parts of the log are kept as Parquet files in `.index/` beside it and never
-read again; what came after the last whole part is read anew each time, so a log that is being
-written needs no care. A part is trusted only while its last line still stands where it stood: a
-resumed run cuts its log back, and parts beyond that are made again.
+they are shown. Whole parts of the log are kept as Arrow files in `.index/` beside it, and their
+lines never read again; what came after the last whole part is read anew each time, so a log that
+is being written needs no care. A part is trusted only while its last line still stands where it
+stood: a resumed run cuts its log back, and parts beyond that are made again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rewards.similarity import normalize
 from srl.errors import UsageError
@@ -54,7 +55,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "kept": pa.bool_(),
     "dropped_because": _WORDS,
     "advantage": pa.float64(),
-    # What the texts say, in the one way `similarity` compares them; null where the format is broken.
+    # What the texts say, compared as `similarity` does; null where the format is broken.
     "exact": pa.bool_(),
     "copied": pa.bool_(),
 }
@@ -102,7 +103,7 @@ class Log:
             for rows, new_end, whole in _read(path, file, end, lines, size, told):
                 part = _table(rows)
                 if whole:
-                    _keep(path, len(parts), part, file, rows[-1]["start"], new_end)
+                    _keep(path, len(parts), part, file, part["start"][-1].as_py(), new_end)
                 parts.append(part)
                 end = new_end
         table = pa.concat_tables(parts, promote_options="default") if parts else _table([])
@@ -131,13 +132,14 @@ def folder_of(path: Path) -> Path:
     return path.parent / ".index"
 
 
-def _indexed(path: Path, file, size: int) -> tuple[list[pa.Table], int, int]:  # type: ignore[no-untyped-def]
+def _indexed(path: Path, file: BinaryIO, size: int) -> tuple[list[pa.Table], int, int]:
     """The parts that still describe the log, the byte after them, and how many lines they have."""
     parts: list[pa.Table] = []
     end = lines = 0
     while (kept := _part(path, len(parts))).is_file():
         try:
-            table = pq.read_table(kept, memory_map=False)
+            with pa.OSFile(str(kept)) as source:
+                table = pa.ipc.open_file(source).read_all()
         except (OSError, pa.ArrowException):  # cut off, or from elsewhere: it is made again
             break
         about = table.schema.metadata or {}
@@ -155,13 +157,13 @@ def _indexed(path: Path, file, size: int) -> tuple[list[pa.Table], int, int]:  #
 
 def _read(
     path: Path,
-    file,  # type: ignore[no-untyped-def]
+    file: BinaryIO,
     start: int,
     lines: int,
     size: int,
     told: Told | None,
 ) -> Iterator[tuple[list[dict[str, object]], int, bool]]:
-    """Rows from byte `start` on, a part at a time: rows, the byte after them, whether it is whole."""
+    """Rows from byte `start` on, a part at a time: rows, the byte after, whether it is whole."""
     file.seek(start)
     rows: list[dict[str, object]] = []
     while start < size:
@@ -208,7 +210,7 @@ def _table(rows: Sequence[dict[str, object]]) -> pa.Table:
     names = dict.fromkeys(name for row in rows for name in row["rewards"])  # type: ignore[attr-defined]
     for name in names:
         values = [row["rewards"].get(name) for row in rows]  # type: ignore[attr-defined]
-        columns[REWARD + _utf8(name)] = pa.array(values, pa.float64())
+        columns[f"{REWARD}{_utf8(name)}"] = pa.array(values, pa.float64())
     return pa.table(columns)
 
 
@@ -219,25 +221,32 @@ def _utf8(text: object) -> str | None:
     return str(text).encode("utf-8", "replace").decode()
 
 
-def _keep(path: Path, number: int, table: pa.Table, file, last: object, end: int) -> None:  # type: ignore[no-untyped-def]
+def _keep(path: Path, number: int, table: pa.Table, file: BinaryIO, last: int, end: int) -> None:
     """Write a whole part; where that is not allowed the log is read anew each time."""
     place = file.tell()
     file.seek(last)
-    line = file.read(end - int(last))  # type: ignore[call-overload]
+    line = file.read(end - last)
     file.seek(place)
     about = {b"srl.version": _VERSION, b"srl.end": str(end).encode(), b"srl.last": _mark(line)}
     target = _part(path, number)
     beside = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(exist_ok=True)
-        pq.write_table(table.replace_schema_metadata(about), beside, compression="zstd")
+        schema = table.schema.with_metadata(about)
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with (
+            pa.OSFile(str(beside), "wb") as sink,
+            pa.ipc.new_file(sink, schema, options=options) as to,
+        ):
+            to.write_table(table)
         os.replace(beside, target)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def _part(path: Path, number: int) -> Path:
-    return folder_of(path) / f"{path.stem}-{number:05}.parquet"
+    return folder_of(path) / f"{path.stem}-{number:05}.arrow"
 
 
 def _mark(line: bytes) -> bytes:

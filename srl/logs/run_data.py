@@ -1,7 +1,7 @@
 """A run's folder as the views read it: the step log and, where they are there, the files beside it.
 
-Half a run is a run: while it trains there is no summary, before it trains there is no log of figures,
-and a trainer used from Python writes no config.
+Half a run is a run: while it trains there is no summary, before it trains there is no log of
+figures, and a trainer used from Python writes no config.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a record's problem is: its text, the expert's steps, the final answer if there is one."""
+    """A record's problem: its text, the expert's steps, the final answer if there is one."""
 
     text: str
     steps: tuple[str, ...]
@@ -119,7 +119,7 @@ class RunData:
         for row in self.metrics:
             if any(name.startswith("eval_") for name in row) != evaluation:
                 continue
-            if not evaluation and "reward" not in row:  # the Trainer's last line about the whole run
+            if not evaluation and "reward" not in row:  # the Trainer's last line, about the run
                 continue
             for name, value in row.items():
                 if name not in ("step", "epoch") and isinstance(value, int | float):

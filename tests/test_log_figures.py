@@ -1,0 +1,256 @@
+"""Figures of a step log, each against a plain loop over the same records."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+from step_logs import RECORD, random_records, write_log
+
+from rewards.similarity import normalize
+from srl.estimates import Estimate, student_t, wilson
+from srl.logs import figures
+from srl.logs.figures import REWARD_METRIC, Metric, metrics_of
+from srl.logs.index import Log
+from srl.records import StepRecord
+
+RECORDS = random_records(21, train_steps=12)
+# t at 97.5 %, from a printed table.
+T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
+
+
+def value(record: StepRecord, name: str) -> float | None:
+    """What a record says about a metric: the definitions of docs/logs.md, once more."""
+    valid = record.format_failure is None
+    if name == "reward":
+        return record.reward
+    if name == "format_failures":
+        return float(not valid)
+    if name == "kept":
+        return float(record.kept) if record.phase == "train" else None
+    if name == "completion_tokens":
+        return float(record.completion_tokens)
+    if name == "group_std":
+        return record.group_std
+    if not valid:
+        return None
+    if name == "lift":
+        return record.lift
+    action = normalize(record.action)
+    if name == "exact":
+        return float(action == normalize(record.expert_step))
+    if name == "copied":
+        before = record.previous_step
+        return None if before is None else float(action == normalize(before))
+    return record.rewards[name.removeprefix("rewards/")]
+
+
+def mean_of(records: Iterable[StepRecord], metric: Metric) -> Estimate | None:
+    by_problem: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        if (one := value(record, metric.name)) is not None:
+            by_problem[record.problem_id].append(one)
+    values = [one for part in by_problem.values() for one in part]
+    if not values:
+        return None
+    mean, n, m = fmean(values), len(values), len(by_problem)
+    half = math.nan
+    if m > 1:
+        squares = sum((sum(part) - mean * len(part)) ** 2 for part in by_problem.values())
+        half = T.get(m - 1, student_t(m - 1)) * math.sqrt(m / (m - 1) * squares) / n
+    low, high = mean - half, mean + half
+    if metric.share:
+        apart = wilson(round(sum(values)), n)
+        if math.isnan(half):
+            low, high = apart.low, apart.high
+        low, high = max(0.0, min(low, apart.low)), min(1.0, max(high, apart.high))
+    return Estimate(mean, low, high, n)
+
+
+def same(found: Estimate | None, wanted: Estimate | None) -> None:
+    if found is None or wanted is None:
+        assert found is wanted
+        return
+    assert found.n == wanted.n
+    for name in ("value", "low", "high"):
+        one, two = getattr(found, name), getattr(wanted, name)
+        assert one == pytest.approx(two, rel=2e-4, abs=1e-4, nan_ok=True), (name, found, wanted)
+    assert found.value == pytest.approx(wanted.value, rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return Log.open(write_log(tmp_path_factory.mktemp("log"), RECORDS))
+
+
+def test_the_metrics_are_those_of_the_log(log: Log) -> None:
+    names = [metric.name for metric in metrics_of(log)]
+    assert names[:3] == ["reward", "rewards/similarity", "rewards/equation"]
+    assert len(names) == len(set(names)) == 10
+    assert all(metric.formula and metric.label for metric in metrics_of(log))
+
+
+def check_cells(
+    cells: figures.Cells,
+    key: Callable[[StepRecord], Hashable],
+    records: list[StepRecord],
+    metrics: list[Metric],
+) -> None:
+    parts: dict[object, list[StepRecord]] = defaultdict(list)
+    for record in records:
+        parts[key(record)].append(record)
+    assert set(parts) == set(cells.keys)
+    for number, name in enumerate(cells.keys):
+        part = parts[name]
+        assert cells.records[number] == len(part)
+        assert cells.problems[number] == len({record.problem_id for record in part})
+        assert cells.groups[number] == len({(r.phase, r.train_step, r.group_id) for r in part})
+        for metric in metrics:
+            same(cells.metrics[metric.name][number], mean_of(part, metric))
+
+
+@pytest.mark.parametrize(
+    "column", ["step_index", "source", "problem_id", "train_step", "phase", "format_failure"]
+)
+def test_means_by_a_column(log: Log, column: str) -> None:
+    metrics = metrics_of(log)
+    cells = figures.by(log.table, column, metrics)
+    check_cells(cells, lambda record: getattr(record, column), RECORDS, metrics)
+    known = [key for key in cells.keys if key is not None]
+    assert known == sorted(known)  # type: ignore[type-var]
+
+
+def test_everything_at_once(log: Log) -> None:
+    metrics = metrics_of(log)
+    for phase in ("train", "eval"):
+        records = [record for record in RECORDS if record.phase == phase]
+        cells = figures.all_of(figures.only(log.table, phase), metrics)
+        check_cells(cells, lambda record: "all", records, metrics)
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 12, 60])
+def test_bins_of_training(log: Log, most: int) -> None:
+    metrics = metrics_of(log)
+    cells = figures.over_training(log.table, metrics, most=most)
+    assert len(cells.keys) <= most
+    spans = [last - first for first, last in cells.keys]  # type: ignore[misc]
+    assert len(set(spans[:-1])) <= 1
+    assert spans[-1] <= spans[0]
+
+    def bin_of(record: StepRecord) -> Hashable:
+        fits = [k for k in cells.keys if k[0] <= record.train_step <= k[1]]  # type: ignore[index]
+        assert len(fits) == 1
+        return fits[0]
+
+    check_cells(cells, bin_of, RECORDS, metrics)
+    if most == 60:
+        assert cells.keys == [(step, step) for step in range(1, 13)]
+
+
+def test_the_grid(log: Log) -> None:
+    grid = figures.grid(log.table, REWARD_METRIC, most=4)
+    assert grid.columns == [(1, 3), (4, 6), (7, 9), (10, 12)]
+    assert grid.rows == [0, 1, 2, 3]
+    for row, index in enumerate(grid.rows):
+        for column, (first, last) in enumerate(grid.columns):
+            part = [r for r in RECORDS if r.step_index == index and first <= r.train_step <= last]
+            same(grid.cells[row][column], mean_of(part, REWARD_METRIC))
+
+
+@pytest.mark.parametrize("column", ["format_failure", "dropped_because"])
+def test_counts_of_names(log: Log, column: str) -> None:
+    columns, found = figures.counts(log.table, column, most=4)
+    for name, numbers in found.items():
+        for (first, last), number in zip(columns, numbers, strict=True):
+            assert number == sum(
+                getattr(r, column) == name and first <= r.train_step <= last for r in RECORDS
+            )
+    names = Counter(getattr(r, column) for r in RECORDS if getattr(r, column) is not None)
+    assert {name: sum(numbers) for name, numbers in found.items()} == names
+    assert list(found) == sorted(found, key=lambda name: (-names[name], name))
+
+
+def test_the_yield_of_dynamic_sampling(log: Log) -> None:
+    found = figures.sampling_yield(log.table, most=5)
+    groups = {(r.train_step, r.group_id): r for r in RECORDS if r.phase == "train"}
+    for one in found:
+        part = [g for (step, _), g in groups.items() if one.bin[0] <= step <= one.bin[1]]
+        assert one.tried == len(part)
+        assert one.kept == sum(group.kept for group in part)
+        assert one.dropped == Counter(g.dropped_because for g in part if g.dropped_because)
+    assert sum(one.tried for one in found) == len(groups)
+
+
+def test_best_worst_and_most_improved(log: Log) -> None:
+    train = [k for k, record in enumerate(RECORDS) if record.phase == "train"]
+    tried = figures.tried_steps(log.table, np.array(train))
+    parts: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for k in train:
+        r = RECORDS[k]
+        parts[r.problem_id, r.source, r.step_index].append(k)
+    assert len(tried) == len(parts)
+    rewards = [float(record.reward or 0.0) for record in RECORDS]
+    everything = [tried[k] for k in range(len(tried))]
+    for one, (key, rows) in zip(everything, parts.items(), strict=True):
+        assert (one.problem_id, one.source, one.step_index) == key
+        steps = [RECORDS[k].train_step for k in rows]
+        first, last = min(steps), max(steps)
+        at_last = [k for k in rows if RECORDS[k].train_step == last]
+        assert (one.rollouts, one.first_step, one.last_step) == (len(rows), first, last)
+        assert one.reward == pytest.approx(fmean(rewards[k] for k in rows))
+        assert one.last == pytest.approx(fmean(rewards[k] for k in at_last))
+        assert one.first == pytest.approx(
+            fmean(rewards[k] for k in rows if RECORDS[k].train_step == first)
+        )
+        assert one.row == max(at_last, key=lambda k: (rewards[k], -k))
+    found = figures.extremes(tried, 3)
+    assert found["best"] == sorted(everything, key=lambda s: (-s.reward, -s.rollouts))[:3]
+    assert found["worst"] == sorted(everything, key=lambda s: (s.reward, -s.rollouts))[:3]
+    gained = [s for s in everything if s.last_step > s.first_step and s.change > 0]
+    assert gained
+    assert found["most improved"] == sorted(gained, key=lambda s: (-s.change, -s.rollouts))[:3]
+
+
+def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
+    empty = Log.open(write_log(tmp_path, [])).table
+    metrics = list(figures.FIXED.values())
+    assert figures.all_of(empty, metrics).metrics["reward"] == [None]
+    assert figures.by(empty, "step_index", metrics).keys == []
+    assert figures.over_training(empty, metrics, most=5).keys == []
+    assert figures.sampling_yield(empty, most=5) == []
+    assert figures.grid(empty, REWARD_METRIC, most=5).cells == []
+    tried = figures.tried_steps(empty, np.arange(0))
+    assert figures.extremes(tried, 5) == {"best": [], "worst": [], "most improved": []}
+    # Rewards that could not be had: no figure, not a figure of nought.
+    one = replace(RECORD, reward=None, lift=None, rewards={"similarity": None})
+    table = Log.open(write_log(tmp_path, [one])).table
+    found = figures.all_of(table, metrics)
+    assert found.metrics["reward"] == found.metrics["lift"] == [None]
+    assert len(figures.tried_steps(table, np.arange(1))) == 0
+    tokens = found.metrics["completion_tokens"][0]
+    assert tokens is not None
+    assert (tokens.value, tokens.n) == (12.0, 1)
+    assert math.isnan(tokens.low)  # one problem tells nothing about others
+    exact = found.metrics["exact"][0]
+    assert exact == wilson(0, 1)
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """Of 2,000 draws of 12 problems with 1 to 8 alike rollouts each, 95 % hold the true mean."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        sizes = rng.integers(1, 9, 12)
+        values = np.repeat(rng.normal(0.5, 0.2, 12), sizes)
+        problems = np.repeat(np.arange(12), sizes)
+        clusters = figures.Clusters(np.zeros(len(values), dtype=np.int64), problems, 1)
+        found = clusters.estimates(values, share=False)[0]
+        assert found is not None
+        hits += found.low <= 0.5 <= found.high
+    assert 0.92 < hits / 2000 < 0.97
