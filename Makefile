@@ -3,6 +3,7 @@
 
 CONFIG = experiments/tiny/srl.yaml
 RUN    =
+RUN2   =
 MODEL  =
 DATA   =
 ARGS   =
@@ -20,7 +21,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train resume eval inspect check-data play bench bench-gpu base test lint types \
+.PHONY: help setup train resume eval inspect report check-data play bench bench-gpu base test lint types \
         clean need-run need-run-or-model need-data
 
 help: ## this list
@@ -39,8 +40,11 @@ resume: need-run $(STAMP) ## continue an interrupted run: RUN=name
 eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any model, MODEL=path
 	$(PY) -m srl eval $(if $(RUN),--run $(RUN) $(NAMED_CONFIG),--model $(MODEL) --config $(CONFIG)) $(ARGS)
 
-inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--failures-only ..."]
+inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--reward lt:0.2 ..."]
 	$(PY) -m srl inspect $(RUN) $(ARGS)
+
+report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other, overlaid]
+	$(PY) -m srl report $(RUN) $(RUN2) $(ARGS)
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)

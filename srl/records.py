@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from srl.errors import UsageError
 
 SCHEMA = 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,11 @@ def finite(value: object) -> object:
     return value
 
 
+def utf8(text: str) -> str:
+    """`text` for what holds UTF-8 only: lone halves of surrogate pairs become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def _cut_half_line(path: Path) -> None:
     if not path.exists():
         return
@@ -265,8 +272,8 @@ def _fitting(wanted: object) -> Callable[[object], bool]:
         return get_args(wanted).__contains__
     if origin is Mapping:
         inner = _json_types(get_args(wanted)[1])
-        return lambda value: type(value) is dict and all(
-            type(item) in inner for item in value.values()
+        return lambda value: (
+            type(value) is dict and all(type(item) in inner for item in value.values())
         )
     types_of = _json_types(wanted)
     return lambda value: type(value) in types_of

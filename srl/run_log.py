@@ -1,5 +1,5 @@
-"""What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, what they were about;
-`metrics.jsonl`, figures.
+"""What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, the expert solutions
+they are about; `metrics.jsonl`, figures.
 
 `records.py` is how a log lies on the disk; here is what the trainer puts into it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,9 @@ class RunLog:
     Args:
         folder: where the logs lie.
         log_completions: whether `steps.jsonl` and `problems.jsonl` are written.
+
+    Attributes:
+        listeners: told the rollouts of each optimiser step, once they are written.
     """
 
     def __init__(self, folder: Path, *, log_completions: bool) -> None:
@@ -38,6 +41,7 @@ class RunLog:
         self._writers: dict[str, RecordWriter] = {}
         self._told: set[bytes] = set()  # the lines of problems.jsonl
         self._pending: dict[str, list[float]] = {}
+        self.listeners: list[Callable[[Sequence[StepRecord]], None]] = []
 
     def refuse_another(self) -> None:
         """Before a fresh training.
@@ -134,6 +138,8 @@ class RunLog:
                 for rollout, step in enumerate(group.steps)
             ]
         self._writers["steps"].write(rows)
+        for listener in self.listeners:
+            listener(rows)
 
     def write_evaluation(self, train_step: int, steps: Sequence[ScoredStep]) -> None:
         """The steps of an evaluation that follows an optimiser step, each a group of its own."""

@@ -62,6 +62,7 @@ from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import Collected, PromptStream, collect_groups
 from srl.steps import StepExample, build_examples, trajectory_numbers
+from srl.trackers import TABLES, RolloutTables, check_installed, names_of
 from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
 
@@ -124,6 +125,7 @@ class SRLTrainer(Trainer):
                 "Start it without torchrun or accelerate launch"
             )
         check_evaluation(args, validates=bool(validation_trajectories))
+        check_installed(args.report_to)
         if not isinstance(step_rewards, RewardSum):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
             step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
@@ -182,6 +184,10 @@ class SRLTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_SaveState(self))
+        if trackers := [name for name in names_of(args.report_to) if name in TABLES]:
+            tables = RolloutTables(trackers)  # after the trackers' own callbacks
+            self.run_log.listeners.append(tables.keep)
+            self.add_callback(tables)
         if self.reference is not None:
             self.reference.to(self.args.device)
         # Why the update repeats what rollouts share, or None: it computes over prefix trees.

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from rewards.similarity import normalize
 from srl.errors import UsageError
-from srl.records import StepRecord, parse_record
+from srl.records import StepRecord, parse_record, utf8
 
 # Records of a part. A tail of nearly as many is read at every look: half a second.
 PART_RECORDS = 16_384
@@ -204,21 +204,18 @@ def _table(rows: Sequence[dict[str, object]]) -> pa.Table:
     columns = {
         name: pa.array([row[name] for row in rows], kind)
         if not pa.types.is_dictionary(kind)
-        else pa.array([_utf8(row[name]) for row in rows], pa.string()).dictionary_encode()
+        else pa.array([_name(row[name]) for row in rows], pa.string()).dictionary_encode()
         for name, kind in _COLUMNS.items()
     }
     names = dict.fromkeys(name for row in rows for name in row["rewards"])  # type: ignore[attr-defined]
     for name in names:
         values = [row["rewards"].get(name) for row in rows]  # type: ignore[attr-defined]
-        columns[f"{REWARD}{_utf8(name)}"] = pa.array(values, pa.float64())
+        columns[REWARD + utf8(name)] = pa.array(values, pa.float64())
     return pa.table(columns)
 
 
-def _utf8(text: object) -> str | None:
-    """Names as Arrow can hold them: a lone surrogate has no UTF-8."""
-    if text is None:
-        return None
-    return str(text).encode("utf-8", "replace").decode()
+def _name(value: object) -> str | None:
+    return None if value is None else utf8(str(value))
 
 
 def _keep(path: Path, number: int, table: pa.Table, file: BinaryIO, last: int, end: int) -> None:
