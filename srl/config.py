@@ -93,7 +93,7 @@ class SRLConfig(TrainingArguments):
     logging_steps: float = 1
     bf16: bool | None = None
     report_to: str | list[str] | None = "none"
-    disable_tqdm: bool | None = True
+    disable_tqdm: bool | None = False
     save_strategy: str = "steps"
     save_total_limit: int | None = 2
     # One training_step is one whole SRL step: the trainer's own batch is a single tick.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from rich.console import Console
@@ -23,12 +23,26 @@ _RISE, _FALL = 0.01, 0.03
 class ProgressReport(TrainerCallback):
     """Shows a run while it trains.
 
+    Args:
+        console: where.
+        save_every_multiple_of: Ctrl-C saves after a step that is a multiple of this.
+        first: lines to print when training begins.
+        stops: Ctrl-C ends the training with a checkpoint; else it is left alone.
+
     Attributes:
         interrupted: Ctrl-C was pressed, and a checkpoint saved.
     """
 
-    def __init__(self, console: Console, *, save_every_multiple_of: int = 1) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        save_every_multiple_of: int = 1,
+        first: Sequence[Callable[[], str]] = (),
+        stops: bool = True,
+    ) -> None:
         self.console = console
+        self._first, self._stops = first, stops
         self.interrupted = False
         self._asked_to_stop = False
         self._multiple = save_every_multiple_of
@@ -44,7 +58,10 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         self._started = time.monotonic()
         self._first_step = state.global_step
-        self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+        for line in self._first:
+            self.console.print(line(), highlight=False, markup=False, soft_wrap=True)
+        if self._stops:
+            self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),

@@ -21,12 +21,12 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
@@ -57,19 +57,18 @@ from srl.evaluate import (
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.prefix_tree import Row
+from srl.progress import ProgressReport
 from srl.prompts import ensure_pad
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_log import RunLog, collect_metrics
-from srl.sampling import Collected, PromptStream, collect_groups
-from srl.steps import StepExample, build_examples, trajectory_numbers
+from srl.sampling import PromptStream, collect_groups
+from srl.start_lines import arithmetic, dropped, nothing_left, reward_report
+from srl.steps import Rows, StepExample, trajectory_numbers
 from srl.trackers import TABLES, RolloutTables, check_installed, names_of
 from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
 
 STATE_FILE = "srl_state.json"
-
-# Rewards that would take longer than this a step are named at the start.
-_SLOW_SECONDS = 1.0
 
 
 class NothingToTrainOnError(RuntimeError):
@@ -139,23 +138,20 @@ class SRLTrainer(Trainer):
             whole_system_prompt=args.whole_system_prompt,
         )
         self.context_limit = context_limit(model)
-        self.dropped_rows: Counter[str] = Counter()
-        self.examples, self.prompts = self._rows(train_trajectories, args)
+        rows = Rows.of(train_trajectories, self.form, args, self.context_limit)
+        self.examples, self.prompts, self.dropped_rows = rows.examples, rows.prompts, rows.dropped
         if len(self.examples) < args.prompts_per_step:
             raise UsageError(
                 f"there are {len(self.examples)} training rows"
-                f"{_because(self.dropped_rows)}, fewer than prompts_per_step "
+                f"{dropped(self.dropped_rows)}, fewer than prompts_per_step "
                 f"{args.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {n} or less" if (n := len(self.examples)) else "")
             )
         self.reward_checks = try_rewards(self.rewards, self.examples[0])
         self.validation_trajectories = list(validation_trajectories)
-        self.validation_examples: list[StepExample] = []
-        self.validation_prompts: list[list[int]] = []
-        if validation_trajectories:
-            self.validation_examples, self.validation_prompts = self._rows(
-                validation_trajectories, args, count_drops=False
-            )
+        self.validation_rows = Rows.of(
+            self.validation_trajectories, self.form, args, self.context_limit
+        )
         if args.max_steps <= 0:
             rows_a_step = args.prompts_per_step / args.num_iterations
             args.max_steps = max(1, round(args.num_train_epochs * len(self.examples) / rows_a_step))
@@ -184,6 +180,12 @@ class SRLTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_SaveState(self))
+        if not args.disable_tqdm and not any(
+            isinstance(c, ProgressReport) for c in callbacks or ()
+        ):
+            # What the command line shows, but for Ctrl-C, which stays the script's own.
+            lines = (self.reward_report, self.arithmetic)
+            self.add_callback(ProgressReport(Console(), first=lines, stops=False))
         if trackers := [name for name in names_of(args.report_to) if name in TABLES]:
             tables = RolloutTables(trackers)  # after the trackers' own callbacks
             self.run_log.listeners.append(tables.keep)
@@ -208,38 +210,11 @@ class SRLTrainer(Trainer):
 
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
-        a = self.args
-        epochs = a.max_steps / a.num_iterations * a.prompts_per_step / len(self.examples)
-        return (
-            f"{len(self.examples):,} rows{_because(self.dropped_rows)}; "
-            f"{a.prompts_per_step} prompts x {a.num_generations} rollouts = "
-            f"{a.prompts_per_step * a.num_generations} completions a step of at most "
-            f"{a.max_completion_length} tokens, "
-            f"at most {a.max_sampling_rounds if a.dynamic_sampling else 1} sampling rounds, "
-            f"micro-batches of at most {a.micro_batch_tokens:,} "
-            + (
-                "tree tokens; "
-                if self.tree_refusal is None
-                else f"tokens, prompts repeated for every rollout ({self.tree_refusal}); "
-            )
-            + f"{a.max_steps} steps, about {epochs:.2g} epochs"
-        )
+        return arithmetic(self.args, len(self.examples), self.dropped_rows, self.tree_refusal)
 
     def reward_report(self) -> str:
         """One line: each reward, its weight, what it gives an expert's own step, and its price."""
-        a = self.args
-        parts, slow = [], []
-        completions = a.prompts_per_step * a.num_generations
-        for check in self.reward_checks:
-            value = "does not apply" if check.value is None else f"{check.value:.3g}"
-            parts.append(
-                f"{check.name} x {check.weight:g} ({value} in {1000 * check.seconds:.2g} ms)"
-            )
-            seconds = check.seconds * completions / check.at_once
-            if seconds > _SLOW_SECONDS:
-                slow.append(f"{check.name} will take about {seconds:.0f} s of every step")
-        line = f"rewards, tried on an expert's step: {', '.join(parts)}"
-        return line + (f"; slow: {'; '.join(slow)}" if slow else "")
+        return reward_report(self.args, self.reward_checks)
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
@@ -317,7 +292,8 @@ class SRLTrainer(Trainer):
             max_steps=self.args.solve_max_steps,
             context_limit=self.context_limit,
         )
-        groups = self._sample(self.validation_examples, self.validation_prompts, 1, self.greedy)
+        rows = self.validation_rows
+        groups = self._sample(rows.examples, rows.prompts, 1, self.greedy)
         steps = [step for group in groups for step in group]
         short = [a for a in attempts if len(a.trajectory.steps) <= self.args.short_steps]
         values = {
@@ -399,7 +375,7 @@ class SRLTrainer(Trainer):
         self.run_log.note(collect_metrics(collected))
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         if self._empty_steps >= args.max_empty_steps:
-            raise NothingToTrainOnError(_nothing_left(collected, args))
+            raise NothingToTrainOnError(nothing_left(args, collected))
         return Batch.of(
             collected.groups,
             advantages,
@@ -453,30 +429,6 @@ class SRLTrainer(Trainer):
             temperature=self.args.temperature,
             device=self.args.device,
             tree=tree,
-        )
-
-    def _rows(
-        self, trajectories: Sequence[Trajectory], args: SRLConfig, *, count_drops: bool = True
-    ) -> tuple[list[StepExample], list[list[int]]]:
-        """Rows and their prompts; those too long for the policy are dropped and counted."""
-        examples = build_examples(trajectories, targets=args.targets, step_title=args.step_title)
-        prompts = [self.form.encode_example(example) for example in examples]
-        limit = self.context_limit
-        if limit is None:
-            return examples, prompts
-        room = limit - args.max_completion_length
-        fits = [len(prompt) <= room for prompt in prompts]
-        if examples and not any(fits):
-            raise UsageError(
-                f"no row fits: the policy's context is {limit} tokens, the shortest prompt takes "
-                f"{min(map(len, prompts))} and max_completion_length {args.max_completion_length}; "
-                "use a policy with a longer context, or a smaller max_completion_length"
-            )
-        if count_drops and not all(fits):
-            self.dropped_rows["too long for the policy's context"] += fits.count(False)
-        return (
-            [example for example, fit in zip(examples, fits, strict=True) if fit],
-            [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
         )
 
     # -- resuming ---------------------------------------------------------------------------------
@@ -536,30 +488,3 @@ class _Ticks(Dataset[dict[str, int]]):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"tick": index}
-
-
-def _nothing_left(collected: Collected[Group], args: SRLConfig) -> str:
-    failures = Counter(step.parsed.failure for group in collected.groups for step in group.steps)
-    valid = failures.pop(None, 0)
-    tried = sum(failures.values()) + valid
-    message = (
-        f"nothing to train on: for {args.max_empty_steps} steps in a row every group was dropped, "
-        f"because the rewards of its {args.num_generations} rollouts hardly differ (population std "
-        f"<= dynamic_sampling_epsilon {args.dynamic_sampling_epsilon}). "
-    )
-    if failures and not valid:
-        reason, count = failures.most_common(1)[0]
-        return message + (
-            f"All {tried} completions of the last step broke the format, {count} of them as "
-            f"'{reason}': the policy does not know the format, or max_completion_length "
-            f"{args.max_completion_length} is too short"
-        )
-    return message + (
-        "A reward that is constant, or a policy that always writes the same, gives this; look at "
-        "the records with: make inspect"
-    )
-
-
-def _because(drops: Counter[str]) -> str:
-    """The drops in brackets, or nothing."""
-    return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import warnings
 from pathlib import Path
 from statistics import fmean
@@ -391,6 +392,28 @@ def test_the_start_line_states_the_arithmetic(toy_policy: Path, tmp_path: Path) 
     assert "60 rows; 4 prompts x 4 rollouts = 16 completions a step of at most 12 tokens" in line
     assert "at most 4 sampling rounds" in line
     assert line.endswith("30 steps, about 2 epochs")
+
+
+def test_python_shows_what_the_command_line_shows(
+    toy_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    args = toy_config(tmp_path / "loud", max_steps=2)
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20), callbacks=[Look()])
+    trainer.train()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [trainer.reward_report(), trainer.arithmetic()]
+    assert [line.partition("  reward ")[0] for line in lines[2:]] == ["step 1/2", "step 2/2"]
+    assert seen == [on_interrupt] * 2  # Ctrl-C is the script's own
+    args = toy_config(tmp_path / "quiet", max_steps=1, disable_tqdm=True)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_policy_that_cannot_attend_over_trees_trains_on_repeated_rows(
