@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from srl.guard import check_packages_side_by_side
 
         check_packages_side_by_side()
-        args, rest = _parser().parse_known_args(words)
+        args, rest = _parser(words).parse_known_args(_with_minus(words))
         if rest and args.command == "inspect":
             raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl --help")
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
@@ -54,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(errors, "stopped")
         return INTERRUPTED
+
+
+def _with_minus(words: Sequence[str]) -> list[str]:
+    """`--sort -reward` as `--sort=-reward`: argparse would take the value for an option."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--sort" and word.startswith("-") and word[1:2] != "-":
+            found[-1] = f"--sort={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _complain(console: Console, message: str) -> None:
@@ -77,7 +88,8 @@ def _is_known_failure(error: RuntimeError) -> bool:
     return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all commands; of readers of logs, which load Arrow, only what `words` need."""
     parser = argparse.ArgumentParser(
         prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
     )
@@ -106,16 +118,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", help="whose problems; by default the run's own")
     evaluate.set_defaults(run=_eval)
 
-    inspect = commands.add_parser("inspect", help="the per-step reward log of a run")
-    inspect.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
-    inspect.add_argument("--step", type=int, help="only this training step")
-    inspect.add_argument("--problem", help="only the problem whose id begins so")
-    inspect.add_argument("--failures-only", action="store_true", help="only format failures")
-    inspect.add_argument(
-        "--phase", choices=("train", "eval", "all"), default="train", help="default: train"
+    inspect = commands.add_parser(
+        "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )
-    inspect.add_argument("--limit", type=int, default=20, help="how many records (default 20)")
+    if "inspect" in words[:1]:
+        from srl.logs.command import add_inspect
+
+        add_inspect(inspect)
     inspect.set_defaults(run=_inspect)
+
+    report = commands.add_parser(
+        "report", help="one or two runs as one HTML file: curves, tables, and every rollout to read"
+    )
+    report.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
+    report.add_argument("other", metavar="RUN2", nargs="?", help="a run to compare it with")
+    report.add_argument("--output", metavar="FILE", help="default: report.html in RUN's folder")
+    report.add_argument(
+        "--rollouts",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="at most so many are in the page, whole groups (default 20000)",
+    )
+    report.set_defaults(run=_report)
 
     check = commands.add_parser(
         "check-data", help="check a data set without a model; --key value are the source's options"
@@ -216,18 +241,23 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
 
 
 def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.inspect import inspect_run
-    from srl.run_folder import RunFolder
+    from srl.logs.command import inspect_run
 
-    inspect_run(
-        RunFolder.open(_run_path(args.name)),
-        step=args.step,
-        problem=args.problem,
-        failures_only=args.failures_only,
-        phase=args.phase,
-        limit=args.limit,
-        console=console,
+    return inspect_run(_log_path(args.name), args, console)
+
+
+def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    if rest:
+        raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl report --help")
+    from srl.logs.report import write_report
+
+    report = write_report(
+        _log_path(args.name),
+        None if args.other is None else _log_path(args.other),
+        output=None if args.output is None else Path(args.output),
+        rollouts=args.rollouts,
     )
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -339,6 +369,12 @@ def _run_path(name: str) -> Path:
     """`name` as a path if it is one, else a folder of runs/."""
     path = Path(name)
     return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / name
+
+
+def _log_path(name: str) -> Path:
+    """`name` as a run's path, or as the log itself."""
+    path = Path(name)
+    return path if path.is_file() else _run_path(name)
 
 
 def _quieten() -> None:

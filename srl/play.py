@@ -17,7 +17,7 @@ from environments.types import LoadReport
 from srl.config import Experiment
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
-from srl.inspect import visible
+from srl.logs.text import visible
 from srl.sampling import PromptStream
 from srl.score import show
 from srl.steps import StepExample, build_examples

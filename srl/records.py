@@ -231,7 +231,7 @@ def _cut_half_line(path: Path) -> None:
 
 def _object(line: bytes, where: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())  # of bytes, json would guess the encoding
     except (ValueError, RecursionError) as error:  # bad UTF-8 as well as bad JSON
         raise UsageError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):

@@ -22,7 +22,7 @@ from rewards import BUILT_INS, RewardSum, StepContext, StepScore, normalize
 from rewards.combine import name_of
 from rewards.similarity import matching_blocks
 from srl.errors import UsageError
-from srl.inspect import visible
+from srl.logs.text import visible
 
 # So many rows of a file are shown one by one; more of them as a table of their distribution.
 SHOWN_ROWS = 3

@@ -129,7 +129,7 @@ def test_eval_and_inspect(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     assert main(["inspect", "one", "--step", "2", "--limit", "3"]) == 0
     shown = capsys.readouterr()
-    assert "mean reward" in shown.out
+    assert re.search(r"^reward +-?\d\.\d{3}  ", shown.out, re.MULTILINE)
     assert "The newest 3 of" in shown.out
     assert any(step[:12] in shown.out for step in TOY_STEPS)
 

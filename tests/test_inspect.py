@@ -1,46 +1,36 @@
+"""`srl inspect` in the terminal: records, one in full, every width and encoding, hostile
+texts, and what is said when nothing can be shown."""
+
 from __future__ import annotations
 
+import gzip
 import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
-from rich.console import Console
+from conftest import read_jsonl
+from inspecting import FILTERS, shown, write_run
+from rich.cells import cell_len
+from step_logs import RECORD, write_log
 
+from rewards.similarity import matching_blocks
+from srl.cli import main
 from srl.errors import UsageError
-from srl.inspect import LogSummary, inspect_run, visible
-from srl.records import RecordWriter, StepRecord
-from srl.run_folder import RunFolder
+from srl.logs.pen import Pen
+from srl.logs.rollout_view import marked
+from srl.logs.text import visible
 
-RECORD = StepRecord(
-    train_step=3,
-    phase="train",
-    source="gsm8k",
-    problem_id="00ff00ff00ff00ff",
-    step_index=1,
-    num_steps=4,
-    group_id=7,
-    rollout=2,
-    prompt_tokens=120,
-    completion_tokens=31,
-    truncated=False,
-    thought="3 - 1",
-    action="She has 3 - 1 = 2 left.",
-    expert_step="3 - 1 = 2 eggs are left.",
-    previous_step="She has 3 eggs.",
-    format_failure=None,
-    rewards={"similarity": 0.75, "equation": None},
-    reward=0.75,
-    lift=0.25,
-    group_mean=0.5,
-    group_std=0.25,
-    kept=True,
-    dropped_because=None,
-    advantage=1.0,
-)
 FAILED = replace(
     RECORD,
-    rollout=3,
+    rollout=1,
     thought="no end",
     action="",
     format_failure="missing_close",
@@ -49,7 +39,13 @@ FAILED = replace(
     lift=None,
 )
 DROPPED = replace(
-    RECORD, train_step=4, kept=False, dropped_because="flat_group", advantage=None, reward=0.25
+    RECORD,
+    train_step=4,
+    kept=False,
+    dropped_because="flat_group",
+    advantage=None,
+    reward=0.25,
+    rollout=2,
 )
 EVALUATED = replace(
     RECORD,
@@ -60,45 +56,29 @@ EVALUATED = replace(
     advantage=None,
     rewards={"similarity": 0.25},
     reward=0.0,
+    group_mean=None,
+    group_std=None,
 )
 
 
-def run_with(tmp_path: Path, *records: StepRecord) -> RunFolder:
-    with RecordWriter(tmp_path / "steps.jsonl") as writer:
-        writer.write(records)
-    return RunFolder(tmp_path)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
-def shown(run: RunFolder, *, width: int = 200, **options: int | str | bool) -> str:
-    out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    inspect_run(run, console=console, **options)  # type: ignore[arg-type]
-    return out.getvalue()
+# ---- records ------------------------------------------------------------------------------------
 
 
-def test_summary_counts() -> None:
-    summary = LogSummary()
-    for record in (RECORD, RECORD, FAILED, DROPPED, EVALUATED):
-        summary.add(record)
-    assert (summary.records, summary.train, summary.kept) == (5, 4, 3)
-    assert summary.mean_reward == pytest.approx((0.75 + 0.75 - 1 + 0.25 + 0) / 5)
-    assert summary.mean_similarity == pytest.approx((0.75 * 3 + 0.25) / 4)
-    assert summary.failures == {"missing_close": 1}
-    assert summary.dropped == {"flat_group": 1}
-    assert LogSummary().mean_reward is None
-    assert LogSummary().mean_similarity is None
-
-
-def test_summary_and_table(tmp_path: Path) -> None:
-    text = shown(run_with(tmp_path, RECORD, FAILED, DROPPED, EVALUATED))
+def test_records_are_shown_three_lines_each(tmp_path: Path) -> None:
+    write_log(tmp_path, [RECORD, FAILED, DROPPED, EVALUATED])
+    text = shown(tmp_path)
     for said in (
-        "4 (1 of evaluations)",
-        "2 of 3 (66.7%)",
-        "flat_group 1",
-        "0.583 among 3 valid",
-        "1 of 4 (25.0%): missing_close 1",
+        "3 of 4 (--phase train): 1 problems, 2 groups, training steps 1 to 4",
+        "not complete: training step 5; a record was last written",
+        "1 kept of 2 tried; dropped: flat_group 1",
+        "missing_close 1",
         "00ff00ff",
-        "2/4 7/2",
+        "2/4 0/2",
         "similarity 0.750  equation -",
         "+0.250",
         "+1.000",
@@ -106,75 +86,385 @@ def test_summary_and_table(tmp_path: Path) -> None:
         "[missing_close] no end",
         RECORD.action,
         RECORD.expert_step,
+        "#3",
     ):
         assert said in text, said
+    assert "#4" not in text
+    assert "#4" in shown(tmp_path, "--phase", "all", "--limit", "1")
 
 
-def test_filters(tmp_path: Path) -> None:
-    run = run_with(tmp_path, RECORD, FAILED, DROPPED, EVALUATED)
-    assert "dropped │" not in shown(run, step=3)
-    assert "missing_close] no end" in shown(run, failures_only=True)
-    assert "7/2" not in shown(run, failures_only=True)
-    assert "ee112233" in shown(run, problem="ee11", phase="eval")
-    assert "00ff00ff" not in shown(run, problem="ee11", phase="all")
-    with pytest.raises(UsageError, match="--problem ee11 --phase train"):
-        shown(run, problem="ee11")
-    with pytest.raises(
-        UsageError, match="matches --step 9 --failures-only --phase train; .* steps 3 to 5"
+def test_old_options_go_on_working(tmp_path: Path) -> None:
+    write_log(tmp_path, [RECORD, FAILED, DROPPED, EVALUATED])
+    assert "dropped │" not in shown(tmp_path, "--step", "1")
+    assert "missing_close] no end" in shown(tmp_path, "--failures-only")
+    assert "0/0" not in shown(tmp_path, "--failures-only")
+    assert "ee112233" in shown(tmp_path, "--problem", "ee11", "--phase", "eval")
+    assert "00ff00ff" not in shown(tmp_path, "--problem", "ee11", "--phase", "all")
+
+
+def test_which_records_are_shown(tmp_path: Path) -> None:
+    records = [replace(RECORD, train_step=n + 100, reward=n % 7 / 7, group_id=n) for n in range(30)]
+    write_log(tmp_path, records)
+
+    def numbers(*words: str) -> list[int]:
+        return [int(n) for n in re.findall(r"^│ +#(\d+) │", shown(tmp_path, *words), re.MULTILINE)]
+
+    assert numbers() == [28, 29, 30]
+    assert numbers("--step", "100:") == list(range(11, 31))
+    assert numbers("--limit", "30") == list(range(1, 31))
+    ordered = sorted(range(30), key=lambda n: (n % 7, n))
+    assert numbers("--sort", "reward", "--limit", "4") == [n + 1 for n in ordered[:4]]
+    ordered = sorted(range(30), key=lambda n: (-(n % 7), n))
+    assert numbers("--sort=-reward", "--limit", "4") == [n + 1 for n in ordered[:4]]
+    assert "The newest 3 of 30 records; --limit shows more" in shown(tmp_path)
+    assert "--limit" not in shown(tmp_path, "--limit", "30")
+    assert "│" not in shown(tmp_path, "--figures")
+
+
+def test_records_as_json_lines(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_jsonl(run / "steps.jsonl")
+    for words, passes in FILTERS:
+        assert main(["inspect", str(run), "--json", *words]) == 0
+        found = capsys.readouterr()
+        assert found.err == ""
+        wanted = [{"line": line, **row} for line, row in enumerate(rows, start=1) if passes(row)]
+        assert [json.loads(line) for line in found.out.splitlines()] == wanted
+        assert list(json.loads(found.out.splitlines()[0])) == ["line", *rows[0]]
+    assert main(["inspect", str(run), "--json", "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    train = [k for k, row in enumerate(rows, start=1) if row["phase"] == "train"]
+    assert [json.loads(line)["line"] for line in lines] == train[-2:]
+    assert main(["inspect", str(run), "--json", "--sort", "-reward", "--limit", "1"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert best["reward"] == max(
+        float(str(row["reward"])) for row in rows if row["phase"] == "train"
+    )
+
+
+# ---- one in full --------------------------------------------------------------------------------
+
+
+def test_records_as_a_data_set(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [json.loads(line) for line in (run / "steps.jsonl").read_bytes().splitlines()]
+    assert shown(run, "--export", "parquet", "--kept", "true", "--sort=-reward") == ""
+    assert f"and a data-set card: {run / 'export'}" in capsys.readouterr().out
+    table = parquet.read_table(run / "export" / "steps.parquet").to_pylist()
+    kept = [record for record in records if record["phase"] == "train" and record["kept"]]
+    assert table == sorted(kept, key=lambda record: -record["reward"])
+    card = (run / "export" / "README.md").read_text(encoding="utf-8")
+    assert "--kept true --phase train" in card
+    with pytest.raises(UsageError, match="export is in use and is never overwritten"):
+        shown(run, "--export", "parquet")
+    shown(run, "--export", "parquet", "--phase", "all", "--to", str(run / "other"))
+    assert parquet.read_table(run / "other" / "steps.parquet").to_pylist() == records
+    assert "All records that the run had written are here" in (run / "other/README.md").read_text()
+    with pytest.raises(UsageError, match="--to says where --export writes: add --export parquet"):
+        shown(run, "--to", "there")
+    with pytest.raises(UsageError, match="--by and --export exclude each other"):
+        shown(run, "--by", "source", "--export", "parquet")
+
+
+def test_one_record_in_full(tmp_path: Path) -> None:
+    group = [
+        replace(RECORD, rollout=k, reward=k / 8, action=f"She has {k} eggs.") for k in range(3)
+    ]
+    write_log(tmp_path, [*group, replace(RECORD, train_step=2, action="elsewhere")])
+    text = shown(tmp_path, "--record", "2")
+    for said in (
+        "record #2: step 2 of 4 of problem 00ff00ff00ff00ff (made up), training step 1, group 0, "
+        "attempt 2 of 3",
+        "problems.jsonl does not tell it",
+        "1 She has 3 eggs.",
+        "So I add.",
+        "0.125  (similarity 0.750, equation -)",
+        "+1.000  (group mean 0.500, std 0.250)",
+        "+0.250 over copying the step before",
+        "30 read, 12 written",
     ):
-        shown(run, step=9, failures_only=True)
+        assert said in text, said
+    lines = text.splitlines()
+    for at, written_ in enumerate(lines):
+        if written_.strip() == "She has 1 eggs.":
+            assert lines[at + 1].rstrip() == "  ^^^^^^^^ ^^^^^^"
+            break
+    assert [line.split()[:2] for line in lines if re.match(r">? +#\d", line)] == [
+        ["#1", "0.000"],
+        [">", "#2"],
+        ["#3", "0.250"],
+    ]
+    assert "elsewhere" not in text
+
+    problem = {
+        "problem_id": RECORD.problem_id,
+        "source": "made up",
+        "problem": "How many eggs\nhas she?",
+        "steps": ["She has 3 eggs.", RECORD.expert_step, "c", "d"],
+        "answer": "7",
+    }
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    text = shown(tmp_path, "--record", "4")
+    assert re.search(r"problem\n  How many eggs⏎ *\n  has she\? *\n  answer: 7", text)
+    assert re.search(r"so far\n +1 She has 3 eggs\.", text)
 
 
-def test_limit_shows_the_newest(tmp_path: Path) -> None:
-    run = run_with(tmp_path, *(replace(RECORD, train_step=n + 100) for n in range(30)))
-    text = shown(run)
-    assert "│  129 │" in text
-    assert "│  110 │" in text
-    assert "│  109 │" not in text
-    assert "The newest 20 of 30 records" in text
-    assert "--limit" not in shown(run, limit=30)
-    with pytest.raises(UsageError, match="--limit 0"):
-        shown(run, limit=0)
+def test_a_failed_format_in_full(tmp_path: Path) -> None:
+    write_log(tmp_path, [FAILED, replace(FAILED, action="x = 1", truncated=True, step_index=0)])
+    text = shown(tmp_path, "--record", "1")
+    assert "none was found: missing_close" in text
+    assert "no end" in text
+    text = shown(tmp_path, "--record", "2")
+    assert "not scored: missing_close" in text
+    assert "none: this is the first step" in text
+    assert "cut at the allowed length" in text
 
 
-def test_policy_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
-    hostile = "[red]x[/red] [/] :smile: \x1b[2J\x07\r\u202e\u200b\x9b31m\u2028 two\nlines\ttab"
+def test_common_parts_are_coloured_or_underlined() -> None:
+    one, two = "so 3+4=7 漢 eggs", "so 3+5=8 漢 eggs"
+    found = [(i, i + n) for i, _, n in matching_blocks(one, two)]
+    in_colour = marked(one, found, Pen(80, colour=True))
+    assert in_colour.plain == one
+    green = "".join(one[s.start : s.end] for s in in_colour.spans if s.style == "green")
+    assert green == "".join(one[i:j] for i, j in found)
+    text, marks = marked(one, found, Pen(80)).plain.split("\n")
+    assert text == one
+    hits = "".join(one[i:j] for i, j in found)
+    assert marks.count("^") == cell_len(hits)
+    # Wrapped: each line of text has its own line of marks, none is wider than the terminal.
+    for width in (5, 9, 40):
+        lines = marked("ab cd ef gh\tij\nkl" * 3, [(0, 3), (4, 20)], Pen(width)).plain.split("\n")
+        assert max(map(cell_len, lines)) <= width
+        kept = "".join(line for line in lines if set(line) - {"^", " "})
+        assert kept == visible("ab cd ef gh\tij\nkl" * 3)
+
+
+# ---- whatever is written ------------------------------------------------------------------------
+
+HOSTILE = "[red]x[/red] [/] :smile: \x1b[2J\x07\r\u202e\u200b\x9b31m\u2028 two\nlines\ttab"
+VIEWS = [
+    [],
+    ["--figures"],
+    ["--by", "source"],
+    ["--by", "problem"],
+    ["--by", "format_failure"],
+    ["--record", "1"],
+    ["--record", "2"],
+    ["--follow"],
+]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("h\x1b[31m")
     record = replace(
         RECORD,
-        action=hostile,
-        expert_step=hostile,
+        action=HOSTILE,
+        expert_step=HOSTILE + "漢",
+        thought=HOSTILE,
+        source="s\x1b[1m[b]",
         problem_id="\x1b[1m" + RECORD.problem_id,
-        rewards={"\x1b[5m[b]": 1.0},
+        rewards={"similarity": 0.5, "\x1b[5m[b]" + "long " * 40: 1.0},
     )
-    failed = replace(FAILED, format_failure="\x1b[7m", thought=hostile)
-    dropped = replace(DROPPED, dropped_because="\x1b[8m[i]")
-    text = shown(run_with(tmp_path, record, failed, dropped), width=400)
-    assert "[red]x[/red] [/] :smile: \\u{1b}[2J\\u{7}\\u{d}\\u{202e}\\u{200b}\\u{9b}31m" in text
-    assert "\\u{2028} two⏎lines⇥tab" in text
-    for sign in "\x07\r\u202e\u200b\x9b\u2028\t":
+    failed = replace(record, format_failure="\x1b[7m", action="", rollout=1, reward=-1.0)
+    dropped = replace(
+        record, kept=False, dropped_because="\x1b[8m[i]", train_step=2, source="\udc00"
+    )
+    write_log(folder, [record, failed, dropped, replace(dropped, step_index=2)])
+    (folder / "problems.jsonl").write_text(
+        json.dumps(
+            {
+                "problem_id": record.problem_id,
+                "problem": HOSTILE,
+                "steps": ["a", record.expert_step],
+            }
+        )
+    )
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("words", VIEWS)
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_texts_are_shown_and_never_obeyed(
+    hostile: Path, words: list[str], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(hostile, *words, width=width) + capsys.readouterr().out
+    for sign in "\x07\r\x1b\u202e\u200b\x9b\u2028\t":
         assert sign not in text
-    for mode in (1, 5, 7, 8):
-        assert f"\x1b[{mode}m" not in text.replace("\x1b[1m\x1b", "")
+    if words in ([], ["--record", "1"]) and width == 200:
+        assert "[red]x[/red] [/] :smile: \\u{1b}[2J\\u{7}" in text
+    if "--follow" not in words:
+        assert max(map(cell_len, text.splitlines())) <= width
+    if words == ["--figures"]:  # a long name wraps, and no part of it is lost
+        assert text.count("long") >= 40
+
+
+@pytest.mark.parametrize("words", VIEWS)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_without_utf8(
+    hostile: Path, run: Path, words: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (hostile, run):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        text = shown(folder, *words, width=100, encoding=encoding)
+        out.flush()
+        text += out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert "\x1b" not in text
+        assert text
+        if folder == run and words == ["--figures"]:
+            assert "->" in text
+            assert re.search(r"^reward +\S+ +\[.*\]  [.:=+*#@-]+ ", text, re.MULTILINE)
+
+
+def test_json_in_a_terminal_of_another_encoding(hostile: Path) -> None:
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "srl", "inspect", str(hostile), "--json"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.getcwd()},
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.decode(encoding).split("\n")[:-1]]
+        assert [row["line"] for row in rows] == [1, 2, 3, 4]
+        assert rows[0]["action"] == HOSTILE
 
 
 def test_every_control_character_is_spelt_out() -> None:
     for code in [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0xFEFF, 0xD800]:
         assert visible(chr(code)).isprintable(), hex(code)
+        assert visible(chr(code), "ascii").isascii(), hex(code)
     assert visible("π ≤ é 漢 \\ {x}") == "π ≤ é 漢 \\ {x}"
+    assert visible("π é 漢", "latin-1") == "\\u{3c0} é \\u{6f22}"
+    assert visible("é\n\t", "ascii") == "\\u{e9}\\u{a}\\u{9}"
+    assert visible("é", "no such encoding") == "\\u{e9}"
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_fits_the_terminal(tmp_path: Path, width: int) -> None:
-    run = run_with(tmp_path, replace(RECORD, action="word " * 200, expert_step="other " * 200))
-    text = shown(run, width=width)
-    assert max(len(line) for line in text.splitlines()) <= width
+def test_long_texts_hang_nothing(tmp_path: Path) -> None:
+    long = "word\x1b " * 200_000
+    record = replace(RECORD, action=long, expert_step=long[:-9], thought=long, previous_step=long)
+    write_log(tmp_path, [record, replace(record, rollout=1)])
+    began = time.monotonic()
+    for words in VIEWS[:-1]:
+        text = shown(tmp_path, *words, width=80)
+        if words[:1] == ["--record"]:
+            assert "1,100,000 more characters; --json has them all" in text
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_fits_the_terminal(run: Path, tmp_path: Path, width: int) -> None:
+    write_log(tmp_path, [replace(RECORD, action="word " * 200, expert_step="other " * 200)])
+    text = shown(tmp_path, width=width)
+    assert max(map(cell_len, text.splitlines())) <= width
     assert "…" in text
-    for number in ("00ff00ff", "2/4 7/2", "0.750", "+0.250", "+1.000", "similarity 0.750"):
+    for number in ("00ff00ff", "2/4 0/0", "0.750", "+0.250", "+1.000"):
         assert number in text, number
+    for words in ([], ["--by", "step_index"], ["--by", "problem"], ["--record", "7"]):
+        text = shown(run, *words, width=width)
+        assert max(map(cell_len, text.splitlines())) <= width
+    text = shown(run, "--figures", width=width)
+    assert "…" not in text.split("most improved")[0]
+    assert len(text.splitlines()) <= 60
 
 
-def test_a_log_that_is_missing_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="steps.jsonl does not exist: .* no rollouts yet"):
-        shown(RunFolder(tmp_path))
-    with pytest.raises(UsageError, match="steps.jsonl is empty"):
-        shown(run_with(tmp_path))
+# ---- what cannot be shown -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--limit 0", "--limit 0: at least 1"),
+        ("--by phase --record 3", "--by and --record exclude each other"),
+        ("--follow --browse", "--follow and --browse exclude each other"),
+        ("--figures --limit 3", "--figures has no use for --limit"),
+        ("--record 1 --sort reward", "--record has no use for --sort"),
+        ("--record 1 --kept true", r"a filter \(--kept true --phase train\) has no use"),
+        ("--record 0", "--record 0: .* holds records 1 to 390"),
+        ("--record 391", "--record 391: .* holds records 1 to 390"),
+        ("--sort nix", "--sort nix: allowed are train_step"),
+        ("--reward nix:lt:1", "no record has a reward 'nix'; the log has: similarity, equation"),
+        ("--browse", "--browse needs a terminal"),
+        (
+            "--step 99 --kept true",
+            "no record in .* matches --train-step 99 --kept true --phase train; it holds training "
+            "steps 1 to 15: 360 of phase train, 30 of phase eval",
+        ),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    run: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(run), *words.split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("srl: ")
+    assert re.search(message, said.err)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: this run has recorded no rollouts yet"),
+        (b'{"schema": 1', "holds no whole record yet"),
+        (b"a,b,c\n1,2,3\n", "line 1: not JSON"),
+        (gzip.compress(b"x" * 99) + b"\n", "line 1: not JSON"),
+        (b'{"schema": 7}\n', "line 1: schema 7; this version of srl reads schema 1"),
+        (b"\0" * 50 + b"\n", "line 1: not JSON"),
+        (b'{"\x1b[31m": 1}\n', "line 1"),
+    ],
+)
+def test_files_that_are_no_step_logs(
+    tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "steps.jsonl").write_bytes(content)
+    for words in ([], ["--json"], ["--by", "phase"], ["--record", "1"]):
+        assert main(["inspect", str(tmp_path), *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert message in said.err.replace("\n", " ")
+        assert "\x1b" not in said.err
+
+
+def test_paths_that_hold_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n")
+    (tmp_path / "dir" / "steps.jsonl").mkdir(parents=True)
+    for path, message in (
+        (tmp_path / "x.csv", "is no run folder: name a folder with a steps.jsonl in it"),
+        (tmp_path / "dir", "is not a run folder"),
+        (tmp_path / "gone", "no such folder"),
+    ):
+        assert main(["inspect", str(path)]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_log_that_is_cut_in_the_middle_and_one_that_is_being_written(
+    run: Path, tmp_path: Path
+) -> None:
+    lines = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)
+    log = tmp_path / "steps.jsonl"
+    log.write_bytes(b"".join(lines[:9]) + lines[9][:70])
+    text = shown(log)  # a log by itself
+    assert "the last 70 bytes of the log are no whole record" in " ".join(text.split())
+    log.write_bytes(b"".join(lines[:9]) + lines[9][:70] + b"\n" + lines[10])
+    with pytest.raises(UsageError, match=r"steps.jsonl, line 10: not JSON"):
+        shown(tmp_path)
+
+
+def test_a_reader_that_has_enough(run: Path) -> None:
+    for words in (["--json"], [], ["--follow", "--json"]):
+        done = subprocess.run(
+            f"{sys.executable} -m srl inspect {run} {' '.join(words)} | head -c 10",
+            shell=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+        )
+        assert done.stderr == b""
+        assert len(done.stdout) == 10
+
+
+def test_it_starts_without_torch() -> None:
+    code = (
+        "import sys; from srl.cli import main; main(['inspect', '/no/run']);"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

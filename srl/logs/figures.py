@@ -204,6 +204,14 @@ def by(table: pa.Table, column: str, metrics: Sequence[Metric]) -> Cells:
     return _cells(table, cells, keys, metrics)
 
 
+def most_frequent(table: pa.Table, column: str, most: int) -> pa.Table:
+    """The records of the `most` values of a column that have the most of them."""
+    cells, keys = codes(table[column])
+    n = np.bincount(cells, minlength=len(keys))
+    chosen = np.argsort(-n, kind="stable")[:most]
+    return table.filter(pa.array(np.isin(cells, chosen)))
+
+
 def over_training(table: pa.Table, metrics: Sequence[Metric], *, most: int) -> Cells:
     """One cell for each bin of training steps."""
     cells, keys = bins_of(table, most)
@@ -421,6 +429,11 @@ def extremes(tried: TriedSteps, most: int) -> dict[str, list[TriedStep]]:
         "worst": top(everything, tried.reward),
         "most improved": top(gained, -change),
     }
+
+
+def rows_of(table: pa.Table, phase: str) -> np.ndarray:
+    """The rows of one phase, as numbers."""
+    return np.flatnonzero(pc.equal(pc.cast(table["phase"], pa.string()), phase).to_numpy())
 
 
 def only(table: pa.Table, phase: str) -> pa.Table:

@@ -182,6 +182,36 @@ class RunData:
             for (when, mode, sampled), rows in parts.items()
         ]
 
+    def solved_by(self, column: str) -> dict[str, dict[object, Estimate]]:
+        """Greedy accuracy, step by step, by `num_steps` or `source`: when -> value -> share."""
+        parts: dict[str, dict[object, list[Row]]] = {}
+        for row in self.attempts:
+            if row["mode"] == "steps" and row["sample"] == 0:
+                parts.setdefault(str(row["when"]), {}).setdefault(row[column], []).append(row)
+        return {
+            when: {value: _accuracy(rows) for value, rows in sorted(by.items(), key=_order)}
+            for when, by in parts.items()
+        }
+
+    def speed(self) -> list[tuple[int, float]]:
+        """(training step, tokens written a second): over rollouts, rewards and update together."""
+        figures = self.training_figures()
+        seconds: dict[int, float] = {}
+        for name in ("seconds/collect", "seconds/update"):
+            for step, value in figures.get(name, ()):
+                seconds[step] = seconds.get(step, 0.0) + value
+        tokens = figures.get("tokens", ())
+        return [(step, n / seconds[step]) for step, n in tokens if seconds.get(step)]
+
+    def seconds(self) -> float | None:
+        """How long training took: all of it once the run is complete, else its steps so far."""
+        told = (self.summary or {}).get("seconds_training")
+        if isinstance(told, int | float):
+            return float(told)
+        found = self.training_figures()
+        parts = [v for name, rows in found.items() if name.startswith("seconds/") for _, v in rows]
+        return sum(parts) if parts else None
+
     def gain(self, mode: str = "steps") -> Estimate | None:
         """Greedy accuracy after minus before, problem by problem, with its 95 % interval.
 
@@ -200,6 +230,10 @@ class RunData:
         error = (sum((change - mean) ** 2 for change in changes) / (n - 1) / n) ** 0.5
         half = student_t(n - 1) * error
         return Estimate(mean, mean - half, mean + half, n)
+
+
+def _order(item: tuple[object, object]) -> tuple[bool, object]:
+    return isinstance(item[0], str), item[0]
 
 
 def _accuracy(rows: Iterable[Row]) -> Estimate:

@@ -1,0 +1,368 @@
+"""The command `srl inspect RUN`: its options, which view they ask for, and what is said when they
+cannot be meant.
+
+Every view answers to the same filter. Figures and records are also there as JSON, for scripts:
+`--json` alone gives the records as the log has them, with `--figures`, `--by` or `--record` what
+these show. Nothing but that is then written to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.text import Text
+
+from srl.errors import UsageError
+from srl.logs.filters import Filter, add_filters, in_order
+from srl.logs.follow import Watch, follow_lines, follow_live, is_live, record_line
+from srl.logs.index import Log
+from srl.logs.overview import overview, overview_json
+from srl.logs.pen import Pen
+from srl.logs.records_view import newest_note, records_table
+from srl.logs.rollout_view import rollout
+from srl.logs.run_data import RunData
+from srl.logs.tables import BY, grouped, grouped_json, grouped_table
+from srl.logs.terminal import overview_parts
+from srl.logs.text import is_unicode, visible
+from srl.records import finite
+from srl.run_folder import RunFolder
+
+INTERRUPTED = 130
+
+# Records under the overview: a look at them, or, where a filter asks for some, those.
+_A_FEW, _ASKED_FOR = 3, 20
+_LATEST = 5  # lines under a picture that is drawn again and again
+_TABLE_ROWS = 40
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """The options of `srl inspect`."""
+    parser.add_argument(
+        "name",
+        metavar="RUN",
+        help="a run folder, its name in runs/, or a steps.jsonl",
+    )
+    views = parser.add_argument_group("which view; without any: an overview and a few records")
+    views.add_argument(
+        "--by", choices=BY, metavar="COLUMN", help=f"one table by a column: {', '.join(BY)}"
+    )
+    views.add_argument(
+        "--record", type=int, metavar="N", help="record #N in full: line N of steps.jsonl"
+    )
+    views.add_argument("--figures", action="store_true", help="the overview without records")
+    views.add_argument(
+        "--follow", action="store_true", help="a run that is going on: until it is complete"
+    )
+    views.add_argument(
+        "--browse", action="store_true", help="groups, attempts and texts, with the keyboard"
+    )
+    views.add_argument(
+        "--export",
+        choices=("parquet",),
+        help="the records as a data set: a Parquet file and a card, in export/ of the run's folder",
+    )
+    views.add_argument("--to", metavar="FOLDER", help="where --export writes")
+    views.add_argument(
+        "--json",
+        action="store_true",
+        help="JSON: a line for each record as in the log, with its line number; with --by or "
+        "--figures one object of figures",
+    )
+    views.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        help="records (or, with --by, values) by this; a minus in front goes downwards, as in "
+        "--sort=-reward",
+    )
+    views.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"how many: {_A_FEW} records, {_ASKED_FOR} where a filter asks for some, "
+        f"{_TABLE_ROWS} values with --by; all with --json",
+    )
+    add_filters(parser)
+
+
+def inspect_run(path: Path, args: argparse.Namespace, console: Console) -> int:
+    """Show what was asked for; returns the exit code.
+
+    Args:
+        path: the run's folder, or its step log.
+        args: as `add_inspect` has read them.
+        console: where to print.
+
+    Raises:
+        UsageError: there is no step log, it holds something else, nothing in it was asked for, or
+            options exclude each other.
+    """
+    if not is_unicode(console.encoding) and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # rich has signs of its own
+    try:
+        return _inspect(path, args, console)
+    except UsageError as error:  # it may name a path, a reward, a source: somebody's text
+        raise UsageError("\n".join(map(visible, str(error).split("\n")))) from error
+    except BrokenPipeError:  # the reader had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
+    wanted = Filter.from_args(args)
+    _check(args, wanted)
+    folder = _folder(path, follow=args.follow)
+    if args.browse:
+        return _browse(folder, args, wanted, console)
+    if args.follow:
+        return _follow(folder, args, wanted, console)
+    reading = Reading()
+    try:
+        data = RunData.open(folder, reading)
+    finally:
+        reading.close()
+    log, pen = data.log, Pen.of(console)
+    if args.record is not None:
+        return _record(data, args, console)
+    rows = wanted.rows(log)
+    if not len(rows):
+        raise UsageError(nothing_matches(log, wanted))
+    if args.export is not None:
+        return _export(data, in_order(log, rows, args.sort), args, wanted)
+    if args.by is not None:
+        limit = args.limit or (None if args.json else _TABLE_ROWS)
+        found = grouped(log, rows, args.by, sort=args.sort, limit=limit)
+        if args.json:
+            _write_object(grouped_json(data, wanted, found))
+        else:
+            console.print(grouped_table(found, wanted, pen))
+        return 0
+    if args.json and not args.figures:
+        _write_lines(log, _first(in_order(log, rows, args.sort), args))
+        return 0
+    most = 3 if pen.short and not args.json else 5
+    figures = overview(data, rows, most=most, full=args.json)
+    if args.json:
+        _write_object(overview_json(data, wanted, figures))
+        return 0
+    chosen = [] if args.figures else _first(in_order(log, rows, args.sort), args, wanted).tolist()
+    for part in overview_parts(data, wanted, figures, pen):
+        console.print(part)
+    if chosen:
+        console.print()
+        numbered = zip([row + 1 for row in chosen], log.read(chosen), strict=True)
+        console.print(records_table(numbered, pen))
+        console.print(Text(pen.say(newest_note(len(chosen), len(rows), args.sort)), style="dim"))
+    return 0
+
+
+def _first(rows: np.ndarray, args: argparse.Namespace, wanted: Filter | None = None) -> np.ndarray:
+    """The rows to show: the first in the order asked for, or the newest."""
+    limit = args.limit
+    if limit is None:
+        if wanted is None:
+            return rows
+        limit = _ASKED_FOR if narrows(wanted) else _A_FEW
+    return rows[-limit:] if args.sort is None else rows[:limit]
+
+
+def narrows(wanted: Filter) -> bool:
+    """Whether a filter asks for more than a phase."""
+    return bool(
+        wanted.ranges or wanted.prefixes or wanted.truths or wanted.failure or wanted.comparisons
+    )
+
+
+def _check(args: argparse.Namespace, wanted: Filter) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit}: at least 1 has to be shown")
+    given = {
+        f"--{name}": getattr(args, name) not in (None, False)
+        for name in (
+            "by",
+            "record",
+            "figures",
+            "follow",
+            "browse",
+            "export",
+            "to",
+            "json",
+            "sort",
+            "limit",
+        )
+    }
+    every = ("--by", "--record", "--figures", "--follow", "--browse", "--export")
+    views = [name for name in every if given[name]]
+    if len(views) > 1:
+        raise UsageError(f"{' and '.join(views)} exclude each other: each is a view of its own")
+    without = {
+        "--record": ("--sort", "--limit"),
+        "--figures": ("--sort", "--limit"),
+        "--follow": ("--sort",),
+        "--browse": ("--json", "--limit"),
+        "--export": ("--json",),
+    }
+    for view in views:
+        if both := [option for option in without.get(view, ()) if given[option]]:
+            raise UsageError(f"{view} has no use for {' and '.join(both)}")
+    if given["--to"] and not given["--export"]:
+        raise UsageError("--to says where --export writes: add --export parquet")
+    if args.record is not None and narrows(wanted):
+        raise UsageError(
+            f"--record {args.record} shows that one record: a filter ({wanted.words}) has no use"
+        )
+
+
+def _folder(path: Path, *, follow: bool) -> RunFolder:
+    if path.is_file() and path.name != "steps.jsonl":
+        raise UsageError(
+            f"{path} is no run folder: name a folder with a steps.jsonl in it, or that file"
+        )
+    if follow and not path.exists() and path.name == "steps.jsonl" and path.parent.is_dir():
+        return RunFolder(path.parent)  # a trainer used from Python writes no config first
+    return RunFolder.with_log(path)
+
+
+def nothing_matches(log: Log, wanted: Filter) -> str:
+    """What was asked for in vain, and what there is."""
+    steps = log.table["train_step"].to_numpy()
+    phases = pc.value_counts(pc.cast(log.table["phase"], "string")).to_pylist()
+    held = ", ".join(f"{one['counts']:,} of phase {one['values']}" for one in phases)
+    return (
+        f"no record in {log.path} matches {wanted.words}; it holds training steps "
+        f"{int(steps.min())} to {int(steps.max())}: {held}"
+    )
+
+
+# ---- one record, one run ------------------------------------------------------------------------
+
+
+def _record(data: RunData, args: argparse.Namespace, console: Console) -> int:
+    count, row = data.log.table.num_rows, args.record - 1
+    if not 0 <= row < count:
+        raise UsageError(f"--record {args.record}: {data.log.path} holds records 1 to {count}")
+    if args.json:
+        _write_lines(data.log, np.array([row]))
+    else:
+        record = next(data.log.read([row]))
+        console.print(rollout(data, row, record, Pen.of(console)))
+    return 0
+
+
+def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace, wanted: Filter) -> int:
+    from srl.logs.export import export_parquet
+
+    folder = Path(args.to) if args.to else data.folder.path / "export"
+    rows = _first(rows, args)
+    everything = len(rows) == data.log.table.num_rows
+    count = export_parquet(
+        lambda: data.log.read(rows.tolist()),
+        data.folder,
+        folder,
+        asked="" if everything else wanted.words,
+    )
+    sys.stdout.write(
+        f"{count:,} records ({visible(wanted.words)}) and a data-set card: {visible(str(folder))}\n"
+        f"read them with: datasets.load_dataset({json.dumps(str(folder))}, split='train')\n"
+    )
+    return 0
+
+
+def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console: Console) -> int:
+    watch, pen = Watch(folder), Pen.of(console)
+
+    def write(log: Log, rows: np.ndarray) -> None:
+        if args.json:
+            _write_lines(log, rows)
+            return
+        for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
+            sys.stdout.write(record_line(row + 1, record, pen) + "\n")
+        sys.stdout.flush()
+
+    try:
+        if is_live(console) and not args.json:
+            follow_live(watch, wanted, console, limit=args.limit or _LATEST)
+        else:
+            before = args.limit if args.limit or args.json else 10
+            follow_lines(watch, wanted, write, _say, before=before)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _browse(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console: Console) -> int:
+    if not (is_live(console) and sys.stdin.isatty()):
+        raise UsageError("--browse needs a terminal; without --browse the same is printed")
+    try:
+        from srl.logs.browser import browse
+    except ImportError as error:
+        if not (error.name or "").startswith("textual"):
+            raise
+        raise UsageError(
+            "--browse needs textual, which is not installed: pip install 'stepwise-srl[browser]'"
+        ) from error
+    words = wanted.words + (f" --sort={args.sort}" if args.sort else "")
+    return browse(folder, words, console)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"srl: {visible(text)}\n")
+    sys.stderr.flush()
+
+
+class Reading:
+    """Says on stderr that records are read into the index: a minute for a million, once."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._drawn = False
+
+    def __call__(self, done: int, size: int) -> None:
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            sys.stderr.write(f"\rreading new records: {done / size:.0%} of {size / 1e6:,.0f} MB ")
+            sys.stderr.flush()
+            self._drawn = True
+        elif not self._drawn and time.monotonic() - self._began > 2:
+            _say(f"reading {size / 1e6:,.0f} MB of records; an index of them is kept")
+            self._drawn = True
+
+    def close(self) -> None:
+        if self._drawn and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            sys.stderr.write("\r" + " " * 60 + "\r")
+            sys.stderr.flush()
+
+
+# ---- JSON ---------------------------------------------------------------------------------------
+
+
+def _write_object(found: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(finite(found), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _write_lines(log: Log, rows: np.ndarray) -> None:
+    """The lines of the log, each with its number; in ASCII where signs fail, or are obeyed."""
+    plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
+    for line in _lines(log, rows):
+        said = json.dumps(json.loads(line)) if plain else line.decode()
+        sys.stdout.write(said + "\n")
+    sys.stdout.flush()
+
+
+def _lines(log: Log, rows: np.ndarray) -> Iterator[bytes]:
+    starts = log.table["start"].to_numpy()
+    with log.path.open("rb") as file:
+        for row in rows.tolist():
+            file.seek(starts[row])
+            line = file.readline().strip()
+            if not (line.startswith(b"{") and line.endswith(b"}")):
+                raise UsageError(f"{log.path}, line {row + 1}: the log was changed meanwhile")
+            yield b'{"line": %d, %s' % (row + 1, line[1:].lstrip())

@@ -1,0 +1,335 @@
+"""What a person first wants to know of a run, gathered: is it complete, did it learn, where does it
+fail, on which steps.
+
+Only figures, from `figures.py` and `run_data.py`; `terminal.py` draws them, `--figures --json`
+gives them to scripts, so that nobody has to take tables apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srl.estimates import Estimate
+from srl.logs.figures import (
+    FIXED,
+    REWARD_METRIC,
+    Cells,
+    Metric,
+    TriedStep,
+    Yield,
+    all_of,
+    bins_of,
+    by,
+    counts,
+    extremes,
+    metrics_of,
+    over_training,
+    sampling_yield,
+    tried_steps,
+)
+from srl.logs.filters import Filter
+from srl.logs.index import Log
+from srl.logs.run_data import RunData
+
+# What a table of the overview has room for; `--by` shows the rest.
+TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])
+TABLES = ("step_index", "source", "num_steps")
+
+
+@dataclass(frozen=True)
+class Course:
+    """A metric over all records, and how it went.
+
+    Attributes:
+        metric: which.
+        whole: over all records.
+        first, last: over the first and the last fifth of the training steps; None where the log has
+            one training step only, or nothing counts there.
+        trend: one value for each bin of training.
+    """
+
+    metric: Metric
+    whole: Estimate
+    first: Estimate | None
+    last: Estimate | None
+    trend: list[float | None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Groups of training: all, in the first and last fifth, and the share kept in each bin."""
+
+    whole: Yield
+    first: Yield | None
+    last: Yield | None
+    trend: list[float | None]
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of the whole run so far, and tokens written in a second of sampling and updating.
+
+    Attributes:
+        sampling, updating, validating: seconds.
+        tokens_per_second: over the whole run; None where no time was taken.
+    """
+
+    sampling: float
+    updating: float
+    validating: float
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The figures of a run's records, as far as a filter lets them through.
+
+    Attributes:
+        records, problems, groups: how many.
+        tokens: of all completions together.
+        steps: (first, last) training step.
+        bins: (first, last) training step of each bin of a trend.
+        fifths: the same of the first and the last fifth; None where there is one training step.
+        courses: the metrics.
+        failures: why a format failed -> how many records.
+        sampling: None where no record is of training.
+        time: None where metrics.jsonl tells none.
+        tables: column -> its cells; those with one value only are left out.
+        ends: column -> value -> the mean reward in the first and the last fifth.
+        extremes: best, worst and most improved steps; `row` is a row of the log.
+    """
+
+    records: int
+    problems: int
+    groups: int
+    tokens: int
+    steps: tuple[int, int]
+    bins: list[tuple[int, int]]
+    fifths: tuple[tuple[int, int], tuple[int, int]] | None
+    courses: list[Course]
+    failures: Mapping[str, int]
+    sampling: Sampling | None
+    time: Time | None
+    tables: Mapping[str, Cells]
+    ends: Mapping[str, Mapping[object, tuple[Estimate | None, Estimate | None]]]
+    extremes: Mapping[str, Sequence[TriedStep]]
+
+
+def table_of(log: Log, rows: np.ndarray) -> pa.Table:
+    """These rows of the log's table."""
+    return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
+
+
+def overview(
+    data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, full: bool = False
+) -> Overview:
+    """The figures of these rows of the log, at least one.
+
+    Args:
+        data: the run.
+        rows: as `Filter.rows` gives them.
+        bins: how many values a trend has at most.
+        most: how many best, worst and most improved steps.
+        full: tables with every metric, not only those that a terminal has room for.
+    """
+    log = data.log
+    table = table_of(log, rows)
+    metrics = metrics_of(log)
+    whole = all_of(table, metrics)
+    trends = over_training(table, metrics, most=bins)
+    steps = table["train_step"].to_numpy()
+    span = int(steps.min()), int(steps.max())
+    fifths = _fifths(table)
+    early, late = (None, None) if fifths is None else (_within(table, part) for part in fifths)
+    first, last = (None if t is None else all_of(t, metrics) for t in (early, late))
+    courses = []
+    for metric in metrics:
+        name = metric.name
+        if (value := whole.metrics[name][0]) is not None:
+            courses.append(
+                Course(
+                    metric,
+                    value,
+                    first.metrics[name][0] if first else None,
+                    last.metrics[name][0] if last else None,
+                    [None if one is None else one.value for one in trends.metrics[name]],
+                )
+            )
+    columns = [column for column in TABLES if len(pc.unique(table[column])) > 1]
+    in_tables = metrics if full else TABLE_METRICS
+    return Overview(
+        records=table.num_rows,
+        problems=whole.problems[0],
+        groups=whole.groups[0],
+        tokens=int(pc.sum(table["completion_tokens"]).as_py()),
+        steps=span,
+        bins=[key for key in trends.keys if isinstance(key, tuple)],
+        fifths=fifths,
+        courses=courses,
+        failures={name: sum(n) for name, n in counts(table, "format_failure", most=1)[1].items()},
+        sampling=_sampling(table, early, late, bins),
+        time=_time(data),
+        tables={column: by(table, column, in_tables) for column in columns},
+        ends={column: _ends(early, late, column, REWARD_METRIC) for column in columns},
+        extremes=extremes(tried_steps(log.table, rows), most),
+    )
+
+
+def _fifths(table: pa.Table) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The first and the last of five bins of training, as remarks on a run compare them."""
+    bins = bins_of(table, 5)[1]
+    return (bins[0], bins[-1]) if len(bins) > 1 else None
+
+
+def _within(table: pa.Table, steps: tuple[int, int]) -> pa.Table:
+    column = table["train_step"]
+    return table.filter(
+        pc.and_(pc.greater_equal(column, steps[0]), pc.less_equal(column, steps[1]))
+    )
+
+
+def _ends(
+    early: pa.Table | None, late: pa.Table | None, column: str, metric: Metric
+) -> dict[object, tuple[Estimate | None, Estimate | None]]:
+    if early is None or late is None:
+        return {}
+    first, last = (
+        dict(zip(cells.keys, cells.metrics[metric.name], strict=True))
+        for cells in (by(early, column, [metric]), by(late, column, [metric]))
+    )
+    return {key: (first.get(key), last.get(key)) for key in first.keys() | last.keys()}
+
+
+def _sampling(
+    table: pa.Table, early: pa.Table | None, late: pa.Table | None, bins: int
+) -> Sampling | None:
+    def whole(part: pa.Table | None) -> Yield | None:
+        found = sampling_yield(part, most=1) if part is not None else []
+        return found[0] if found else None
+
+    if (everything := whole(table)) is None:
+        return None
+    trend = [one.kept / one.tried for one in sampling_yield(table, most=bins)]
+    return Sampling(everything, whole(early), whole(late), list(trend))
+
+
+def _time(data: RunData) -> Time | None:
+    figures = data.training_figures()
+    sampling = dict(figures.get("seconds/collect", ()))
+    updating = dict(figures.get("seconds/update", ()))
+    tokens = dict(figures.get("tokens", ()))
+    validating = sum(value for _, value in data.validation_figures().get("seconds", ()))
+    if not sampling:
+        return None
+    seconds = {step: value + updating.get(step, 0.0) for step, value in sampling.items()}
+    timed = [step for step in seconds if step in tokens and seconds[step] > 0]
+    total = sum(seconds[step] for step in timed)
+    return Time(
+        sum(sampling.values()),
+        sum(updating.values()),
+        validating,
+        sum(tokens[step] for step in timed) / total if total else None,
+    )
+
+
+def cells_json(cells: Cells) -> list[dict[str, object]]:
+    """Each cell with its key and figures, as JSON has them."""
+    return [
+        {
+            "key": key,
+            "records": cells.records[k],
+            "problems": cells.problems[k],
+            "groups": cells.groups[k],
+            "metrics": {name: estimate_json(values[k]) for name, values in cells.metrics.items()},
+        }
+        for k, key in enumerate(cells.keys)
+    ]
+
+
+def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
+    return None if estimate is None else estimate.to_json()
+
+
+def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, object]:
+    """Everything that the overview shows."""
+    sampling, time, gain = found.sampling, found.time, data.gain()
+    return {
+        "run": str(data.folder.path),
+        "complete": data.complete,
+        "unfinished_bytes": data.log.unfinished,
+        "records_in_log": data.log.table.num_rows,
+        "filter": wanted.words,
+        "records": found.records,
+        "problems": found.problems,
+        "groups": found.groups,
+        "tokens": found.tokens,
+        "train_steps": found.steps,
+        "bins": found.bins,
+        "fifths": found.fifths,
+        "metrics": {
+            course.metric.name: {
+                "label": course.metric.label,
+                "formula": course.metric.formula,
+                **course.whole.to_json(),
+                "first_fifth": estimate_json(course.first),
+                "last_fifth": estimate_json(course.last),
+                "trend": course.trend,
+            }
+            for course in found.courses
+        },
+        "format_failures": found.failures,
+        "sampling": None
+        if sampling is None
+        else {
+            "tried": sampling.whole.tried,
+            "kept": sampling.whole.kept,
+            "dropped": sampling.whole.dropped,
+            "trend": sampling.trend,
+        },
+        "time": None
+        if time is None
+        else {
+            "sampling": time.sampling,
+            "updating": time.updating,
+            "validating": time.validating,
+            "tokens_per_second": time.tokens_per_second,
+        },
+        "accuracies": [
+            {
+                "when": one.when,
+                "mode": one.mode,
+                "sampled": one.sampled,
+                **one.estimate.to_json(),
+                "failures": one.failures,
+            }
+            for one in data.accuracies()
+        ],
+        "gain": estimate_json(gain),
+        "validations": [
+            {"step": step, **estimate.to_json()} for step, estimate in data.validation_accuracy()
+        ],
+        "by": {column: cells_json(cells) for column, cells in found.tables.items()},
+        "extremes": {
+            name: [
+                {
+                    "problem_id": step.problem_id,
+                    "source": step.source,
+                    "step_index": step.step_index,
+                    "rollouts": step.rollouts,
+                    "reward": step.reward,
+                    "first": step.first,
+                    "last": step.last,
+                    "first_step": step.first_step,
+                    "last_step": step.last_step,
+                    "line": step.row + 1,
+                }
+                for step in steps
+            ]
+            for name, steps in found.extremes.items()
+        },
+    }

@@ -1,0 +1,266 @@
+"""One rollout in full: the problem, the expert's steps so far, the thought, and the policy's step
+above the expert's with what both have in common marked.
+
+What counts as common is what `similarity` counts: the matching blocks of both texts, normalised in
+its way. They are coloured; where there is no colour, signs beneath the text mark them. The terminal
+and the browser show the same sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from rewards.similarity import matching_blocks, normalize
+from srl.logs.index import Log
+from srl.logs.pen import Pen, number
+from srl.logs.run_data import Problem, RunData
+from srl.records import StepRecord
+
+# Characters of one text that are shown: a terminal scrolls for minutes beyond, and JSON has it all.
+SHOWN = 100_000
+_MATCH = "green"
+_INDENT = 2
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the view: its title, and what it shows."""
+
+    title: str
+    body: RenderableType
+
+
+def sections(data: RunData, row: int, record: StepRecord, pen: Pen) -> list[Section]:
+    """Which record and its figures, problem, steps so far, thought, policy's and expert's step.
+
+    Args:
+        data: the run.
+        row: the record's row of the log's table.
+        record: the record.
+        pen: for what to write it; its width is that of the whole view.
+    """
+    narrow = Pen(pen.width - _INDENT, pen.height, pen.encoding, pen.colour)
+    problem = data.problem_of(record)
+    action, expert = normalize(record.action), normalize(record.expert_step)
+    blocks = matching_blocks(action, expert)
+    return [
+        Section(heading(data.log, row, record, pen), _figures(record, pen)),
+        Section("problem", _problem(problem, record, narrow)),
+        Section("expert's steps so far", _steps(problem, record, narrow)),
+        Section("thought", marked(record.thought, (), narrow)),
+        Section(
+            "policy's step",
+            _action(record, marked(action, [(i, i + n) for i, _, n in blocks], narrow), narrow),
+        ),
+        Section(
+            f"expert's step{_legend(blocks, narrow)}",
+            marked(expert, [(j, j + n) for _, j, n in blocks], narrow),
+        ),
+    ]
+
+
+def heading(log: Log, row: int, record: StepRecord, pen: Pen) -> str:
+    """Which record it is, and where it stands."""
+    size = len(group_rows(log, row))
+    made = "training" if record.phase == "train" else "an evaluation after training"
+    return (
+        f"record #{row + 1}: step {record.step_index + 1} of {record.num_steps} of problem "
+        f"{pen.say(record.problem_id)} ({pen.say(record.source)}), {made} step "
+        f"{record.train_step}, group {record.group_id}, attempt {record.rollout + 1} of {size}"
+    )
+
+
+def rollout(data: RunData, row: int, record: StepRecord, pen: Pen) -> Group:
+    """The view as the terminal shows it, the rest of the group at the end."""
+    parts: list[RenderableType] = []
+    for section in sections(data, row, record, pen):
+        parts += [
+            Text(section.title, style="bold"),
+            Padding(section.body, (0, 0, 0, _INDENT)),
+            Text(),
+        ]
+    return Group(*parts, Text("the group", style="bold"), group_table(data.log, row, pen))
+
+
+def group_rows(log: Log, row: int) -> np.ndarray:
+    """The rows of the table in the same group, in the log's order."""
+    table = log.table
+    same = [
+        pc.equal(table[column], table[column][row])
+        for column in ("train_step", "group_id", "phase")
+    ]
+    return np.flatnonzero(pc.and_(pc.and_(same[0], same[1]), same[2]).to_numpy())
+
+
+def group_table(log: Log, row: int, pen: Pen) -> Table:
+    """Every attempt at the same step, the one that is shown marked."""
+    rows = group_rows(log, row)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for title in ("", "record", "reward", "lift", "advantage", "tokens"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("policy's step")
+    for one, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
+        said = pen.line(record.action)
+        if record.format_failure is not None:
+            said = pen.line(f"[{record.format_failure}] {record.action or record.thought}", "red")
+        table.add_row(
+            Text(">" if one == row else ""),
+            Text(f"#{one + 1}"),
+            Text(number(record.reward)),
+            Text(number(record.lift, sign=True)),
+            Text(number(record.advantage, sign=True)),
+            Text(f"{record.completion_tokens:,}"),
+            said,
+        )
+    return table
+
+
+def _figures(record: StepRecord, pen: Pen) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    named = ", ".join(f"{pen.say(name)} {number(v)}" for name, v in record.rewards.items())
+    spread = f"group mean {number(record.group_mean)}, std {number(record.group_std)}"
+    fate = "kept" if record.kept else f"dropped: {pen.say(record.dropped_because or '-')}"
+    if record.phase == "eval":
+        fate = "none: an evaluation keeps and drops nothing"
+    cut = ", cut at the allowed length" if record.truncated else ""
+    failure = record.format_failure
+    rows = [
+        ("reward", f"{number(record.reward)}  ({named or 'no named rewards'})"),
+        ("advantage", f"{number(record.advantage, sign=True)}  ({spread})"),
+        ("lift", f"{number(record.lift, sign=True)} over copying the step before"),
+        ("tokens", f"{record.prompt_tokens:,} read, {record.completion_tokens:,} written{cut}"),
+        ("fate", fate),
+    ]
+    if record.lift is None:
+        rows.remove(rows[2])
+    if failure is not None:
+        rows.append(("format failure", pen.say(failure)))
+    for label, said in rows:
+        grid.add_row(Text(label), Text(said, style="red" if label == "format failure" else ""))
+    return grid
+
+
+def _problem(problem: Problem | None, record: StepRecord, pen: Pen) -> RenderableType:
+    if problem is None:
+        return Text("problems.jsonl does not tell it: this log was written without", style="dim")
+    body = marked(problem.text, (), pen)
+    if problem.answer is None:
+        return body
+    return Group(body, Text(f"answer: {pen.say(problem.answer[:SHOWN])}"))
+
+
+def _steps(problem: Problem | None, record: StepRecord, pen: Pen) -> RenderableType:
+    if record.step_index == 0:
+        return Text("none: this is the first step", style="dim")
+    if problem is not None:
+        steps, first = problem.steps[: record.step_index], 1
+    else:  # the record itself knows the last of them
+        steps, first = (record.previous_step or "",), record.step_index
+    narrow = Pen(pen.width - 4, pen.height, pen.encoding, pen.colour)
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True, min_width=3)
+    grid.add_column(overflow="fold")
+    for number_, step in enumerate(steps, start=first):
+        grid.add_row(Text(str(number_)), marked(step, (), narrow))
+    return grid
+
+
+def _action(record: StepRecord, shown: RenderableType, pen: Pen) -> RenderableType:
+    if record.format_failure is None:
+        return shown
+    why = pen.say(record.format_failure)
+    if not record.action:
+        return Text(f"none was found: {why}", style="red")
+    return Group(Text(f"not scored: {why}", style="red"), shown)
+
+
+def _legend(blocks: Sequence[tuple[int, int, int]], pen: Pen) -> str:
+    how = f"in {_MATCH}" if pen.colour else "marked ^"
+    common = sum(n for _, _, n in blocks)
+    return f" ({common:,} characters in common, {how})" if blocks else " (nothing in common)"
+
+
+# ---- texts --------------------------------------------------------------------------------------
+
+
+def marked(text: str, ranges: Sequence[Range], pen: Pen) -> Text:
+    """A text over as many lines as it takes, with some ranges of its characters marked.
+
+    Args:
+        text: anything; its own line ends are shown, and end lines.
+        ranges: (start, end) of what is marked, in order.
+        pen: by colour, or by a line of ^ beneath each line that has something marked.
+    """
+    left = len(text) - SHOWN
+    pieces = list(_pieces(text[:SHOWN], ranges))
+    if pen.colour or not ranges:
+        shown = Text(overflow="fold")
+        for piece, hit in pieces:
+            said = pen.say(piece)
+            if piece == "\n":
+                said += "\n"
+            shown.append(said, style=_MATCH if hit else "")
+    else:
+        shown = Text(_underlined(pieces, pen), no_wrap=True, overflow="crop")
+    if left > 0:
+        shown.append(f"\n({left:,} more characters; --json has them all)", style="dim")
+    elif not text:
+        shown.append("(empty)", style="dim")
+    return shown
+
+
+def _pieces(text: str, ranges: Sequence[Range]) -> Iterator[tuple[str, bool]]:
+    """The text in pieces that are marked or not; every line end is a piece of its own."""
+    at = 0
+    for start, end in (*ranges, (len(text), len(text))):
+        for first, last, hit in ((at, start, False), (start, end, True)):
+            for k, line in enumerate(text[first:last].split("\n")):
+                if k:
+                    yield "\n", hit
+                if line:
+                    yield line, hit
+        at = max(at, end)
+
+
+def _underlined(pieces: Sequence[tuple[str, bool]], pen: Pen) -> str:
+    """Lines of at most the pen's width, each with a line of ^ beneath where something is marked."""
+    lines: list[str] = []
+    signs: list[tuple[str, bool]] = []
+
+    def flush(upto: int) -> None:
+        part, signs[:] = signs[:upto], signs[upto:]
+        lines.append("".join(sign for sign, _ in part))
+        marks = "".join(("^" if hit else " ") * cell_len(sign) for sign, hit in part).rstrip()
+        if marks:
+            lines.append(marks)
+
+    width = 0
+    for piece, hit in pieces:
+        for sign in piece:
+            shown = pen.say(sign)
+            cells = cell_len(shown)
+            if width + cells > pen.width and signs:
+                space = max((k for k, (s, _) in enumerate(signs) if s == " "), default=-1)
+                flush(space + 1 if space > len(signs) // 2 else len(signs))
+                width = sum(cell_len(s) for s, _ in signs)
+            signs.append((shown, hit))
+            width += cells
+        if piece == "\n":
+            flush(len(signs))
+            width = 0
+    if signs:
+        flush(len(signs))
+    return "\n".join(lines)

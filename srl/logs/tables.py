@@ -1,0 +1,193 @@
+"""`srl inspect --by COLUMN`: the records by one column, every metric of each of its values.
+
+Wide where the terminal is: intervals go first when room is short, then the last metrics, and what
+was left out is said. Of a column with a million values only those that are shown are worked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from srl.errors import UsageError
+from srl.estimates import Estimate
+from srl.logs.figures import Cells, Metric, by, codes, metrics_of, values_of
+from srl.logs.filters import Filter
+from srl.logs.index import Log
+from srl.logs.overview import cells_json, table_of
+from srl.logs.pen import Pen, figure, interval
+from srl.logs.run_data import RunData
+
+BY = (
+    "step_index", "source", "problem", "num_steps", "train_step", "format_failure", "phase",
+    "problem_id",
+)  # fmt: skip
+_T = TypeVar("_T")
+_COUNTS = ("records", "problems", "groups")
+# More values than this are not all worked out when a few are shown.
+_MANY = 2_000
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Some of the values of a column, in order, out of all there are."""
+
+    column: str
+    cells: Cells
+    values: int
+    metrics: list[Metric]
+
+
+def grouped(
+    log: Log, rows: np.ndarray, column: str, *, sort: str | None = None, limit: int | None = None
+) -> Grouped:
+    """These rows of the log by a column.
+
+    Args:
+        log: the log.
+        rows: as `Filter.rows` gives them.
+        column: one of `BY`.
+        sort: a count, a metric, or `key`; a minus in front turns the order round. None: by the
+            value itself, problems from the lowest mean reward up.
+        limit: how many to show at most.
+
+    Raises:
+        UsageError: nothing can be sorted by that.
+    """
+    column = "problem_id" if column == "problem" else column
+    table, metrics = table_of(log, rows), metrics_of(log)
+    sort = sort or ("reward" if column == "problem_id" else "key")
+    down, name = sort.startswith("-"), sort.lstrip("-")
+    named = {alias: metric for metric in metrics for alias in (metric.label, metric.name)}
+    if name not in (*_COUNTS, "key") and name not in named:
+        allowed = ", ".join(dict.fromkeys(["key", *_COUNTS, *(m.name for m in metrics)]))
+        raise UsageError(f"--sort {sort}: a table can be sorted by {allowed}; -NAME goes downwards")
+    cells, keys = codes(table[column])
+    if limit is not None and len(keys) > _MANY and name not in ("problems", "groups"):
+        chosen = _order(_rough(table, cells, len(keys), name, named.get(name)), down)[:limit]
+        table = table.filter(pa.array(np.isin(cells, chosen)))
+    found = by(table, column, metrics)
+    by_value: Sequence[float | None]
+    if name in _COUNTS:
+        by_value = [float(count) for count in getattr(found, name)]
+    elif name == "key":
+        by_value = [float(k) for k in range(len(found.keys))]
+    else:
+        estimates = found.metrics[named[name].name]
+        by_value = [None if one is None else one.value for one in estimates]
+    order = _order(np.array(by_value, dtype=np.float64), down)[:limit]
+    return Grouped(column, _chosen(found, order.tolist()), len(keys), metrics)
+
+
+def _rough(
+    table: pa.Table, cells: np.ndarray, count: int, name: str, metric: Metric | None
+) -> np.ndarray:
+    """What to sort by, without any interval."""
+    if name == "key":
+        return np.arange(count, dtype=np.float64)
+    records = np.bincount(cells, minlength=count)
+    if metric is None:
+        return records.astype(np.float64)
+    values = values_of(table, metric)
+    there = ~np.isnan(values)
+    n = np.bincount(cells[there], minlength=count)
+    total = np.bincount(cells[there], weights=values[there], minlength=count)
+    return np.divide(total, n, out=np.full(count, np.nan), where=n > 0)
+
+
+def _order(values: np.ndarray, down: bool) -> np.ndarray:
+    """Stable; what has no value comes last."""
+    return np.argsort(-values if down else values, kind="stable")
+
+
+def _chosen(cells: Cells, order: list[int]) -> Cells:
+    def pick(values: Sequence[_T]) -> list[_T]:
+        return [values[k] for k in order]
+
+    return replace(
+        cells,
+        keys=pick(cells.keys),
+        records=pick(cells.records),
+        problems=pick(cells.problems),
+        groups=pick(cells.groups),
+        metrics={name: pick(values) for name, values in cells.metrics.items()},
+    )
+
+
+def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, object]:
+    """The table for scripts: every metric with its interval."""
+    return {
+        "run": str(data.folder.path),
+        "by": found.column,
+        "filter": wanted.words,
+        "values": found.values,
+        "cells": cells_json(found.cells),
+    }
+
+
+def grouped_table(found: Grouped, wanted: Filter, pen: Pen) -> Group:
+    """The table as wide as the terminal allows, and a line on what it leaves out."""
+    cells = found.cells
+    columns = [
+        _Column("records", [f"{n:,}" for n in cells.records]),
+        _Column("problems", [f"{n:,}" for n in cells.problems]),
+        _Column("groups", [f"{n:,}" for n in cells.groups]),
+    ]
+    metrics = [m for m in found.metrics if any(one is not None for one in cells.metrics[m.name])]
+    keys = ["none" if key is None else pen.clip(str(key), 32) for key in cells.keys]
+    room = pen.width - max(map(cell_len, [found.column, *keys]))
+    plain = [_column(metric, cells, pen, bounds=False) for metric in metrics]
+    full = [_column(metric, cells, pen, bounds=True) for metric in metrics]
+    # All intervals, or the first metric's alone, or none.
+    for some in (full, [*full[:1], *plain[1:]], plain):
+        chosen = [*columns, *some]
+        if sum(column.width + 2 for column in chosen) <= room:
+            break
+    left_out: list[str] = []
+    while len(chosen) > 1 and sum(column.width + 2 for column in chosen) > room:
+        # Problems and groups are the first to go: the table is about the metrics.
+        place = next((k for k, c in enumerate(chosen) if c.title in ("groups", "problems")), -1)
+        left_out.append(chosen.pop(place).title)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column(found.column, no_wrap=True)
+    for column in chosen:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for k, key in enumerate(keys):
+        table.add_row(Text(key), *(Text(column.shown[k]) for column in chosen))
+    parts: list[RenderableType] = [table]
+    said = []
+    if found.values > len(keys):
+        said.append(f"{len(keys):,} of {found.values:,} shown; --limit shows more")
+    if left_out:
+        said.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
+    said.append(f"records: {pen.say(wanted.words)}")
+    parts.append(Text(". ".join(said), style="dim"))
+    return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    shown: list[str]
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, [self.title, *self.shown]))
+
+
+def _column(metric: Metric, cells: Cells, pen: Pen, *, bounds: bool) -> _Column:
+    def one(estimate: Estimate | None) -> str:
+        if estimate is None:
+            return "-"
+        value = figure(metric, estimate.value)
+        return f"{value} {interval(metric, estimate)}".rstrip() if bounds else value
+
+    return _Column(pen.clip(metric.label, 24), [one(e) for e in cells.metrics[metric.name]])

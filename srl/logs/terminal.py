@@ -1,0 +1,316 @@
+"""`srl inspect`, the overview: a run on one or two screens, what one asks first on top.
+
+Is it complete, was it worth it (problems solved before and after), did it learn (each metric with
+its interval and its course), where does it fail (by step, source and length), on which steps. Names
+and texts are somebody's: every control character is spelt out, and none is read as markup.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from srl.estimates import Estimate
+from srl.logs.figures import REWARD_METRIC, Cells, Metric, TriedStep, Yield
+from srl.logs.filters import Filter
+from srl.logs.index import Log
+from srl.logs.overview import TABLE_METRICS, Course, Overview, Sampling
+from srl.logs.pen import Pen, clock, figure, interval, number, percent, tally
+from srl.logs.run_data import Accuracy, RunData
+
+_GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
+_SHORT = {"exact": "exact", "format_failures": "fail"}
+_TITLES = {"step_index": "step index", "num_steps": "steps in all"}
+FIFTHS = "first {arrow} last"
+_BETWEEN = 3  # columns between two tables
+_LEAST_TREND, _MOST_TREND = 8, 60
+
+
+def overview_parts(
+    data: RunData, wanted: Filter, found: Overview, pen: Pen
+) -> list[RenderableType]:
+    """The overview's sections, in order: the run, its metrics, tables, best and worst steps."""
+    parts: list[RenderableType] = [
+        about(data, wanted, found, pen),
+        Text(),
+        courses(found, pen),
+    ]
+    if found.tables:
+        parts += [Text(), *_tables(found, pen)]
+    if len(found.extremes["worst"]) > 1:
+        parts += [Text(), _extremes(data.log, found, pen)]
+    return parts
+
+
+def about(data: RunData, wanted: Filter, found: Overview, pen: Pen) -> Table:
+    """What run it is, how far it got, and how many problems it solves."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def row(label: str, said: str, style: str = "") -> None:
+        grid.add_row(Text(label, style="bold"), Text(said, style=style))
+
+    row("run", pen.say(str(data.folder.path)))
+    row("state", state(data), "" if data.complete else "yellow")
+    first, last = found.steps
+    steps = f"training steps {first:,} to {last:,}" if first != last else f"training step {first:,}"
+    row(
+        "records",
+        f"{found.records:,} of {data.log.table.num_rows:,} ({pen.say(wanted.words)}): "
+        f"{found.problems:,} problems, {found.groups:,} groups, {steps}, {found.tokens:,} tokens",
+    )
+    for said in _solved(data, pen):
+        row("solved", said)
+    if validations := data.validation_accuracy():
+        row("validation", _validation(validations, pen))
+    if (taken := found.time) is not None:
+        speed = taken.tokens_per_second
+        row(
+            "time",
+            f"{clock(taken.sampling)} sampling, {clock(taken.updating)} updating, "
+            f"{clock(taken.validating)} validating; "
+            + (f"{speed:,.0f} tokens/s" if speed is not None else "tokens/s unknown"),
+        )
+    return grid
+
+
+def state(data: RunData) -> str:
+    """Whether the run is complete, and whether its log is whole."""
+    steps = data.log.table["train_step"].to_numpy()
+    reached = f"training step {int(steps.max()):,}"
+    if data.complete:
+        said = f"complete, after {reached}"
+    else:
+        most = (data.config or {}).get("max_steps")
+        of = f" of {most:,}" if isinstance(most, int) and most > 0 else ""
+        age = max(0.0, time.time() - data.folder.steps.stat().st_mtime)
+        said = f"not complete: {reached}{of}; a record was last written {_ago(age)} ago"
+    if data.log.unfinished:
+        said += (
+            f"; the last {data.log.unfinished:,} bytes of the log are no whole record: "
+            "it is being written, or was cut off"
+        )
+    return said
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def _solved(data: RunData, pen: Pen) -> list[str]:
+    """A line for each way of solving: before, after, and what changed."""
+    ways: dict[tuple[str, bool], list[Accuracy]] = {}
+    for one in data.accuracies():
+        ways.setdefault((one.mode, one.sampled), []).append(one)
+    said = []
+    for (mode, sampled), found in ways.items():
+        parts = [
+            f"{percent(one.estimate.value)} {_range(one.estimate)} {pen.say(one.when)}".replace(
+                "  ", " "
+            )
+            for one in found
+        ]
+        way = {"steps": "step by step", "whole": "whole solution"}.get(mode, pen.say(mode))
+        line = f" {pen.arrow} ".join(parts)
+        gain = None if sampled else data.gain(mode)
+        if gain is not None:
+            line += f": {100 * gain.value:+.1f} {_range(gain)}"
+        how = "sampled" if sampled else "greedy"
+        said.append(f"{line}; {found[-1].estimate.n:,} problems, {way}, {how}")
+    return said
+
+
+def _range(estimate: Estimate) -> str:
+    if not (np.isfinite(estimate.low) and np.isfinite(estimate.high)):
+        return ""
+    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _validation(found: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
+    def one(step: int, estimate: Estimate) -> str:
+        return f"{percent(estimate.value)} {_range(estimate)} at step {step:,}".replace("  ", " ")
+
+    if len(found) <= 3:
+        return f" {pen.arrow} ".join(one(*item) for item in found)
+    best = max(found, key=lambda item: item[1].value)
+    trend = pen.spark([estimate.value for _, estimate in found][-_MOST_TREND:])
+    return f"{one(*found[0])} {pen.arrow} {one(*found[-1])}; best {one(*best)}  {trend}"
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def courses(found: Overview, pen: Pen) -> Group:
+    """Each metric: mean, interval, its course over training, first and last fifth."""
+    rows = [_course_row(course, pen) for course in found.courses if course.metric.name != "kept"]
+    if found.sampling is not None:
+        rows.append(_sampling_row(found.sampling, pen))
+    # The label's column is the only one that wraps; the trend gets what is left.
+    longest = max(cell_len(row[0]) for row in rows)
+    titles = {1: "mean", 2: "95% interval", 4: FIFTHS.format(arrow=pen.arrow)}
+    taken = 0
+    for k, title in titles.items():
+        taken += max(len(text) for text in (title, *(str(row[k]) for row in rows))) + 2
+    label = max(12, min(longest, 24, pen.width - taken - 2))
+    room = min(_MOST_TREND, pen.width - taken - label - 4)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("", overflow="fold", width=label)
+    table.add_column(titles[1], justify="right", no_wrap=True)
+    table.add_column(titles[2], no_wrap=True)
+    trend = len(found.bins) > 1 and room >= _LEAST_TREND
+    if trend:
+        table.add_column("over training", no_wrap=True)
+    if found.fifths is not None:
+        table.add_column(titles[4], no_wrap=True)
+    for name, value, between, values, change in rows:
+        cells = [Text(name), Text(value, style="bold"), Text(between, style="dim")]
+        if trend:
+            cells.append(Text(pen.spark(_squeezed(values, room)), style="cyan"))
+        if found.fifths is not None:
+            cells.append(Text(change))
+        table.add_row(*cells)
+    notes = Table.grid(padding=(0, 2))
+    notes.add_column(no_wrap=True)
+    notes.add_column(overflow="fold")
+    if found.fifths is not None:
+        (_, first), (last, end) = found.fifths
+        said = f"the first and the last fifth of training: steps {found.steps[0]:,} to {first:,}, "
+        notes.add_row(
+            Text(FIFTHS.format(arrow=pen.arrow), style="bold"), Text(f"{said}{last:,} to {end:,}")
+        )
+    if found.failures:
+        notes.add_row(Text("failures", style="bold"), Text(tally(found.failures, pen)))
+    if found.sampling is not None:
+        whole = found.sampling.whole
+        said = f"{whole.kept:,} kept of {whole.tried:,} tried"
+        said += f"; dropped: {tally(whole.dropped, pen)}" if whole.dropped else ""
+        notes.add_row(Text("groups", style="bold"), Text(said))
+    return Group(table, notes)
+
+
+_Row = tuple[str, str, str, Sequence[float | None], str]
+
+
+def _course_row(course: Course, pen: Pen) -> _Row:
+    metric, whole = course.metric, course.whole
+    return (
+        pen.say(metric.label),
+        figure(metric, whole.value),
+        interval(metric, whole),
+        course.trend,
+        pen.change(metric, course.first, course.last),
+    )
+
+
+def _sampling_row(sampling: Sampling, pen: Pen) -> _Row:
+    def share(one: Yield | None) -> Estimate | None:
+        return Estimate(one.kept / one.tried, math.nan, math.nan, one.tried) if one else None
+
+    return (
+        _GROUPS.label,
+        percent(sampling.whole.kept / sampling.whole.tried),
+        "",
+        sampling.trend,
+        pen.change(_GROUPS, share(sampling.first), share(sampling.last)),
+    )
+
+
+def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | None]:
+    """At most `room` values: means of equally many neighbours."""
+    if len(values) <= room:
+        return values
+    parts = np.array_split(np.array(values, dtype=np.float64), room)
+    return [float(np.nanmean(p)) if not np.isnan(p).all() else None for p in parts]
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
+    """Tables in one row where they fit, else one under the other; of few columns where low."""
+    probe = Console(width=10_000, color_system=None)
+    for short in (False, True) if pen.short else (False,):
+        tables = [_table(*item, found, pen, short=short) for item in found.tables.items()]
+        widths = [Measurement.get(probe, probe.options, table).maximum for table in tables]
+        if sum(widths) + _BETWEEN * (len(tables) - 1) <= pen.width:
+            row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
+            row.add_row(*tables)
+            return [row]
+    parts: list[RenderableType] = []
+    for item in found.tables.items():
+        parts += [Text()] if parts else []
+        parts.append(_table(*item, found, pen, short=False))
+    return parts
+
+
+def _table(column: str, cells: Cells, found: Overview, pen: Pen, *, short: bool) -> Table:
+    """One line for each value of a column: how many, how good, better than at first?"""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    # A key of any length: it is the one that gives way.
+    title = _TITLES.get(column, column)
+    title = title.split()[-1 if column == "step_index" else 0] if short else title
+    table.add_column(title, overflow="fold", max_width=30)
+    if not short:
+        table.add_column("records", justify="right", no_wrap=True)
+    metrics = TABLE_METRICS[:2] if short else TABLE_METRICS
+    ends = found.ends[column] if found.fifths is not None else {}
+    for metric in metrics:
+        title = _SHORT.get(metric.name, metric.label)
+        table.add_column(title, justify="right", no_wrap=True)
+    if ends:
+        table.add_column(FIFTHS.format(arrow=pen.arrow), justify="right", no_wrap=True)
+    for k, key in enumerate(cells.keys):
+        row = [Text(pen.say(str(key)))]
+        if not short:
+            row.append(Text(f"{cells.records[k]:,}"))
+        for metric in metrics:
+            estimate = cells.metrics[metric.name][k]
+            value = None if estimate is None else estimate.value
+            row.append(Text(figure(metric, value)))
+        if ends:
+            row.append(Text(pen.change(REWARD_METRIC, *ends.get(key, (None, None)))))
+        table.add_row(*row)
+    return table
+
+
+def _extremes(log: Log, found: Overview, pen: Pen) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    roomy = pen.width >= 76
+    for title in ("steps", "record", *(("k/N", "tried") if roomy else ()), "mean"):
+        table.add_column(title, no_wrap=True, justify="left" if title == "steps" else "right")
+    table.add_column(FIFTHS.format(arrow=pen.arrow), no_wrap=True)
+    table.add_column("expert's step")
+    for name in ("most improved", "worst", "best"):
+        steps = found.extremes[name]
+        if not steps:
+            none = pen.line("none was tried at two training steps and got better", "dim")
+            table.add_row(Text(name, style="bold"), *[Text("-")] * (5 if roomy else 3), none)
+        records = log.read([step.row for step in steps])
+        for k, (step, record) in enumerate(zip(steps, records, strict=True)):
+            place = Text(f"{record.step_index + 1}/{record.num_steps}"), Text(f"{step.rollouts:,}")
+            table.add_row(
+                Text(name if k == 0 else "", style="bold"),
+                Text(f"#{step.row + 1}"),
+                *(place if roomy else ()),
+                Text(number(step.reward)),
+                Text(_tried_change(step, pen)),
+                pen.line(record.expert_step),
+            )
+    return table
+
+
+def _tried_change(step: TriedStep, pen: Pen) -> str:
+    if step.first_step == step.last_step:
+        return number(step.first)
+    return f"{number(step.first)} {pen.arrow} {number(step.last)}"
