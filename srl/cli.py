@@ -122,7 +122,7 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )
     if "inspect" in words[:1]:
-        from srl.logs.command import add_inspect
+        from srl.logs.terminal.command import add_inspect
 
         add_inspect(inspect)
     inspect.set_defaults(run=_inspect)
@@ -241,7 +241,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
 
 
 def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.logs.command import inspect_run
+    from srl.logs.terminal.command import inspect_run
 
     return inspect_run(_log_path(args.name), args, console)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from step_logs import random_records, write_log
 
-from srl.logs.command import add_inspect, inspect_run
+from srl.logs.terminal.command import add_inspect, inspect_run
 
 Row = dict[str, object]
 

@@ -32,7 +32,7 @@ WITHOUT_TORCH = [
     "srl.prefix_tree",
 ]
 # Readers of logs: all of them, but for those that need an extra.
-WITH_AN_EXTRA = {"srl.logs.browser", "srl.logs.rows_widget"}
+WITH_AN_EXTRA = {"srl.logs.terminal.browser", "srl.logs.terminal.rows_widget"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
 
 

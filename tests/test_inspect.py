@@ -24,8 +24,8 @@ from step_logs import RECORD, write_log
 from rewards.similarity import matching_blocks
 from srl.cli import main
 from srl.errors import UsageError
-from srl.logs.pen import Pen
-from srl.logs.rollout_view import marked
+from srl.logs.terminal.pen import Pen
+from srl.logs.terminal.rollout_view import marked
 from srl.logs.text import visible
 
 FAILED = replace(

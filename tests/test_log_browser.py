@@ -18,7 +18,7 @@ from step_logs import RECORD, random_records, write_log
 
 from srl.cli import main
 from srl.errors import UsageError
-from srl.logs import command
+from srl.logs.terminal import command
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.records import StepRecord
@@ -29,8 +29,8 @@ pytest.importorskip("textual")
 from textual.pilot import Pilot
 from textual.widgets import Collapsible, Input
 
-from srl.logs.browser import Browser
-from srl.logs.rows_widget import Rows
+from srl.logs.terminal.browser import Browser
+from srl.logs.terminal.rows_widget import Rows
 
 RECORDS = random_records(11, train_steps=9)
 
@@ -291,8 +291,8 @@ def test_without_textual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stdin", Terminal())
     for name in [name for name in sys.modules if name.split(".")[0] == "textual"]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "srl.logs.browser")
-    monkeypatch.delitem(sys.modules, "srl.logs.rows_widget")
+    monkeypatch.delitem(sys.modules, "srl.logs.terminal.browser")
+    monkeypatch.delitem(sys.modules, "srl.logs.terminal.rows_widget")
     parser = command.argparse.ArgumentParser()
     command.add_inspect(parser)
     args = parser.parse_args([str(tmp_path), "--browse"])

@@ -23,15 +23,15 @@ from rich.text import Text
 
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
-from srl.logs.follow import Watch, follow_lines, follow_live, is_live, record_line
 from srl.logs.index import Log
-from srl.logs.overview import overview, overview_json
-from srl.logs.pen import Pen
-from srl.logs.records_view import newest_note, records_table
-from srl.logs.rollout_view import rollout
 from srl.logs.run_data import RunData
-from srl.logs.tables import BY, grouped, grouped_json, grouped_table
-from srl.logs.terminal import overview_parts
+from srl.logs.terminal.by_column import BY, grouped, grouped_json, grouped_table
+from srl.logs.terminal.follow import Watch, follow_lines, follow_live, is_live, record_line
+from srl.logs.terminal.overview import overview, overview_json
+from srl.logs.terminal.overview_tables import overview_parts
+from srl.logs.terminal.pen import Pen
+from srl.logs.terminal.records_view import newest_note, records_table
+from srl.logs.terminal.rollout_view import rollout
 from srl.logs.text import is_unicode, visible
 from srl.records import finite
 from srl.run_folder import RunFolder
@@ -302,7 +302,7 @@ def _browse(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
     if not (is_live(console) and sys.stdin.isatty()):
         raise UsageError("--browse needs a terminal; without --browse the same is printed")
     try:
-        from srl.logs.browser import browse
+        from srl.logs.terminal.browser import browse
     except ImportError as error:
         if not (error.name or "").startswith("textual"):
             raise

@@ -24,10 +24,10 @@ from textual.widgets import Collapsible, Footer, Input, Static
 
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
-from srl.logs.pen import Pen, number
-from srl.logs.rollout_view import Section, group_rows, sections
-from srl.logs.rows_widget import Rows
 from srl.logs.run_data import RunData
+from srl.logs.terminal.pen import Pen, number
+from srl.logs.terminal.rollout_view import Section, group_rows, sections
+from srl.logs.terminal.rows_widget import Rows
 from srl.records import StepRecord
 from srl.run_folder import RunFolder
 

@@ -22,9 +22,9 @@ from srl.estimates import Estimate
 from srl.logs.figures import REWARD_METRIC, Cells, Metric, TriedStep, Yield
 from srl.logs.filters import Filter
 from srl.logs.index import Log
-from srl.logs.overview import TABLE_METRICS, Course, Overview, Sampling
-from srl.logs.pen import Pen, clock, figure, interval, number, percent, tally
 from srl.logs.run_data import Accuracy, RunData
+from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
+from srl.logs.terminal.pen import Pen, clock, figure, interval, number, percent, tally
 
 _GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 _SHORT = {"exact": "exact", "format_failures": "fail"}

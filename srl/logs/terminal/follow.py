@@ -21,10 +21,10 @@ from rich.text import Text
 
 from srl.logs.filters import Filter
 from srl.logs.index import Log
-from srl.logs.overview import Overview, overview
-from srl.logs.pen import Pen, number
 from srl.logs.run_data import RunData
-from srl.logs.terminal import overview_parts
+from srl.logs.terminal.overview import Overview, overview
+from srl.logs.terminal.overview_tables import overview_parts
+from srl.logs.terminal.pen import Pen, number
 from srl.records import StepRecord
 from srl.run_folder import RunFolder
 

@@ -22,9 +22,9 @@ from srl.estimates import Estimate
 from srl.logs.figures import Cells, Metric, by, codes, metrics_of, values_of
 from srl.logs.filters import Filter
 from srl.logs.index import Log
-from srl.logs.overview import cells_json, table_of
-from srl.logs.pen import Pen, figure, interval
 from srl.logs.run_data import RunData
+from srl.logs.terminal.overview import cells_json, table_of
+from srl.logs.terminal.pen import Pen, figure, interval
 
 BY = (
     "step_index", "source", "problem", "num_steps", "train_step", "format_failure", "phase",

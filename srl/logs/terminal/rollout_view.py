@@ -21,8 +21,8 @@ from rich.text import Text
 
 from rewards.similarity import matching_blocks, normalize
 from srl.logs.index import Log
-from srl.logs.pen import Pen, number
 from srl.logs.run_data import Problem, RunData
+from srl.logs.terminal.pen import Pen, number
 from srl.records import StepRecord
 
 # Characters of one text that are shown: a terminal scrolls for minutes beyond, and JSON has it all.

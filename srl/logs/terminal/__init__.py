@@ -1,0 +1,1 @@
+"""`srl inspect`: a run's log in the terminal, printed, followed or browsed."""
