@@ -20,8 +20,8 @@ from rich.console import Console
 from step_logs import RECORD, random_records, write_log
 
 from srl.logs.filters import Filter
-from srl.logs.terminal.follow import Watch, follow_lines, follow_live
 from srl.logs.index import Log
+from srl.logs.terminal.follow import Watch, follow_lines, follow_live
 from srl.records import StepRecord, truncate_to
 from srl.run_folder import RunFolder
 

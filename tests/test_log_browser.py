@@ -18,9 +18,9 @@ from step_logs import RECORD, random_records, write_log
 
 from srl.cli import main
 from srl.errors import UsageError
-from srl.logs.terminal import command
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
+from srl.logs.terminal import command
 from srl.records import StepRecord
 from srl.run_folder import RunFolder
 
