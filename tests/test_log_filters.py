@@ -56,6 +56,7 @@ CASES: list[tuple[str, Test]] = [
     ("--phase all --train-step 5:", lambda r: r.train_step >= 5),
     ("--phase all --train-step :2", lambda r: r.train_step <= 2),
     ("--phase all --step-index 0", lambda r: r.step_index == 0),
+    ("--phase all --steps-left 0", lambda r: r.step_index == r.num_steps - 1),
     ("--phase all --num-steps 5:", lambda r: False),
     ("--phase all --group 1:2", lambda r: 1 <= r.group_id <= 2),
     ("--phase all --problem 0000000000000003", lambda r: r.problem_id.endswith("3")),

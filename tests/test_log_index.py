@@ -19,7 +19,7 @@ from srl.logs.index import Log, folder_of
 from srl.records import StepRecord, json_line, read_records
 
 # Not of the record: where it stands, and what the texts say.
-OWN = {"line", "start", "exact", "copied"}
+OWN = {"line", "start", "steps_left", "exact", "copied"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,7 @@ def expected(path: Path, records: list[StepRecord]) -> list[dict[str, object]]:
     for number, (record, line) in enumerate(zip(records, lines, strict=False), start=1):
         row: dict[str, object] = {"line": number, "start": start}
         row |= {n: getattr(record, n) for n in index._COLUMNS if n not in OWN}
+        row["steps_left"] = record.num_steps - record.step_index - 1
         valid, action = record.format_failure is None, normalize(record.action)
         row["exact"] = action == normalize(record.expert_step) if valid else None
         before = record.previous_step

@@ -235,6 +235,23 @@ def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int
     return cells, keys
 
 
+def thinned(
+    points: Sequence[tuple[int, float]], most: int
+) -> list[tuple[tuple[int, int], float]]:
+    """The mean of a figure of metrics.jsonl in at most `most` bins of training steps."""
+    if not points:
+        return []
+    first, last = min(step for step, _ in points), max(step for step, _ in points)
+    width = -(-(last - first + 1) // most)
+    parts: dict[int, list[float]] = {}
+    for step, value in points:
+        parts.setdefault((step - first) // width, []).append(value)
+    return [
+        ((first + k * width, min(last, first + (k + 1) * width - 1)), sum(part) / len(part))
+        for k, part in sorted(parts.items())
+    ]
+
+
 @dataclass(frozen=True)
 class Grid:
     """A metric by step index and training: a heat map.

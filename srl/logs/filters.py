@@ -144,7 +144,7 @@ class Filter:
 
         ranges = {
             option.replace("-", "_"): Range.parse(text, f"--{option}")
-            for option in ("train-step", "step-index", "num-steps", "group")
+            for option in ("train-step", "step-index", "steps-left", "num-steps", "group")
             if (text := given(option)) is not None
         }
         if "group" in ranges:
@@ -214,6 +214,9 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     numbers = "a number or a range: 40, 40:60, 40: or :60"
     group.add_argument("--train-step", "--step", metavar="N", help=f"optimiser step; {numbers}")
     group.add_argument("--step-index", metavar="N", help=f"the expert's step, from 0; {numbers}")
+    group.add_argument(
+        "--steps-left", metavar="N", help="how many of the expert's steps follow; 0: the last"
+    )
     group.add_argument("--num-steps", metavar="N", help="how many steps the expert takes")
     group.add_argument("--group", metavar="N", help="the group within its optimiser step")
     group.add_argument("--problem", metavar="ID", help="the problem whose id begins so")

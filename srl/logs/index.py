@@ -30,7 +30,7 @@ PART_RECORDS = 16_384
 _LONGEST_LINE = 256 * 2**20
 
 # Changes with the columns: an index of another version is made again.
-_VERSION = b"1"
+_VERSION = b"2"
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 _COLUMNS: dict[str, pa.DataType] = {
@@ -42,6 +42,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "problem_id": _WORDS,
     "step_index": pa.int32(),
     "num_steps": pa.int32(),
+    "steps_left": pa.int32(),
     "group_id": pa.int32(),
     "rollout": pa.int32(),
     "prompt_tokens": pa.int32(),
@@ -71,6 +72,7 @@ class Log:
         path: the log.
         table: one row a record, in the log's order: `line` (its number, from 1), `start` (its first
             byte), the numbers and names of the record, a column `rewards/NAME` for each reward,
+            `steps_left` (how many of the expert's steps follow: 0 at the last),
             `exact` (the action is the expert's step, white space at line ends aside) and `copied`
             (it is the previous step; null at the first step).
         unfinished: bytes after the last line end: a record that is being written, or was cut off.
@@ -191,6 +193,7 @@ def _row(record: StepRecord, line: int, start: int) -> dict[str, object]:
     row: dict[str, object] = {"line": line, "start": start}
     for name in _COLUMNS:
         row.setdefault(name, getattr(record, name, None))
+    row["steps_left"] = record.num_steps - 1 - record.step_index
     if record.format_failure is None:
         action = normalize(record.action)
         row["exact"] = action == normalize(record.expert_step)

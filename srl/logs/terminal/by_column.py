@@ -27,8 +27,8 @@ from srl.logs.terminal.overview import cells_json, table_of
 from srl.logs.terminal.pen import Pen, figure, interval
 
 BY = (
-    "step_index", "source", "problem", "num_steps", "train_step", "format_failure", "phase",
-    "problem_id",
+    "step_index", "steps_left", "num_steps", "source", "problem", "problem_id", "train_step",
+    "format_failure", "phase",
 )  # fmt: skip
 _T = TypeVar("_T")
 _COUNTS = ("records", "problems", "groups")

@@ -38,7 +38,7 @@ from srl.logs.run_data import RunData
 
 # What a table of the overview has room for; `--by` shows the rest.
 TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])
-TABLES = ("step_index", "source", "num_steps")
+TABLES = ("step_index", "steps_left", "num_steps", "source")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from srl.logs.terminal.pen import Pen, clock, figure, interval, number, percent,
 
 _GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 _SHORT = {"exact": "exact", "format_failures": "fail"}
-_TITLES = {"step_index": "step index", "num_steps": "steps in all"}
+_BRIEF = {"step_index": "index", "steps_left": "left", "num_steps": "steps"}
+_TITLES = {"step_index": "step index", "steps_left": "steps left", "num_steps": "steps in all"}
 FIFTHS = "first {arrow} last"
 _BETWEEN = 3  # columns between two tables
 _LEAST_TREND, _MOST_TREND = 8, 60
@@ -238,19 +239,23 @@ def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | Non
 
 
 def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
-    """Tables in one row where they fit, else one under the other; of few columns where low."""
+    """As many tables beside one another as fit; of few columns where the terminal is low."""
     probe = Console(width=10_000, color_system=None)
-    for short in (False, True) if pen.short else (False,):
-        tables = [_table(*item, found, pen, short=short) for item in found.tables.items()]
-        widths = [Measurement.get(probe, probe.options, table).maximum for table in tables]
-        if sum(widths) + _BETWEEN * (len(tables) - 1) <= pen.width:
-            row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
-            row.add_row(*tables)
-            return [row]
-    parts: list[RenderableType] = []
+    rows: list[list[Table]] = []
+    room = 0
     for item in found.tables.items():
-        parts += [Text()] if parts else []
-        parts.append(_table(*item, found, pen, short=False))
+        table = _table(*item, found, pen, short=pen.short)
+        width = Measurement.get(probe, probe.options, table).maximum + _BETWEEN
+        if width > room + _BETWEEN or not rows:
+            rows.append([])
+            room = pen.width
+        rows[-1].append(table)
+        room -= width
+    parts: list[RenderableType] = []
+    for tables in rows:
+        row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
+        row.add_row(*tables)
+        parts += [Text(), row] if parts else [row]
     return parts
 
 
@@ -259,7 +264,7 @@ def _table(column: str, cells: Cells, found: Overview, pen: Pen, *, short: bool)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     # A key of any length: it is the one that gives way.
     title = _TITLES.get(column, column)
-    title = title.split()[-1 if column == "step_index" else 0] if short else title
+    title = _BRIEF.get(column, title) if short else title
     table.add_column(title, overflow="fold", max_width=30)
     if not short:
         table.add_column("records", justify="right", no_wrap=True)

@@ -1,0 +1,214 @@
+"""What a reader should look at first: remarks found by plain rules, each with its numbers.
+
+Compared are the first and the last fifth of training (`figures.over_training` in five bins). The
+rules, in this order:
+
+    proxy        similarity rose by more than .01 while accuracy fell by more than 3 points: greedy,
+                 from before to after; without these, from the first to the last validation
+    failures     format failures above 20 % in the last fifth
+    cut          above 10 % of the last fifth's completions are cut at the allowed length
+    copies       above 10 % of the valid steps in the last fifth repeat the previous step
+    lift         mean lift of the last fifth is 0 or less: copying would score as well
+    dropped      less than half of all groups were kept
+    empty        training steps that kept no group at all, so nothing was learnt in them
+    never        a reward that applies to no valid rollout
+    constant     a reward that is the same number on every valid rollout: it moves no advantage
+    longer       completions of the last fifth more than twice as long as those of the first
+    unmoved      at least 10 training steps, and the reward's intervals of the two fifths overlap
+    gain         accuracy after minus before, with its paired interval, where that excludes zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from srl.estimates import Estimate
+from srl.logs.axes import span_of, steps_of
+from srl.logs.figures import (
+    REWARD_METRIC,
+    Cells,
+    Metric,
+    metrics_of,
+    only,
+    over_training,
+    sampling_yield,
+    values_of,
+)
+from srl.logs.index import REWARD
+from srl.logs.markup import number, points, with_interval
+from srl.logs.run_data import RunData
+
+RISE, FALL = 0.01, 0.03
+FAILURES, CUT, COPIES, KEPT, LONGER = 0.2, 0.1, 0.1, 0.5, 2.0
+STEPS_TO_MOVE = 10
+
+
+TRUNCATED = Metric(
+    "truncated", "cut off", "share cut at the allowed length, over all rollouts", True
+)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing to look at.
+
+    Attributes:
+        rule: its name, as above.
+        text: what was found, with the numbers.
+        good: it is good news.
+    """
+
+    rule: str
+    text: str
+    good: bool = False
+
+
+def fifths(run: RunData) -> Cells:
+    """Training in at most five bins: what the remarks compare."""
+    metrics = [*metrics_of(run.log), TRUNCATED]
+    return over_training(only(run.log.table, "train"), metrics, most=5)
+
+
+def remarks_of(run: RunData) -> list[Remark]:
+    """Everything that a rule finds, in the order of the rules."""
+    parts = fifths(run)
+    found = [*_proxy(run, parts)]
+    if parts.keys:
+        found += [*_last_fifth(parts), *_groups(run), *_rewards(run), *_movement(parts)]
+    return [*found, *_gain(run)]
+
+
+def _proxy(run: RunData, parts: Cells) -> Iterator[Remark]:
+    first, last = _ends(parts, REWARD + "similarity")
+    if first is None or last is None or last.value - first.value <= RISE:
+        return
+    gain, validations = run.gain(), run.validation_accuracy()
+    if gain is not None:
+        fell, when = -gain.value, "after training than before"
+    elif len(validations) > 1:
+        fell = validations[0][1].value - validations[-1][1].value
+        when = "at the last validation than at the first"
+    else:
+        return
+    if fell > FALL:
+        lost = number(fell, share=True).removesuffix(" %")
+        yield Remark(
+            "proxy",
+            f"Similarity rose from {number(first.value)} to {number(last.value)}, but {lost} "
+            f"points fewer problems are solved {when}: the policy learns what a step looks like, "
+            "not what is right.",
+        )
+
+
+def _last_fifth(parts: Cells) -> Iterator[Remark]:
+    when = span_of(steps_of(parts.keys[-1]))
+    bounds = (
+        ("format_failures", FAILURES, "failures", f"of all rollouts of {when} failed the format."),
+        (
+            "truncated",
+            CUT,
+            "cut",
+            f"of the completions of {when} are cut at the allowed length: allow more tokens, or "
+            "look whether the policy loops.",
+        ),
+        ("copied", COPIES, "copies", f"of the valid steps of {when} repeat the previous step."),
+    )
+    for name, bound, rule, said in bounds:
+        found = parts.metrics[name][-1]
+        if found is not None and found.value > bound:
+            yield Remark(rule, f"{with_interval(found, share=True)} {said}")
+    lift = parts.metrics["lift"][-1]
+    if lift is not None and lift.value <= 0:
+        yield Remark(
+            "lift",
+            f"Mean lift of {when} is {with_interval(lift)}: copying the previous step would score "
+            "as well.",
+        )
+
+
+def _groups(run: RunData) -> Iterator[Remark]:
+    # More bins than there can be steps: one a step.
+    by_step = sampling_yield(run.log.table, most=2**31)
+    tried, kept = sum(part.tried for part in by_step), sum(part.kept for part in by_step)
+    reasons: dict[str, int] = {}
+    for part in by_step:
+        for name, count in part.dropped.items():
+            reasons[name] = reasons.get(name, 0) + count
+    if kept < KEPT * tried:
+        most = max(reasons, key=lambda name: reasons[name], default="")
+        why = f", most often because of {most} ({number(reasons[most])})" if most else ""
+        dropped = tried - kept
+        yield Remark(
+            "dropped",
+            f"{number(dropped)} of {number(tried)} groups ({number(dropped / tried, share=True)}) "
+            f"were dropped{why}: most of what is generated teaches nothing.",
+        )
+    if empty := sum(part.kept == 0 for part in by_step):
+        yield Remark(
+            "empty",
+            f"{number(empty)} of {number(len(by_step))} training steps kept no group: nothing was "
+            "learnt in them.",
+        )
+
+
+def _rewards(run: RunData) -> Iterator[Remark]:
+    train = only(run.log.table, "train")
+    for name in run.log.reward_names:
+        values = values_of(train, Metric(REWARD + name, name, ""))
+        values = values[~np.isnan(values)]
+        if not len(values):
+            yield Remark(
+                "never", f"The reward {name} applies to none of the valid rollouts of training."
+            )
+        elif len(values) > 1 and values.min() == values.max():
+            yield Remark(
+                "constant",
+                f"The reward {name} is {number(float(values[0]))} on all {number(len(values))} "
+                "valid rollouts of training that it applies to: it moves no advantage.",
+            )
+
+
+def _movement(parts: Cells) -> Iterator[Remark]:
+    first, last = _ends(parts, "completion_tokens")
+    if first is not None and last is not None and last.value > LONGER * first.value:
+        yield Remark(
+            "longer",
+            f"Completions grew from {number(first.value)} to {number(last.value)} tokens.",
+        )
+    early, late = steps_of(parts.keys[0]), steps_of(parts.keys[-1])
+    first, last = _ends(parts, REWARD_METRIC.name)
+    if (
+        early != late
+        and late[1] - early[0] + 1 >= STEPS_TO_MOVE
+        and first is not None
+        and last is not None
+        and first.low <= last.high
+        and last.low <= first.high
+    ):
+        yield Remark(
+            "unmoved",
+            f"No clear change of the reward: {with_interval(first)} in {span_of(early)}, "
+            f"{with_interval(last)} in {span_of(late)}; the intervals overlap.",
+        )
+
+
+def _gain(run: RunData) -> Iterator[Remark]:
+    gain = run.gain()
+    if gain is None or gain.low <= 0 <= gain.high:
+        return
+    words = "more" if gain.value > 0 else "fewer"
+    yield Remark(
+        "gain",
+        f"The policy solves {words} held-out problems than before: {points(gain)}, "
+        f"{number(gain.n)} problems.",
+        good=gain.value > 0,
+    )
+
+
+def _ends(parts: Cells, name: str) -> tuple[Estimate | None, Estimate | None]:
+    """The first fifth and the last."""
+    cells = parts.metrics.get(name)
+    return (cells[0], cells[-1]) if cells else (None, None)

@@ -1,0 +1,90 @@
+"""What a report says to look at: each rule of the remarks on a log that was made up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_pages import RECORD, made_up, write_run
+
+from srl.logs.remarks import remarks_of
+from srl.logs.run_data import RunData
+from srl.run_folder import RunFolder
+
+Record = dict[str, object]
+
+
+def rules(tmp_path: Path, *logs: Sequence, **more: list) -> dict[str, str]:  # type: ignore[type-arg]
+    run = write_run(tmp_path / "run", [r for log in logs for r in log], **more)
+    return {r.rule: r.text for r in remarks_of(RunData.open(RunFolder.with_log(run)))}
+
+
+def solved(when: str, hits: int, n: int = 40) -> list[Record]:
+    return [
+        {"when": when, "mode": "steps", "sample": 0, "problem_id": str(k), "correct": k < hits,
+         "failure": None, "num_steps": 2, "source": "toy"}
+        for k in range(n)
+    ]  # fmt: skip
+
+
+def test_nothing_to_remark(tmp_path: Path) -> None:
+    better = made_up(5, start=6, reward=0.9, rewards={"similarity": 0.9})
+    assert rules(tmp_path, made_up(5), better) == {}
+
+
+def test_remark_proxy(tmp_path: Path) -> None:
+    logs = made_up(5), made_up(5, start=6, reward=0.9, rewards={"similarity": 0.9})
+    found = rules(tmp_path, *logs, attempts=[*solved("before", 20), *solved("after", 18)])
+    assert "0.750 to 0.900" in found["proxy"]
+    assert "5.0 points fewer problems are solved after training" in found["proxy"]
+    found = rules(tmp_path / "b", *logs, attempts=[*solved("before", 20), *solved("after", 19)])
+    assert "proxy" not in found
+    metrics = [{"step": k, "eval_accuracy": 0.5 - k / 100} for k in (2, 10)]
+    assert "8.0 points fewer" in rules(tmp_path / "c", *logs, metrics=metrics)["proxy"]
+
+
+def test_remark_gain(tmp_path: Path) -> None:
+    found = rules(tmp_path, made_up(1), attempts=[*solved("before", 10), *solved("after", 30)])
+    assert found["gain"].startswith("The policy solves more held-out problems than before: +50.0 p")
+    found = rules(tmp_path / "b", made_up(1), attempts=[*solved("before", 30), *solved("after", 9)])
+    assert "solves fewer" in found["gain"]
+    assert "−52.5 points" in found["gain"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "said"),
+    [
+        ("failures", {"format_failure": "truncated", "lift": None}, "100.0 %"),
+        ("cut", {"truncated": True}, "100.0 %"),
+        ("copies", {"action": RECORD.previous_step}, "100.0 %"),
+        ("lift", {"lift": -0.125}, "−0.125"),
+        ("dropped", {"kept": False, "dropped_because": "flat_group"}, "flat_group (40)"),
+        ("empty", {"kept": False, "dropped_because": "flat_group"}, "10 of 10"),
+        ("never", {"rewards": {"similarity": 0.5, "units": None}}, "reward units applies to none"),
+        ("constant", {"rewards": {"similarity": 0.5, "units": 1.0}}, "units is 1.000 on all 80"),
+        ("unmoved", {}, "0.750 [0.750, 0.750] in steps 1–2"),
+    ],
+)  # fmt: skip
+def test_remark(tmp_path: Path, rule: str, changes: dict[str, object], said: str) -> None:
+    assert said in rules(tmp_path, made_up(10, **changes))[rule]  # type: ignore[arg-type]
+
+
+def test_remark_longer(tmp_path: Path) -> None:
+    found = rules(tmp_path, made_up(5), made_up(5, start=6, completion_tokens=63))
+    assert found["longer"] == "Completions grew from 31.0 to 63.0 tokens."
+
+
+@pytest.mark.parametrize("rule", ["failures", "cut", "copies"])
+def test_remarks_begin_above_their_bounds(tmp_path: Path, rule: str) -> None:
+    changes = {
+        "failures": {"format_failure": "truncated"},
+        "cut": {"truncated": True},
+        "copies": {"action": RECORD.previous_step},
+    }[rule]
+    share = {"failures": 5, "cut": 10, "copies": 10}[rule]  # one in so many is just not too many
+    for more, expected in ((0, False), (1, True)):
+        log = made_up(1, groups=share, size=1)
+        log = [replace(r, **changes) if k <= more else r for k, r in enumerate(log)]  # type: ignore[arg-type]
+        assert (rule in rules(tmp_path / str(more), log)) is expected

@@ -1,0 +1,482 @@
+"""Reports opened in Chromium, as a reader opens them: from a file, with nothing else at hand.
+
+Skipped by name where playwright or a Chromium is missing; `SRL_CHROMIUM` names one that is not on
+the path. Throughout, the page may load nothing, log nothing and break nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import read_jsonl
+from report_pages import EVIL, RECORD, made_up, train_toy, write_evil, write_run
+
+from srl.logs.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = os.environ.get("SRL_CHROMIUM") or shutil.which("chromium")
+if not CHROMIUM:
+    pytest.skip("no chromium on the path, and SRL_CHROMIUM names none", allow_module_level=True)
+
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A report in a browser, and everything it did that it should not."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
+    """Opens a report file; the caller looks after what was complained about."""
+    contexts = []
+
+    def open_(path: Path, link: str = "", **options: object) -> Opened:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        contexts.append(context)
+        found = Opened(context.new_page())
+        found.page.set_default_timeout(10_000)
+        found.page.on("request", lambda request: found.requests.append(request.url))
+        found.page.on(
+            "console",
+            lambda said: found.complaints.append(said.text)
+            if said.type in ("error", "warning")
+            else None,
+        )
+        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        found.page.goto(path.resolve().as_uri() + link)
+        found.page.wait_for_selector("html[data-ready]")
+        return found
+
+    yield open_
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def show(opened: Callable[..., Opened]) -> Iterator[Open]:
+    """Opens a report file; at the end it has loaded nothing and complained of nothing."""
+    all_of: list[Opened] = []
+
+    def show_(path: Path, link: str = "", **options: object) -> Page:
+        all_of.append(opened(path, link, **options))
+        return all_of[-1].page
+
+    yield show_
+    for one in all_of:
+        assert one.complaints == []
+        assert {url.partition("#")[0] for url in one.requests} == {one.page.url.partition("#")[0]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, toy_policy: Path) -> Path:
+    """The folder with the runs `one` and `two`, trained from the command line."""
+    folder = tmp_path_factory.mktemp("browser")
+    words = ("--rewards.similarity", "1.0", "--rewards.novelty", "0.1")
+    train_toy(folder, toy_policy, one=words, two=("--max_steps", "3", "--seed", "1"))
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path) -> Path:
+    return write_report(runs / "one").path
+
+
+def found(page: Page) -> tuple[int, int]:
+    """How many groups and rollouts match, as the page says."""
+    page.wait_for_selector("#found:not([aria-busy=true])")  # a filter waits for the end of typing
+    words = page.inner_text("#found").replace(",", "").split()
+    return int(words[0]), int(words[3])
+
+
+def test_charts_are_drawn_in_both_themes(show: Open, report: Path) -> None:
+    colours = {}
+    for scheme in ("light", "dark"):
+        page = show(report, color_scheme=scheme)
+        boxes = page.eval_on_selector_all(
+            "figure svg .line, figure svg .bars rect, figure svg rect[class^=h]",
+            "all => all.map(n => n.getBBox()).map(b => [b.width, b.height])",
+        )
+        assert len(boxes) > 60
+        assert all(width > 0 for width, _ in boxes)
+        assert sum(height > 0 for _, height in boxes) > 50  # a line may be flat
+        lines = "figure:has(figcaption strong:text-is('Reward')) svg .line"
+        colours[scheme] = [
+            page.eval_on_selector(lines, "node => getComputedStyle(node).stroke"),
+            page.eval_on_selector("body", "node => getComputedStyle(node).backgroundColor"),
+            page.eval_on_selector(".h15", "node => getComputedStyle(node).fill"),
+            page.eval_on_selector(".band", "node => getComputedStyle(node).fill"),
+        ]
+        assert len(set(colours[scheme][:3])) == 3
+        bands = page.eval_on_selector_all(".band", "all => all.map(n => n.getBBox().height)")
+        assert max(bands) > 20
+    assert all(one != other for one, other in zip(*colours.values(), strict=True))
+
+
+def test_two_runs_differ_by_more_than_colour(show: Open, runs: Path, tmp_path: Path) -> None:
+    report = write_report(runs / "one", runs / "two", output=tmp_path / "both.html")
+    page = show(report.path)
+    chart = page.locator("figure", has=page.locator("strong", has_text="Exact steps")).first
+    styles = [
+        chart.locator(f"svg[role=img] .line.s{k}").evaluate(
+            "n => [getComputedStyle(n).stroke, getComputedStyle(n).strokeDasharray]"
+        )
+        for k in (0, 1)
+    ]
+    assert styles[0][0] != styles[1][0]
+    assert styles[0][1] != styles[1][1]
+    assert chart.locator(".legend").inner_text().split() == ["one", "two"]
+    first = found(page)
+    page.select_option("#f-run", label="two")
+    records = read_jsonl(runs / "two/steps.jsonl")
+    assert found(page)[1] == len(records) != first[1]
+    page.evaluate("location.hash = '#r=2:5'")
+    page.wait_for_selector("#group .attempt[aria-current][data-line='5']")
+    assert page.input_value("#f-run") == "1"
+
+
+def test_theme_button(show: Open, report: Path) -> None:
+    page = show(report, color_scheme="light")
+    button = page.locator("#theme")
+    shades = []
+    for word in ("system", "light", "dark", "system"):
+        assert button.inner_text() == f"theme: {word}"
+        shades.append(page.eval_on_selector("body", "n => getComputedStyle(n).backgroundColor"))
+        button.click()
+    assert shades[0] == shades[1] == shades[3] != shades[2]
+    page.click("#theme")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    page.reload()  # it is remembered
+    assert page.get_attribute("html", "data-theme") == "dark"
+
+
+def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> None:
+    page = show(report)
+    records = read_jsonl(runs / "one/steps.jsonl")
+    whole = found(page)
+    assert whole[1] == len(records)
+    page.fill("#f-search", "QUICKLY")  # case does not count
+    hits = [r for r in records if "quickly" in str(r["action"]).lower() + str(r["thought"])]
+    groups = {(r["phase"], r["train_step"], r["group_id"]) for r in hits}
+    assert found(page) == (len(groups), len(hits))
+    page.click("#groups li >> nth=0")
+    first = hits[0]
+    key = ("phase", "train_step", "group_id")
+    group = [r for r in records if all(r[k] == first[k] for k in key)]
+    attempts = page.locator("#group .attempt")
+    assert attempts.count() == len(group)
+    for k, record in enumerate(group):
+        words = attempts.nth(k).inner_text()
+        assert f"reward {record['reward']:.3f}".replace("-", "−") in words
+        if record["format_failure"] is None:
+            assert str(record["action"]).strip() in words
+            marked = "".join(attempts.nth(k).locator("mark").all_inner_texts())
+            total = len(str(record["action"]).strip()) + len(str(record["expert_step"]))
+            assert 2 * len(marked) / total == pytest.approx(record["rewards"]["similarity"])  # type: ignore[index]
+        else:
+            assert f"format failure: {record['format_failure']}" in words
+    # Those that have the word stand out.
+    assert page.locator("#group .attempt:not(.no)").count() == sum(r in hits for r in group)
+    # The marks in the expert's step are those of the attempt one looks at.
+    exact = next((k for k, r in enumerate(group) if r["reward"] == max(q["reward"] for q in group)))  # type: ignore[type-var]
+    attempts.nth(exact).hover()
+    marked = "".join(page.locator("#expert mark").all_inner_texts())
+    assert marked == "".join(attempts.nth(exact).locator(".words mark").all_inner_texts())
+    page.fill("#f-search", "no such words anywhere")
+    assert found(page) == (0, 0)
+    assert page.inner_text("#group") == "No group matches."
+    page.fill("#f-search", str(first["problem_id"]))
+    same = [r for r in records if r["problem_id"] == first["problem_id"]]
+    assert found(page)[1] == len(same)
+
+
+def test_thoughts_fold(show: Open, report: Path) -> None:
+    page = show(report)
+    thoughts = page.locator("#group .thought")
+    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [False] * 4
+    thoughts.first.locator("summary").click()
+    assert thoughts.first.locator(".words").is_visible()
+    assert "hm" in thoughts.first.locator(".words").inner_text()
+    thoughts.first.locator("summary").click()
+    assert not thoughts.first.locator(".words").is_visible()
+    page.click("#thoughts")
+    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [True] * 4
+    page.keyboard.press("j")  # the next group keeps them open
+    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [True] * 4
+    page.click("#thoughts")
+    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [False] * 4
+
+
+def test_filters(show: Open, runs: Path, report: Path) -> None:
+    page = show(report)
+    records = read_jsonl(runs / "one/steps.jsonl")
+
+    def count(wanted: Callable[[dict], bool]) -> tuple[int, int]:  # type: ignore[type-arg]
+        hits = [r for r in records if wanted(r)]
+        return len({(r["phase"], r["train_step"], r["group_id"]) for r in hits}), len(hits)
+
+    def check(wanted: Callable[[dict], bool]) -> None:  # type: ignore[type-arg]
+        assert found(page) == count(wanted)
+        page.click("#f-reset")
+        assert found(page) == count(lambda r: True)
+
+    page.select_option("#f-phase", "eval")
+    check(lambda r: r["phase"] == "eval")
+    page.fill("#f-from", "2")
+    page.fill("#f-to", "3")
+    check(lambda r: 2 <= r["train_step"] <= 3)
+    page.fill("#f-index", "1")
+    check(lambda r: r["step_index"] == 1)
+    page.select_option("#f-kept", "dropped")
+    check(lambda r: r["phase"] == "train" and not r["kept"])
+    page.select_option("#f-failure", "any")
+    found(page)
+    page.click("#groups li >> nth=1")  # the attempt that matches is the one that is looked at
+    assert "format failure" in page.inner_text("#group .attempt.shown")
+    check(lambda r: r["format_failure"] is not None)
+    name = next(r["format_failure"] for r in records if r["format_failure"])
+    page.select_option("#f-failure", label=str(name))
+    check(lambda r: r["format_failure"] == name)
+    page.fill("#f-above", "0.4")
+    page.fill("#f-below", "0.9")
+    check(lambda r: r["reward"] is not None and 0.4 <= r["reward"] <= 0.9)
+    page.select_option("#f-source", label=str(records[0]["source"]))
+    check(lambda r: True)
+
+    page.select_option("#f-phase", "train")
+    page.select_option("#f-sort", "worst")
+    found(page)
+    trained = [r for r in records if r["phase"] == "train"]
+    means = sorted({(r["train_step"], r["group_id"]): r["group_mean"] for r in trained}.values())  # type: ignore[type-var]
+    shown = page.locator("#groups li span:nth-child(2)").all_inner_texts()
+    assert shown == [f"{mean:.3f}".replace("-", "−") for mean in means[:50]]
+
+
+def test_keys(show: Open, report: Path) -> None:
+    page = show(report)
+
+    def current() -> int:
+        return int(page.get_attribute("#groups [aria-selected=true]", "data-place") or -1)
+
+    assert current() == 0
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    assert current() == 1
+    page.focus("#groups")
+    page.keyboard.press("ArrowDown")
+    assert current() == 2
+    page.keyboard.press("ArrowUp")
+    assert current() == 1
+    for _ in range(60):  # over the end of the list's page, and at the last group no further
+        page.keyboard.press("j")
+    last = current()
+    assert last == found(page)[0] - 1
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "f-search"
+    page.keyboard.type("jk/")  # letters, not commands
+    assert page.input_value("#f-search") == "jk/"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "f-search"
+
+
+def test_links(show: Open, runs: Path, report: Path) -> None:
+    records = read_jsonl(runs / "one/steps.jsonl")
+    page = show(report, "#r=7")
+    card = page.locator("#group .attempt[aria-current]")
+    assert card.get_attribute("data-line") == "7"
+    assert str(records[6]["problem_id"]) in page.inner_text("#group h3")
+    link = page.locator("#note a[href^='#r=']").last
+    line = str(link.get_attribute("href")).removeprefix("#r=")
+    page.select_option("#f-phase", "eval")  # a filter that hides it gives way
+    found(page)
+    link.click()
+    page.wait_for_selector(f"#group .attempt[aria-current][data-line='{line}']")
+    assert page.input_value("#f-phase") == ""
+    page.locator("#steps a[href^='#find=']").first.click()
+    page.wait_for_function("document.getElementById('f-search').value !== ''")
+    assert found(page)[0] >= 1
+    page.evaluate("location.hash = '#r=999999'")
+    page.wait_for_function("document.getElementById('found').textContent.includes('not in this')")
+
+
+def test_tooltips(show: Open, report: Path) -> None:
+    page = show(report)
+    point = page.locator("#training .points path").nth(2)
+    said = point.locator("title").text_content()
+    point.scroll_into_view_if_needed()
+    point.hover()
+    assert page.inner_text("#tip") == said
+    assert str(said).startswith("step 3: ")
+    page.mouse.move(5, 5)
+    assert not page.is_visible("#tip")
+    assert point.locator("title").text_content() == said
+
+
+def test_a_phone(show: Open, report: Path) -> None:
+    page = show(report, viewport={"width": 360, "height": 740}, has_touch=True)
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for details in page.locator("details:not([open]) > summary").all():
+            if details.is_visible():
+                details.click()
+    boxes = [box.bounding_box() for box in page.locator("#group .attempt").all()]
+    assert len({box["x"] for box in boxes if box}) == 1  # below one another
+    assert len({box["y"] for box in boxes if box}) == len(boxes) == 4
+    figures = [box.bounding_box() for box in page.locator("#training figure").all()]
+    assert len({box["x"] for box in figures if box}) == 1
+
+
+def test_paper(show: Open, report: Path) -> None:
+    page = show(report, color_scheme="dark")
+    page.emulate_media(media="print")
+    for control in ("#theme", "nav", "#rollouts", "#filters"):
+        assert not page.is_visible(control)
+    assert page.locator("figure").count() == page.locator("figure >> visible=true").count() > 10
+    background = page.eval_on_selector("body", "n => getComputedStyle(n).backgroundColor")
+    ink = page.eval_on_selector("body", "n => getComputedStyle(n).color")
+    assert background == "rgb(255, 255, 255)"
+    assert ink == "rgb(29, 33, 38)"
+    folded = page.locator("details.fold")
+    assert not folded.first.evaluate("node => node.open")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.evaluate_all("all => all.map(n => n.open)") == [True, True]
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert folded.evaluate_all("all => all.map(n => n.open)") == [False, False]
+
+
+def test_without_javascript(browser: Browser, report: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert "needs JavaScript" in page.inner_text("#rollouts")
+    assert page.locator("#training figure svg[role=img]").count() > 10
+    page.click("#training figure details summary >> nth=0")
+    assert page.locator("#training figure table >> nth=0").is_visible()
+    context.close()
+
+
+def test_an_old_browser(browser: Browser, report: Path) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(report.as_uri())
+    page.wait_for_selector("#failed:visible")
+    assert "cannot unpack the rollouts" in page.inner_text("#failed")
+    assert not page.is_visible("#viewer")
+    context.close()
+
+
+def test_only_our_script_runs(opened: Callable[..., Opened], report: Path) -> None:
+    one = opened(report)
+    one.page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          script.textContent = "window.hacked = 1";
+          document.body.append(script);
+          const box = document.createElement("div");
+          box.innerHTML = "<img src=x onerror='window.hacked = 2'><b style='color:red'>a</b>";
+          document.body.append(box);
+        }"""
+    )
+    one.page.wait_for_timeout(300)
+    assert one.page.evaluate("window.hacked") is None
+    assert len(one.complaints) >= 3
+    assert all("Content Security Policy" in complaint for complaint in one.complaints)
+
+
+def test_hostile_text(show: Open, tmp_path: Path) -> None:
+    report = write_report(write_evil(tmp_path), output=tmp_path / "report.html")
+    page = show(report.path)
+    plain = page.evaluate("[...document.querySelectorAll('*')].map(n => n.tagName)")
+    assert page.evaluate("window.hacked") is None
+    template = {"IMG", "IFRAME", "OBJECT", "EMBED", "LINK", "BASE"}
+    assert not template & set(plain)
+    assert plain.count("SCRIPT") == 2
+    assert plain.count("STYLE") == 1
+    page.click("#thoughts")
+    for k, evil in enumerate(EVIL):
+        page.evaluate(f"location.hash = '#r={3 * k + 1}'")
+        page.wait_for_selector(f"#group .attempt[aria-current][data-line='{3 * k + 1}']")
+        shown = page.inner_text("#group")
+        assert page.locator("#group .attempt").count() == 3
+        visible = "".join(
+            sign if sign.isprintable() else f"\\u{{{ord(sign):x}}}" for sign in evil
+        )
+        assert f"{visible} action" in shown
+        assert f"problem {visible}, step 2 of 4" in page.inner_text("#group h3")
+        assert f"source {visible}" in shown
+        assert f"format failure: {visible}" in shown
+        assert f"{visible} thought" in shown
+    for evil in (EVIL[0], EVIL[6]):
+        page.fill("#f-search", evil[:12])
+        assert found(page) == (1, 3)
+    page.fill("#f-search", "")
+    for name in ("#f-source", "#f-failure"):  # names that come from the log are options, as text
+        assert page.locator(f"{name} option").count() >= len(EVIL)
+        page.select_option(name, index=4)
+        assert found(page)[0] == 1
+        page.select_option(name, index=0)
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("[...document.querySelectorAll('img, iframe, script')].length") == 2
+
+
+def test_long_texts(show: Open, tmp_path: Path) -> None:
+    long = "x" * 19_999 + "😀" + "<b>" * 300_000
+    records = [replace(RECORD, rollout=k, action=long, thought=long) for k in range(8)]
+    page = show(write_report(write_run(tmp_path / "run", records)).path)
+    first = page.locator("#group .attempt").first
+    assert len(first.locator(".words").inner_text()) < 20_100
+    first.locator("button").click()
+    shown = first.locator(".words").inner_text()
+    assert "[cut here: 920,000 characters, see the log]" in shown
+    assert "😀<b><b>" in shown
+    assert first.locator("button").count() == 0
+    page.click("#thoughts")
+    assert page.locator("#group .thought .words").count() == 8
+
+
+def test_many_rollouts(show: Open, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", made_up(250, groups=10, size=8))
+    page = show(write_report(run).path)
+    assert found(page) == (2500, 20_000)
+    took = page.evaluate(
+        """() => {
+          const start = performance.now();
+          document.getElementById("f-search").value = "eggs are left";
+          applyFilter(false);
+          return performance.now() - start;
+        }"""
+    )
+    assert took < 1500
+    assert found(page) == (2500, 20_000)
+    assert page.locator("#groups li").count() == 50
+    page.click("#after")
+    assert page.inner_text("#page") == "page 2 of 50"
