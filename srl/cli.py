@@ -249,7 +249,7 @@ def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console
 def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     if rest:
         raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl report --help")
-    from srl.logs.report import write_report
+    from srl.logs.report.report import write_report
 
     report = write_report(
         _log_path(args.name),

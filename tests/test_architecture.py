@@ -79,7 +79,10 @@ def modules_of(package: str) -> list[str]:
     return [package if name == "__init__" else f"{package}.{name}" for name in names]
 
 
-@pytest.mark.parametrize("package", ["rewards", "environments", "srl", "srl.logs", "srl.logs.terminal"])
+@pytest.mark.parametrize(
+    "package",
+    ["rewards", "environments", "srl", "srl.logs", "srl.logs.terminal", "srl.logs.report"],
+)
 def test_works_without_torch(package: str) -> None:
     modules = WITHOUT_TORCH if package == "srl" else modules_of(package)
     modules = [name for name in modules if name not in WITH_AN_EXTRA]

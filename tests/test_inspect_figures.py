@@ -294,6 +294,8 @@ def test_figures_as_json(
         for k, (step, _) in enumerate(bins):
             part = [row for row in rows if row["train_step"] == step]
             assert cell["trend"][k] == pytest.approx(first(part, name))
+    for row in rows:
+        row["steps_left"] = int(str(row["num_steps"])) - int(str(row["step_index"])) - 1
     for column, cells in found["by"].items():
         assert [cell["key"] for cell in cells] == sorted({row[column] for row in rows})  # type: ignore[type-var]
         for cell in cells:
@@ -305,10 +307,21 @@ def test_figures_as_json(
 
 @pytest.mark.parametrize(
     "column",
-    ["step_index", "source", "problem", "num_steps", "train_step", "format_failure", "phase"],
+    [
+        "step_index",
+        "steps_left",
+        "num_steps",
+        "source",
+        "problem",
+        "train_step",
+        "format_failure",
+        "phase",
+    ],
 )
 def test_one_table_by_a_column(run: Path, column: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_jsonl(run / "steps.jsonl")
+    for row in rows:
+        row["steps_left"] = int(str(row["num_steps"])) - int(str(row["step_index"])) - 1
     field = "problem_id" if column == "problem" else column
     text = shown(run, "--by", column, "--phase", "all", width=400)
     title = text.splitlines()[0].split()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_pages import RECORD, made_up, write_run
 
-from srl.logs.remarks import remarks_of
+from srl.logs.report.remarks import remarks_of
 from srl.logs.run_data import RunData
 from srl.run_folder import RunFolder
 

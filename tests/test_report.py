@@ -31,8 +31,8 @@ from rewards.similarity import normalize
 from srl.cli import main
 from srl.errors import UsageError
 from srl.estimates import student_t
-from srl.logs.embedded import evenly
-from srl.logs.report import MARKER, write_report
+from srl.logs.report.embedded import evenly
+from srl.logs.report.report import MARKER, write_report
 
 Record = dict[str, object]
 REWARDS = ("--rewards.similarity", "1.0", "--rewards.novelty", "0.2")

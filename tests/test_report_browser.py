@@ -17,7 +17,7 @@ import pytest
 from conftest import read_jsonl
 from report_pages import EVIL, RECORD, made_up, train_toy, write_evil, write_run
 
-from srl.logs.report import write_report
+from srl.logs.report.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ FIXED = {
         Metric(
             "group_std",
             "group std",
-            "population standard deviation of the rewards of a group, over groups of training",
+            "population standard deviation of the rewards of its group, over rollouts of training",
         ),
     )
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from srl.estimates import Estimate
-from srl.logs.markup import text
+from srl.logs.report.markup import text
 
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34

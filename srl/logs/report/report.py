@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from srl.errors import UsageError
-from srl.logs import curves, headline, sections
-from srl.logs.curves import Named
-from srl.logs.embedded import Chosen, choose, pack, run_json
 from srl.logs.figures import TriedStep, extremes, rows_of, tried_steps
-from srl.logs.markup import size, spelt, text
+from srl.logs.report import curves, headline, sections
+from srl.logs.report.curves import Named
+from srl.logs.report.embedded import Chosen, choose, pack, run_json
+from srl.logs.report.markup import size, spelt, text
 from srl.logs.run_data import RunData
 from srl.run_folder import RunFolder
 

@@ -14,8 +14,6 @@ from functools import cached_property
 import pyarrow as pa
 
 from srl.estimates import Estimate
-from srl.logs.axes import Series, bins_of, drawable, plain_series, ticks
-from srl.logs.charts import heat_map, line_chart, stacked_bars
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -33,6 +31,8 @@ from srl.logs.figures import (
     thinned,
 )
 from srl.logs.index import REWARD
+from srl.logs.report.axes import Series, bins_of, drawable, plain_series, ticks
+from srl.logs.report.charts import heat_map, line_chart, stacked_bars
 from srl.logs.run_data import RunData
 
 BINS = 60

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from srl.estimates import Estimate
-from srl.logs.axes import (
+from srl.logs.report.axes import (
     HEIGHT,
     LEFT,
     RIGHT,
@@ -29,7 +29,7 @@ from srl.logs.axes import (
     span_of,
     where,
 )
-from srl.logs.markup import interval, number, table, text, with_interval
+from srl.logs.report.markup import interval, number, table, text, with_interval
 
 SERIES = 6  # how many series the style sheet can tell apart
 RAMP = 16  # colours of a heat map

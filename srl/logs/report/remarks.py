@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from srl.estimates import Estimate
-from srl.logs.axes import span_of, steps_of
 from srl.logs.figures import (
     REWARD_METRIC,
     Cells,
@@ -38,7 +37,8 @@ from srl.logs.figures import (
     values_of,
 )
 from srl.logs.index import REWARD
-from srl.logs.markup import number, points, with_interval
+from srl.logs.report.axes import span_of, steps_of
+from srl.logs.report.markup import number, points, with_interval
 from srl.logs.run_data import RunData
 
 RISE, FALL = 0.01, 0.03

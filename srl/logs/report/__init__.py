@@ -1,0 +1,1 @@
+"""`srl report`: a run, or two, as one self-contained HTML file."""
