@@ -11,6 +11,7 @@ from report_pages import RECORD, made_up, write_run
 
 from srl.logs.report.remarks import remarks_of
 from srl.logs.run_data import RunData
+from srl.records import StepRecord
 from srl.run_folder import RunFolder
 
 Record = dict[str, object]
@@ -43,6 +44,56 @@ def test_remark_proxy(tmp_path: Path) -> None:
     assert "proxy" not in found
     metrics = [{"step": k, "eval_accuracy": 0.5 - k / 100} for k in (2, 10)]
     assert "8.0 points fewer" in rules(tmp_path / "c", *logs, metrics=metrics)["proxy"]
+
+
+def test_remark_proxy_of_another_reward(tmp_path: Path) -> None:
+    logs = made_up(5), made_up(5, start=6, reward=0.9)
+    found = rules(tmp_path, *logs, attempts=[*solved("before", 20), *solved("after", 10)])
+    assert found["proxy"].startswith("The reward rose from 0.750 to 0.900, but 25.0 points fewer")
+
+
+def test_remark_unsolved(tmp_path: Path) -> None:
+    found = rules(tmp_path, made_up(5), attempts=[*solved("before", 2), *solved("after", 0)])
+    assert found["unsolved"] == "None of 40 held-out problems is solved after training."
+    found = rules(tmp_path / "b", made_up(5), attempts=[*solved("before", 0), *solved("after", 1)])
+    assert "unsolved" not in found
+    metrics = [{"step": 5, "eval_accuracy": 0.0, "eval_problems": 8}]
+    found = rules(tmp_path / "c", made_up(5), metrics=metrics)
+    assert found["unsolved"] == "None of 8 held-out problems is solved at the last validation."
+
+
+@pytest.mark.parametrize(("last", "others", "said"), [(3, 0, True), (3, 1, False), (0, 0, False)])
+def test_remark_answers(tmp_path: Path, last: int, others: int, said: bool) -> None:
+    """Of 20 rollouts at the last step and 20 before it, so many are exact."""
+
+    def rollouts(index: int, exact: int, start: int) -> list[StepRecord]:
+        log = made_up(5, start=start, groups=4, size=1, step_index=index, num_steps=4)
+        wrong = [replace(r, action=f"not {r.expert_step}") for r in log]
+        return [replace(r, action=r.expert_step) for r in log[:exact]] + wrong[exact:]
+
+    log = [*rollouts(3, last, 1), *rollouts(1, others, 1)]
+    log = [replace(r, train_step=1) for r in log]
+    found = rules(tmp_path, log)
+    assert ("answers" in found) is said
+    if said:
+        assert "alone: 15.0 % [" in found["answers"]
+        assert "0.0 % [0.0, 16.1] of all others" in found["answers"]
+
+
+def test_remark_collapse(tmp_path: Path) -> None:
+    def log(broken: int) -> list[StepRecord]:
+        """Ten steps of ten rollouts; so many of each of the third fifth's are broken."""
+        rows = made_up(10, groups=10, size=1)
+        return [
+            replace(r, format_failure="truncated", lift=None)
+            if r.train_step in (5, 6) and k % 10 < broken
+            else r
+            for k, r in enumerate(rows)
+        ]
+
+    assert "collapse" not in rules(tmp_path, log(1))
+    found = rules(tmp_path / "b", log(2))
+    assert found["collapse"].startswith("Format failures rose from 0.0 % to 20.0 % in steps 5–6:")
 
 
 def test_remark_gain(tmp_path: Path) -> None:

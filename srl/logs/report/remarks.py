@@ -3,9 +3,14 @@
 Compared are the first and the last fifth of training (`figures.over_training` in five bins). The
 rules, in this order:
 
-    proxy        similarity rose by more than .01 while accuracy fell by more than 3 points: greedy,
-                 from before to after; without these, from the first to the last validation
+    proxy        similarity, or else the reward, rose by more than .01 while accuracy fell by more
+                 than 3 points: greedy, from before to after; without these, from the first to the
+                 last validation
+    unsolved     not one held-out problem is solved after training, or at the last validation
+    answers      exact steps stand at the expert's last step alone: above 5 % of those in the last
+                 fifth, and less than a tenth of that at all others
     failures     format failures above 20 % in the last fifth
+    collapse     format failures of a later fifth 10 points above those of the first
     cut          above 10 % of the last fifth's completions are cut at the allowed length
     copies       above 10 % of the valid steps in the last fifth repeat the previous step
     lift         mean lift of the last fifth is 0 or less: copying would score as well
@@ -24,12 +29,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from srl.estimates import Estimate
 from srl.logs.figures import (
+    FIXED,
     REWARD_METRIC,
     Cells,
     Metric,
+    all_of,
     metrics_of,
     only,
     over_training,
@@ -42,7 +50,8 @@ from srl.logs.report.markup import number, points, with_interval
 from srl.logs.run_data import RunData
 
 RISE, FALL = 0.01, 0.03
-FAILURES, CUT, COPIES, KEPT, LONGER = 0.2, 0.1, 0.1, 0.5, 2.0
+FAILURES, COLLAPSE, CUT, COPIES, KEPT, LONGER = 0.2, 0.1, 0.1, 0.1, 0.5, 2.0
+ANSWERS = 0.05
 STEPS_TO_MOVE = 10
 
 
@@ -75,16 +84,13 @@ def fifths(run: RunData) -> Cells:
 def remarks_of(run: RunData) -> list[Remark]:
     """Everything that a rule finds, in the order of the rules."""
     parts = fifths(run)
-    found = [*_proxy(run, parts)]
+    found = [*_proxy(run, parts), *_unsolved(run), *_answers(run, parts)]
     if parts.keys:
         found += [*_last_fifth(parts), *_groups(run), *_rewards(run), *_movement(parts)]
     return [*found, *_gain(run)]
 
 
 def _proxy(run: RunData, parts: Cells) -> Iterator[Remark]:
-    first, last = _ends(parts, REWARD + "similarity")
-    if first is None or last is None or last.value - first.value <= RISE:
-        return
     gain, validations = run.gain(), run.validation_accuracy()
     if gain is not None:
         fell, when = -gain.value, "after training than before"
@@ -93,13 +99,50 @@ def _proxy(run: RunData, parts: Cells) -> Iterator[Remark]:
         when = "at the last validation than at the first"
     else:
         return
-    if fell > FALL:
-        lost = number(fell, share=True).removesuffix(" %")
+    if fell <= FALL:
+        return
+    for name, label in ((REWARD + "similarity", "Similarity"), (REWARD_METRIC.name, "The reward")):
+        first, last = _ends(parts, name)
+        if first is not None and last is not None and last.value - first.value > RISE:
+            lost = number(fell, share=True).removesuffix(" %")
+            yield Remark(
+                "proxy",
+                f"{label} rose from {number(first.value)} to {number(last.value)}, but {lost} "
+                f"points fewer problems are solved {when}: the policy learns what is paid, not "
+                "what is right.",
+            )
+            return
+
+
+def _unsolved(run: RunData) -> Iterator[Remark]:
+    after = [one.estimate for one in run.accuracies() if one.when == "after"]
+    validations = [estimate for _, estimate in run.validation_accuracy()][-1:]
+    if (found := after or validations) and all(one.value == 0 for one in found):
+        when = "after training" if after else "at the last validation"
+        many = f"None of {number(found[0].n)}" if found[0].n else "No"
+        yield Remark("unsolved", f"{many} held-out problems is solved {when}.")
+
+
+def _answers(run: RunData, parts: Cells) -> Iterator[Remark]:
+    train = only(run.log.table, "train")
+    if not parts.keys:
+        return
+    steps = steps_of(parts.keys[-1])
+    column = train["train_step"]
+    late = train.filter(
+        pc.and_(pc.greater_equal(column, steps[0]), pc.less_equal(column, steps[1]))
+    )
+    at_the_end = pc.equal(late["steps_left"], 0)
+    last, others = (
+        all_of(part, [FIXED["exact"]]).metrics["exact"][0]
+        for part in (late.filter(at_the_end), late.filter(pc.invert(at_the_end)))
+    )
+    if last is not None and others is not None and last.value > max(ANSWERS, 10 * others.value):
         yield Remark(
-            "proxy",
-            f"Similarity rose from {number(first.value)} to {number(last.value)}, but {lost} "
-            f"points fewer problems are solved {when}: the policy learns what a step looks like, "
-            "not what is right.",
+            "answers",
+            f"Exact steps stand at the expert's last step alone: {with_interval(last, share=True)} "
+            f"of those in {span_of(steps)}, {with_interval(others, share=True)} of all others. The "
+            "policy states answers; it does not take the steps before them.",
         )
 
 
@@ -120,6 +163,17 @@ def _last_fifth(parts: Cells) -> Iterator[Remark]:
         found = parts.metrics[name][-1]
         if found is not None and found.value > bound:
             yield Remark(rule, f"{with_interval(found, share=True)} {said}")
+    failures = parts.metrics["format_failures"]
+    first = failures[0]
+    known = [(one.value, k) for k, one in enumerate(failures) if one is not None]
+    worst, k = max(known)
+    if first is not None and worst > first.value + COLLAPSE:
+        yield Remark(
+            "collapse",
+            f"Format failures rose from {number(first.value, share=True)} to "
+            f"{number(worst, share=True)} in {span_of(steps_of(parts.keys[k]))}: the policy lost "
+            "the form; the learning rate may be too high.",
+        )
     lift = parts.metrics["lift"][-1]
     if lift is not None and lift.value <= 0:
         yield Remark(

@@ -25,10 +25,11 @@ _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the l
 
 
 def tables(runs: Sequence[Named]) -> str:
-    """By step index, number of steps, source and problem."""
+    """By step index, from either end, by number of steps, source and problem."""
     return "".join(
         (
             _by_table(runs, "step_index", "step index", ROWS),
+            _by_table(runs, "steps_left", "steps left", ROWS),
             _by_table(runs, "num_steps", "expert's steps", ROWS),
             _by_table(runs, "source", "source", ROWS),
             _by_table(runs, "problem_id", "problem", PROBLEMS),
