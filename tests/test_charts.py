@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_pages import Page
 
-import srl.logs
+import srl.logs.report
 from srl.estimates import Estimate
 from srl.logs.report.axes import Scale, Series, plain_series, span_of, ticks
 from srl.logs.report.charts import RAMP, SERIES, heat_map, line_chart, stacked_bars
@@ -20,7 +20,7 @@ from srl.logs.report.markup import figure_cell, number, seconds, size, table, te
 from srl.logs.report.markup import points as in_points
 
 NAN = math.nan
-STYLE = (Path(srl.logs.__file__).parent / "page" / "page.css").read_text(encoding="utf-8")
+STYLE = (Path(srl.logs.report.__file__).parent / "page" / "page.css").read_text(encoding="utf-8")
 
 
 def exactly(*values: float | None, spread: float = 0.1) -> list[Estimate | None]:
