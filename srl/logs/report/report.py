@@ -191,7 +191,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _part(name: str) -> str:
-    return (files("srl.logs") / "page" / name).read_text(encoding="utf-8")
+    return (files("srl.logs.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _check_output(path: Path) -> None:
