@@ -9,19 +9,14 @@ sides of a split would leak its solution.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from environments.splitting import step_title as title_of
 from environments.types import Trajectory
 from rewards.types import StepContext
 from srl.errors import UsageError
-
-if TYPE_CHECKING:
-    from srl.config import SRLConfig
-    from srl.prompts import PromptFormat
 
 Targets = Literal["literal", "all", "skip_first"]
 StepTitle = Literal["off", "given"]
@@ -124,60 +119,6 @@ def build_examples(
             len(trajectory.steps) - (1 if targets == "literal" else 0),
         )
     ]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows and their prompts, without those too long for the policy.
-
-    Attributes:
-        examples: the rows.
-        prompts: token ids of each row's prompt.
-        dropped: why rows were left out -> how many.
-    """
-
-    examples: list[StepExample]
-    prompts: list[list[int]]
-    dropped: Counter[str]
-
-    @classmethod
-    def of(
-        cls,
-        trajectories: Iterable[Trajectory],
-        form: PromptFormat,
-        args: SRLConfig,
-        context_limit: int | None,
-    ) -> Rows:
-        """The rows of expert solutions, as the settings want them.
-
-        Args:
-            trajectories: the expert solutions.
-            form: the words around a step.
-            args: the settings.
-            context_limit: tokens that the policy can read and write together; None is no limit.
-
-        Raises:
-            UsageError: no row fits.
-        """
-        examples = build_examples(trajectories, targets=args.targets, step_title=args.step_title)
-        prompts = [form.encode_example(example) for example in examples]
-        if context_limit is None:
-            return cls(examples, prompts, Counter())
-        room = context_limit - args.max_completion_length
-        fits = [len(prompt) <= room for prompt in prompts]
-        if examples and not any(fits):
-            raise UsageError(
-                f"no row fits: the policy's context is {context_limit} tokens, the shortest prompt "
-                f"takes {min(map(len, prompts))} and max_completion_length "
-                f"{args.max_completion_length}; use a policy with a longer context, or a smaller "
-                "max_completion_length"
-            )
-        too_long = {"too long for the policy's context": n} if (n := fits.count(False)) else {}
-        return cls(
-            [example for example, fit in zip(examples, fits, strict=True) if fit],
-            [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
-            Counter(too_long),
-        )
 
 
 def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:

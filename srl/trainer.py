@@ -60,10 +60,11 @@ from srl.prefix_tree import Row
 from srl.progress import ProgressReport
 from srl.prompts import ensure_pad
 from srl.rollouts import LocalSampler, SamplingParams
+from srl.rows import Rows
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import PromptStream, collect_groups
 from srl.start_lines import arithmetic, dropped, nothing_left, reward_report
-from srl.steps import Rows, StepExample, trajectory_numbers
+from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import TABLES, RolloutTables, check_installed, names_of
 from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl.errors import UsageError
-from srl.logs import export
+from srl.logs import card, export
 from srl.logs.export import export_parquet
 from srl.records import FIELDS, StepRecord
 from srl.run_folder import RunFolder
@@ -238,7 +238,7 @@ def test_a_run_that_lacks_its_files_is_exported(
     [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (123_456, "100K<n<1M"), (10**9, "n>1B")],
 )
 def test_size_categories_are_those_of_the_hub(count: int, name: str) -> None:
-    assert export._size_category(count) == name
+    assert card._size_category(count) == name
 
 
 # ---- refusals, and what is left after them ------------------------------------------------------

@@ -18,6 +18,7 @@ from srl.estimates import Estimate, student_t, wilson
 from srl.logs import figures
 from srl.logs.figures import REWARD_METRIC, Metric, metrics_of
 from srl.logs.index import Log
+from srl.logs.tried_steps import extremes, tried_steps
 from srl.records import StepRecord
 
 RECORDS = random_records(21, train_steps=12)
@@ -189,7 +190,7 @@ def test_the_yield_of_dynamic_sampling(log: Log) -> None:
 
 def test_best_worst_and_most_improved(log: Log) -> None:
     train = [k for k, record in enumerate(RECORDS) if record.phase == "train"]
-    tried = figures.tried_steps(log.table, np.array(train))
+    tried = tried_steps(log.table, np.array(train))
     parts: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for k in train:
         r = RECORDS[k]
@@ -209,7 +210,7 @@ def test_best_worst_and_most_improved(log: Log) -> None:
             fmean(rewards[k] for k in rows if RECORDS[k].train_step == first)
         )
         assert one.row == max(at_last, key=lambda k: (rewards[k], -k))
-    found = figures.extremes(tried, 3)
+    found = extremes(tried, 3)
     assert found["best"] == sorted(everything, key=lambda s: (-s.reward, -s.rollouts))[:3]
     assert found["worst"] == sorted(everything, key=lambda s: (s.reward, -s.rollouts))[:3]
     gained = [s for s in everything if s.last_step > s.first_step and s.change > 0]
@@ -225,14 +226,14 @@ def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
     assert figures.over_training(empty, metrics, most=5).keys == []
     assert figures.sampling_yield(empty, most=5) == []
     assert figures.grid(empty, REWARD_METRIC, most=5).cells == []
-    tried = figures.tried_steps(empty, np.arange(0))
-    assert figures.extremes(tried, 5) == {"best": [], "worst": [], "most improved": []}
+    tried = tried_steps(empty, np.arange(0))
+    assert extremes(tried, 5) == {"best": [], "worst": [], "most improved": []}
     # Rewards that could not be had: no figure, not a figure of nought.
     one = replace(RECORD, reward=None, lift=None, rewards={"similarity": None})
     table = Log.open(write_log(tmp_path, [one])).table
     found = figures.all_of(table, metrics)
     assert found.metrics["reward"] == found.metrics["lift"] == [None]
-    assert len(figures.tried_steps(table, np.arange(1))) == 0
+    assert len(tried_steps(table, np.arange(1))) == 0
     tokens = found.metrics["completion_tokens"][0]
     assert tokens is not None
     assert (tokens.value, tokens.n) == (12.0, 1)

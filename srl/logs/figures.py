@@ -111,6 +111,11 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
     return rank[numbers], [meaning[i] for i in order]
 
 
+def name_codes(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each name (N,), equal for equal ones, in no order; names are never null."""
+    return column.unify_dictionaries().combine_chunks().indices.to_numpy().astype(np.int64)
+
+
 class Clusters:
     """The records of each problem in each cell: what intervals are made over.
 
@@ -229,15 +234,11 @@ def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int
     first, last = int(steps.min()), int(steps.max())
     width = -(-(last - first + 1) // most)
     used, cells = np.unique((steps - first) // width, return_inverse=True)
-    keys = [
-        (first + int(b) * width, min(last, first + (int(b) + 1) * width - 1)) for b in used
-    ]
+    keys = [(first + int(b) * width, min(last, first + (int(b) + 1) * width - 1)) for b in used]
     return cells, keys
 
 
-def thinned(
-    points: Sequence[tuple[int, float]], most: int
-) -> list[tuple[tuple[int, int], float]]:
+def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[tuple[int, int], float]]:
     """The mean of a figure of metrics.jsonl in at most `most` bins of training steps."""
     if not points:
         return []
@@ -331,123 +332,6 @@ def sampling_yield(table: pa.Table, *, most: int) -> list[Yield]:
     ]
 
 
-@dataclass(frozen=True)
-class TriedStep:
-    """One expert step and what the policy made of it.
-
-    Attributes:
-        problem_id, source, step_index: which step.
-        rollouts: how often it was tried.
-        reward: mean reward of all.
-        first, last: mean reward at the first and at the last training step it was tried at.
-        first_step, last_step: those training steps.
-        row: a row of the table: the best rollout of the last time.
-    """
-
-    problem_id: str
-    source: str
-    step_index: int
-    rollouts: int
-    reward: float
-    first: float
-    last: float
-    first_step: int
-    last_step: int
-    row: int
-
-    @property
-    def change(self) -> float:
-        return self.last - self.first
-
-
-@dataclass(frozen=True)
-class TriedSteps:
-    """Every expert step among some records, one entry (K,) each; `TriedStep` says what they are."""
-
-    table: pa.Table
-    example: np.ndarray  # the row of its first record
-    rollouts: np.ndarray
-    reward: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    first_step: np.ndarray
-    last_step: np.ndarray
-    row: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rollouts)
-
-    def __getitem__(self, k: int) -> TriedStep:
-        example = int(self.example[k])
-        return TriedStep(
-            self.table["problem_id"][example].as_py(),
-            self.table["source"][example].as_py(),
-            self.table["step_index"][example].as_py(),
-            int(self.rollouts[k]),
-            float(self.reward[k]),
-            float(self.first[k]),
-            float(self.last[k]),
-            int(self.first_step[k]),
-            int(self.last_step[k]),
-            int(self.row[k]),
-        )
-
-
-def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
-    """Every expert step among these rows of the table, in the order of their first record.
-
-    Records without a reward do not count.
-    """
-    reward = table["reward"].to_numpy(zero_copy_only=False)
-    rows = rows[~np.isnan(reward[rows])]
-    reward = reward[rows]
-    steps = table["train_step"].to_numpy()[rows]
-    index = table["step_index"].to_numpy()[rows].astype(np.int64)
-    source = _names(table["source"])[rows]
-    problem = _names(table["problem_id"])[rows]
-    spans = [int(part.max(initial=0)) + 1 for part in (source, index)]
-    key = (problem * spans[0] + source) * spans[1] + index
-    _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
-    count = len(first_at)
-    n = np.bincount(cells, minlength=count)
-    # By step, then by training step, then by reward, the earlier of equals last: each step's block
-    # ends with the best rollout of the last time.
-    order = np.lexsort((-np.arange(len(rows)), reward, steps, cells))
-    ends = np.cumsum(n) - 1
-    earliest, latest = steps[order[ends - n + 1]], steps[order[ends]]
-
-    def mean_at(when: np.ndarray) -> np.ndarray:
-        at = steps == when[cells]
-        total = np.bincount(cells[at], weights=reward[at], minlength=count)
-        return total / np.maximum(1, np.bincount(cells[at], minlength=count))
-
-    inorder = np.argsort(first_at)
-    mean = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
-    found = (rows[first_at], n, mean, mean_at(earliest), mean_at(latest), earliest, latest)
-    return TriedSteps(table, *(part[inorder] for part in (*found, rows[order[ends]])))
-
-
-def extremes(tried: TriedSteps, most: int) -> dict[str, list[TriedStep]]:
-    """The `most` steps with the best and the worst mean reward, and those that gained most.
-
-    Gained: tried at two training steps at least, and better at the last. Ties go to what was tried
-    more often, then to what came first.
-    """
-    change = tried.last - tried.first
-    gained = np.flatnonzero((tried.last_step > tried.first_step) & (change > 0))
-    everything = np.arange(len(tried))
-
-    def top(rows: np.ndarray, values: np.ndarray) -> list[TriedStep]:
-        order = np.lexsort((rows, -tried.rollouts[rows], values[rows]))
-        return [tried[int(k)] for k in rows[order[:most]]]
-
-    return {
-        "best": top(everything, -tried.reward),
-        "worst": top(everything, tried.reward),
-        "most improved": top(gained, -change),
-    }
-
-
 def rows_of(table: pa.Table, phase: str) -> np.ndarray:
     """The rows of one phase, as numbers."""
     return np.flatnonzero(pc.equal(pc.cast(table["phase"], pa.string()), phase).to_numpy())
@@ -461,7 +345,7 @@ def only(table: pa.Table, phase: str) -> pa.Table:
 def _cells(
     table: pa.Table, cells: np.ndarray, keys: list[object], metrics: Sequence[Metric]
 ) -> Cells:
-    clusters = Clusters(cells, _names(table["problem_id"]), len(keys))
+    clusters = Clusters(cells, name_codes(table["problem_id"]), len(keys))
     return Cells(
         keys,
         np.bincount(cells, minlength=len(keys)).tolist(),
@@ -476,15 +360,10 @@ def _cells(
 
 def _groups(table: pa.Table, cells: np.ndarray | None = None) -> np.ndarray:
     """The row of the first record of each group; with cells, of each group in each cell."""
-    phase = _names(table["phase"])
+    phase = name_codes(table["phase"])
     step = table["train_step"].to_numpy().astype(np.int64)
     group = table["group_id"].to_numpy().astype(np.int64)
     key = (step * (int(group.max(initial=0)) + 1) + group) * 2 + phase
     if cells is not None:
         key = key * (int(cells.max(initial=0)) + 1) + cells
     return np.unique(key, return_index=True)[1]
-
-
-def _names(column: pa.ChunkedArray) -> np.ndarray:
-    """A number for each name (N,), equal for equal ones, in no order; names are never null."""
-    return column.unify_dictionaries().combine_chunks().indices.to_numpy().astype(np.int64)

@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from rewards.similarity import matching_blocks, normalize
-from srl.logs.figures import TriedSteps, codes
+from srl.logs.figures import codes
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
+from srl.logs.tried_steps import TriedSteps
 from srl.records import StepRecord, utf8
 
 # Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.

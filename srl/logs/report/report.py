@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from srl.errors import UsageError
-from srl.logs.figures import TriedStep, extremes, rows_of, tried_steps
+from srl.logs.figures import rows_of
 from srl.logs.report import curves, headline, sections
 from srl.logs.report.curves import Named
 from srl.logs.report.embedded import Chosen, choose, pack, run_json
 from srl.logs.report.markup import size, spelt, text
 from srl.logs.run_data import RunData
+from srl.logs.tried_steps import TriedStep, extremes, tried_steps
 from srl.run_folder import RunFolder
 
 ROLLOUTS = 20_000

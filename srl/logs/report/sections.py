@@ -11,10 +11,17 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from srl.logs.figures import FIXED, REWARD_METRIC, TriedStep, by, metrics_of, most_frequent
+from srl.logs.figures import (
+    FIXED,
+    REWARD_METRIC,
+    by,
+    metrics_of,
+    most_frequent,
+)
 from srl.logs.report.curves import Named
 from srl.logs.report.markup import Raw, figure_cell, number, points, table, text
 from srl.logs.run_data import Accuracy, RunData
+from srl.logs.tried_steps import TriedStep
 from srl.records import StepRecord
 from srl.run_folder import changed_keys, plain
 

@@ -20,21 +20,19 @@ from srl.logs.figures import (
     REWARD_METRIC,
     Cells,
     Metric,
-    TriedStep,
     Yield,
     all_of,
     bins_of,
     by,
     counts,
-    extremes,
     metrics_of,
     over_training,
     sampling_yield,
-    tried_steps,
 )
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
+from srl.logs.tried_steps import TriedStep, extremes, tried_steps
 
 # What a table of the overview has room for; `--by` shows the rest.
 TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])

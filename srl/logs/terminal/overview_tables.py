@@ -19,12 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.estimates import Estimate
-from srl.logs.figures import REWARD_METRIC, Cells, Metric, TriedStep, Yield
+from srl.logs.figures import (
+    REWARD_METRIC,
+    Cells,
+    Metric,
+    Yield,
+)
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import Accuracy, RunData
 from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
 from srl.logs.terminal.pen import Pen, clock, figure, interval, number, percent, tally
+from srl.logs.tried_steps import TriedStep
 
 _GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 _SHORT = {"exact": "exact", "format_failures": "fail"}

@@ -1,0 +1,131 @@
+"""The expert's steps and what the policy made of each: its best, its worst, where it gained most.
+
+A log of a million records has nearly as many steps, so they are columns; a step becomes an object
+only where it is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from srl.logs.figures import name_codes
+
+
+@dataclass(frozen=True)
+class TriedStep:
+    """One expert step and what the policy made of it.
+
+    Attributes:
+        problem_id, source, step_index: which step.
+        rollouts: how often it was tried.
+        reward: mean reward of all.
+        first, last: mean reward at the first and at the last training step it was tried at.
+        first_step, last_step: those training steps.
+        row: a row of the table: the best rollout of the last time.
+    """
+
+    problem_id: str
+    source: str
+    step_index: int
+    rollouts: int
+    reward: float
+    first: float
+    last: float
+    first_step: int
+    last_step: int
+    row: int
+
+    @property
+    def change(self) -> float:
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
+class TriedSteps:
+    """Every expert step among some records, one entry (K,) each; `TriedStep` says what they are."""
+
+    table: pa.Table
+    example: np.ndarray  # the row of its first record
+    rollouts: np.ndarray
+    reward: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    first_step: np.ndarray
+    last_step: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+    def __getitem__(self, k: int) -> TriedStep:
+        example = int(self.example[k])
+        return TriedStep(
+            self.table["problem_id"][example].as_py(),
+            self.table["source"][example].as_py(),
+            self.table["step_index"][example].as_py(),
+            int(self.rollouts[k]),
+            float(self.reward[k]),
+            float(self.first[k]),
+            float(self.last[k]),
+            int(self.first_step[k]),
+            int(self.last_step[k]),
+            int(self.row[k]),
+        )
+
+
+def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
+    """Every expert step among these rows of the table, in the order of their first record.
+
+    Records without a reward do not count.
+    """
+    reward = table["reward"].to_numpy(zero_copy_only=False)
+    rows = rows[~np.isnan(reward[rows])]
+    reward = reward[rows]
+    steps = table["train_step"].to_numpy()[rows]
+    index = table["step_index"].to_numpy()[rows].astype(np.int64)
+    source = name_codes(table["source"])[rows]
+    problem = name_codes(table["problem_id"])[rows]
+    spans = [int(part.max(initial=0)) + 1 for part in (source, index)]
+    key = (problem * spans[0] + source) * spans[1] + index
+    _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
+    count = len(first_at)
+    n = np.bincount(cells, minlength=count)
+    # By step, then by training step, then by reward, the earlier of equals last: each step's block
+    # ends with the best rollout of the last time.
+    order = np.lexsort((-np.arange(len(rows)), reward, steps, cells))
+    ends = np.cumsum(n) - 1
+    earliest, latest = steps[order[ends - n + 1]], steps[order[ends]]
+
+    def mean_at(when: np.ndarray) -> np.ndarray:
+        at = steps == when[cells]
+        total = np.bincount(cells[at], weights=reward[at], minlength=count)
+        return total / np.maximum(1, np.bincount(cells[at], minlength=count))
+
+    inorder = np.argsort(first_at)
+    mean = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
+    found = (rows[first_at], n, mean, mean_at(earliest), mean_at(latest), earliest, latest)
+    return TriedSteps(table, *(part[inorder] for part in (*found, rows[order[ends]])))
+
+
+def extremes(tried: TriedSteps, most: int) -> dict[str, list[TriedStep]]:
+    """The `most` steps with the best and the worst mean reward, and those that gained most.
+
+    Gained: tried at two training steps at least, and better at the last. Ties go to what was tried
+    more often, then to what came first.
+    """
+    change = tried.last - tried.first
+    gained = np.flatnonzero((tried.last_step > tried.first_step) & (change > 0))
+    everything = np.arange(len(tried))
+
+    def top(rows: np.ndarray, values: np.ndarray) -> list[TriedStep]:
+        order = np.lexsort((rows, -tried.rollouts[rows], values[rows]))
+        return [tried[int(k)] for k in rows[order[:most]]]
+
+    return {
+        "best": top(everything, -tried.reward),
+        "worst": top(everything, tried.reward),
+        "most improved": top(gained, -change),
+    }
