@@ -85,6 +85,25 @@ def share_of_rows(hits: Sequence[bool], problems: Sequence[str]) -> Estimate:
     return replace(share, low=min(share.low, drawn.low), high=max(share.high, drawn.high))
 
 
+def paired_change(won: int, lost: int, n: int) -> Estimate:
+    """How much more often `n` problems are solved the second time than the first; n = 0 gives NaN.
+
+    The interval is Wald's with half a problem more of each of the four kinds of pairs (Agresti and
+    Min 2005): it has a width where nothing changed, and stays within -1 and 1.
+
+    Args:
+        won: problems solved the second time only.
+        lost: problems solved the first time only.
+        n: all problems.
+    """
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    more, less, size = won + 0.5, lost + 0.5, n + 2
+    middle = (more - less) / size
+    half = _Z95 * math.sqrt(more + less - (more - less) ** 2 / size) / size
+    return Estimate((won - lost) / n, max(-1.0, middle - half), min(1.0, middle + half), n)
+
+
 def student_t(degrees: int) -> float:
     """The 97.5 % point of Student's t: what a mean of `degrees + 1` values has in place of 1.96.
 

@@ -38,7 +38,7 @@ from srl.evaluate import (
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.progress import ProgressReport
 from srl.prompts import PromptFormat
-from srl.records import RecordWriter, read_records
+from srl.records import RecordWriter, read_records, read_rows
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder, check_checkpoint, write_json
 from srl.steps import build_examples, split_by_problem
@@ -290,6 +290,7 @@ def _test(
         return {}
     args = experiment.args
     started = time.monotonic()
+    number = 0 if run is None else _next_evaluation(run.eval)
     _say(console, f"{when}: solving {len(problems):,} held-out problems")
     form = prompt_format(
         model,
@@ -315,10 +316,20 @@ def _test(
         steps = _steps(sampler, form, problems, args, rewards, context_limit(model))
     if run is not None:
         with RecordWriter(run.eval) as writer:
-            writer.write({"when": when, **attempt.to_json()} for attempt in attempts)
+            writer.write(
+                {"when": when, "evaluation": number, **attempt.to_json()} for attempt in attempts
+            )
     figures = _figures(attempts, args)
     _say(console, f"{when}: done in {time.monotonic() - started:.0f} s")
     return {**figures, **steps}
+
+
+def _next_evaluation(path: Path) -> int:
+    """Evaluations are numbered in eval.jsonl: one made again after a kill is another one."""
+    if not path.is_file():
+        return 0
+    numbers = [row.get("evaluation") for row in read_rows(path)]
+    return 1 + max((n for n in numbers if isinstance(n, int)), default=-1)
 
 
 def _solve(

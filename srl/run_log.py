@@ -6,6 +6,7 @@ they are about; `metrics.jsonl`, figures.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ class RunLog:
         self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "problems", "metrics")}
         self._written = tuple(self.paths) if log_completions else ("metrics",)
         self._writers: dict[str, RecordWriter] = {}
-        self._told: set[bytes] = set()  # the lines of problems.jsonl
+        self._told: set[bytes] = set()  # digests of the lines of problems.jsonl
         self._pending: dict[str, list[float]] = {}
         self.listeners: list[Callable[[Sequence[StepRecord]], None]] = []
 
@@ -71,7 +72,7 @@ class RunLog:
             self.paths[name].parent.mkdir(parents=True, exist_ok=True)
             self._writers[name] = RecordWriter(self.paths[name])
         if "problems" in self._writers:  # a resumed run goes on with those told before
-            self._told = {json_line(row) for row in read_rows(self.paths["problems"])}
+            self._told = {_digest(row) for row in read_rows(self.paths["problems"])}
 
     def close(self) -> None:
         """Stop to write."""
@@ -155,8 +156,8 @@ class RunLog:
         new: list[Mapping[str, object]] = []
         for step in steps:
             row = _problem(step.example.trajectory)
-            if (line := json_line(row)) not in self._told:
-                self._told.add(line)
+            if (digest := _digest(row)) not in self._told:
+                self._told.add(digest)
                 new.append(row)
         self._writers["problems"].write(new)
 
@@ -182,6 +183,10 @@ def _merge(name: str, values: Sequence[float]) -> float:
     if name.startswith(_TOTALS):
         return sum(known)
     return sum(known) / len(known) if known else math.nan
+
+
+def _digest(row: Mapping[str, object]) -> bytes:
+    return hashlib.sha256(json_line(row)).digest()
 
 
 def _problem(trajectory: Trajectory) -> Mapping[str, object]:

@@ -61,15 +61,13 @@ def mean_of(records: Iterable[StepRecord], metric: Metric) -> Estimate | None:
     if not values:
         return None
     mean, n, m = fmean(values), len(values), len(by_problem)
-    half = math.nan
-    if m > 1:
-        squares = sum((sum(part) - mean * len(part)) ** 2 for part in by_problem.values())
-        half = T.get(m - 1, student_t(m - 1)) * math.sqrt(m / (m - 1) * squares) / n
+    if m == 1:
+        return Estimate(mean, math.nan, math.nan, n)
+    squares = sum((sum(part) - mean * len(part)) ** 2 for part in by_problem.values())
+    half = T.get(m - 1, student_t(m - 1)) * math.sqrt(m / (m - 1) * squares) / n
     low, high = mean - half, mean + half
     if metric.share:
         apart = wilson(round(sum(values)), n)
-        if math.isnan(half):
-            low, high = apart.low, apart.high
         low, high = max(0.0, min(low, apart.low)), min(1.0, max(high, apart.high))
     return Estimate(mean, low, high, n)
 
@@ -141,8 +139,8 @@ def test_bins_of_training(log: Log, most: int) -> None:
     cells = figures.over_training(log.table, metrics, most=most)
     assert len(cells.keys) <= most
     spans = [last - first for first, last in cells.keys]  # type: ignore[misc]
-    assert len(set(spans[:-1])) <= 1
-    assert spans[-1] <= spans[0]
+    assert max(spans) - min(spans) <= 1
+    assert len(cells.keys) == min(most, 12)
 
     def bin_of(record: StepRecord) -> Hashable:
         fits = [k for k in cells.keys if k[0] <= record.train_step <= k[1]]  # type: ignore[index]
@@ -239,19 +237,34 @@ def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
     assert (tokens.value, tokens.n) == (12.0, 1)
     assert math.isnan(tokens.low)  # one problem tells nothing about others
     exact = found.metrics["exact"][0]
-    assert exact == wilson(0, 1)
+    assert exact is not None
+    assert (exact.value, exact.n) == (0.0, 1)
+    assert math.isnan(exact.high)
 
 
-def test_intervals_hold_what_they_promise() -> None:
-    """Of 2,000 draws of 12 problems with 1 to 8 alike rollouts each, 95 % hold the true mean."""
+# docs/logs.md tells these: under some ten problems the intervals are too narrow.
+@pytest.mark.parametrize(
+    ("problems", "share", "at_least"),
+    [
+        (3, False, 0.90),
+        (12, False, 0.92),
+        (60, False, 0.94),
+        (3, True, 0.72),
+        (12, True, 0.90),
+        (60, True, 0.94),
+    ],
+)
+def test_intervals_hold_what_they_promise(problems: int, share: bool, at_least: float) -> None:
+    """Draws of problems with 1 to 8 rollouts each, all alike: how often the true mean is held."""
     rng = np.random.default_rng(0)
     hits = 0
-    for _ in range(2000):
-        sizes = rng.integers(1, 9, 12)
-        values = np.repeat(rng.normal(0.5, 0.2, 12), sizes)
-        problems = np.repeat(np.arange(12), sizes)
-        clusters = figures.Clusters(np.zeros(len(values), dtype=np.int64), problems, 1)
-        found = clusters.estimates(values, share=False)[0]
+    for _ in range(1000):
+        sizes = rng.integers(1, 9, problems)
+        drawn = rng.random(problems) < 0.5 if share else rng.normal(0.5, 0.2, problems)
+        values = np.repeat(drawn.astype(float), sizes)
+        numbers = np.repeat(np.arange(problems), sizes)
+        clusters = figures.Clusters(np.zeros(len(values), dtype=np.int64), numbers, 1)
+        found = clusters.estimates(values, share=share)[0]
         assert found is not None
         hits += found.low <= 0.5 <= found.high
-    assert 0.92 < hits / 2000 < 0.97
+    assert at_least < hits / 1000 < 0.97

@@ -80,6 +80,15 @@ def test_remark_answers(tmp_path: Path, last: int, others: int, said: bool) -> N
         assert "0.0 % [0.0, 16.1] of all others" in found["answers"]
 
 
+def test_remark_broken(tmp_path: Path) -> None:
+    metrics = [
+        {"step": k, "loss": 0.1, "reward_errors/similarity": 2.0, "reward_deadlines/similarity": 1}
+        for k in (1, 2)
+    ]
+    found = rules(tmp_path, made_up(2), metrics=metrics)
+    assert "similarity failed 6 times in training, 2 of them by running out" in found["broken"]
+
+
 def test_remark_collapse(tmp_path: Path) -> None:
     def log(broken: int) -> list[StepRecord]:
         """Ten steps of ten rollouts; so many of each of the third fifth's are broken."""
@@ -113,7 +122,7 @@ def test_remark_gain(tmp_path: Path) -> None:
         ("lift", {"lift": -0.125}, "−0.125"),
         ("dropped", {"kept": False, "dropped_because": "flat_group"}, "flat_group (40)"),
         ("empty", {"kept": False, "dropped_because": "flat_group"}, "10 of 10"),
-        ("never", {"rewards": {"similarity": 0.5, "units": None}}, "reward units applies to none"),
+        ("never", {"rewards": {"similarity": 0.5, "units": None}}, "reward units has no value on any"),
         ("constant", {"rewards": {"similarity": 0.5, "units": 1.0}}, "units is 1.000 on all 80"),
         ("unmoved", {}, "0.750 [0.750, 0.750] in steps 1–2"),
     ],

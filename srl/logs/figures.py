@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,8 +144,8 @@ class Clusters:
             share: values are 0 or 1.
 
         Returns:
-            One for each cell: `n` is how many records counted; None where none did. Of a mean over
-            one problem there is no interval: NaN, unless it is a share.
+            One for each cell: `n` is how many records counted; None where none did. One problem
+            tells nothing about others: its interval is NaN.
         """
         counts = ~np.isnan(values)
         cells, place, values = self.cells[counts], self._place[counts], values[counts]
@@ -168,13 +169,12 @@ def _estimate(
 ) -> Estimate | None:
     if n == 0:
         return None
-    half = math.nan
-    if problems > 1:
-        half = student_t(problems - 1) * math.sqrt(problems / (problems - 1) * squares) / n
+    if problems < 2:
+        return Estimate(value, math.nan, math.nan, n)
+    half = student_t(problems - 1) * math.sqrt(problems / (problems - 1) * squares) / n
     low, high = value - half, value + half
     if share:
         apart = wilson(round(value * n), n)
-        # min and max keep their first argument beside a NaN.
         low, high = max(0.0, min(apart.low, low)), min(1.0, max(apart.high, high))
     return Estimate(value, low, high, n)
 
@@ -226,29 +226,38 @@ def over_training(table: pa.Table, metrics: Sequence[Metric], *, most: int) -> C
 def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """The bin of each record (N,), and (first, last) training step of each bin.
 
-    At most `most` bins of equally many steps; bins without a record are left out.
+    At most `most` bins, of as many steps each but for one; bins without a record are left out.
     """
-    steps = table["train_step"].to_numpy()
+    steps = table["train_step"].to_numpy().astype(np.int64)
     if not len(steps):
         return np.zeros(0, dtype=np.int64), []
-    first, last = int(steps.min()), int(steps.max())
-    width = -(-(last - first + 1) // most)
-    used, cells = np.unique((steps - first) // width, return_inverse=True)
-    keys = [(first + int(b) * width, min(last, first + (int(b) + 1) * width - 1)) for b in used]
-    return cells, keys
+    first, span = int(steps.min()), int(steps.max()) - int(steps.min()) + 1
+    used, cells = np.unique(_bin(steps - first, span, most), return_inverse=True)
+    return cells, [_steps_of(int(b), first, span, most) for b in used]
+
+
+def _bin(place: Any, span: int, most: int) -> Any:
+    """The bin of a training step that is `place` steps after the first of `span`."""
+    return place * min(most, span) // span
+
+
+def _steps_of(number: int, first: int, span: int, most: int) -> tuple[int, int]:
+    """The first and the last training step of a bin."""
+    count = min(most, span)
+    return first - (-number * span // count), first - (-(number + 1) * span // count) - 1
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[tuple[int, int], float]]:
     """The mean of a figure of metrics.jsonl in at most `most` bins of training steps."""
     if not points:
         return []
-    first, last = min(step for step, _ in points), max(step for step, _ in points)
-    width = -(-(last - first + 1) // most)
+    first = min(step for step, _ in points)
+    span = max(step for step, _ in points) - first + 1
     parts: dict[int, list[float]] = {}
     for step, value in points:
-        parts.setdefault((step - first) // width, []).append(value)
+        parts.setdefault(_bin(step - first, span, most), []).append(value)
     return [
-        ((first + k * width, min(last, first + (k + 1) * width - 1)), sum(part) / len(part))
+        (_steps_of(k, first, span, most), sum(part) / len(part))
         for k, part in sorted(parts.items())
     ]
 

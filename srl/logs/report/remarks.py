@@ -16,8 +16,9 @@ rules, in this order:
     lift         mean lift of the last fifth is 0 or less: copying would score as well
     dropped      less than half of all groups were kept
     empty        training steps that kept no group at all, so nothing was learnt in them
-    never        a reward that applies to no valid rollout
-    constant     a reward that is the same number on every valid rollout: it moves no advantage
+    broken       a reward that raised an error or ran out of time
+    never        a reward that has no value on any valid rollout
+    constant     a reward that is the same number on every valid rollout that has one
     longer       completions of the last fifth more than twice as long as those of the first
     unmoved      at least 10 training steps, and the reward's intervals of the two fifths overlap
     gain         accuracy after minus before, with its paired interval, where that excludes zero
@@ -210,18 +211,24 @@ def _groups(run: RunData) -> Iterator[Remark]:
 
 def _rewards(run: RunData) -> Iterator[Remark]:
     train = only(run.log.table, "train")
+    totals = run.totals()
     for name in run.log.reward_names:
+        errors, late = (totals.get(f"reward_{why}/{name}", 0) for why in ("errors", "deadlines"))
+        if errors + late:
+            yield Remark(
+                "broken",
+                f"The reward {name} failed {number(round(errors + late))} times in training, "
+                f"{number(round(late))} of them by running out of time: its mean is over the rest.",
+            )
         values = values_of(train, Metric(REWARD + name, name, ""))
         values = values[~np.isnan(values)]
         if not len(values):
-            yield Remark(
-                "never", f"The reward {name} applies to none of the valid rollouts of training."
-            )
+            yield Remark("never", f"The reward {name} has no value on any valid rollout.")
         elif len(values) > 1 and values.min() == values.max():
             yield Remark(
                 "constant",
                 f"The reward {name} is {number(float(values[0]))} on all {number(len(values))} "
-                "valid rollouts of training that it applies to: it moves no advantage.",
+                "valid rollouts of training that have it: it prefers none of them to another.",
             )
 
 
