@@ -41,7 +41,7 @@ eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any mo
 	$(PY) -m srl eval $(if $(RUN),--run $(RUN) $(NAMED_CONFIG),--model $(MODEL) --config $(CONFIG)) $(ARGS)
 
 inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--reward lt:0.2 ..."]
-	$(PY) -m srl inspect $(RUN) $(ARGS)
+	@$(PY) -m srl inspect $(RUN) $(ARGS)
 
 report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other, overlaid]
 	$(PY) -m srl report $(RUN) $(RUN2) $(ARGS)

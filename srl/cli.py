@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from srl.errors import DivergedError, UsageError
+from srl.logs.text import visible
 
 INTERRUPTED = 130
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = _parser(words).parse_known_args(_with_minus(words))
-        if rest and args.command == "inspect":
-            raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl --help")
+        if rest and args.command in ("inspect", "report"):
+            raise UsageError(_unknown(args.command, rest))
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
     except UsageError as error:
         _complain(errors, str(error))
@@ -67,8 +68,26 @@ def _with_minus(words: Sequence[str]) -> list[str]:
     return found
 
 
+def _unknown(command: str, words: Sequence[str]) -> str:
+    """Words that a command does not know, and the nearest option to the first."""
+    from difflib import get_close_matches
+
+    parser = _parser([command])
+    known = [
+        option
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for option in action.choices[command]._option_string_actions
+    ]
+    near = get_close_matches(words[0].partition("=")[0], known, n=1)
+    meant = f"did you mean {near[0]}? All options" if near else "see"
+    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {command} --help"
+
+
 def _complain(console: Console, message: str) -> None:
-    console.print(f"srl: {message}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    # It may name a path, a key, a reward: somebody's text.
+    lines = [visible(line, console.encoding) for line in f"srl: {message}".split("\n")]
+    console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
 def _is_wrong_use(error: ValueError) -> bool:
@@ -136,7 +155,6 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     report.add_argument(
         "--rollouts",
         type=int,
-        default=20_000,
         metavar="N",
         help="at most so many are in the page, whole groups (default 20000)",
     )
@@ -247,16 +265,17 @@ def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console
 
 
 def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    if rest:
-        raise UsageError(f"unknown words: {' '.join(rest)}; see: python -m srl report --help")
-    from srl.logs.report.report import write_report
+    from srl.logs.reading import Reading
+    from srl.logs.report.report import ROLLOUTS, write_report
 
-    report = write_report(
-        _log_path(args.name),
-        None if args.other is None else _log_path(args.other),
-        output=None if args.output is None else Path(args.output),
-        rollouts=args.rollouts,
-    )
+    with Reading() as reading:
+        report = write_report(
+            _log_path(args.name),
+            None if args.other is None else _log_path(args.other),
+            output=None if args.output is None else Path(args.output),
+            rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
+            told=reading,
+        )
     console.print(str(report), markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -30,6 +30,7 @@ from environments import load_trajectories
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepReward
 from srl.errors import UsageError
+from srl.private import SECRETS
 from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 
 
@@ -158,9 +159,6 @@ class SRLConfig(TrainingArguments):
         _check_sizes(self)
         super().__post_init__()
 
-
-# Never written to config.yaml: a run folder is shared more easily than one thinks.
-SECRETS = ("hub_token", "push_to_hub_token")
 
 _AT_LEAST: dict[str, float] = {
     "prompts_per_step": 1,

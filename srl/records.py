@@ -21,6 +21,11 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from srl.errors import UsageError
 
 SCHEMA = 1
+# Counts beyond it are no counts, and the index has no room for them.
+MOST = 2**31 - 1
+# Whole numbers up to it are floats without loss: any beyond stands for something else.
+_EXACT = 2**53
+_DIGITS = 308  # no float has more before its point
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -229,9 +234,30 @@ def _cut_half_line(path: Path) -> None:
         file.truncate(0)
 
 
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _decimal(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is beyond every float")
+    return value
+
+
+# Made once: json.loads would make it anew for every line.
+_DECODER = json.JSONDecoder(parse_constant=_constant, parse_int=_whole, parse_float=_decimal)
+
+
 def _object(line: bytes, where: str) -> dict[str, object]:
     try:
-        row = json.loads(line.decode())  # of bytes, json would guess the encoding
+        row = _DECODER.decode(line.decode())  # of bytes, json would guess the encoding
     except (ValueError, RecursionError) as error:  # bad UTF-8 as well as bad JSON
         raise UsageError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
@@ -265,18 +291,22 @@ def parse_record(line: bytes, where: str) -> StepRecord:
 def _fitting(wanted: object) -> Callable[[object], bool]:
     """Whether a JSON value is of the type that a field of the record has: made once, asked often.
 
-    JSON has no subclasses, so types are compared outright, and a truth is no number.
+    JSON has no subclasses, so types are compared outright, and a truth is no number. A whole
+    number is a count; one in place of a float is one that a float can hold.
     """
     origin = get_origin(wanted)
     if origin is Literal:
         return get_args(wanted).__contains__
     if origin is Mapping:
-        inner = _json_types(get_args(wanted)[1])
-        return lambda value: (
-            type(value) is dict and all(type(item) in inner for item in value.values())
-        )
+        inner = _fitting(get_args(wanted)[1])
+        return lambda value: type(value) is dict and all(map(inner, value.values()))
     types_of = _json_types(wanted)
-    return lambda value: type(value) in types_of
+    if int not in types_of:
+        return lambda value: type(value) in types_of
+    low, high = (-_EXACT, _EXACT) if float in types_of else (0, MOST)
+    return lambda value: (
+        type(value) in types_of and (type(value) is not int or low <= value <= high)
+    )
 
 
 def _json_types(wanted: object) -> frozenset[object]:

@@ -155,6 +155,7 @@ def _train(
     started = time.monotonic()
     args = experiment.args
     args.output_dir = str(run.path)
+    args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
     for stale in run.path.parent.glob(f"{run.name}.failed.*.jsonl"):
         stale.unlink()  # of an earlier start

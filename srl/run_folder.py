@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from srl.errors import UsageError
+from srl.private import without_secrets
 from srl.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "cydifflib")
@@ -149,14 +150,14 @@ class RunFolder:
     def write_start(self, config: Mapping[str, object], argv: Sequence[str]) -> None:
         """Write down how the run starts: config.yaml, command.txt and environment.json."""
         text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-        _replace(self.config, text)
-        _replace(self.command, shlex.join(argv) + "\n")
+        replace_file(self.config, text.encode())
+        replace_file(self.command, _command_line(argv).encode())
         write_json(self.environment, describe_environment())
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Append a later command line, a resume, to command.txt."""
         with self.command.open("a", encoding="utf-8") as file:
-            file.write(shlex.join(argv) + "\n")
+            file.write(_command_line(argv))
 
     def read_config(self) -> dict[str, object]:
         """The resolved config the run started with.
@@ -165,8 +166,10 @@ class RunFolder:
             UsageError: config.yaml is not a YAML mapping any more.
         """
         try:
-            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            config = yaml.load(self.config.read_text(encoding="utf-8"), _WithoutAliases)
+        except RecursionError as error:
+            raise UsageError(f"cannot read {self.config}: it is nested too deeply") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:  # a date that is none, for one
             raise UsageError(f"cannot read {self.config}: {error}") from error
         if not isinstance(config, dict):
             raise UsageError(f"{self.config} is not a mapping of settings: the run cannot go on")
@@ -194,6 +197,15 @@ class RunFolder:
         return None
 
 
+class _WithoutAliases(yaml.SafeLoader):
+    """No aliases, which we never write: nested, a few lines of them unfold to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} has an alias (*)")
+        return super().compose_node(parent, index)
+
+
 def missing_from_checkpoint(path: Path) -> list[str]:
     """What `path` lacks to be a checkpoint that a run can go on from; nothing if it is one."""
     missing = [n for n in ("trainer_state.json", "srl_state.json") if not (path / n).is_file()]
@@ -215,7 +227,7 @@ def check_checkpoint(path: Path) -> None:
 
 def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """`key: old -> new` for every setting that differs, nested keys joined by dots, sorted."""
-    before, after = _flat(plain(old)), _flat(plain(new))
+    before, after = flattened(plain(old)), flattened(plain(new))
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
@@ -226,7 +238,7 @@ def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[s
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, replacing the file at once; NaN and infinity become null."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=2)
-    _replace(path, text + "\n")
+    replace_file(path, (text + "\n").encode())
 
 
 def plain(value: object) -> object:
@@ -291,12 +303,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write beside, then put in place: after a crash there is the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name may have 255 bytes, and a sign four.
+    beside = path.with_name(f".{path.name[:50]}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -315,13 +328,18 @@ def _free_name(root: Path, name: str) -> str:
     return f"{name}-{number}"
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
+def flattened(value: object, prefix: str = "") -> dict[str, object]:
+    """Nested settings with their keys joined by dots."""
     if not isinstance(value, dict) or (not value and prefix):
         return {prefix: value}
     flat: dict[str, object] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flattened(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def _command_line(argv: Sequence[str]) -> str:
+    return shlex.join(without_secrets(argv)) + "\n"
 
 
 def _show(flat: Mapping[str, object], key: str) -> str:

@@ -78,6 +78,9 @@ def write_run(folder: Path) -> Path:
             "problem_id": f"{number:016x}",
             "mode": "steps",
             "sample": 0,
+            "source": "teacher_1",
+            "num_steps": 2,
+            "steps": ["a", "b"],
             "correct": number < hits,
             "failure": None if number < hits else "wrong",
         }

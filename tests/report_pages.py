@@ -112,7 +112,7 @@ def made_up(
 EVIL = (
     "</script><script>window.hacked=1</script>",
     "<img src=x onerror=window.hacked=1>",
-    "\" onmouseover=\"window.hacked=1\" x='",
+    '" onmouseover="window.hacked=1" x=\'',
     "javascript:window.hacked=1",
     "{{script}}{{data}}<!--",
     "]]></title></style><style>*{display:none}</style>",
@@ -156,7 +156,7 @@ def write_evil(folder: Path) -> Path:
         metrics=[{"step": 1, "reward": 0.5, "loss": 0.1, EVIL[0]: 1.0}],
         attempts=[
             {"when": evil, "mode": evil, "sample": 0, "problem_id": evil, "correct": False,
-             "source": evil, "failure": evil, "num_steps": 2}
+             "source": evil, "failure": evil, "num_steps": 2, "steps": [evil]}
             for evil in EVIL
         ],
     )  # fmt: skip

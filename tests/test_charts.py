@@ -60,9 +60,7 @@ def test_ticks(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
 
 
-@given(
-    st.floats(-1e100, 1e100, allow_subnormal=False), st.floats(1e-12, 1e100), st.integers(2, 8)
-)
+@given(st.floats(-1e100, 1e100, allow_subnormal=False), st.floats(1e-12, 1e100), st.integers(2, 8))
 def test_ticks_are_few_round_and_around(low: float, spread: float, about: int) -> None:
     high = low + spread
     marks = ticks(low, high, about)
@@ -198,6 +196,12 @@ def test_bars_are_stacked() -> None:
 def test_counts_are_whole(most: int, expected: list[str]) -> None:
     chart = stacked_bars("t", "c", bins(2), {"a": [most, 1]}, "failures")
     assert re.findall(r'class="tick end"[^>]*>([^<]*)<', chart)[: len(expected)] == expected
+
+
+def test_lines_that_are_too_many_are_named() -> None:
+    many = [Series(f"s{k}", bins(2), exactly(1, 2)) for k in range(8)]
+    assert "<span>About. Not drawn: s6, s7.</span>" in line_chart("t", "About.", many)
+    assert "Not drawn" not in line_chart("t", "About.", many[:6])
 
 
 def test_many_stacks_end_in_others() -> None:

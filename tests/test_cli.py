@@ -293,6 +293,18 @@ def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture
     assert "it lacks trainer_state.json, srl_state.json, the weights" in capsys.readouterr().err
 
 
+def test_what_a_message_names_cannot_steer_the_terminal(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "runs" / "\x1b[2J").mkdir(parents=True)
+    (home / "runs" / "\x1b[2J" / "config.yaml").touch()
+    for words in (["resume", "gone"], ["inspect", "gone"], ["resume", "\x1b]0;x\x07"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert r"Runs in runs: \u{1b}[2J" in said
+        assert said.replace("\n", "").isprintable()
+
+
 def test_a_used_name_is_never_overwritten(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = home / "runs" / "one"
     folder.mkdir(parents=True)
@@ -454,6 +466,8 @@ def test_wrong_names_of_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     refused(capsys, train(name="../elsewhere"), "run name '../elsewhere'")
     refused(capsys, main(["inspect", "gone"]), "runs/gone is not a run folder")
     refused(capsys, main(["inspect", "gone", "--colour", "red"]), "unknown words: --colour red")
+    meant = r"--rewrad lt:1; did you mean --reward\? All options: python -m srl inspect --help"
+    refused(capsys, main(["inspect", "gone", "--rewrad", "lt:1"]), meant)
     refused(capsys, main(["eval", "--model", "x"]), "--model needs --config")
     refused(
         capsys,

@@ -19,9 +19,10 @@ import pytest
 from rich.console import Console
 from step_logs import RECORD, random_records, write_log
 
-from srl.logs.filters import Filter
-from srl.logs.index import Log
-from srl.logs.terminal.follow import Watch, follow_lines, follow_live
+from srl.logs.filters import Comparison, Filter
+from srl.logs.index import Log, LogChangedError
+from srl.logs.terminal import follow
+from srl.logs.terminal.follow import Watch, follow_lines, follow_live, looks
 from srl.records import StepRecord, truncate_to
 from srl.run_folder import RunFolder
 
@@ -45,8 +46,9 @@ class Follower:
         self.failed: list[BaseException] = []
 
         def write(log: Log, rows: np.ndarray) -> None:
+            texts = [record.action for record in log.read(rows.tolist())]
             self.lines += (rows + 1).tolist()
-            self.texts += [record.action for record in log.read(rows.tolist())]
+            self.texts += texts
 
         def run() -> None:
             try:
@@ -253,6 +255,102 @@ def test_another_process_writes_and_ctrl_c_ends(tmp_path: Path) -> None:
         range(61, len(RECORDS) + 1)
     )
     assert errors in ("", f"srl: waiting for the first record of {tmp_path}\n")
+
+
+def cut_while_it_is_read(
+    log: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, opening: bool = False
+) -> None:
+    """The log's content once, just after it was opened the next time, or while that is done."""
+    open_log = Log.open
+    changes = [content]
+
+    def opened(path: Path) -> Log:
+        if opening and changes:
+            log.write_bytes(b"half a line that was cut\n")
+        try:
+            return open_log(path)
+        finally:
+            if changes:
+                log.write_bytes(changes.pop())
+
+    monkeypatch.setattr(Log, "open", opened)
+
+
+@pytest.mark.parametrize("opening", [False, True])
+@pytest.mark.parametrize("again", [0, 1, 7])
+def test_a_log_that_is_cut_back_while_it_is_read(
+    tmp_path: Path, again: int, opening: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_log(tmp_path, numbered(6))
+    follower = Follower(tmp_path)
+    follower.until(lambda: len(follower.texts) == 6)
+    lines = log.read_bytes().splitlines(keepends=True)[:4]
+    new = [replace(one, action="again", reward=0.5, rollout=3) for one in numbered(again, 4)]
+    other = (write_log(tmp_path / "new", new)).read_bytes()
+    cut_while_it_is_read(log, b"".join(lines) + other, monkeypatch, opening)
+    write_log(tmp_path, numbered(2, 6))
+    follower.until(lambda: bool(follower.said))
+    assert follower.said == [
+        "the log was cut back from 6 records to 4, as a resumed run does: it is read again from "
+        "there"
+    ]
+    follower.until(lambda: len(follower.texts) == 6 + again)
+    (tmp_path / "summary.json").write_text("{}")
+    follower.ends()
+    assert follower.texts[6:] == ["again"] * again
+
+
+def test_a_log_that_does_not_fit_its_index_is_not_looked_at_for_ever(tmp_path: Path) -> None:
+    write_log(tmp_path, numbered(3))
+    watch = Watch(RunFolder(tmp_path))
+
+    def write(log: Log, rows: np.ndarray) -> None:
+        raise LogChangedError("the log was changed since it was opened")
+
+    with pytest.raises(LogChangedError):
+        follow_lines(watch, EVERYTHING, write, str, poll=0.01)
+
+
+def test_a_log_that_is_emptied_with_a_filter_by_reward(tmp_path: Path) -> None:
+    log = write_log(tmp_path, numbered(3))
+    wanted = Filter("all", comparisons=(Comparison("rewards/similarity", "gt", 0.5),))
+    follower = Follower(tmp_path, wanted)
+    follower.until(lambda: len(follower.texts) == 3)
+    log.write_bytes(b"")
+    follower.until(lambda: bool(follower.said))
+    write_log(tmp_path, numbered(2))
+    (tmp_path / "summary.json").write_text("{}")
+    follower.ends()
+    assert follower.lines == [1, 2, 3, 1, 2]
+
+
+def test_no_more_than_half_of_the_time_goes_into_looking_and_showing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(tmp_path, numbered(3))
+    now, slept = [0.0], []
+    monkeypatch.setattr(follow.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(follow.time, "sleep", slept.append)
+    for k, _ in enumerate(looks(Watch(RunFolder(tmp_path)), 1.0)):
+        now[0] += (0.5, 7.0, 5000.0, 0.0)[k]  # what is done with the look
+        if k == 3:
+            break
+    assert slept == [1.0, 7.0, 60.0]
+
+
+@pytest.mark.parametrize("opening", [False, True])
+def test_the_picture_stays_while_the_log_is_cut_back(
+    tmp_path: Path, opening: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_log(tmp_path, numbered(6))
+    (tmp_path / "summary.json").write_text("{}")
+    lines = log.read_bytes().splitlines(keepends=True)[:4]
+    cut_while_it_is_read(log, b"".join(lines), monkeypatch, opening)
+    out = io.StringIO()
+    console = Console(file=out, width=90, height=30, force_terminal=True, color_system=None)
+    follow_live(Watch(RunFolder(tmp_path)), Filter("train"), console, limit=2, poll=0.01)
+    _, _, last = out.getvalue().rpartition("Ctrl-C")
+    assert "4 of 4 (--phase train)" in last
 
 
 def test_a_log_that_goes_wrong(tmp_path: Path) -> None:

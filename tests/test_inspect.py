@@ -24,6 +24,7 @@ from step_logs import RECORD, write_log
 from rewards.similarity import matching_blocks
 from srl.cli import main
 from srl.errors import UsageError
+from srl.logs import index, reading
 from srl.logs.terminal.pen import Pen
 from srl.logs.terminal.rollout_view import marked
 from srl.logs.text import visible
@@ -158,6 +159,10 @@ def test_records_as_a_data_set(run: Path, capsys: pytest.CaptureFixture[str]) ->
     shown(run, "--export", "parquet", "--phase", "all", "--to", str(run / "other"))
     assert parquet.read_table(run / "other" / "steps.parquet").to_pylist() == records
     assert "All records that the run had written are here" in (run / "other/README.md").read_text()
+    few = str(run / "few")
+    shown(run, "--export", "parquet", "--limit", "5", "--sort=-reward", "--to", few)
+    card = (run / "few" / "README.md").read_text(encoding="utf-8")
+    assert "--phase train --sort=-reward --limit 5" in card
     with pytest.raises(UsageError, match="--to says where --export writes: add --export parquet"):
         shown(run, "--to", "there")
     with pytest.raises(UsageError, match="--by and --export exclude each other"):
@@ -451,15 +456,18 @@ def test_a_log_that_is_cut_in_the_middle_and_one_that_is_being_written(
 
 
 def test_a_reader_that_has_enough(run: Path) -> None:
-    for words in (["--json"], [], ["--follow", "--json"]):
-        done = subprocess.run(
-            f"{sys.executable} -m srl inspect {run} {' '.join(words)} | head -c 10",
-            shell=True,
-            capture_output=True,
+    for words in (["--json"], [], ["--by", "problem"], ["--record", "1"], ["--follow", "--json"]):
+        with subprocess.Popen(
+            [sys.executable, "-m", "srl", "inspect", str(run), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.getcwd()},
-        )
-        assert done.stderr == b""
-        assert len(done.stdout) == 10
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()  # before the first line
+            assert process.stderr.read() == b""
+            assert process.wait(20) == 0, words
 
 
 def test_it_starts_without_torch() -> None:
@@ -468,3 +476,19 @@ def test_it_starts_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_reading_a_long_log_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that reads one, once, and only where it takes a while."""
+    monkeypatch.setattr(index, "PART_RECORDS", 32)
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(reading.time, "monotonic", lambda: float(next(clock)))
+    for words in (["inspect", "--figures"], ["report"]):
+        folder = tmp_path / words[0]
+        folder.mkdir()
+        (folder / "steps.jsonl").write_bytes((run / "steps.jsonl").read_bytes())
+        for said in ("srl: reading 0 MB of records; an index of them is kept\n", ""):
+            assert main([words[0], str(folder), *words[1:]]) == 0
+            assert capsys.readouterr().err == said

@@ -242,11 +242,13 @@ def test_what_is_said_of_the_run(run: Path) -> None:
     text = shown(run, "--figures")
     assert line_of(text, "state") == "complete, after training step 15"
     before, after = wilson(3, 10), wilson(6, 10)
-    half = student_t(9) * math.sqrt((3 * 0.7**2 + 7 * 0.3**2) / 9 / 10)
+    # Three won, none lost; half a problem more of each kind.
+    change, half = 3 / 12, 1.959964 * math.sqrt(4 - 9 / 12) / 12
     assert line_of(text, "solved") == (
         f"30.0% [{100 * before.low:.1f}, {100 * before.high:.1f}] before → 60.0% "
         f"[{100 * after.low:.1f}, {100 * after.high:.1f}] after: +30.0 "
-        f"[{100 * (0.3 - half):.1f}, {100 * (0.3 + half):.1f}]; 10 problems, step by step, greedy"
+        f"[{100 * (change - half):.1f}, {100 * (change + half):.1f}]; "
+        "10 problems, step by step, greedy"
     )
     assert re.match(
         r"25.0% \[.*\] at step 7 → 50.0% \[.*\] at step 15$", line_of(text, "validation")
@@ -389,3 +391,21 @@ def test_only_what_is_shown_of_many_values_is_worked_out(tmp_path: Path) -> None
             f"{k:04x}" for k in order[:3]
         ]
         assert "3 of 2,500 shown" in text
+
+
+def test_a_table_of_the_overview_has_an_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sources with many records, hundreds with one: those with the most are shown."""
+    sources = [*["much"] * 9, *[f"teacher {k:03}" for k in range(300)], *["more"] * 8]
+    write_log(tmp_path, [replace(RECORD, source=s, group_id=k) for k, s in enumerate(sources)])
+    text = shown(tmp_path, "--figures")
+    assert len(text.splitlines()) < 60
+    assert re.search(r"^much +9 ", text, re.MULTILINE)
+    assert re.search(r"^more +8 ", text, re.MULTILINE)
+    assert len(re.findall(r"^teacher \d+ +1 ", text, re.MULTILINE)) == 18
+    assert "282 more values of source: --by source" in text
+    assert main(["inspect", str(tmp_path), "--figures", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["by"]["source"]) == 100
+    assert found["values"] == {"source": 302}

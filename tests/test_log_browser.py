@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import re
@@ -18,6 +19,7 @@ from step_logs import RECORD, random_records, write_log
 
 from srl.cli import main
 from srl.errors import UsageError
+from srl.logs.filters import Filter, add_filters
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.terminal import command
@@ -144,6 +146,19 @@ def test_the_filter_line_takes_the_words_of_the_command_line(tmp_path: Path) -> 
     browse(tmp_path, drive)
 
 
+def test_a_name_with_a_space_goes_on_into_the_filter_line(tmp_path: Path) -> None:
+    write_log(tmp_path, RECORDS)
+    parser = argparse.ArgumentParser()
+    add_filters(parser)
+    wanted = Filter.from_args(parser.parse_args(["--source", "teacher 1"]))
+
+    async def drive(app: Browser, pilot: Pilot[int]) -> None:
+        passing = listed(RECORDS, lambda r: r.phase == "train" and r.source == "teacher 1")
+        assert [row + 1 for row in app.groups] == passing
+
+    browse(tmp_path, drive, wanted.words)
+
+
 def test_sorting_with_a_key(tmp_path: Path) -> None:
     write_log(tmp_path, RECORDS)
 
@@ -247,7 +262,7 @@ def test_only_what_is_on_the_screen_is_made(
     many = 100_000
     table = data.log.table.take(np.zeros(many, dtype=np.int64))
     place = table.column_names.index("train_step")
-    table = table.set_column(place, "train_step", [np.arange(many, dtype=np.int32)])
+    table = table.set_column(place, "train_step", [np.arange(1, many + 1, dtype=np.int32)])
     data.log.table = table
     made: list[int] = []
     line = Browser._group_line

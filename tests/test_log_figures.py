@@ -216,6 +216,16 @@ def test_best_worst_and_most_improved(log: Log) -> None:
     assert found["most improved"] == sorted(gained, key=lambda s: (-s.change, -s.rollouts))[:3]
 
 
+def test_two_solutions_of_a_problem_have_steps_of_their_own(tmp_path: Path) -> None:
+    other = replace(RECORD, expert_step="Another way.", reward=0.25, train_step=2)
+    log = Log.open(write_log(tmp_path, [RECORD, other]))
+    tried = tried_steps(log.table, np.arange(2))
+    assert [(tried[k].rollouts, tried[k].reward) for k in range(len(tried))] == [
+        (1, 0.75),
+        (1, 0.25),
+    ]
+
+
 def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
     empty = Log.open(write_log(tmp_path, [])).table
     metrics = list(figures.FIXED.values())

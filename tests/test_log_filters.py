@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import operator
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -128,12 +129,30 @@ def test_words_say_what_was_asked() -> None:
     )
 
 
+def test_words_are_read_again_as_they_were(log: Log) -> None:
+    parser = argparse.ArgumentParser()
+    add_filters(parser)
+    for source in ("teacher 1", "it's", "-x", "", "a  b\\"):
+        first = Filter.from_args(parser.parse_args([f"--source={source}", "--lift=lt:-0.5"]))
+        again = Filter.from_args(parser.parse_args(shlex.split(first.words)))
+        assert again == first
+        assert again.prefixes == {"source": source}
+    assert filter_of("--source teacher_1").words == "--source teacher_1 --phase train"
+
+
+def test_a_log_without_records_has_none_that_pass(tmp_path: Path) -> None:
+    empty = Log.open(write_log(tmp_path, []))
+    assert not len(filter_of("--reward similarity:lt:1").rows(empty))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--step-index x", "--step-index x: a number, or a range such as 40:60, 40: or :60"),
         ("--train-step :", "--train-step :: a number, or a range"),
         ("--train-step 9:3", "--train-step 9:3: the range is empty; try --train-step 3:9"),
+        ("--train-step 99999999999999999999", "99999999999999999999: numbers go up to 2147483647"),
+        ("--group :3000000000", "--group :3000000000: numbers go up to 2147483647"),
         ("--reward 0.2", "--reward 0.2: a comparison such as lt:0.2, or NAME:lt:0.2"),
         ("--reward under:0.2", "allowed: lt, le, gt, ge, eq, ne, then a colon and a number"),
         ("--reward lt:nan", "--reward lt:nan: a comparison"),

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import struct
+import subprocess
+import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +20,11 @@ from step_logs import RECORD, random_records, write_log
 from rewards.similarity import normalize
 from srl.errors import UsageError
 from srl.logs import index
-from srl.logs.index import Log, folder_of
+from srl.logs.index import Log, LogChangedError, folder_of
 from srl.records import StepRecord, json_line, read_records
 
 # Not of the record: where it stands, and what the texts say.
-OWN = {"line", "start", "steps_left", "exact", "copied"}
+OWN = {"start", "step_text", "steps_left", "exact", "copied"}
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +33,18 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(log: Log) -> list[dict[str, object]]:
-    return log.table.to_pylist()
+    names = [name for name in log.table.column_names if name.startswith(index.REWARD)]
+    return log.table.select([*index._COLUMNS, *names]).to_pylist()
 
 
 def expected(path: Path, records: list[StepRecord]) -> list[dict[str, object]]:
     lines = path.read_bytes().splitlines(keepends=True)
     found, start = [], 0
-    for number, (record, line) in enumerate(zip(records, lines, strict=False), start=1):
-        row: dict[str, object] = {"line": number, "start": start}
+    for record, line in zip(records, lines, strict=False):
+        row: dict[str, object] = {"start": start}
         row |= {n: getattr(record, n) for n in index._COLUMNS if n not in OWN}
         row["steps_left"] = record.num_steps - record.step_index - 1
+        row["step_text"] = zlib.crc32(record.expert_step.encode())
         valid, action = record.format_failure is None, normalize(record.action)
         row["exact"] = action == normalize(record.expert_step) if valid else None
         before = record.previous_step
@@ -118,6 +125,118 @@ def test_a_damaged_index_is_made_again(
     assert told(Log.open(path)) == expected(path, records)
 
 
+def stored(part: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
+    table = pa.ipc.open_file(str(part)).read_all()
+    return table, dict(table.schema.metadata)
+
+
+def store(part: Path, table: pa.Table, about: dict[bytes, bytes]) -> None:
+    schema = table.schema.with_metadata(about)
+    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table)
+
+
+def put(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
+
+
+def crafted(table: pa.Table, how: str) -> pa.Table:
+    n = table.num_rows
+    starts = table["start"].to_pylist()
+    if how == "offset":  # one name of a source ends far beyond the memory there is
+        return put(table, "source", pa.array(["x" * 77] * n).dictionary_encode())
+    if how == "index":
+        indices = pa.array([99] * n, pa.int32())
+        column = pa.DictionaryArray.from_arrays(indices, pa.array(["x"]), safe=False)
+        return put(table, "problem_id", column)
+    if how == "not utf-8":
+        names = pa.array([b"\xff"]).view(pa.string())
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), names)
+        return put(table, "source", column)
+    if how == "null name":
+        column = pa.DictionaryArray.from_arrays(
+            pa.array([0] * n, pa.int32()), pa.array([None], pa.string())
+        )
+        return put(table, "source", column)
+    if how == "missing column":
+        return table.drop_columns(["kept"])
+    if how == "another column":
+        return table.append_column("more", pa.array([0.5] * n))
+    if how == "text for a reward":
+        return put(table, "rewards/similarity", pa.array(["x"] * n))
+    if how == "floats for steps":
+        return put(table, "train_step", pa.array([1.5] * n))
+    if how == "null start":
+        return put(table, "start", pa.array([*starts[:3], None, *starts[4:]]))
+    if how == "null step":
+        return put(table, "train_step", pa.array([None] * n, pa.int32()))
+    if how == "order":
+        return put(table, "start", pa.array([starts[0], starts[2], starts[1], *starts[3:]]))
+    assert how == "negative"
+    return put(table, "start", pa.array([-5, *starts[1:]]))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "offset",
+        "index",
+        "not utf-8",
+        "null name",
+        "missing column",
+        "another column",
+        "text for a reward",
+        "floats for steps",
+        "null start",
+        "null step",
+        "order",
+        "negative",
+    ],
+)
+def test_a_crafted_index_is_made_again(tmp_path: Path, how: str) -> None:
+    records = random_records(4)
+    path = write_log(tmp_path, records)
+    Log.open(path)
+    part = sorted(folder_of(path).iterdir())[0]
+    table, about = stored(part)
+    store(part, crafted(table, how), about)
+    if how == "offset":
+        # The last of them are the offsets, the others lengths of buffers.
+        before, _, after = part.read_bytes().rpartition(struct.pack("<ii", 0, 77))
+        part.write_bytes(before + struct.pack("<ii", 0, 2**31 - 1) + after)
+    # In a process of its own: what is trusted wrongly may end it without a word.
+    code = (
+        "import sys; from pathlib import Path; from srl.logs import index;"
+        "index.PART_RECORDS = 32; found = index.Log.open(Path(sys.argv[1]));"
+        "print(found.table['source'].to_pylist().count('teacher 1'), len(found.table))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    ours = sum(record.source == "teacher 1" for record in records)
+    assert done.stdout == f"{ours} {len(records)}\n"
+    assert told(Log.open(path)) == expected(path, records)
+
+
+@pytest.mark.parametrize("end", [b"abc", b"", b"-7", b"1", b"9" * 30, b"9" * 5000, None])
+def test_an_index_that_ends_nowhere_is_made_again(tmp_path: Path, end: bytes | None) -> None:
+    records = random_records(4)
+    path = write_log(tmp_path, records)
+    Log.open(path)
+    part = sorted(folder_of(path).iterdir())[0]
+    table, about = stored(part)
+    if end is None:
+        del about[b"srl.end"]
+    else:
+        about[b"srl.end"] = end
+    store(part, table, about)
+    assert told(Log.open(path)) == expected(path, records)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     records = random_records(5)
     path = write_log(tmp_path, records)
@@ -141,6 +260,11 @@ def test_half_a_line_at_the_end_is_not_read(tmp_path: Path) -> None:
     assert Log.open(path).table.num_rows == 0
 
 
+def changed(**values: object) -> bytes:
+    row = json.loads(json_line(RECORD)) | values
+    return json.dumps(row).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -151,6 +275,15 @@ def test_half_a_line_at_the_end_is_not_read(tmp_path: Path) -> None:
         (b'{"step": 1, "loss": 0.5}\n', "line 1: schema None; this version of srl reads schema 1"),
         (json_line(RECORD) + b"[1]\n", "line 2: a record is a JSON object, not"),
         (b"x" * 3000, "line 1: longer than"),
+        (changed(train_step=3_000_000_000), "line 1: train_step is 3000000000, which it cannot"),
+        (json_line(RECORD) + changed(rollout=10**30), "line 2: rollout is 1000000"),
+        (changed(step_index=-1), "line 1: step_index is -1, which it cannot be"),
+        (changed(reward=10**400), "line 1: not JSON .a number of 401 digits"),
+        (changed(reward=10**300), "line 1: reward is 1000000.*, which it cannot be"),
+        (changed(rewards={"similarity": 2**53 + 1}), "line 1: rewards is"),
+        (changed(reward=math.inf), "line 1: not JSON .Infinity is no number"),
+        (changed(lift=math.nan), "line 1: not JSON .NaN is no number"),
+        (changed(reward=0.5).replace(b"0.5", b"1e400"), "line 1: not JSON .1e400 is beyond"),
     ],
 )
 def test_files_that_are_no_step_log(
@@ -165,6 +298,46 @@ def test_files_that_are_no_step_log(
         Log.open(tmp_path / "gone")
     with pytest.raises(UsageError, match="cannot read"):
         Log.open(tmp_path)
+
+
+def test_a_line_that_is_finished_while_the_log_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_log(tmp_path, [RECORD])
+    half, rest = json_line(RECORD)[:100], json_line(RECORD)[100:]
+    with path.open("ab") as file:
+        file.write(half)
+    indexed = index._indexed
+
+    def finished(*args):  # type: ignore[no-untyped-def]
+        with path.open("ab") as file:
+            file.write(rest)
+        return indexed(*args)
+
+    monkeypatch.setattr(index, "_indexed", finished)
+    log = Log.open(path)
+    assert (log.table.num_rows, log.unfinished, log.end) == (2, 0, path.stat().st_size)
+
+
+def test_a_log_that_changes_between_opening_and_reading(tmp_path: Path) -> None:
+    records = [replace(RECORD, train_step=n + 1) for n in range(6)]
+    path = write_log(tmp_path, records)
+    log = Log.open(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert list(log.lines([5, 0])) == [lines[5], lines[0]]
+    said = "line 6: the log was changed since it was opened"
+    other = json_line(replace(records[5], rollout=7))  # of the same length
+    for content in (lines[:3], [b"x", *lines], [*lines[:5], other], [*lines[:5], b"{}\n"]):
+        path.write_bytes(b"".join(content))
+        with pytest.raises(LogChangedError, match=said):
+            list(log.read([5]))
+        if content[-1] != other:
+            with pytest.raises(LogChangedError, match=said):
+                list(log.lines([5]))
+    path.unlink()
+    for reading in (log.read, log.lines):
+        with pytest.raises(LogChangedError, match="cannot read"):
+            list(reading([5]))
 
 
 def test_names_that_have_no_utf8_and_rewards_that_come_later(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from srl.records import (
     finite,
     json_line,
     read_records,
+    read_rows,
     truncate_to,
 )
 
@@ -200,6 +201,11 @@ def test_half_a_last_line_is_ignored_and_never_written_after(tmp_path: Path, hal
         (lambda row: row.update(rollout=True), "rollout is true"),
         (lambda row: row.update(rewards={"similarity": "high"}), "rewards is "),
         (lambda row: row.update(action=None), "action is null"),
+        (lambda row: row.update(group_id=2**31), "group_id is 2147483648"),
+        (lambda row: row.update(rollout=-1), "rollout is -1"),
+        (lambda row: row.update(lift=-(2**60)), "lift is -11529"),
+        (lambda row: row.update(reward=math.inf), "not JSON .Infinity is no number of JSON"),
+        (lambda row: row.update(rewards={"a": math.nan}), "not JSON .NaN is no number of JSON"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(
@@ -208,16 +214,32 @@ def test_a_line_that_is_no_record_is_named(
     row = json.loads(json_line(RECORD))
     change(row)
     path = tmp_path / "steps.jsonl"
-    path.write_bytes(json_line(RECORD) + json_line(row))
+    path.write_bytes(json_line(RECORD) + json.dumps(row).encode() + b"\n")
     with pytest.raises(UsageError, match=f"steps.jsonl, line 2: .*{said}"):
         list(read_records(path))
 
 
-@pytest.mark.parametrize("line", [b"{\n", b"\n", b"\xff\n", b"[1]\n", b'"text"\n'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{\n",
+        b"\n",
+        b"\xff\n",
+        b"[1]\n",
+        b'"text"\n',
+        b"[" * 99_999 + b"\n",
+        b'{"a": NaN}\n',
+        b'{"a": -Infinity}\n',
+        b'{"a": -1e999}\n',
+        b'{"a": ' + b"7" * 400 + b"}\n",
+    ],
+)
 def test_lines_that_are_not_objects(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "log").write_bytes(line)
     with pytest.raises(UsageError, match="line 1: (not JSON|a record is a JSON object)"):
         list(read_records(tmp_path / "log"))
+    with pytest.raises(UsageError, match="line 1: (not JSON|a record is a JSON object)"):
+        list(read_rows(tmp_path / "log"))
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -25,14 +25,18 @@ def rules(tmp_path: Path, *logs: Sequence, **more: list) -> dict[str, str]:  # t
 def solved(when: str, hits: int, n: int = 40) -> list[Record]:
     return [
         {"when": when, "mode": "steps", "sample": 0, "problem_id": str(k), "correct": k < hits,
-         "failure": None, "num_steps": 2, "source": "toy"}
+         "failure": None, "num_steps": 2, "source": "toy", "steps": []}
         for k in range(n)
     ]  # fmt: skip
 
 
-def test_nothing_to_remark(tmp_path: Path) -> None:
+def test_a_rise_and_nothing_else_to_remark(tmp_path: Path) -> None:
     better = made_up(5, start=6, reward=0.9, rewards={"similarity": 0.9})
-    assert rules(tmp_path, made_up(5), better) == {}
+    found = rules(tmp_path, made_up(5), better)
+    assert list(found) == ["rise"]
+    assert "rose from 0.750 [0.750, 0.750] in steps 1–2 to 0.900" in found["rise"]
+    worse = made_up(5, start=6, reward=0.6, rewards={"similarity": 0.6})
+    assert rules(tmp_path / "b", made_up(5), worse) == {}
 
 
 def test_remark_proxy(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_remark_gain(tmp_path: Path) -> None:
         ("lift", {"lift": -0.125}, "−0.125"),
         ("dropped", {"kept": False, "dropped_because": "flat_group"}, "flat_group (40)"),
         ("empty", {"kept": False, "dropped_because": "flat_group"}, "10 of 10"),
-        ("never", {"rewards": {"similarity": 0.5, "units": None}}, "reward units has no value on any"),
+        ("never", {"rewards": {"similarity": 0.5, "units": None}}, "units has no value on any"),
         ("constant", {"rewards": {"similarity": 0.5, "units": 1.0}}, "units is 1.000 on all 80"),
         ("unmoved", {}, "0.750 [0.750, 0.750] in steps 1–2"),
     ],

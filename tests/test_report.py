@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import re
 from base64 import b64encode
@@ -32,7 +33,7 @@ from srl.cli import main
 from srl.errors import UsageError
 from srl.estimates import student_t
 from srl.logs.report.embedded import evenly
-from srl.logs.report.report import MARKER, write_report
+from srl.logs.report.report import MARKER, ROLLOUTS, write_report
 
 Record = dict[str, object]
 REWARDS = ("--rewards.similarity", "1.0", "--rewards.novelty", "0.2")
@@ -105,15 +106,14 @@ def estimate(name: str, records: Iterable[Record]) -> tuple[float, float, float,
     if not values:
         return None
     n, mean, units = len(values), sum(values) / len(values), len(by_problem)
-    low = high = math.nan
-    if units > 1:
-        squares = sum(sum(v - mean for v in part) ** 2 for part in by_problem.values())
-        half = student_t(units - 1) * math.sqrt(squares * units / (units - 1)) / n
-        low, high = mean - half, mean + half
+    if units == 1:
+        return mean, math.nan, math.nan, n
+    squares = sum(sum(v - mean for v in part) ** 2 for part in by_problem.values())
+    half = student_t(units - 1) * math.sqrt(squares * units / (units - 1)) / n
+    low, high = mean - half, mean + half
     if name in SHARES:
         bounds = wilson(sum(values), n)
-        low = max(0.0, bounds[0] if math.isnan(low) else min(low, bounds[0]))
-        high = min(1.0, bounds[1] if math.isnan(high) else max(high, bounds[1]))
+        low, high = max(0.0, min(low, bounds[0])), min(1.0, max(high, bounds[1]))
     return mean, low, high, n
 
 
@@ -243,9 +243,7 @@ def test_heat_maps(page: Page, records: list[Record]) -> None:
         for step, row in enumerate(table.rows, start=1):
             for column, shown in list(zip(table.head, row, strict=True))[1:]:
                 index = int(column.removeprefix("step index "))
-                part = [
-                    r for r in train if (r["train_step"], r["step_index"]) == (step, index)
-                ]
+                part = [r for r in train if (r["train_step"], r["step_index"]) == (step, index)]
                 assert agrees(shown, estimate(name, part))
 
 
@@ -263,12 +261,12 @@ def test_evaluation(home: Path, page: Page, records: list[Record]) -> None:
         shown = dict(re.findall(r"(\w+) (\d+)", rows[when][5]))
         assert shown == {name: str(count) for name, count in failures.items()}
     changes = [solved["after"][key] - solved["before"][key] for key in solved["before"]]
-    mean = sum(changes) / 8
-    half = student_t(7) * math.sqrt(sum((c - mean) ** 2 for c in changes) / 7 / 8)
+    more, less = (changes.count(sign) + 0.5 for sign in (1, -1))  # Agresti and Min's, of 8 + 2
+    half = 1.959963984540054 * math.sqrt(more + less - (more - less) ** 2 / 10) / 10
     value, low, high = with_interval(rows["after − before"][4].replace(" points", ""))
-    assert same(value, 100 * mean)
-    assert same(low, 100 * (mean - half))
-    assert same(high, 100 * (mean + half))
+    assert same(value, 100 * sum(changes) / 8)
+    assert same(low, 100 * ((more - less) / 10 - half))
+    assert same(high, 100 * ((more - less) / 10 + half))
 
     by_length = page.table("Held-out problems solved, by length")
     assert by_length.column("expert steps") == ["3 expert steps"]
@@ -461,7 +459,50 @@ def test_two_runs(home: Path) -> None:
 def test_two_runs_of_one_name(home: Path, tmp_path: Path) -> None:
     folders = [write_run(tmp_path / k / "run", made_up(2)) for k in ("a", "b")]
     page = Page(write_report(*folders).path.read_text(encoding="utf-8"))
-    assert [run["name"] for run in page.runs] == [str(folder) for folder in folders]
+    assert [run["name"] for run in page.runs] == ["a/run", "b/run"]
+    assert str(tmp_path) not in page.source
+
+
+def test_a_link_from_a_table_leads_to_its_run(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, [replace(RECORD, problem_id=problem)])
+        for name, problem in (("one", "a:b"), ("two", "2:c"))
+    ]
+    page = Page(write_report(*folders).path.read_text(encoding="utf-8"))
+    links = {a["href"] for tag, a in page.tags if tag == "a" and "find" in str(a["href"])}
+    assert links == {"#find=a%3Ab", "#find=2:2%3Ac"}
+
+
+# ---- what is nobody else's business -------------------------------------------------------------
+
+
+def test_neither_places_nor_secrets(tmp_path: Path) -> None:
+    folders = []
+    for k, name in enumerate(("one", "two")):
+        folders.append(write_run(tmp_path / name, made_up(2)))
+        settings = {
+            "model": f"/home/somebody/{k}/tiny",
+            "data": {"path": f"/home/somebody/{k}/data-{k}.jsonl"},
+            "rewards": {"/home/somebody/mine.py:own": 1.0},
+            "hub_token": "hf_SECRET",
+        }
+        (folders[-1] / "config.yaml").write_text(json.dumps(settings))
+        (folders[-1] / "command.txt").write_text(
+            "/home/somebody/bin/python -m srl train --config /home/somebody/a.yaml "
+            "--hub_token 'hf_SECRET'\n"
+        )
+    page = Page(write_report(*folders).path.read_text(encoding="utf-8"))
+    assert "python -m srl train --config a.yaml --hub_token ..." in page.words
+    assert page.table("Settings").rows == [
+        ["model", "tiny", "tiny"],
+        ["data.path", "data-0.jsonl", "data-1.jsonl"],
+        ["rewards.mine.py:own", "1.0", "1.0"],
+        ["hub_token", "...", "..."],
+    ]
+    assert 'data.path: "data-0.jsonl" -> "data-1.jsonl"' in page.words
+    assert "1 more, in the folder of a path alone" in page.words
+    for word in ("somebody", "SECRET", str(tmp_path)):
+        assert word not in page.source
 
 
 # ---- half a run ---------------------------------------------------------------------------------
@@ -487,11 +528,11 @@ def test_a_long_run_has_no_more_points(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", log, metrics=metrics)
     page = Page(write_report(run).path.read_text())
     reward, loss = page.table("Reward"), page.table("Loss")
-    assert len(reward.rows) == 59
+    assert len(reward.rows) == 60
     assert reward.rows[0][0] == "steps 1–17"
-    assert reward.column("n") == ["17"] * 58 + ["14"]
-    assert len(loss.rows) == 112
-    assert loss.rows[1] == ["steps 10–18", "14.0"]
+    assert Counter(reward.column("n")) == {"17": 40, "16": 20}
+    assert len(loss.rows) == 120
+    assert loss.rows[1] == ["steps 10–17", "13.5"]
     accuracy = page.table("Validation problems solved").rows
     assert len(accuracy) <= 120
     assert accuracy[-1] == ["step 1000", "100.0 %"]
@@ -545,6 +586,42 @@ def test_steps_that_improve(tmp_path: Path) -> None:
     assert [g["change"] for g in page.runs[0]["groups"]] == [0.625, -0.125, 0.625, -0.125]
 
 
+def test_many_rewards_are_all_drawn(tmp_path: Path) -> None:
+    names = [f"r{k}" for k in range(9)]
+    log = made_up(3, rewards={name: k / 8 for k, name in enumerate(names)})
+    page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
+    parts = [page.table(f"Reward components, {k} of 2") for k in (1, 2)]
+    assert [name for part in parts for name in part.head[1::2]] == names
+    assert [part.rows[0][1] for part in parts] == ["0.000", "0.500"]
+
+
+def test_seconds_are_those_of_one_step(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "reward": 0.5, "loss": 0.0, "seconds/collect": 30.0, "seconds/update": 5.0}
+        for step in (10, 20)
+    ]
+    page = Page(
+        write_report(write_run(tmp_path / "run", made_up(20), metrics=rows)).path.read_text()
+    )
+    assert page.table("Seconds of sampling").column("value") == ["3.000", "3.000"]
+    assert page.table("Seconds of the update").column("value") == ["0.500", "0.500"]
+
+
+def test_which_policy_was_kept(tmp_path: Path) -> None:
+    attempts = [
+        {"when": when, "evaluation": k, "mode": "steps", "sample": 0, "problem_id": f"p{n}",
+         "correct": n < 4 * k, "source": "toy", "failure": None, "num_steps": 2, "steps": []}
+        for k, when in enumerate(("before", "after")) for n in range(8)
+    ]  # fmt: skip
+    run = write_run(tmp_path / "run", made_up(30), attempts=attempts)
+    said = "after: policy of step 20, the best on validation"
+    for best in ("checkpoint-20", "checkpoint-30", None):
+        (run / "summary.json").write_text(json.dumps({"best_checkpoint": best}))
+        page = Page(write_report(run).path.read_text())
+        assert (said in page.words) == (best == "checkpoint-20")
+        assert "+50.0 points" in page.words
+
+
 def test_sources_have_curves_of_their_own(tmp_path: Path) -> None:
     log = [*made_up(3, source="books", reward=0.5), *made_up(3, source="<web>", reward=1.0)]
     log = [replace(r, group_id=r.group_id + 4 * (r.source == "<web>")) for r in log]
@@ -594,9 +671,7 @@ def test_two_runs_share_the_room(tmp_path: Path) -> None:
     large = write_run(tmp_path / "large", made_up(50))
     for pair in ((small, large), (large, small)):
         page = Page(write_report(*pair, rollouts=200).path.read_text())
-        sizes = {
-            run["name"]: sum(len(g["rollouts"]) for g in run["groups"]) for run in page.runs
-        }
+        sizes = {run["name"]: sum(len(g["rollouts"]) for g in run["groups"]) for run in page.runs}
         assert sizes == {"small": 40, "large": 160}
 
 
@@ -624,6 +699,7 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
 
 
 # ---- hostile text -------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def evil_run(tmp_path: Path) -> Path:
@@ -736,6 +812,22 @@ def test_wrong_use(
     assert shown.out == ""
     assert shown.err.count("srl: ") == 1
     assert re.search(re.escape(message), " ".join(shown.err.split())), shown.err
+
+
+def test_a_log_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "steps.jsonl").write_text(json.dumps({"schema": 1, "\x1b]0;pwned\x07": 1}) + "\n")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert r"\u{1b}]0;pwned\u{7}" in said
+    assert said.replace("\n", "").isprintable()
+
+
+def test_the_help_knows_how_many_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert f"(default {ROLLOUTS})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_report_that_cannot_be_written(

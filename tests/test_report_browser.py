@@ -66,9 +66,9 @@ def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
         found.page.on("request", lambda request: found.requests.append(request.url))
         found.page.on(
             "console",
-            lambda said: found.complaints.append(said.text)
-            if said.type in ("error", "warning")
-            else None,
+            lambda said: (
+                found.complaints.append(said.text) if said.type in ("error", "warning") else None
+            ),
         )
         found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
         found.page.goto(path.resolve().as_uri() + link)
@@ -327,6 +327,23 @@ def test_links(show: Open, runs: Path, report: Path) -> None:
     page.wait_for_function("document.getElementById('found').textContent.includes('not in this')")
 
 
+def test_links_into_two_runs(show: Open, runs: Path, tmp_path: Path) -> None:
+    page = show(write_report(runs / "one", runs / "two", output=tmp_path / "both.html").path)
+    links = ("a[href^='#find=']:not([href*=':'])", "a[href^='#find=2:']")
+    for run in (1, 0, 1):
+        page.locator(f"#steps {links[run]}").first.click()
+        page.wait_for_function(f"document.getElementById('f-run').value === '{run}'")
+        assert found(page)[0] >= 1
+        asked = page.input_value("#f-search")
+        assert asked in {
+            str(r["problem_id"]) for r in read_jsonl(runs / ("one", "two")[run] / "steps.jsonl")
+        }
+    page.evaluate("location.hash = '#find=9:nothing'")  # no such run: nothing happens
+    page.evaluate("location.hash = '#find=a%3Ab'")
+    page.wait_for_function("document.getElementById('f-search').value === 'a:b'")
+    assert page.input_value("#f-run") == "0"
+
+
 def test_tooltips(show: Open, report: Path) -> None:
     page = show(report)
     point = page.locator("#training .points path").nth(2)
@@ -427,9 +444,7 @@ def test_hostile_text(show: Open, tmp_path: Path) -> None:
         page.wait_for_selector(f"#group .attempt[aria-current][data-line='{3 * k + 1}']")
         shown = page.inner_text("#group")
         assert page.locator("#group .attempt").count() == 3
-        visible = "".join(
-            sign if sign.isprintable() else f"\\u{{{ord(sign):x}}}" for sign in evil
-        )
+        visible = "".join(sign if sign.isprintable() else f"\\u{{{ord(sign):x}}}" for sign in evil)
         assert f"{visible} action" in shown
         assert f"problem {visible}, step 2 of 4" in page.inner_text("#group h3")
         assert f"source {visible}" in shown

@@ -33,6 +33,7 @@ def attempt(
         "sample": sample,
         "source": "toy",
         "num_steps": 2 + problem % 2,
+        "steps": ["a"] * 2,
         "correct": correct,
         "failure": None if correct else "no_answer",
     }
@@ -204,6 +205,12 @@ def test_problems_solved_before_and_after(tmp_path: Path) -> None:
     assert found["after", False].estimate == wilson(6, 10)
     assert found["after", True].estimate == bootstrap([0.5, 0.5])
     assert found["before", False].failures == {"no_answer": 8}
+    rows = [{**attempt(k, "after", False), "failure": None} for k in range(5)]
+    lines(tmp_path / "other.jsonl", rows)
+    (tmp_path / "other.jsonl").replace(tmp_path / "eval.jsonl")
+    (one,) = RunData.open(RunFolder.with_log(tmp_path)).accuracies()
+    # Two steps were written; the expert takes three for every other problem.
+    assert one.failures == {"wrong answer": 3, "wrong answer, fewer steps than the expert": 2}
     gain = run.gain()
     assert gain is not None
     assert gain == paired_change(4, 0, 10)
@@ -225,6 +232,16 @@ def test_the_problem_of_a_record(tmp_path: Path) -> None:
     )
     assert run.problem_of(replace(RECORD, expert_step="unheard of")) is None
     assert run.problem_of(replace(RECORD, problem_id="another")) is None
+
+
+def test_a_run_of_a_trainer_used_from_python_ends_too(tmp_path: Path) -> None:
+    write_log(tmp_path, [RECORD])
+    lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
+    assert not RunData.open(RunFolder.with_log(tmp_path)).complete
+    lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 0.5}, {"step": 1, "train_runtime": 2}])
+    assert RunData.open(RunFolder.with_log(tmp_path)).complete
+    (tmp_path / "config.yaml").write_text("seed: 0\n")  # the command line evaluates after that
+    assert not RunData.open(RunFolder.with_log(tmp_path)).complete
 
 
 def test_settings_and_machine(tmp_path: Path) -> None:

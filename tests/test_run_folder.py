@@ -10,7 +10,15 @@ import pytest
 
 from srl import run_folder
 from srl.errors import UsageError
-from srl.run_folder import RunFolder, changed_keys, check_checkpoint, git_state, plain, write_json
+from srl.run_folder import (
+    RunFolder,
+    changed_keys,
+    check_checkpoint,
+    git_state,
+    plain,
+    replace_file,
+    write_json,
+)
 
 CHECKPOINT_FILES = ("trainer_state.json", "srl_state.json", "model.safetensors")
 
@@ -146,6 +154,48 @@ def test_a_config_that_was_broken_afterwards(tmp_path: Path) -> None:
         run.read_config()
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("a: &x [1]\nb: *x\n", "line 2 has an alias"),
+        ("a: &x {b: 1}\nc: {<<: *x}\n", "line 2 has an alias"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: 2026-13-45\n", "month must be in 1..12"),
+        ("a: " + "9" * 5000, "cannot read"),
+    ],
+)
+def test_a_config_that_would_harm_its_reader(tmp_path: Path, config: str, reason: str) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.config.write_text(config)
+    with pytest.raises(UsageError, match=reason):
+        run.read_config()
+
+
+def test_a_config_that_would_unfold(tmp_path: Path) -> None:
+    """300 bytes that stand for ten thousand million words."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 10)]
+    run = RunFolder.create(tmp_path, "a")
+    run.config.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="line 2 has an alias"):
+        run.read_config()
+
+
+def test_what_we_write_has_no_aliases(tmp_path: Path) -> None:
+    run, shared = RunFolder.create(tmp_path, "a"), [1, {"b": 2}]
+    run.write_start({"a": shared, "c": shared}, [])
+    assert run.read_config() == {"a": shared, "c": shared}
+
+
+def test_the_command_line_is_written_without_secrets(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.write_start({}, ["srl", "train", "--hub_token", "hf_SECRET", "--seed", "1"])
+    run.add_command(["srl", "resume", "a", "--push-to-hub-token=hf_SECRET"])
+    assert run.command.read_text() == (
+        "srl train --hub_token ... --seed 1\nsrl resume a --push-to-hub-token=...\n"
+    )
+
+
 def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
 
@@ -187,6 +237,13 @@ def test_json_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         write_json(path, {"n": 1})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_file_of_the_longest_name_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("😀" * 63)
+    replace_file(path, b"\0new")
+    assert path.read_bytes() == b"\0new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_latest_checkpoint_is_by_number_and_whole(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from types import NoneType
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
@@ -20,6 +19,7 @@ import yaml
 
 import srl
 from srl.errors import UsageError
+from srl.private import shareable
 from srl.records import FIELDS, StepRecord, utf8
 from srl.run_folder import RunFolder
 
@@ -157,20 +157,7 @@ def _about(survey: Survey, run: RunFolder) -> dict[str, object]:
         environment = json.loads(run.environment.read_text(encoding="utf-8"))
         told["trained with"] = {"python": environment["python"], **environment["packages"]}
     told["exported with"] = f"stepwise-srl {srl.__version__}"
-    return {key: _without_places(value) for key, value in told.items()}
-
-
-def _without_places(value: object) -> object:
-    """Of whole paths the last part: where things lie on a machine is nobody else's business."""
-    if isinstance(value, Mapping):
-        return {_without_places(key): _without_places(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_places(inner) for inner in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute() or value.startswith("~"):
-                return kind(value).name
-    return value
+    return {key: shareable(value) for key, value in told.items()}
 
 
 def _column_rows(survey: Survey) -> Iterator[str]:

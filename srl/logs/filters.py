@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from srl.errors import UsageError
 from srl.logs.index import REWARD, Log
+from srl.records import MOST
 
 _COMPARE = {
     "lt": pc.less,
@@ -63,6 +65,8 @@ class Range:
             first = last = None
         if first is None and last is None:
             raise UsageError(f"{option} {text}: a number, or a range such as 40:60, 40: or :60")
+        if max(abs(first or 0), abs(last or 0)) > MOST:
+            raise UsageError(f"{option} {text}: numbers go up to {MOST}")
         if not colon:
             last = first
         if first is not None and last is not None and first > last:
@@ -116,7 +120,7 @@ class Filter:
     """What is asked of a record; what is None or empty is not asked.
 
     Attributes:
-        words: the filter as it was typed, for messages.
+        words: the filter as it was typed: for messages, and to be read again by a shell's rules.
     """
 
     phase: str = "train"
@@ -136,10 +140,15 @@ class Filter:
         """
         typed: list[str] = []
 
+        def note(option: str, value: str) -> None:
+            # Apart, a value with a minus in front would be read as an option.
+            between = "=" if value.startswith("-") else " "
+            typed.append(f"--{option}{between}{shlex.quote(value)}")
+
         def given(option: str) -> str | None:
             value = getattr(args, option.replace("-", "_"))
             if value is not None:
-                typed.append(f"--{option} {value}")
+                note(option, value)
             return value
 
         ranges = {
@@ -159,7 +168,7 @@ class Filter:
         for option, column in _NUMBERS.items():
             for text in getattr(args, option.replace("-", "_")) or ():
                 comparisons.append(Comparison.parse(text, f"--{option}", column))
-                typed.append(f"--{option} {text}")
+                note(option, text)
         failure = given("failure")
         if args.failures_only:
             failure = failure or "any"
@@ -176,6 +185,8 @@ class Filter:
             UsageError: a reward that the log does not have is asked for.
         """
         table = log.table
+        if not table.num_rows:  # a log that was cut back: no reward has a name yet
+            return np.zeros(0, dtype=np.int64)
         found = pa.chunked_array([pa.array(np.ones(table.num_rows, dtype=bool))])
 
         def ask(mask: pa.ChunkedArray) -> None:

@@ -5,7 +5,11 @@ read once, and what is asked about it goes into columns; texts are fetched from 
 they are shown. Whole parts of the log are kept as Arrow files in `.index/` beside it, and their
 lines never read again; what came after the last whole part is read anew each time, so a log that
 is being written needs no care. A part is trusted only while its last line still stands where it
-stood: a resumed run cuts its log back, and parts beyond that are made again.
+stood: a resumed run cuts its log back, and parts beyond that are made again. So is a part that is
+damaged, or was never ours: its columns are checked before anything is read from them.
+
+What is not noticed: an edit in place that leaves the last line of a part as it stood. Whoever edits
+a log removes the folder `.index` beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from rewards.similarity import normalize
@@ -30,11 +35,10 @@ PART_RECORDS = 16_384
 _LONGEST_LINE = 256 * 2**20
 
 # Changes with the columns: an index of another version is made again.
-_VERSION = b"2"
+_VERSION = b"4"
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 _COLUMNS: dict[str, pa.DataType] = {
-    "line": pa.int64(),
     "start": pa.int64(),
     "train_step": pa.int32(),
     "phase": _WORDS,
@@ -43,6 +47,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "step_index": pa.int32(),
     "num_steps": pa.int32(),
     "steps_left": pa.int32(),
+    "step_text": pa.int64(),
     "group_id": pa.int32(),
     "rollout": pa.int32(),
     "prompt_tokens": pa.int32(),
@@ -61,8 +66,17 @@ _COLUMNS: dict[str, pa.DataType] = {
     "copied": pa.bool_(),
 }
 REWARD = "rewards/"  # the prefix of the columns with the named rewards
+# Where a record may say nothing; named rewards may everywhere.
+_OPTIONAL = {
+    "format_failure", "reward", "lift", "group_mean", "group_std", "dropped_because", "advantage",
+    "exact", "copied",
+}  # fmt: skip
 
 Told = Callable[[int, int], None]
+
+
+class LogChangedError(UsageError):
+    """A log is not what it was when it was opened."""
 
 
 class Log:
@@ -70,17 +84,20 @@ class Log:
 
     Attributes:
         path: the log.
-        table: one row a record, in the log's order: `line` (its number, from 1), `start` (its first
+        table: one row a record, in the log's order, so that row k is line k + 1: `start` (its first
             byte), the numbers and names of the record, a column `rewards/NAME` for each reward,
-            `steps_left` (how many of the expert's steps follow: 0 at the last),
+            `steps_left` (how many of the expert's steps follow: 0 at the last), `step_text`
+            (a number for the expert's step, by which two solutions are told apart),
             `exact` (the action is the expert's step, white space at line ends aside) and `copied`
             (it is the previous step; null at the first step).
-        unfinished: bytes after the last line end: a record that is being written, or was cut off.
+        end: the byte after the last whole record.
+        unfinished: bytes after it: a record that is being written, or was cut off.
     """
 
-    def __init__(self, path: Path, table: pa.Table, unfinished: int) -> None:
+    def __init__(self, path: Path, table: pa.Table, end: int, unfinished: int) -> None:
         self.path = path
         self.table = table
+        self.end = end
         self.unfinished = unfinished
 
     @classmethod
@@ -109,7 +126,8 @@ class Log:
                 parts.append(part)
                 end = new_end
         table = pa.concat_tables(parts, promote_options="default") if parts else _table([])
-        return cls(path, table.unify_dictionaries().combine_chunks(), size - end)
+        # What was half a line when the size was taken may have been read whole: less than nothing.
+        return cls(path, table.unify_dictionaries().combine_chunks(), end, max(0, size - end))
 
     @property
     def reward_names(self) -> list[str]:
@@ -120,13 +138,53 @@ class Log:
         """The whole records, texts included, of these rows of the table, in the order given.
 
         Raises:
-            UsageError: the log was changed since it was opened.
+            LogChangedError: the log was changed since it was opened.
         """
-        starts, lines = self.table["start"], self.table["line"]
-        with self.path.open("rb") as file:
+        table = self.table
+        starts, steps = table["start"], table["train_step"]
+        problems, rollouts = table["problem_id"], table["rollout"]
+        with self._file() as file:
             for row in rows:
                 file.seek(starts[row].as_py())
-                yield parse_record(file.readline(), f"{self.path}, line {lines[row].as_py()}")
+                where = f"{self.path}, line {row + 1}"
+                try:
+                    record = parse_record(file.readline(), where)
+                except UsageError as error:
+                    raise _changed(where) from error
+                # A log that was cut back and has grown again holds records, but others.
+                told = record.train_step, utf8(record.problem_id), record.rollout
+                if told != (steps[row].as_py(), problems[row].as_py(), rollouts[row].as_py()):
+                    raise _changed(where)
+                yield record
+
+    def lines(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """The lines of these rows, not parsed: of a line only its length and its ends are checked.
+
+        Raises:
+            LogChangedError: the log was changed since it was opened.
+        """
+        starts = np.append(self.table["start"].to_numpy(), self.end)
+        with self._file() as file:
+            for row in rows:
+                file.seek(starts[row])
+                line = file.readline()
+                whole = line.strip().startswith(b"{") and line.strip().endswith(b"}")
+                if len(line) != starts[row + 1] - starts[row] or not whole:
+                    raise _changed(f"{self.path}, line {row + 1}")
+                yield line
+
+    def _file(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise LogChangedError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+
+def _changed(where: str) -> LogChangedError:
+    return LogChangedError(
+        f"{where}: the log was changed since it was opened; ask again. If it was edited by hand, "
+        "remove the folder .index beside it"
+    )
 
 
 def folder_of(path: Path) -> Path:
@@ -140,21 +198,52 @@ def _indexed(path: Path, file: BinaryIO, size: int) -> tuple[list[pa.Table], int
     end = lines = 0
     while (kept := _part(path, len(parts))).is_file():
         try:
-            with pa.OSFile(str(kept)) as source:
-                table = pa.ipc.open_file(source).read_all()
-        except (OSError, pa.ArrowException):  # cut off, or from elsewhere: it is made again
+            table, new_end, mark = _stored(kept)
+        except (OSError, ValueError, pa.ArrowException):  # cut off, or from elsewhere
             break
-        about = table.schema.metadata or {}
-        if about.get(b"srl.version") != _VERSION or not table.num_rows:
+        first, last = table["start"][0].as_py(), table["start"][-1].as_py()
+        if first != end or not last < new_end <= min(size, last + _LONGEST_LINE):
             break
-        last, new_end = table["start"][-1].as_py(), int(about.get(b"srl.end", b"0"))
         file.seek(last)
-        line = file.read(max(0, new_end - last)) if new_end <= size else b""
-        if table["start"][0].as_py() != end or about.get(b"srl.last") != _mark(line):
+        if mark != _mark(file.read(new_end - last)):
             break
-        parts.append(table.replace_schema_metadata(None))
+        parts.append(table)
         end, lines = new_end, lines + table.num_rows
     return parts, end, lines
+
+
+def _stored(kept: Path) -> tuple[pa.Table, int, bytes]:
+    """A part from its file: its table, the byte after its last line, the mark of that line.
+
+    Anybody may have written the file, and Arrow follows offsets without a look: so everything that
+    is relied on later is checked here.
+
+    Raises:
+        ValueError: it is no part of this version, or damaged.
+    """
+    with pa.OSFile(str(kept)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    about = table.schema.metadata or {}
+    if about.get(b"srl.version") != _VERSION or not table.num_rows:
+        raise ValueError("another version, or empty")
+    rewards = table.column_names[len(_COLUMNS) :]
+    kinds = _COLUMNS | dict.fromkeys(rewards, pa.float64())
+    if not all(name.startswith(REWARD) for name in rewards) or not table.schema.equals(
+        pa.schema(kinds)
+    ):
+        raise ValueError("other columns")
+    table = table.replace_schema_metadata(None)
+    table.validate(full=True)
+    for name in _COLUMNS.keys() - _OPTIONAL:
+        if table[name].null_count:
+            raise ValueError(f"{name} is missing somewhere")
+    for name, kind in _COLUMNS.items():
+        if kind == _WORDS and any(chunk.dictionary.null_count for chunk in table[name].chunks):
+            raise ValueError(f"a name of {name} is missing")
+    starts = table["start"].to_numpy()
+    if starts[0] < 0 or (np.diff(starts) <= 0).any():
+        raise ValueError("records out of order")
+    return table, int(about.get(b"srl.end", b"")), about.get(b"srl.last", b"")
 
 
 def _read(
@@ -178,7 +267,7 @@ def _read(
                 )
             break
         lines += 1
-        rows.append(_row(parse_record(line, f"{path}, line {lines}"), lines, start))
+        rows.append(_row(parse_record(line, f"{path}, line {lines}"), start))
         start += len(line)
         if len(rows) == PART_RECORDS:
             yield rows, start, True
@@ -189,10 +278,11 @@ def _read(
         yield rows, start, False
 
 
-def _row(record: StepRecord, line: int, start: int) -> dict[str, object]:
-    row: dict[str, object] = {"line": line, "start": start}
+def _row(record: StepRecord, start: int) -> dict[str, object]:
+    row: dict[str, object] = {"start": start}
     for name in _COLUMNS:
         row.setdefault(name, getattr(record, name, None))
+    row["step_text"] = zlib.crc32(record.expert_step.encode("utf-8", "replace"))
     row["steps_left"] = record.num_steps - 1 - record.step_index
     if record.format_failure is None:
         action = normalize(record.action)

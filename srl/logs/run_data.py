@@ -50,6 +50,7 @@ class Attempt:
         sample: 0 is greedy.
         source: of the problem.
         num_steps: how many steps the expert takes.
+        written: how many steps the policy took.
         correct: it was solved.
         failure: why there is no answer, or None.
     """
@@ -60,8 +61,22 @@ class Attempt:
     sample: int
     source: str
     num_steps: int
+    written: int
     correct: bool
     failure: str | None
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why it was not solved; None if it was.
+
+        An answer given after fewer steps than the expert takes is mostly one that came too early.
+        """
+        if self.correct:
+            return None
+        if self.failure is not None:
+            return self.failure
+        early = self.mode == "steps" and self.written < self.num_steps
+        return "wrong answer, fewer steps than the expert" if early else "wrong answer"
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class Accuracy:
         when, mode: as in `Attempt`.
         sampled: sampled, or greedy.
         estimate: share of problems solved; `n` counts problems.
-        failures: why there was no answer -> how many attempts.
+        failures: why attempts failed -> how many of them; see `Attempt.shortfall`.
     """
 
     when: str
@@ -117,7 +132,7 @@ class RunData:
     @property
     def complete(self) -> bool:
         """The run has ended by itself."""
-        return self.folder.summary.is_file()
+        return has_ended(self.folder)
 
     @cached_property
     def config(self) -> Row | None:
@@ -312,6 +327,7 @@ class RunData:
                     sample=int(str(row["sample"])),
                     source=str(row["source"]),
                     num_steps=int(str(row["num_steps"])),
+                    written=len(row["steps"]),  # type: ignore[arg-type]
                     correct=row["correct"] is True,
                     failure=None if failure is None else str(failure),
                 )
@@ -357,6 +373,13 @@ class RunData:
         return paired_change(won, lost, len(before))
 
 
+def has_ended(folder: RunFolder) -> bool:
+    """A run has ended by itself. A trainer used from Python says so in metrics.jsonl alone."""
+    if folder.summary.is_file() or folder.config.is_file():
+        return folder.summary.is_file()
+    return any("train_runtime" in row for row in _rows(folder.metrics, {}))
+
+
 def _accuracy(rows: Iterable[Attempt]) -> Estimate:
     by_problem: dict[tuple[str, int], list[bool]] = {}
     for row in rows:
@@ -368,7 +391,7 @@ def _accuracy(rows: Iterable[Attempt]) -> Estimate:
 
 
 def _failures(rows: Iterable[Attempt]) -> dict[str, int]:
-    return dict(Counter(row.failure for row in rows if row.failure is not None))
+    return dict(Counter(why for row in rows if (why := row.shortfall) is not None))
 
 
 # ---- rows that may be anything ------------------------------------------------------------------
@@ -389,6 +412,7 @@ _ATTEMPT: dict[str, Callable[[object], bool]] = {
     "sample": _is_step,
     "source": _is_text,
     "num_steps": _is_step,
+    "steps": lambda value: isinstance(value, list),
     "correct": lambda value: isinstance(value, bool),
     "failure": lambda value: value is None or isinstance(value, str),
 }

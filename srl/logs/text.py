@@ -29,7 +29,12 @@ def visible(text: str, encoding: str = "utf-8") -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return text.translate(_spellings(codec_name(encoding)))
+    return text.translate(_spellings(codec_name(encoding), one_line=True))
+
+
+def spelt(text: str) -> str:
+    r"""`text` in which every invisible sign but line ends and tabs reads `\u{202e}`."""
+    return text.translate(_spellings("utf-8", one_line=False))
 
 
 def is_unicode(encoding: str) -> bool:
@@ -49,17 +54,18 @@ def codec_name(encoding: str) -> str:
 class _Spellings(dict[int, str]):
     """What stands for each character, found when it is first met."""
 
-    def __init__(self, encoding: str) -> None:
+    def __init__(self, encoding: str, *, one_line: bool) -> None:
         super().__init__()
         self._encoding = encoding
+        self._marks = _MARKS if one_line else {mark: mark for mark in _MARKS}
 
     def __missing__(self, code: int) -> str:
         sign = chr(code)
         # C*: controls, direction overrides, surrogates, unassigned; Zl and Zp end lines for some.
         category = unicodedata.category(sign)
         unseen = category.startswith("C") or category in ("Zl", "Zp") or _UNSEEN.match(sign)
-        shown = _MARKS.get(sign, sign)
-        if unseen and sign not in _MARKS:
+        shown = self._marks.get(sign, sign)
+        if unseen and sign not in self._marks:
             shown = f"\\u{{{code:x}}}"
         try:
             shown.encode(self._encoding)
@@ -70,5 +76,5 @@ class _Spellings(dict[int, str]):
 
 
 @lru_cache(maxsize=16)
-def _spellings(encoding: str) -> _Spellings:
-    return _Spellings(encoding)
+def _spellings(encoding: str, *, one_line: bool) -> _Spellings:
+    return _Spellings(encoding, one_line=one_line)

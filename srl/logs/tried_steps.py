@@ -88,8 +88,11 @@ def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
     index = table["step_index"].to_numpy()[rows].astype(np.int64)
     source = name_codes(table["source"])[rows]
     problem = name_codes(table["problem_id"])[rows]
+    # Two solutions of one problem have different steps at the same place.
+    text = np.unique(table["step_text"].to_numpy()[rows], return_inverse=True)[1]
     spans = [int(part.max(initial=0)) + 1 for part in (source, index)]
-    key = (problem * spans[0] + source) * spans[1] + index
+    place = np.unique((problem * spans[0] + source) * spans[1] + index, return_inverse=True)[1]
+    key = place * (int(text.max(initial=0)) + 1) + text
     _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
     count = len(first_at)
     n = np.bincount(cells, minlength=count)

@@ -15,7 +15,7 @@ from srl.estimates import Estimate
 from srl.logs.report.markup import text
 
 WIDTH, HEIGHT = 420, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 34
 TRAINING = "training step"
 _LARGEST = 1e150  # beyond it squares and differences are no numbers any more
 

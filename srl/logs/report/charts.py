@@ -49,11 +49,13 @@ def line_chart(
     Args:
         title: what is drawn.
         caption: in one sentence what that is.
-        series: one line each; at most SERIES are drawn.
+        series: one line each; at most SERIES are drawn, and the caption names the others.
         share: values are shares, shown in per cent.
         zero: a line at zero, which is then inside the picture.
         along: what the horizontal axis counts.
     """
+    if rest := [one.name for one in series[SERIES:]]:
+        caption = f"{caption} Not drawn: {', '.join(rest)}.".lstrip()
     # A run keeps its colour where the other has nothing to draw.
     shown = [Series(one.name, one.bins, [*map(drawable, one.values)]) for one in series[:SERIES]]
     drawn = [(k, one) for k, one in enumerate(shown) if any(one.values)]

@@ -32,7 +32,7 @@ from srl.logs.figures import (
 )
 from srl.logs.index import REWARD
 from srl.logs.report.axes import Series, bins_of, drawable, plain_series, ticks
-from srl.logs.report.charts import heat_map, line_chart, stacked_bars
+from srl.logs.report.charts import SERIES, heat_map, line_chart, stacked_bars
 from srl.logs.run_data import RunData
 
 BINS = 60
@@ -89,11 +89,7 @@ def training(runs: Sequence[Named]) -> str:
     charts += [chart(metric, _title(metric)) for metric in named]
     if len(named) > 1:
         for one, cells in zip(runs, over, strict=True):
-            if len(_rewards(one.run)) < 2:
-                continue
-            parts = [Series(m.label, cells.keys, cells.metrics[m.name]) for m in _rewards(one.run)]  # type: ignore[arg-type]
-            about = "Every named reward, over rollouts in the right format that it applies to."
-            charts.append(line_chart(_of("Reward components", one, runs), about, _bare(parts)))
+            charts += _components(one, cells, runs)
     charts.append(chart(FIXED["lift"], "Lift over copying", zero=True))
     charts.append(chart(FIXED["exact"], "Exact steps"))
     charts.append(chart(FIXED["copied"], "Copies"))
@@ -105,11 +101,27 @@ def training(runs: Sequence[Named]) -> str:
     return _grid(charts)
 
 
+def _components(one: Named, cells: Cells, runs: Sequence[Named]) -> list[str]:
+    """All named rewards of a run together: in one chart, or in several where they are many."""
+    named = _rewards(one.run)
+    if len(named) < 2:
+        return []
+    about = "Every named reward, over rollouts in the right format that it applies to."
+    count = -(-len(named) // SERIES)
+    charts = []
+    for k in range(count):
+        chosen = named[k * len(named) // count : (k + 1) * len(named) // count]
+        parts = [Series(m.label, bins_of(cells.keys), cells.metrics[m.name]) for m in chosen]
+        title = "Reward components" + (f", {k + 1} of {count}" if count > 1 else "")
+        charts.append(line_chart(_of(title, one, runs), about, _bare(parts)))
+    return charts
+
+
 def optimisation(runs: Sequence[Named]) -> str:
     """Figures of metrics.jsonl that no rollout has; those that are zero throughout are left out."""
     charts = []
     for name, (title, about) in _FIGURES.items():
-        points = [one.run.training_figures().get(name, []) for one in runs]
+        points = [_figure(one.run, name) for one in runs]
         if any(value for part in points for _, value in part):
             charts.append(_plain(title, about, runs, points))
     speeds = [one.run.speed() for one in runs]
@@ -117,6 +129,12 @@ def optimisation(runs: Sequence[Named]) -> str:
         about = "Tokens written, over the seconds of sampling and update together."
         charts.append(_plain("Tokens a second", about, runs, speeds))
     return _grid(charts) if charts else '<p class="none">No metrics.jsonl in this folder.</p>'
+
+
+def _figure(run: RunData, name: str) -> Sequence[tuple[int, float]]:
+    if name.startswith("seconds/"):  # a line has those of all steps since the one before
+        return run.per_step(name)
+    return run.training_figures().get(name, [])
 
 
 def by_index(runs: Sequence[Named]) -> str:

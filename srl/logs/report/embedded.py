@@ -110,9 +110,8 @@ def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict
     problems: dict[int, tuple[int, object]] = {}  # by identity: where, and what
     changes = _changes(tried)
     flat = [int(row) for group in chosen.groups for row in group]
-    lines = run.log.table["line"].take(pa.array(flat, pa.int64())).to_pylist()
     copied = run.log.table["copied"].take(pa.array(flat, pa.int64())).to_pylist()
-    records = zip(run.log.read(flat), lines, copied, strict=True)
+    records = zip(run.log.read(flat), (row + 1 for row in flat), copied, strict=True)
     names = run.log.reward_names
     groups: list[dict[str, object]] = []
     for rows in chosen.groups:

@@ -96,6 +96,8 @@ def _accuracy_tile(run: RunData) -> list[str]:
         note = " → ".join(when for when in ("before", "after") if when in found)
         if gain is not None:
             note = points(gain)
+        if "after" in found and run.policy_step is not None:
+            note += f"; after: policy of step {run.policy_step:,}, the best on validation"
         return [_tile("held-out problems solved", shown, note, True)]
     validations = run.validation_accuracy()
     if not validations:

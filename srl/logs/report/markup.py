@@ -12,37 +12,13 @@ from __future__ import annotations
 import html
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from srl.estimates import Estimate
+from srl.logs.text import spelt
 
-# Invisible, and yet no control: joiners, fillers, variation selectors.
-_UNSEEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
-)
 # No name, setting or label is as long; texts of rollouts do not come this way.
 LONGEST = 2_000
-
-
-class _Spellings(dict[int, str]):
-    """What stands for each character, found when it is first met."""
-
-    def __missing__(self, code: int) -> str:
-        sign = chr(code)
-        category = unicodedata.category(sign)
-        unseen = category.startswith("C") or category in ("Zl", "Zp") or _UNSEEN.match(sign)
-        shown = f"\\u{{{code:x}}}" if unseen and sign not in "\n\t" else sign
-        self[code] = shown
-        return shown
-
-
-_SPELLINGS = _Spellings()
-
-
-def spelt(value: object) -> str:
-    r"""`value` as text in which every invisible sign but line ends and tabs reads `\u{202e}`."""
-    return str(value).translate(_SPELLINGS)
 
 
 def text(value: object, *, most: int = LONGEST) -> str:
@@ -53,23 +29,22 @@ def text(value: object, *, most: int = LONGEST) -> str:
     return html.escape(spelt(words), quote=True)
 
 
-def number(value: float | None, *, share: bool = False, sign: bool = False) -> str:
+def number(value: float | None, *, share: bool = False) -> str:
     """A figure as a reader wants it; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    plus = "+" if sign else ""
     if share:
-        shown = f"{100 * value:{plus}.1f}"
+        shown = f"{100 * value:.1f}"
     elif isinstance(value, int):
-        shown = f"{value:{plus},}"
+        shown = f"{value:,}"
     elif abs(value) >= 99.95:
-        shown = f"{value:{plus},.0f}"
+        shown = f"{value:,.0f}"
     elif abs(value) >= 9.9995:
-        shown = f"{value:{plus}.1f}"
+        shown = f"{value:.1f}"
     elif value == 0 or abs(value) >= 0.001:
-        shown = f"{value:{plus}.3f}"
+        shown = f"{value:.3f}"
     else:
-        shown = f"{value:{plus}.2e}"
+        shown = f"{value:.2e}"
     # "-0.000" is no figure, and a minus is no hyphen.
     if re.fullmatch(r"-0\.?0*", shown):
         shown = shown[1:]
@@ -84,11 +59,11 @@ def interval(estimate: Estimate, *, share: bool = False) -> str:
     return f"[{low}, {high}]"
 
 
-def with_interval(estimate: Estimate | None, *, share: bool = False, sign: bool = False) -> str:
+def with_interval(estimate: Estimate | None, *, share: bool = False) -> str:
     """`46.6 % [42.5, 50.7]`."""
     if estimate is None:
         return "–"
-    shown = number(estimate.value, share=share, sign=sign)
+    shown = number(estimate.value, share=share)
     return f"{shown} {interval(estimate, share=share)}".rstrip()
 
 

@@ -21,6 +21,7 @@ rules, in this order:
     constant     a reward that is the same number on every valid rollout that has one
     longer       completions of the last fifth more than twice as long as those of the first
     unmoved      at least 10 training steps, and the reward's intervals of the two fifths overlap
+    rise         the reward's interval of the last fifth lies above that of the first
     gain         accuracy after minus before, with its paired interval, where that excludes zero
 """
 
@@ -241,6 +242,13 @@ def _movement(parts: Cells) -> Iterator[Remark]:
         )
     early, late = steps_of(parts.keys[0]), steps_of(parts.keys[-1])
     first, last = _ends(parts, REWARD_METRIC.name)
+    if first is not None and last is not None and last.low > first.high:
+        yield Remark(
+            "rise",
+            f"The reward rose from {with_interval(first)} in {span_of(early)} to "
+            f"{with_interval(last)} in {span_of(late)}.",
+            good=True,
+        )
     if (
         early != late
         and late[1] - early[0] + 1 >= STEPS_TO_MOVE

@@ -21,13 +21,16 @@ import numpy as np
 
 from srl.errors import UsageError
 from srl.logs.figures import rows_of
+from srl.logs.index import Told
 from srl.logs.report import curves, headline, sections
 from srl.logs.report.curves import Named
 from srl.logs.report.embedded import Chosen, choose, pack, run_json
-from srl.logs.report.markup import size, spelt, text
+from srl.logs.report.markup import size, text
 from srl.logs.run_data import RunData
+from srl.logs.text import spelt
 from srl.logs.tried_steps import TriedStep, extremes, tried_steps
-from srl.run_folder import RunFolder
+from srl.private import told_apart
+from srl.run_folder import RunFolder, replace_file
 
 ROLLOUTS = 20_000
 OF_NOTE = 10  # best, worst, most improved steps: that many of each
@@ -45,11 +48,16 @@ class Report:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{spelt(self.path)}  {size(self.bytes)}"
+        return f"{spelt(str(self.path))}  {size(self.bytes)}"
 
 
 def write_report(
-    path: Path, other: Path | None = None, *, output: Path | None = None, rollouts: int = ROLLOUTS
+    path: Path,
+    other: Path | None = None,
+    *,
+    output: Path | None = None,
+    rollouts: int = ROLLOUTS,
+    told: Told | None = None,
 ) -> Report:
     """Write the report of the run at `path`, beside that at `other` if there is one.
 
@@ -58,6 +66,7 @@ def write_report(
         other: a second run to compare it with.
         output: the file; by default `report.html` in the run's folder, or `report-OTHER.html`.
         rollouts: at most so many are in the page.
+        told: called while a log is read into its index, as `Log.open` does.
 
     Raises:
         UsageError: there is no such run or log, the two runs are one, `rollouts` is below 1, or the
@@ -75,9 +84,12 @@ def write_report(
         name = f"report-{_name(folders[1])}.html" if len(folders) > 1 else "report.html"
         output = folders[0].path / name
     _check_output(output)
-    runs = [RunData.open(folder) for folder in folders]
+    runs = [RunData.open(folder, told) for folder in folders]
     page = make_page(_named(runs), rollouts)
-    _replace(output, page.encode("utf-8"))
+    try:
+        replace_file(output, page.encode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror or error}") from error
     return Report(output, output.stat().st_size)
 
 
@@ -173,7 +185,7 @@ def _said_of(runs: Sequence[Named], chosen: Sequence[Chosen]) -> str:
 def _named(runs: Sequence[RunData]) -> list[Named]:
     names = [_name(run.folder) for run in runs]
     if len(set(names)) < len(names):  # two folders of one name
-        names = [str(run.folder.path) for run in runs]
+        names = told_apart([run.folder.path for run in runs])
     return [Named(name, run) for name, run in zip(names, runs, strict=True)]
 
 
@@ -219,15 +231,3 @@ def _check_output(path: Path) -> None:
 def _is_ours(path: Path) -> bool:
     with path.open("rb") as file:
         return MARKER.encode() in file.read(256)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, then put in place: a reader sees the old report or the new one."""
-    beside = path.with_name(f".report.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)

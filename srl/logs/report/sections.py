@@ -1,15 +1,14 @@
-"""The parts of a report that are words and tables: key figures, remarks, tables, settings.
+"""The parts of a report that are words and tables: tables, accuracy, steps of note, settings.
 
-Each function takes the runs to show, one or two to compare, and gives a piece of HTML. The curves
-are in `curves.py`, the rollouts in `embedded.py` and the page's script. No figure is computed here.
+Each function takes the runs to show, one or two to compare, and gives a piece of HTML. The top
+is in `headline.py`, the curves are in `curves.py`, the rollouts in `embedded.py` and the page's
+script. No figure is computed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
-
-import pyarrow as pa
 
 from srl.logs.figures import (
     FIXED,
@@ -22,8 +21,9 @@ from srl.logs.report.curves import Named
 from srl.logs.report.markup import Raw, figure_cell, number, points, table, text
 from srl.logs.run_data import Accuracy, RunData
 from srl.logs.tried_steps import TriedStep
+from srl.private import shareable, shareable_command
 from srl.records import StepRecord
-from srl.run_folder import changed_keys, plain
+from srl.run_folder import changed_keys, flattened, plain
 
 PROBLEMS = 20
 ROWS = 100
@@ -50,9 +50,9 @@ def _by_table(runs: Sequence[Named], column: str, title: str, most: int) -> str:
     metrics = list(dict.fromkeys(m for one in runs for m in metrics_of(one.run.log)))
     metrics = [m for m in metrics if m.name != "group_std"]
     metrics.sort(key=lambda m: m.name in FIXED and m is not REWARD_METRIC)
-    rows: dict[object, list[list[object]]] = {}
+    rows: dict[object, list[tuple[int, list[object]]]] = {}
     sizes: dict[object, int] = {}
-    for one in runs:
+    for place, one in enumerate(runs):
         records = most_frequent(one.train, column, most)
         cells = by(records, column, metrics_of(one.run.log))
         for k, key in enumerate(cells.keys):
@@ -60,7 +60,7 @@ def _by_table(runs: Sequence[Named], column: str, title: str, most: int) -> str:
             found = [cells.metrics[m.name][k] if m.name in cells.metrics else None for m in metrics]
             figures = [figure_cell(f, share=m.share) for f, m in zip(found, metrics, strict=True)]
             run = [one.name] if several else []
-            rows.setdefault(key, []).append([*run, *map(number, numbers), *figures])
+            rows.setdefault(key, []).append((place, [*run, *map(number, numbers), *figures]))
             sizes[key] = sizes.get(key, 0) + cells.records[k]
     if not rows:
         return ""
@@ -68,17 +68,22 @@ def _by_table(runs: Sequence[Named], column: str, title: str, most: int) -> str:
     if column == "problem_id":
         keys.sort(key=lambda key: -sizes[key])
     head = [title, *(["run"] if several else []), "rollouts", "groups", "problems"]
-    body = [[_key(key, column), *cells] for key in keys for cells in rows[key]]
+    body = [[_key(key, column, place), *cells] for key in keys for place, cells in rows[key]]
     some = f" (the {most} with most rollouts)" if len(rows) >= most else ""
     numbers_table = table([*head, *(m.label for m in metrics)], body, words=1 + several)
     return f"<h3>By {text(title)}{some}</h3>{numbers_table}"
 
 
-def _key(key: object, column: str) -> object:
+def _key(key: object, column: str, place: int) -> object:
     if column != "problem_id" or len(str(key)) > _LONGEST_LINK:
         return key
     asked = quote(str(key), safe="", errors="replace")
-    return Raw(f'<a href="#find={text(asked)}">{text(key)}</a>')
+    return Raw(f'<a href="#find={_in_run(place)}{text(asked)}">{text(key)}</a>')
+
+
+def _in_run(place: int) -> str:
+    """Which run a link of the viewer means; the first needs no number."""
+    return f"{place + 1}:" if place else ""
 
 
 def accuracy(runs: Sequence[Named]) -> str:
@@ -115,7 +120,7 @@ def accuracy(runs: Sequence[Named]) -> str:
         *(["run"] if several else []),
         "problems",
         "solved",
-        "no answer",
+        "why not",
     ]
     return "<h3>Held-out problems</h3>" + table(head, rows, words=3 + several, tail=1)
 
@@ -135,7 +140,6 @@ def steps_of_note(
     for place, (one, lists, rows) in enumerate(zip(runs, found, inside, strict=True)):
         if len(runs) > 1:
             parts.append(f"<h3>{text(one.name)}</h3>")
-        several = "" if place == 0 else f"{place + 1}:"
         for title, steps in lists.items():
             parts.append(f"<h3>{text(title[:1].upper() + title[1:])}</h3>")
             if not steps:
@@ -144,10 +148,13 @@ def steps_of_note(
                 )
                 continue
             records = one.run.log.read([step.row for step in steps])
-            lines = one.run.log.table["line"].take(pa.array([s.row for s in steps], pa.int64()))
             body = [
                 [
-                    _place(step, record, f"#r={several}{line}" if step.row in rows else None),
+                    _place(
+                        step,
+                        record,
+                        f"#r={_in_run(place)}{step.row + 1}" if step.row in rows else None,
+                    ),
                     _excerpt(record.expert_step),
                     _excerpt(record.action),
                     number(step.rollouts),
@@ -155,7 +162,7 @@ def steps_of_note(
                     _from_to(number(step.first), number(step.last), step),
                     _from_to(number(step.first_step), number(step.last_step), step),
                 ]
-                for step, record, line in zip(steps, records, lines.to_pylist(), strict=True)
+                for step, record in zip(steps, records, strict=True)
             ]
             head = ["step", "expert's step", "best attempt of the last time", "rollouts",
                     "mean reward", "first → last", "at training step"]  # fmt: skip
@@ -182,8 +189,8 @@ def settings(runs: Sequence[Named]) -> str:
     """Settings, environment and command; for two runs what differs comes first."""
     parts = []
     if len(runs) > 1 and all(one.run.config is not None for one in runs):
-        differ = changed_keys(*(one.run.config or {} for one in runs))
-        items = "".join(f"<li><code>{text(line)}</code></li>" for line in differ)
+        differ = _differences(*(plain(one.run.config) for one in runs))
+        items = "".join(f"<li>{line}</li>" for line in differ)
         names = f"{text(runs[0].name)} → {text(runs[1].name)}"
         same = '<p class="none">All settings are the same.</p>'
         parts.append(f"<h3>Settings that differ, {names}</h3>")
@@ -195,10 +202,20 @@ def settings(runs: Sequence[Named]) -> str:
     for one in runs:
         path = one.run.folder.command
         if path.is_file():
-            shown = path.read_text(encoding="utf-8", errors="replace").strip()
+            shown = shareable_command(path.read_text(encoding="utf-8", errors="replace").strip())
             name = f", {text(one.name)}" if len(runs) > 1 else ""
             parts.append(f"<h3>Command{name}</h3><pre>{text(shown, most=20_000)}</pre>")
     return "".join(parts)
+
+
+def _differences(old: object, new: object) -> list[str]:
+    """What differs, as HTML. Folders are not told, but that they differ is."""
+    assert isinstance(old, dict)
+    assert isinstance(new, dict)
+    told = changed_keys(*(shareable(one) for one in (old, new)))  # type: ignore[arg-type]
+    untold = len(changed_keys(old, new)) - len(told)
+    lines = [f"<code>{text(line)}</code>" for line in told]
+    return lines + ([f"{number(untold)} more, in the folder of a path alone"] if untold else [])
 
 
 def _flat_table(
@@ -207,7 +224,7 @@ def _flat_table(
     of: Callable[[RunData], Mapping[str, object] | None],
     missing: str,
 ) -> str:
-    flat = [_flat(plain(of(one.run) or {})) for one in runs]
+    flat = [flattened(shareable(plain(of(one.run) or {}))) for one in runs]
     keys = list(dict.fromkeys(key for part in flat for key in part))
     if not keys:
         return f'<h3>{text(title)}</h3><p class="none">{text(missing)}</p>'
@@ -217,16 +234,6 @@ def _flat_table(
         f"<details class=fold><summary>{text(title)}</summary>"
         f"{table(head, body, words=len(head))}</details>"
     )
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    """Nested settings with their keys joined by dots."""
-    if not isinstance(value, dict) or (not value and prefix):
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _value(flat: Mapping[str, object], key: str) -> Raw:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from rich.console import Console, Group
@@ -91,7 +91,7 @@ class Browser(App[int]):
     def compose(self) -> ComposeResult:
         yield Static(id="status")
         yield Input(
-            self.words,
+            f"{self.words} ",  # the next option is typed after it
             id="filter",
             placeholder="--kept true --reward lt:0.2 --sort=-reward   (Enter)",
             select_on_focus=False,
@@ -154,20 +154,17 @@ class Browser(App[int]):
     def _group_line(self, at: int) -> Text:
         table, row = self.data.log.table, int(self.groups[at])
 
-        def value(column: str) -> object:
+        def value(column: str) -> Any:
             return table[column][row].as_py()
 
         fate = "eval" if value("phase") == "eval" else "kept"
         if value("phase") != "eval" and not value("kept"):
-            fate = str(value("dropped_because") or "dropped")
-        place = f"{int(str(value('step_index'))) + 1}/{value('num_steps')}"
-        mean, std = (
-            number(None if value(column) is None else float(str(value(column))))
-            for column in ("group_mean", "group_std")
-        )
+            fate = value("dropped_because") or "dropped"
+        place = f"{value('step_index') + 1}/{value('num_steps')}"
+        mean, std = number(value("group_mean")), number(value("group_std"))
         pen = self._pen(80)
         return Text(
-            f"{value('train_step'):>6} {place:>5}  {pen.say(str(value('problem_id'))[:8]):8}  "
+            f"{value('train_step'):>6} {place:>5}  {pen.say(value('problem_id')[:8]):8}  "
             f"{mean:>6}  {std:>5}  {pen.say(fate)}"
         )
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from rich.text import Text
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
 from srl.logs.index import Log
+from srl.logs.reading import Reading, say
 from srl.logs.run_data import RunData
 from srl.logs.terminal.by_column import BY, grouped, grouped_json, grouped_table
 from srl.logs.terminal.follow import Watch, follow_lines, follow_live, is_live, record_line
@@ -108,11 +109,17 @@ def inspect_run(path: Path, args: argparse.Namespace, console: Console) -> int:
     if not is_unicode(console.encoding) and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # rich has signs of its own
     try:
-        return _inspect(path, args, console)
+        code = _inspect(path, args, console)
+        sys.stdout.flush()
+        return code
     except UsageError as error:  # it may name a path, a reward, a source: somebody's text
         raise UsageError("\n".join(map(visible, str(error).split("\n")))) from error
     except BrokenPipeError:  # the reader had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as error:  # which rich makes of the same
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
         return 0
 
 
@@ -124,11 +131,8 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
         return _browse(folder, args, wanted, console)
     if args.follow:
         return _follow(folder, args, wanted, console)
-    reading = Reading()
-    try:
+    with Reading() as reading:
         data = RunData.open(folder, reading)
-    finally:
-        reading.close()
     log, pen = data.log, Pen.of(console)
     if args.record is not None:
         return _record(data, args, console)
@@ -263,14 +267,17 @@ def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace, wanted: F
     folder = Path(args.to) if args.to else data.folder.path / "export"
     rows = _first(rows, args)
     everything = len(rows) == data.log.table.num_rows
+    asked = wanted.words
+    asked += f" {shlex.quote(f'--sort={args.sort}')}" if args.sort else ""
+    asked += f" --limit {args.limit}" if args.limit else ""
     count = export_parquet(
         lambda: data.log.read(rows.tolist()),
         data.folder,
         folder,
-        asked="" if everything else wanted.words,
+        asked="" if everything else asked,
     )
     sys.stdout.write(
-        f"{count:,} records ({visible(wanted.words)}) and a data-set card: {visible(str(folder))}\n"
+        f"{count:,} records ({visible(asked)}) and a data-set card: {visible(str(folder))}\n"
         f"read them with: datasets.load_dataset({json.dumps(str(folder))}, split='train')\n"
     )
     return 0
@@ -281,10 +288,14 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
 
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
-            _write_lines(log, rows)
-            return
-        for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
-            sys.stdout.write(record_line(row + 1, record, pen) + "\n")
+            said = list(_json_lines(log, rows))
+            for _ in log.read(rows.tolist()):
+                pass  # raises where another record of the same length stands
+        else:
+            records = zip(rows.tolist(), log.read(rows.tolist()), strict=True)
+            said = [record_line(row + 1, record, pen) for row, record in records]
+        for line in said:
+            sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
     try:
@@ -292,7 +303,7 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
             follow_live(watch, wanted, console, limit=args.limit or _LATEST)
         else:
             before = args.limit if args.limit or args.json else 10
-            follow_lines(watch, wanted, write, _say, before=before)
+            follow_lines(watch, wanted, write, say, before=before)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -309,35 +320,8 @@ def _browse(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
         raise UsageError(
             "--browse needs textual, which is not installed: pip install 'stepwise-srl[browser]'"
         ) from error
-    words = wanted.words + (f" --sort={args.sort}" if args.sort else "")
+    words = wanted.words + (f" {shlex.quote(f'--sort={args.sort}')}" if args.sort else "")
     return browse(folder, words, console)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"srl: {visible(text)}\n")
-    sys.stderr.flush()
-
-
-class Reading:
-    """Says on stderr that records are read into the index: a minute for a million, once."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._drawn = False
-
-    def __call__(self, done: int, size: int) -> None:
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            sys.stderr.write(f"\rreading new records: {done / size:.0%} of {size / 1e6:,.0f} MB ")
-            sys.stderr.flush()
-            self._drawn = True
-        elif not self._drawn and time.monotonic() - self._began > 2:
-            _say(f"reading {size / 1e6:,.0f} MB of records; an index of them is kept")
-            self._drawn = True
-
-    def close(self) -> None:
-        if self._drawn and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            sys.stderr.write("\r" + " " * 60 + "\r")
-            sys.stderr.flush()
 
 
 # ---- JSON ---------------------------------------------------------------------------------------
@@ -349,20 +333,14 @@ def _write_object(found: Mapping[str, object]) -> None:
 
 
 def _write_lines(log: Log, rows: np.ndarray) -> None:
-    """The lines of the log, each with its number; in ASCII where signs fail, or are obeyed."""
-    plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
-    for line in _lines(log, rows):
-        said = json.dumps(json.loads(line)) if plain else line.decode()
-        sys.stdout.write(said + "\n")
+    for line in _json_lines(log, rows):
+        sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
-def _lines(log: Log, rows: np.ndarray) -> Iterator[bytes]:
-    starts = log.table["start"].to_numpy()
-    with log.path.open("rb") as file:
-        for row in rows.tolist():
-            file.seek(starts[row])
-            line = file.readline().strip()
-            if not (line.startswith(b"{") and line.endswith(b"}")):
-                raise UsageError(f"{log.path}, line {row + 1}: the log was changed meanwhile")
-            yield b'{"line": %d, %s' % (row + 1, line[1:].lstrip())
+def _json_lines(log: Log, rows: np.ndarray) -> Iterator[str]:
+    """The lines of the log, each with its number; in ASCII where signs fail, or are obeyed."""
+    plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
+    for row, line in zip(rows.tolist(), log.lines(rows.tolist()), strict=True):
+        said = f'{{"line": {row + 1}, {line.decode().strip()[1:].lstrip()}'
+        yield json.dumps(json.loads(said)) if plain else said

@@ -3,7 +3,8 @@
 On a terminal the overview is drawn anew whenever the log has grown; anywhere else new records come
 as lines, as from `tail -f`. It starts before there is a first record and ends by itself once the
 run is complete. A resumed run cuts its log back to the checkpoint: then the log is read again, and
-what is printed goes on from where it was cut, with a word about it.
+what is printed goes on from where it was cut, with a word about it. That may happen between reading
+the log and showing a text of it: then it is looked at again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
+from srl.errors import UsageError
 from srl.logs.filters import Filter
-from srl.logs.index import Log
-from srl.logs.run_data import RunData
+from srl.logs.index import Log, LogChangedError
+from srl.logs.run_data import RunData, has_ended
 from srl.logs.terminal.overview import Overview, overview
 from srl.logs.terminal.overview_tables import overview_parts
 from srl.logs.terminal.pen import Pen, number
@@ -30,6 +32,12 @@ from srl.run_folder import RunFolder
 
 # What tells a record from another in the same place: a resumed run does not write the same again.
 _TELLING = ("start", "train_step", "completion_tokens", "group_id", "reward")
+
+# Records that are read before the first of them is written.
+_AT_ONCE = 256
+
+# Seconds. A pager can hold us up for hours, which is no work.
+_LONGEST_PAUSE = 60.0
 
 # How much is said before the first new record, as `tail -f` does.
 _BEFORE = 10
@@ -56,13 +64,14 @@ class Watch:
 
     Attributes:
         folder: the run.
-        seconds: how long the last look took.
+        behind: what the last look found could not be shown: there has to be another.
     """
 
     folder: RunFolder
-    seconds: float = 0.0
+    behind: bool = False
     _log: Log | None = None
     _stamp: tuple[int, int] | None = field(default=None)
+    _complaint: str = ""
 
     def look(self) -> Look | None:
         """What there is now; None if nothing has changed, or there is no record yet.
@@ -70,23 +79,45 @@ class Watch:
         Raises:
             UsageError: the log holds something that is no record.
         """
+        stamp = self._stamp_now()
+        if stamp is None or stamp == self._stamp:
+            self.behind = False
+            return None
         try:
-            stat = self.folder.steps.stat()
-        except OSError:
+            log = Log.open(self.folder.steps)
+        except UsageError as error:
+            # Cut back while it was read, what was a line may be none; the same twice is no chance.
+            if self._stamp_now() == stamp or str(error) == self._complaint:
+                raise
+            self._complaint, self.behind = str(error), True
             return None
-        stamp = stat.st_size, stat.st_mtime_ns
-        if stamp == self._stamp:
-            return None
-        began = time.monotonic()
-        log = Log.open(self.folder.steps)
-        self.seconds = time.monotonic() - began
-        self._stamp = stamp
+        self._stamp, self.behind, self._complaint = stamp, False, ""
         before, self._log = self._log, log
         had = before.table.num_rows if before else 0
         known = _same(before, log) if before else 0
         if not log.table.num_rows and not had:
             return None
         return Look(RunData(self.folder, log), known, had if known < had else None)
+
+    def again(self, shown: int) -> bool:
+        """Look again, only the first `shown` records having been shown; False: that is of no use.
+
+        It is of none where the file is the one that was opened: then it does not fit its index.
+        """
+        now = self._stamp_now()
+        if self._log is None or (now is not None and now == self._stamp):
+            return False
+        log = self._log
+        self._log = Log(log.path, log.table.slice(0, shown), log.end, log.unfinished)
+        self._stamp, self.behind = None, True
+        return True
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            stat = self.folder.steps.stat()
+        except OSError:
+            return None
+        return stat.st_size, stat.st_mtime_ns
 
 
 def _same(before: Log, now: Log) -> int:
@@ -105,12 +136,13 @@ def looks(watch: Watch, poll: float) -> Iterator[Look | None]:
     """A look after the other until the run is complete and its log has ended; None: nothing new."""
     while True:
         # Asked first: it is written after the last record.
-        complete = watch.folder.summary.is_file()
+        complete = has_ended(watch.folder)
+        began = time.monotonic()
         yield watch.look()
-        if complete:
+        if complete and not watch.behind:
             return
-        # A long log is read for a second or more: half of the time at most goes into that.
-        time.sleep(max(poll, watch.seconds))
+        # A long log takes seconds to read and to show: half of the time at most goes into both.
+        time.sleep(max(poll, min(_LONGEST_PAUSE, time.monotonic() - began)))
 
 
 def follow_lines(
@@ -127,7 +159,7 @@ def follow_lines(
     Args:
         watch: of the run.
         wanted: the filter.
-        write: told the log and the rows of it to write.
+        write: told the log and the rows of it to write: all of them, or it raises before the first.
         say: told what is no record: that one waits, that the log was cut back.
         before: how many of the records that are there at the start are written; None: all.
         poll: seconds between two looks.
@@ -150,7 +182,14 @@ def follow_lines(
         if first and before is not None:
             rows = rows[max(0, len(rows) - before) :]
         first = False
-        write(found.data.log, rows)
+        for at in range(0, len(rows), _AT_ONCE):
+            part = rows[at : at + _AT_ONCE]
+            try:
+                write(found.data.log, part)
+            except LogChangedError:
+                if not watch.again(int(part[0])):
+                    raise
+                break
 
 
 def record_line(line: int, record: StepRecord, pen: Pen) -> str:
@@ -188,8 +227,13 @@ def follow_live(
                 drawn = found.data, figures, rows
                 if found.cut is not None:
                     note = f"the log was cut back to {found.known:,} records and read again; "
-            if drawn is not None:
+            if drawn is None:
+                continue
+            try:
                 live.update(_screen(*drawn, wanted, console, limit, note), refresh=True)
+            except LogChangedError:  # the picture stays as it is until the next look
+                if not watch.again(drawn[0].log.table.num_rows):
+                    raise
     data, figures = drawn[:2] if drawn else (None, None)
     if data is not None and figures is not None:
         for part in overview_parts(data, wanted, figures, Pen.of(console)):

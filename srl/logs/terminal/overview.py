@@ -1,8 +1,8 @@
 """What a person first wants to know of a run, gathered: is it complete, did it learn, where does it
 fail, on which steps.
 
-Only figures, from `figures.py` and `run_data.py`; `terminal.py` draws them, `--figures --json`
-gives them to scripts, so that nobody has to take tables apart.
+Only figures, from `figures.py` and `run_data.py`; `overview_tables.py` draws them, and
+`--figures --json` gives them to scripts, so that nobody has to take tables apart.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from srl.logs.figures import (
     by,
     counts,
     metrics_of,
+    most_frequent,
     over_training,
     sampling_yield,
 )
@@ -37,6 +38,8 @@ from srl.logs.tried_steps import TriedStep, extremes, tried_steps
 # What a table of the overview has room for; `--by` shows the rest.
 TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])
 TABLES = ("step_index", "steps_left", "num_steps", "source")
+# Values in a table: those with the most records. A log can have a source for every problem.
+_SHOWN, _TOLD = 20, 100
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Overview:
         failures: why a format failed -> how many records.
         sampling: None where no record is of training.
         time: None where metrics.jsonl tells none.
-        tables: column -> its cells; those with one value only are left out.
+        tables: column -> its most frequent values; columns with one value only are left out.
+        values: column -> how many values there are.
         ends: column -> value -> the mean reward in the first and the last fifth.
         extremes: best, worst and most improved steps; `row` is a row of the log.
     """
@@ -114,6 +118,7 @@ class Overview:
     sampling: Sampling | None
     time: Time | None
     tables: Mapping[str, Cells]
+    values: Mapping[str, int]
     ends: Mapping[str, Mapping[object, tuple[Estimate | None, Estimate | None]]]
     extremes: Mapping[str, Sequence[TriedStep]]
 
@@ -133,7 +138,7 @@ def overview(
         rows: as `Filter.rows` gives them.
         bins: how many values a trend has at most.
         most: how many best, worst and most improved steps.
-        full: tables with every metric, not only those that a terminal has room for.
+        full: tables with every metric and more values, not only what a terminal has room for.
     """
     log = data.log
     table = table_of(log, rows)
@@ -158,8 +163,13 @@ def overview(
                     [None if one is None else one.value for one in trends.metrics[name]],
                 )
             )
-    columns = [column for column in TABLES if len(pc.unique(table[column])) > 1]
-    in_tables = metrics if full else TABLE_METRICS
+    in_tables, room = (metrics, _TOLD) if full else (TABLE_METRICS, _SHOWN)
+    values = {column: len(pc.unique(table[column])) for column in TABLES}
+    parts = {
+        column: most_frequent(table, column, room) if count > room else table
+        for column, count in values.items()
+        if count > 1
+    }
     return Overview(
         records=table.num_rows,
         problems=whole.problems[0],
@@ -172,8 +182,9 @@ def overview(
         failures={name: sum(n) for name, n in counts(table, "format_failure", most=1)[1].items()},
         sampling=_sampling(table, early, late, bins),
         time=_time(data),
-        tables={column: by(table, column, in_tables) for column in columns},
-        ends={column: _ends(early, late, column, REWARD_METRIC) for column in columns},
+        tables={column: by(part, column, in_tables) for column, part in parts.items()},
+        values={column: values[column] for column in parts},
+        ends={column: _ends(part, fifths, column) for column, part in parts.items()},
         extremes=extremes(tried_steps(log.table, rows), most),
     )
 
@@ -192,13 +203,13 @@ def _within(table: pa.Table, steps: tuple[int, int]) -> pa.Table:
 
 
 def _ends(
-    early: pa.Table | None, late: pa.Table | None, column: str, metric: Metric
+    table: pa.Table, fifths: tuple[tuple[int, int], tuple[int, int]] | None, column: str
 ) -> dict[object, tuple[Estimate | None, Estimate | None]]:
-    if early is None or late is None:
+    if fifths is None:
         return {}
     first, last = (
-        dict(zip(cells.keys, cells.metrics[metric.name], strict=True))
-        for cells in (by(early, column, [metric]), by(late, column, [metric]))
+        dict(zip(cells.keys, cells.metrics[REWARD_METRIC.name], strict=True))
+        for cells in (by(_within(table, part), column, [REWARD_METRIC]) for part in fifths)
     )
     return {key: (first.get(key), last.get(key)) for key in first.keys() | last.keys()}
 
@@ -312,6 +323,7 @@ def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, o
             {"step": step, **estimate.to_json()} for step, estimate in data.validation_accuracy()
         ],
         "by": {column: cells_json(cells) for column, cells in found.tables.items()},
+        "values": found.values,
         "extremes": {
             name: [
                 {

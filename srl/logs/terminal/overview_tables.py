@@ -262,6 +262,10 @@ def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
         row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
         row.add_row(*tables)
         parts += [Text(), row] if parts else [row]
+    for column, cells in found.tables.items():
+        if left := found.values[column] - len(cells.keys):
+            said = f"{left:,} more values of {_TITLES.get(column, column)}: --by {column}"
+            parts.append(Text(said, style="dim"))
     return parts
 
 

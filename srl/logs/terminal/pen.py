@@ -88,7 +88,10 @@ class Pen:
         return set_cell_size(said, max(0, cells - len(dots))) + dots[:cells]
 
     def spark(self, values: Sequence[float | None]) -> str:
-        """A course, one sign a value, from its own lowest to its own highest; no value, no sign."""
+        """A course, one sign a value, from its own lowest to its own highest; no value, no sign.
+
+        Where nothing changes it is a line, which looks like no height at all.
+        """
         known = [value for value in values if value is not None and math.isfinite(value)]
         if not known:
             return " " * len(values)
@@ -99,7 +102,9 @@ class Pen:
         def sign(value: float | None) -> str:
             if value is None or not math.isfinite(value):
                 return " "
-            part = (value - low) / span if span > 1e-9 * max(1.0, abs(high)) else 0.5
+            if span <= 1e-9 * max(1.0, abs(high)):
+                return "─" if self.unicode else "_"
+            part = (value - low) / span
             # A value on a border counts as above it, whatever its last bit says.
             return signs[min(len(signs) - 1, int(part * len(signs) + 1e-9))]
 

@@ -69,7 +69,7 @@ function attempt(group, rollout, expert) {
   card.setAttribute("aria-label", "attempt " + rollout.rollout + ", reward " + number(rollout.reward));
   if (!group.hits || !group.hits.has(rollout)) card.classList.add("no");
   if (rollout.line === state.line) card.setAttribute("aria-current", "true");
-  const link = make("a", { href: hashOf(rollout.line), title: "link to this rollout" }, "#" + rollout.rollout);
+  const link = make("a", { href: hashOf(rollout.line), title: "link to this rollout" }, "#" + rollout.line);
   card.append(make("h5", {}, "reward " + number(rollout.reward), link), figures(group, rollout));
   if (rollout.failure !== null) card.append(visible("p", "format failure: " + rollout.failure, { class: "fate" }));
   else if (rollout.truncated) card.append(make("p", { class: "fate" }, "cut at the allowed length"));

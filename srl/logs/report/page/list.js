@@ -73,7 +73,7 @@ function problemText(problem) {
 }
 
 function rolloutText(rollout) {
-  if (rollout.hay === undefined) rollout.hay = (rollout.action + "\n" + rollout.thought).toLowerCase();
+  if (rollout.hay === undefined) rollout.hay = ("#" + rollout.line + "\n" + rollout.action + "\n" + rollout.thought).toLowerCase();
   return rollout.hay;
 }
 

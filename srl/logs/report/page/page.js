@@ -12,18 +12,25 @@ function setHash(line) {
 
 function followHash() {
   const rollout = /^#r=(?:(\d+):)?(\d+)$/.exec(location.hash);
-  const find = /^#find=(.*)$/.exec(location.hash);
-  if (rollout) openLine(rollout[1] ? Number(rollout[1]) - 1 : 0, Number(rollout[2]));
-  else if (find) {
-    resetFilter();
-    try {
-      el("f-search").value = decodeURIComponent(find[1]);
-    } catch {
-      el("f-search").value = find[1];
-    }
-    applyFilter(false);
-    el("rollouts").scrollIntoView();
+  // An id's own colons are escaped.
+  const find = /^#find=(?:(\d+):)?(.*)$/.exec(location.hash);
+  if (rollout) openLine(placeOf(rollout[1]), Number(rollout[2]));
+  else if (find) openSearch(placeOf(find[1]), find[2]);
+}
+
+const placeOf = (run) => (run ? Number(run) - 1 : 0);
+
+function openSearch(run, asked) {
+  if (!state.runs[run]) return;
+  if (run !== state.run) showRun(run);
+  resetFilter();
+  try {
+    el("f-search").value = decodeURIComponent(asked);
+  } catch {
+    el("f-search").value = asked;
   }
+  applyFilter(false);
+  el("rollouts").scrollIntoView();
 }
 
 function openLine(run, line) {
