@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import step_logs
 from conftest import train, write_config, write_toy_data
 
 from srl.records import RecordWriter, StepRecord
@@ -23,31 +24,15 @@ from srl.records import RecordWriter, StepRecord
 Row = Mapping[str, object]
 VOID = {"meta", "input", "br", "link", "img"}
 
-RECORD = StepRecord(
-    train_step=1,
-    phase="train",
+RECORD = replace(
+    step_logs.RECORD,
     source="toy",
-    problem_id="00ff00ff00ff00ff",
-    step_index=1,
-    num_steps=4,
-    group_id=0,
-    rollout=0,
     prompt_tokens=120,
     completion_tokens=31,
-    truncated=False,
     thought="3 - 1",
     action="She has 3 - 1 = 2 left.",
     expert_step="3 - 1 = 2 eggs are left.",
-    previous_step="She has 3 eggs.",
-    format_failure=None,
     rewards={"similarity": 0.75},
-    reward=0.75,
-    lift=0.25,
-    group_mean=0.5,
-    group_std=0.25,
-    kept=True,
-    dropped_because=None,
-    advantage=1.0,
 )
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -289,8 +290,8 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
             said = list(_json_lines(log, rows))
-            for _ in log.read(rows.tolist()):
-                pass  # raises where another record of the same length stands
+            # Raises where another record of the same length stands.
+            deque(log.read(rows.tolist()), maxlen=0)
         else:
             records = zip(rows.tolist(), log.read(rows.tolist()), strict=True)
             said = [record_line(row + 1, record, pen) for row, record in records]
