@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import step_logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,31 +34,17 @@ SCHEMA_1 = re.findall(
     """,
 )
 
-RECORD = StepRecord(
+RECORD = replace(
+    step_logs.RECORD,
     train_step=3,
-    phase="train",
     source="gsm8k",
-    problem_id="00ff00ff00ff00ff",
-    step_index=1,
-    num_steps=4,
     group_id=7,
     rollout=2,
     prompt_tokens=120,
     completion_tokens=31,
-    truncated=False,
     thought="3 - 1",
     action="She has 3 - 1 = 2 left.",
     expert_step="3 - 1 = 2 eggs are left.",
-    previous_step="She has 3 eggs.",
-    format_failure=None,
-    rewards={"similarity": 0.75, "equation": None},
-    reward=0.75,
-    lift=0.25,
-    group_mean=0.5,
-    group_std=0.25,
-    kept=True,
-    dropped_because=None,
-    advantage=1.0,
 )
 
 
