@@ -321,10 +321,10 @@ def test_links(show: Open, runs: Path, report: Path) -> None:
     page.wait_for_selector(f"#group .attempt[aria-current][data-line='{line}']")
     assert page.input_value("#f-phase") == ""
     page.locator("#steps a[href^='#find=']").first.click()
-    page.wait_for_function("document.getElementById('f-search').value !== ''")
+    sync_api.expect(page.locator("#f-search")).not_to_have_value("")
     assert found(page)[0] >= 1
     page.evaluate("location.hash = '#r=999999'")
-    page.wait_for_function("document.getElementById('found').textContent.includes('not in this')")
+    sync_api.expect(page.locator("#found")).to_contain_text("not in this")
 
 
 def test_links_into_two_runs(show: Open, runs: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_links_into_two_runs(show: Open, runs: Path, tmp_path: Path) -> None:
     links = ("a[href^='#find=']:not([href*=':'])", "a[href^='#find=2:']")
     for run in (1, 0, 1):
         page.locator(f"#steps {links[run]}").first.click()
-        page.wait_for_function(f"document.getElementById('f-run').value === '{run}'")
+        sync_api.expect(page.locator("#f-run")).to_have_value(str(run))
         assert found(page)[0] >= 1
         asked = page.input_value("#f-search")
         assert asked in {
@@ -340,7 +340,7 @@ def test_links_into_two_runs(show: Open, runs: Path, tmp_path: Path) -> None:
         }
     page.evaluate("location.hash = '#find=9:nothing'")  # no such run: nothing happens
     page.evaluate("location.hash = '#find=a%3Ab'")
-    page.wait_for_function("document.getElementById('f-search').value === 'a:b'")
+    sync_api.expect(page.locator("#f-search")).to_have_value("a:b")
     assert page.input_value("#f-run") == "0"
 
 
