@@ -220,18 +220,24 @@ def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> N
 def test_thoughts_fold(show: Open, report: Path) -> None:
     page = show(report)
     thoughts = page.locator("#group .thought")
-    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [False] * 4
+    # Chromium carries out a click on a summary some time after the click is reported: wait for it.
+    unfolded = sync_api.expect(page.locator("#group .thought[open]"))
+    unfolded.to_have_count(0)
+    sync_api.expect(thoughts).to_have_count(4)
+    words = thoughts.first.locator(".words")
     thoughts.first.locator("summary").click()
-    assert thoughts.first.locator(".words").is_visible()
-    assert "hm" in thoughts.first.locator(".words").inner_text()
+    sync_api.expect(words).to_be_visible()
+    sync_api.expect(words).to_contain_text("hm")
     thoughts.first.locator("summary").click()
-    assert not thoughts.first.locator(".words").is_visible()
+    sync_api.expect(words).to_be_hidden()
     page.click("#thoughts")
-    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [True] * 4
+    unfolded.to_have_count(4)
+    group = page.locator("#group h3").inner_text()
     page.keyboard.press("j")  # the next group keeps them open
-    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [True] * 4
+    sync_api.expect(page.locator("#group h3")).not_to_have_text(group)
+    unfolded.to_have_count(4)
     page.click("#thoughts")
-    assert thoughts.evaluate_all("all => all.map(n => n.open)") == [False] * 4
+    unfolded.to_have_count(0)
 
 
 def test_filters(show: Open, runs: Path, report: Path) -> None:
