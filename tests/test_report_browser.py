@@ -167,14 +167,14 @@ def test_theme_button(show: Open, report: Path) -> None:
     button = page.locator("#theme")
     shades = []
     for word in ("system", "light", "dark", "system"):
-        assert button.inner_text() == f"theme: {word}"
+        sync_api.expect(button).to_have_text(f"theme: {word}")
         shades.append(page.eval_on_selector("body", "n => getComputedStyle(n).backgroundColor"))
         button.click()
     assert shades[0] == shades[1] == shades[3] != shades[2]
     page.click("#theme")
-    assert page.get_attribute("html", "data-theme") == "dark"
-    page.reload()  # it is remembered
-    assert page.get_attribute("html", "data-theme") == "dark"
+    for _ in range(2):
+        sync_api.expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        page.reload()  # it is remembered
 
 
 def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> None:
@@ -187,6 +187,7 @@ def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> N
     groups = {(r["phase"], r["train_step"], r["group_id"]) for r in hits}
     assert found(page) == (len(groups), len(hits))
     page.click("#groups li >> nth=0")
+    sync_api.expect(page.locator("#groups li >> nth=0")).to_have_attribute("aria-selected", "true")
     first = hits[0]
     key = ("phase", "train_step", "group_id")
     group = [r for r in records if all(r[k] == first[k] for k in key)]
@@ -207,11 +208,11 @@ def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> N
     # The marks in the expert's step are those of the attempt one looks at.
     exact = next((k for k, r in enumerate(group) if r["reward"] == max(q["reward"] for q in group)))  # type: ignore[type-var]
     attempts.nth(exact).hover()
-    marked = "".join(page.locator("#expert mark").all_inner_texts())
-    assert marked == "".join(attempts.nth(exact).locator(".words mark").all_inner_texts())
+    marked = attempts.nth(exact).locator(".words mark").all_inner_texts()
+    sync_api.expect(page.locator("#expert mark")).to_have_text(marked)
     page.fill("#f-search", "no such words anywhere")
     assert found(page) == (0, 0)
-    assert page.inner_text("#group") == "No group matches."
+    sync_api.expect(page.locator("#group")).to_have_text("No group matches.")
     page.fill("#f-search", str(first["problem_id"]))
     same = [r for r in records if r["problem_id"] == first["problem_id"]]
     assert found(page)[1] == len(same)
@@ -265,7 +266,8 @@ def test_filters(show: Open, runs: Path, report: Path) -> None:
     page.select_option("#f-failure", "any")
     found(page)
     page.click("#groups li >> nth=1")  # the attempt that matches is the one that is looked at
-    assert "format failure" in page.inner_text("#group .attempt.shown")
+    sync_api.expect(page.locator("#groups li >> nth=1")).to_have_attribute("aria-selected", "true")
+    sync_api.expect(page.locator("#group .attempt.shown")).to_contain_text("format failure")
     check(lambda r: r["format_failure"] is not None)
     name = next(r["format_failure"] for r in records if r["format_failure"])
     page.select_option("#f-failure", label=str(name))
@@ -288,29 +290,30 @@ def test_filters(show: Open, runs: Path, report: Path) -> None:
 def test_keys(show: Open, report: Path) -> None:
     page = show(report)
 
-    def current() -> int:
-        return int(page.get_attribute("#groups [aria-selected=true]", "data-place") or -1)
+    def current_is(place: int) -> None:
+        selected = page.locator("#groups [aria-selected=true]")
+        sync_api.expect(selected).to_have_attribute("data-place", str(place))
 
-    assert current() == 0
+    current_is(0)
     page.keyboard.press("j")
     page.keyboard.press("j")
     page.keyboard.press("k")
-    assert current() == 1
+    current_is(1)
     page.focus("#groups")
     page.keyboard.press("ArrowDown")
-    assert current() == 2
+    current_is(2)
     page.keyboard.press("ArrowUp")
-    assert current() == 1
+    current_is(1)
     for _ in range(60):  # over the end of the list's page, and at the last group no further
         page.keyboard.press("j")
-    last = current()
-    assert last == found(page)[0] - 1
+    current_is(found(page)[0] - 1)
+    search = page.locator("#f-search")
     page.keyboard.press("/")
-    assert page.evaluate("document.activeElement.id") == "f-search"
+    sync_api.expect(search).to_be_focused()
     page.keyboard.type("jk/")  # letters, not commands
-    assert page.input_value("#f-search") == "jk/"
+    sync_api.expect(search).to_have_value("jk/")
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.id") != "f-search"
+    sync_api.expect(search).not_to_be_focused()
 
 
 def test_links(show: Open, runs: Path, report: Path) -> None:
@@ -356,10 +359,10 @@ def test_tooltips(show: Open, report: Path) -> None:
     said = point.locator("title").text_content()
     point.scroll_into_view_if_needed()
     point.hover()
-    assert page.inner_text("#tip") == said
+    sync_api.expect(page.locator("#tip")).to_have_text(str(said))
     assert str(said).startswith("step 3: ")
     page.mouse.move(5, 5)
-    assert not page.is_visible("#tip")
+    sync_api.expect(page.locator("#tip")).to_be_hidden()
     assert point.locator("title").text_content() == said
 
 
@@ -367,9 +370,7 @@ def test_a_phone(show: Open, report: Path) -> None:
     page = show(report, viewport={"width": 360, "height": 740}, has_touch=True)
     for _ in range(2):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        for details in page.locator("details:not([open]) > summary").all():
-            if details.is_visible():
-                details.click()
+        page.eval_on_selector_all("details", "all => all.forEach(n => { n.open = true; })")
     boxes = [box.bounding_box() for box in page.locator("#group .attempt").all()]
     assert len({box["x"] for box in boxes if box}) == 1  # below one another
     assert len({box["y"] for box in boxes if box}) == len(boxes) == 4
@@ -402,7 +403,7 @@ def test_without_javascript(browser: Browser, report: Path) -> None:
     assert "needs JavaScript" in page.inner_text("#rollouts")
     assert page.locator("#training figure svg[role=img]").count() > 10
     page.click("#training figure details summary >> nth=0")
-    assert page.locator("#training figure table >> nth=0").is_visible()
+    sync_api.expect(page.locator("#training figure table >> nth=0")).to_be_visible()
     context.close()
 
 
@@ -476,12 +477,12 @@ def test_long_texts(show: Open, tmp_path: Path) -> None:
     first = page.locator("#group .attempt").first
     assert len(first.locator(".words").inner_text()) < 20_100
     first.locator("button").click()
+    sync_api.expect(first.locator("button")).to_have_count(0)
     shown = first.locator(".words").inner_text()
     assert "[cut here: 920,000 characters, see the log]" in shown
     assert "😀<b><b>" in shown
-    assert first.locator("button").count() == 0
     page.click("#thoughts")
-    assert page.locator("#group .thought .words").count() == 8
+    sync_api.expect(page.locator("#group .thought .words")).to_have_count(8)
 
 
 def test_many_rollouts(show: Open, tmp_path: Path) -> None:
@@ -500,4 +501,4 @@ def test_many_rollouts(show: Open, tmp_path: Path) -> None:
     assert found(page) == (2500, 20_000)
     assert page.locator("#groups li").count() == 50
     page.click("#after")
-    assert page.inner_text("#page") == "page 2 of 50"
+    sync_api.expect(page.locator("#page")).to_have_text("page 2 of 50")
