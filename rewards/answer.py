@@ -51,12 +51,15 @@ _REWRITING = [
         (r"∞", r"\\infty "),
         (r"±", r"\\pm "),
         (r"∪", r"\\cup "),
-        (r",?\\!|\{,\}(?=\d{3})", ""),
+        (r",?\\!|\{,\}(?=\d{3})|(?<=\d)\\,(?=\d{3}(?!\d))", ""),
         (r"\{,\}", ","),
         (r"(?<!\\)\\[,;: ]|~|\s+", " "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"\\displaystyle(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])|\\?\$", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"(?<!\\)\{([^{}]*)\\over(?![A-Za-z])([^{}]*)(?<!\\)\}", r"\\frac{\1}{\2}"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset "),
+        (r"(?<![\w.\\])(\d{1,20}(?:\.\d{1,20})?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
         (r"\\(?:mbox|textbf|textit|textrm|mathrm|mathbf)(?=\s*\{)", r"\\text"),
         (r"\\leq(?![A-Za-z])|<=", r"\\le "),
         (r"\\geq(?![A-Za-z])|>=", r"\\ge "),
@@ -81,9 +84,12 @@ _REWRITING = [
     ]
 ]
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+# 0.1\overline{6}
+_RECURRING = re.compile(r"(?<![\w.])(\d{0,9})\.(\d{0,9})\\overline ?\{(\d{1,9})\}")
 _NAME = re.compile(
     r"(?:[A-Za-z]{1,10}|\\[a-z]+)(?:_(?:\w|\{\w+\}))? ?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
 )
+_NAMES = re.compile(r"\([A-Za-z](?:, ?[A-Za-z])+\)")
 _MATRIX = re.compile(r"\\begin\{([bp]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _UNIT = re.compile(r"(.*[^\s{(-])\s*\\text\{([^{}]*)\}((?:\^\{?[23]\}?)?)\.?")
 _PLAIN_UNIT = re.compile(r"(.*[\d})]) ([A-Za-z]{2,20}(?: [A-Za-z]{3,20}){0,2})((?:\^[23])?)\.?")
@@ -118,10 +124,11 @@ def verify_answer(answer: str, gold: str) -> bool:
         Elements of a list may come in any order, ``\{1, 2\}`` is the list 1, 2, and ``1 \pm x``
         is two elements; a tuple or an interval is neither a list nor the other one. The number of
         elements must be the gold's: naming the right answer among others is wrong.
-        ``x = 5`` and ``x \in [0, 1]`` equal what stands on the right. Two equations are equal if
-        the differences of their sides are, up to the sign: ``2x = 4`` is not ``x = 2``. An
-        inequality does not equal an interval.
+        ``x = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what stands on the right. Two
+        equations are equal if the differences of their sides are, up to the sign: ``2x = 4`` is
+        not ``x = 2``. An inequality does not equal an interval.
         Commas before three digits mark thousands except within brackets. 1\frac{1}{2} is 3/2.
+        ``4.5e33`` is 4.5 times 10^33, and a bar over decimals makes them recur.
         A rounded decimal is not the number it was rounded from: 0.333 is not 1/3.
         A unit, a base, a currency or degree sign on one side only does not matter; two units, and
         two bases, must be the same. Words outside of \text{..} are a unit only behind an answer
@@ -172,11 +179,18 @@ def _tidy(text: str) -> str:
     """One spelling for what can be spelled in several ways, and LaTeX for plain forms."""
     for pattern, replacement in _REWRITING:
         text = pattern.sub(replacement, text)
+    text = _RECURRING.sub(_as_fraction, text)
     if not any(bracket in text for bracket in ("(", "[", "\\{")):
         text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     for command in ("\\sqrt", "^"):
         text = _brace(text, command)
     return text.strip().rstrip(".").strip()
+
+
+def _as_fraction(recurring: re.Match[str]) -> str:
+    whole, fixed, period = recurring.groups()
+    top = int(whole + fixed + period) - int(f"0{whole}{fixed}")
+    return f"\\frac{{{top}}}{{{10 ** len(fixed) * (10 ** len(period) - 1)}}}"
 
 
 def _brace(text: str, command: str) -> str:
@@ -324,8 +338,14 @@ def _same_relations(answer: str, gold: str) -> bool | None:
 
 
 def _names(sides: list[str], marks: list[str]) -> bool:
-    """Whether a relation only gives a name to its right side, as in x = 5."""
-    return marks in (["="], ["\\in"]) and _NAME.fullmatch(sides[0]) is not None
+    """Whether a relation only gives a name to its right side, as in x = 5 or (x,y) = (3,4)."""
+    if marks not in (["="], ["\\in"]):
+        return False
+    if _NAMES.fullmatch(sides[0]):
+        # In another order than everybody's it says something else: (y,x) = (3,4).
+        letters = re.findall("[A-Za-z]", sides[0])
+        return letters == sorted(set(letters))
+    return _NAME.fullmatch(sides[0]) is not None
 
 
 def _same_scalars(answer: str, gold: str) -> bool:
