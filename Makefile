@@ -6,6 +6,7 @@ RUN    =
 RUN2   =
 MODEL  =
 DATA   =
+BENCH  =
 ARGS   =
 # For set-up: which Python makes .venv, and which torch goes into it (`make clean` before a change).
 PYTHON = python3
@@ -21,7 +22,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train resume eval inspect report check-data play bench bench-gpu base test lint types \
+.PHONY: help setup train resume eval inspect report check-data play compare compare-quick bench bench-gpu base test lint types \
         clean need-run need-run-or-model need-data
 
 help: ## this list
@@ -37,8 +38,9 @@ train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value
 resume: need-run $(STAMP) ## continue an interrupted run: RUN=name
 	$(PY) -m srl resume $(RUN) $(ARGS)
 
-eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any model, MODEL=path
-	$(PY) -m srl eval $(if $(RUN),--run $(RUN) $(NAMED_CONFIG),--model $(MODEL) --config $(CONFIG)) $(ARGS)
+eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any model, MODEL=path [BENCH=gsm8k,math500]
+	$(PY) -m srl eval $(if $(RUN),--run $(RUN),--model $(MODEL)) \
+	  $(if $(BENCH),--bench $(BENCH),$(if $(RUN),$(NAMED_CONFIG),--config $(CONFIG))) $(ARGS)
 
 inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--reward lt:0.2 ..."]
 	@$(PY) -m srl inspect $(RUN) $(ARGS)
@@ -51,6 +53,12 @@ check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, 
 
 play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file.yaml]
 	@$(PY) -m srl play --config $(CONFIG) $(ARGS)
+
+compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it stopped [CONFIG=file.yaml]
+	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) $(ARGS)
+
+compare-quick: $(STAMP) ## the same in small, a few minutes
+	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) --quick $(ARGS)
 
 bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS="--rows 3 4"]
 	$(PY) experiments/bench/bench.py $(ARGS)

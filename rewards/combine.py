@@ -114,6 +114,7 @@ class RewardSum:
         errors: Errors = "stop",
         failed_rows: Path | None = None,
         for_training: bool = True,
+        format_failure: float = FORMAT_FAILURE_REWARD,
     ) -> None:
         """Take the rewards with their weights. Nothing is imported or started yet.
 
@@ -128,6 +129,7 @@ class RewardSum:
             failed_rows: where rows are saved on which a function failed, for each function its own
                 file: `runs/one.failed` makes `runs/one.failed.NAME.jsonl`.
             for_training: refuse weights that are all 0.
+            format_failure: what a completion that breaks the format earns as a whole.
 
         Raises:
             ValueError: an unknown or doubled name, a weight that is no finite number, nothing to
@@ -157,6 +159,7 @@ class RewardSum:
         self.deadline = float(deadline)
         self.workers = workers or max(1, min(8, _cores() - 1))
         self._errors = errors
+        self._format_failure = float(format_failure)
         self._failed_rows = failed_rows
         self._told_of: set[str] = set()
         # Two pools: a user's function that hangs takes no built-in down with it, and only what
@@ -299,7 +302,7 @@ class RewardSum:
 
     def failed(self) -> StepScore:
         """The score of a completion that broke the format: no reward is asked."""
-        return StepScore(dict.fromkeys(self._weights, None), FORMAT_FAILURE_REWARD)
+        return StepScore(dict.fromkeys(self._weights, None), self._format_failure)
 
     def close(self) -> None:
         """Kill the worker processes. Otherwise done with the last reference to this."""

@@ -15,11 +15,15 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from srl.errors import DivergedError, UsageError
 from srl.logs.text import visible
+
+if TYPE_CHECKING:
+    from srl.run_folder import RunFolder
 
 INTERRUPTED = 130
 
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = _parser(words).parse_known_args(_with_minus(words))
-        if rest and args.command in ("inspect", "report"):
+        if rest and args.command in ("inspect", "report", "compare"):
             raise UsageError(_unknown(args.command, rest))
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
     except UsageError as error:
@@ -130,11 +134,26 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     resume.set_defaults(run=_resume)
 
-    evaluate = commands.add_parser("eval", help="evaluate a run's policy, or any model")
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a run's policy, or any model, on held-out problems or on benchmarks; --key "
+        "value as in train",
+    )
     which = evaluate.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", dest="run_name", metavar="RUN", help="a run folder, or its name")
+    which.add_argument("--run", dest="of_run", metavar="RUN", help="a run folder, or its name")
     which.add_argument("--model", help="a model folder or a hub name")
-    evaluate.add_argument("--config", help="whose problems; by default the run's own")
+    whose = evaluate.add_mutually_exclusive_group()
+    whose.add_argument("--config", help="whose held-out problems; by default the run's own")
+    whose.add_argument(
+        "--bench", metavar="NAME[,NAME]", help="benchmarks instead: gsm8k, math500, ..., or a file"
+    )
+    evaluate.add_argument("--run-name", help="the evaluation's own folder; an old one goes on")
+    evaluate.add_argument(
+        "--samples", type=int, metavar="K", help="with --bench: samples a problem (default 0)"
+    )
+    evaluate.add_argument(
+        "--limit", type=int, metavar="N", help="with --bench: the first N problems of each"
+    )
     evaluate.set_defaults(run=_eval)
 
     inspect = commands.add_parser(
@@ -190,6 +209,20 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
     play.set_defaults(run=_play)
+
+    compare = commands.add_parser(
+        "compare", help="many runs from one file, those that are missing, and one table of them"
+    )
+    compare.add_argument("--config", required=True, help="a comparison's file")
+    compare.add_argument("--quick", action="store_true", help="with the changes under its `quick`")
+    compare.add_argument("--rows", metavar="A,B", help="run these only, and what they start from")
+    compare.add_argument("--seeds", metavar="0,1", help="run these only")
+    compare.add_argument("--difficulties", metavar="A,B", help="run these only")
+    compare.add_argument("--jobs", type=int, help="runs at a time; default: one a core")
+    instead = compare.add_mutually_exclusive_group()
+    instead.add_argument("--table", action="store_true", help="only show what is there")
+    instead.add_argument("--dry-run", action="store_true", help="only list the runs")
+    compare.set_defaults(run=_compare)
     return parser
 
 
@@ -235,18 +268,33 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     from srl.run_folder import RunFolder
 
-    run = RunFolder.open(_run_path(args.run_name)) if args.run_name else None
-    if run is None and not args.config:
-        raise UsageError("--model needs --config: it says which problems, and how to prompt")
+    run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
     model = args.model
     if run is not None:
         best = run.policy if run.policy.is_dir() else run.latest_checkpoint()
         if best is None:
             raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
         model = str(best)
+    if args.bench is not None:
+        return _eval_bench(args, rest, argv, console, model, run)
+    if run is None and not args.config:
+        raise UsageError(
+            "--model needs --bench NAME, or --config: it says which problems, and how to prompt"
+        )
+    for option in ("samples", "limit"):
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"--{option} goes with --bench; for held-out problems give --solve_samples K or "
+                "--test_problems N"
+            )
+    if run is not None and args.run_name:
+        raise UsageError(
+            f"--run-name goes with --model or --bench; what --run {args.of_run} finds on held-out "
+            "problems goes into the run's own folder"
+        )
     _quieten()
     from srl.config import apply_overrides, load_experiment, parse_experiment
-    from srl.run import evaluate_policy
+    from srl.run import evaluate_into, evaluate_policy
 
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
@@ -254,7 +302,38 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
         experiment = parse_experiment(
             apply_overrides(run.read_config(), rest), where=str(run.config)
         )
-    evaluate_policy(model, experiment, run, console)
+    if args.run_name:
+        evaluate_into(args.run_name, model, experiment, argv, console)
+    else:
+        evaluate_policy(model, experiment, run, console)
+    return 0
+
+
+def _eval_bench(
+    args: argparse.Namespace,
+    rest: list[str],
+    argv: list[str],
+    console: Console,
+    model: str,
+    run: RunFolder | None,
+) -> int:
+    _quieten()
+    from srl.benchmark import SETTINGS, plan_from_words, run_benchmark
+    from srl.config import apply_overrides
+
+    # A run's policy is asked as it was trained to be.
+    its_own = {} if run is None else run.read_config()
+    plan = plan_from_words(
+        model,
+        args.bench,
+        samples=args.samples or 0,
+        limit=args.limit,
+        settings={
+            **{key: its_own[key] for key in SETTINGS if key in its_own and key != "output_dir"},
+            **apply_overrides({}, rest),
+        },
+    )
+    run_benchmark(plan, args.run_name, argv, console)
     return 0
 
 
@@ -358,6 +437,32 @@ def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     return 0
 
 
+def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    def listed(words: str | None) -> list[str] | None:
+        return None if words is None else [word.strip() for word in words.split(",")]
+
+    seeds = listed(args.seeds)
+    if seeds is not None and not all(seed.isdecimal() for seed in seeds):
+        raise UsageError(f"--seeds is {args.seeds!r}; give whole numbers, such as --seeds 0,1")
+    _quieten()
+    from srl.compare.plan import load_plan
+    from srl.compare.runner import compare, list_cells, show_table
+
+    plan = load_plan(Path(args.config), quick=args.quick)
+    cells = plan.choose(
+        rows=listed(args.rows),
+        seeds=None if seeds is None else [int(seed) for seed in seeds],
+        difficulties=listed(args.difficulties),
+    )
+    if args.dry_run:
+        list_cells(plan, cells, console)
+        return 0
+    if args.table:
+        show_table(plan, console)
+        return 0
+    return compare(plan, console, cells=cells, jobs=args.jobs)
+
+
 def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
     """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
     import yaml
@@ -405,4 +510,6 @@ def _quieten() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     # Newer versions call it activation_checkpointing, older ones know the old name only.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+    # peft, of an adapter on a model that is an adapter's folder: the vocabulary is unchanged.
+    warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)

@@ -30,6 +30,7 @@ from environments import load_trajectories
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepReward
 from srl.errors import UsageError
+from srl.lora import LoraSettings
 from srl.private import SECRETS
 from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 
@@ -44,7 +45,8 @@ class SRLConfig(TrainingArguments):
         lr_scheduler_type: the paper does not state one.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
         targets: which expert steps are targets. "literal" is 1..N-1 as the paper writes, "all" is
-            1..N, "skip_first" is 2..N.
+            1..N, "skip_first" is 2..N. "whole" makes the whole solution the one target: with the
+            reward `answer` that is RLVR.
         step_title: "given" puts the next step's title into the prompt (the paper's footnote 1).
         template: "chat", "plain" text, or "auto": chat if the tokenizer has a chat template.
         think: the policy writes a monologue in think tags before its step.
@@ -71,6 +73,8 @@ class SRLConfig(TrainingArguments):
         prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
         micro_batch_tokens: tokens of one forward and backward: nodes of the prefix tree, or, where
             there is none, tokens of repeated rows with their padding.
+        format_failure_reward: what a completion that breaks the format earns; the paper's -1 is for
+            steps, RLVR is usually given 0.
         reward_deadline: seconds that one call of a named reward may take; then it is stopped, its
             value is null, and the metrics count it.
         reward_workers: processes that score beside generation; null is the cores less one, 1 to 8.
@@ -78,11 +82,16 @@ class SRLConfig(TrainingArguments):
             saves the row, "record" makes it a null and counts it.
         log_completions: write steps.jsonl, one record per rollout.
         validation_problems: held-out problems for `eval_steps` and the best checkpoint.
+        validate_by: how they are solved: "steps", "whole", or "auto": whole if `targets` is.
+        data_seed: which problems are held out; null is `seed`.
         test_problems: further held-out problems, solved before and after training.
+        test_before: solve them before training too.
+        test_rows: rows of theirs whose steps are compared with the expert's; 1000 give +-3 points.
         short_steps: problems whose expert takes at most so many steps are called short in reports.
         solve_max_steps: own steps after which step-by-step solving gives up.
         solve_samples: sampled attempts per test problem beside the greedy one; 0 is none.
         solve_whole: also solve the test problems in one completion.
+        whole_samples: sampled attempts in one completion; null is `solve_samples`.
         whole_max_completion_length: the longest whole solution, in tokens.
     """
 
@@ -102,7 +111,7 @@ class SRLConfig(TrainingArguments):
     remove_unused_columns: bool | None = False
 
     # Rows and prompts.
-    targets: Literal["literal", "all", "skip_first"] = "literal"
+    targets: Literal["literal", "all", "skip_first", "whole"] = "literal"
     step_title: Literal["off", "given"] = "off"
     template: Literal["auto", "chat", "plain"] = "auto"
     think: bool = True
@@ -138,6 +147,7 @@ class SRLConfig(TrainingArguments):
     micro_batch_tokens: int = 8192
 
     # Rewards.
+    format_failure_reward: float = -1.0
     reward_deadline: float = 5.0
     reward_workers: int | None = None
     reward_errors: Literal["stop", "record"] = "stop"
@@ -145,12 +155,27 @@ class SRLConfig(TrainingArguments):
     # Records and evaluation.
     log_completions: bool = True
     validation_problems: int = 60
+    validate_by: Literal["auto", "steps", "whole"] = "auto"
     test_problems: int = 0
+    test_before: bool = True
+    test_rows: int = 1000
     short_steps: int = 4
     solve_max_steps: int = 12
     solve_samples: int = 0
     solve_whole: bool = False
+    whole_samples: int | None = None
     whole_max_completion_length: int = 2048
+
+    @property
+    def length_field(self) -> str:
+        """The field that limits a row's completion: a step's, or a whole solution's."""
+        whole = self.targets == "whole"
+        return "whole_max_completion_length" if whole else "max_completion_length"
+
+    @property
+    def completion_length(self) -> int:
+        """The longest completion of a row, in tokens."""
+        return int(getattr(self, self.length_field))
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -169,9 +194,11 @@ _AT_LEAST: dict[str, float] = {
     "num_iterations": 1,
     "validation_problems": 0,
     "test_problems": 0,
+    "test_rows": 0,
     "short_steps": 1,
     "solve_max_steps": 1,
     "solve_samples": 0,
+    "whole_samples": 0,
     "reward_workers": 1,
     "whole_max_completion_length": 1,
     "top_k": 0,
@@ -193,8 +220,7 @@ _UNUSED = {
             "torch_empty_cache_steps",
         ),
         "prompts_per_step says how many groups one step takes": ("per_device_train_batch_size",),
-        "the order of prompts and what is held out follow from seed, all in memory": (
-            "data_seed",
+        "the order of prompts follows from seed, all in memory": (
             "train_sampling_strategy",
             "length_column_name",
             "ignore_data_skip",
@@ -256,6 +282,11 @@ def _check_sizes(config: SRLConfig) -> None:
         raise UsageError(f"top_p is {config.top_p}; it must be above 0 and at most 1 (1 is off)")
     if config.min_p is not None and not 0 < config.min_p <= 1:
         raise UsageError(f"min_p is {config.min_p}; it must be above 0 and at most 1, or null")
+    if not -math.inf < config.format_failure_reward < math.inf:
+        raise UsageError(
+            f"format_failure_reward is {config.format_failure_reward}; give a finite number, "
+            "such as -1 or 0"
+        )
     if not 0 < config.reward_deadline < math.inf:
         raise UsageError(
             f"reward_deadline is {config.reward_deadline}; give seconds, above 0, such as 5"
@@ -265,12 +296,12 @@ def _check_sizes(config: SRLConfig) -> None:
         ("micro_batch_tokens", "one completion"),
     ):
         rows = config.num_generations if name == "rollout_token_budget" else 1
-        needed = rows * (config.max_completion_length + 1)
+        needed = rows * (config.completion_length + 1)
         if getattr(config, name) < needed:
             raise UsageError(
                 f"{name} is {getattr(config, name)}, but {why} may take {needed} tokens "
-                f"({rows} x max_completion_length {config.max_completion_length} and a prompt); "
-                f"set {name} to {4 * needed}, or max_completion_length to "
+                f"({rows} x {config.length_field} {config.completion_length} and a prompt); "
+                f"set {name} to {4 * needed}, or {config.length_field} to "
                 f"{max(1, getattr(config, name) // (4 * rows))}"
             )
     defaults = {setting.name: setting.default for setting in fields(config)}
@@ -303,12 +334,15 @@ def _check_sizes(config: SRLConfig) -> None:
 BEST_BY = ("eval_accuracy", "eval_reward")
 
 
-def check_evaluation(config: SRLConfig, *, validates: bool) -> None:
+def check_evaluation(
+    config: SRLConfig, *, validates: bool, best_by: Sequence[str] = BEST_BY
+) -> None:
     """Refuse at the start what would otherwise fail at the first evaluation.
 
     Args:
         config: the settings.
         validates: whether there are validation problems.
+        best_by: the metrics that a best checkpoint may be chosen by.
 
     Raises:
         UsageError: an evaluation without problems, or a best checkpoint by a figure there is not.
@@ -321,11 +355,32 @@ def check_evaluation(config: SRLConfig, *, validates: bool) -> None:
     if not config.load_best_model_at_end and config.save_strategy != "best":
         return
     metric = f"eval_{str(config.metric_for_best_model).removeprefix('eval_')}"
-    if metric not in BEST_BY:
+    if metric not in best_by:
         raise UsageError(
             f"the best checkpoint cannot be chosen by metric_for_best_model "
-            f"{config.metric_for_best_model}; allowed: {', '.join(BEST_BY)}"
+            f"{config.metric_for_best_model}; allowed: {', '.join(best_by)}"
         )
+
+
+Method = Literal["srl", "sft"]
+
+# What fine-tuning on the expert's text has no use for, not even when it evaluates.
+_FOR_RL_ALONE = (
+    "rewards",
+    "num_generations",
+    "dynamic_sampling",
+    "dynamic_sampling_epsilon",
+    "max_sampling_rounds",
+    "max_empty_steps",
+    "loss_type",
+    "scale_rewards",
+    "epsilon",
+    "epsilon_high",
+    "beta",
+    "use_bias_correction_kl",
+    "num_iterations",
+    "log_completions",
+)
 
 
 @dataclass
@@ -338,12 +393,16 @@ class Experiment:
             own options.
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
+        method: "srl", or "sft", fine-tuning on the expert's text: `srl/sft.py`.
+        lora: the adapter to train; None trains the whole model.
     """
 
     model: str
     data: dict[str, object]
     rewards: dict[str, object] = field(default_factory=lambda: {"similarity": 1.0})
     args: SRLConfig = field(default_factory=SRLConfig)
+    method: Method = "srl"
+    lora: LoraSettings | None = None
 
     def resolved(self) -> dict[str, object]:
         """The full config, as config.yaml keeps it and `parse_experiment` reads it."""
@@ -355,7 +414,11 @@ class Experiment:
             if (name in SRLConfig.__annotations__ or value != getattr(default, name))
             and name not in SECRETS
         }
-        return {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
+        whole = {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
+        if self.method == "sft":
+            whole = {name: value for name, value in whole.items() if name not in _FOR_RL_ALONE}
+        lora = None if self.lora is None else self.lora.to_json()
+        return {"method": self.method, **whole, "lora": lora}
 
     def sum_rewards(self, run_folder: Path | None = None) -> RewardSum:
         """The rewards, ready to score; see the function of the same name.
@@ -396,6 +459,7 @@ def sum_rewards(
             deadline=args.reward_deadline,
             workers=args.reward_workers,
             errors=args.reward_errors,
+            format_failure=args.format_failure_reward,
             failed_rows=folder and _short(folder.with_name(f"{folder.name}.failed")),
         )
         rewards.load()
@@ -471,7 +535,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     """
     hints = typing.get_type_hints(SRLConfig)
     trainer_fields = {f.name for f in fields(SRLConfig) if f.init}
-    known = {"model", "data", "rewards", *trainer_fields}
+    known = {"model", "data", "rewards", "method", "lora", *trainer_fields}
     for key in values:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
@@ -497,6 +561,16 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             f"{where}: rewards is {rewards!r}; give names with weights, such as "
             "rewards: {similarity: 1.0}"
         )
+    method = _fit(values.get("method", "srl"), Method, f"{where}: method")
+    if method == "sft" and (idle := [key for key in _FOR_RL_ALONE if key in values]):
+        raise UsageError(
+            f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
+            "train on; take the setting out, or train with method: srl"
+        )
+    try:
+        lora = LoraSettings.of(values.get("lora"))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     chosen = {}
     for key, value in values.items():
         if key in trainer_fields:
@@ -508,7 +582,14 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     except (ValueError, TypeError, ImportError) as error:  # transformers' checks, in its words
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{where}: {reason}") from error
-    return Experiment(model=model, data=dict(data), rewards=dict(rewards), args=args)
+    return Experiment(
+        model=model,
+        data=dict(data),
+        rewards=dict(rewards),
+        args=args,
+        method=method,  # type: ignore[arg-type]
+        lora=lora,
+    )
 
 
 def _fit(value: object, hint: object, where: str) -> object:

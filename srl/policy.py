@@ -1,7 +1,8 @@
 """Loading a policy: a model and its tokenizer, in float32, from a folder or the hub.
 
-Weights are float32 whatever the checkpoint's type: they are the master weights of the optimiser,
-and bf16 is a matter of autocast. Pickled weights are refused, because loading them runs their code.
+An adapter is loaded on its base and merged (`srl/lora.py`). Weights are float32 whatever the
+checkpoint's type: they are the master weights of the optimiser, and bf16 is a matter of autocast.
+Pickled weights are refused, because loading them runs their code.
 """
 
 from __future__ import annotations
@@ -20,16 +21,28 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from srl.errors import UsageError
+from srl.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
 from srl.prompts import PromptFormat, ensure_pad
 
 
 def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer called `name`, a folder or a hub name.
 
+    A folder that holds an adapter gives its base with the adapter merged: a whole model.
+
     Raises:
         UsageError: there is no such thing, or it cannot be used; the message says why.
     """
+    return _load(name, adapters=())
+
+
+def _load(
+    name: str, *, adapters: tuple[Path, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same, as the base of `adapters`, resolved folders."""
     path = Path(name)
+    if is_adapter_folder(path):
+        return _load_adapted(path, adapters)
     if path.exists() or name.startswith((".", "/")) or name.count("/") != 1:
         _check_folder(path, name)
     try:
@@ -46,6 +59,11 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name "
             "such as Qwen/Qwen2.5-0.5B-Instruct"
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"{name!r} is an adapter on the hub; download it and name its folder, so that it is "
+            "merged: hf download NAME --local-dir FOLDER"
+        )
     # For both of these transformers makes something up: random weights, an empty vocabulary.
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
@@ -62,6 +80,32 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer.pad_token = tokenizer.eos_token  # one that was added and has no embedding
     ensure_pad(tokenizer)
     return model, tokenizer
+
+
+def _load_adapted(
+    folder: Path, adapters: tuple[Path, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base, itself perhaps an adapter on another, with the adapter merged.
+
+    Raises:
+        UsageError: the base cannot be loaded, or the adapter does not fit it.
+    """
+    base = base_of(folder)
+    check_peft(f"{folder}, an adapter,")
+    adapters = (*adapters, folder.resolve())
+    if Path(base).resolve() in adapters:
+        raise UsageError(f"the adapter in {folder} names itself as its base: {base}")
+    try:
+        model, tokenizer = _load(base, adapters=adapters)
+    except UsageError as error:
+        raise UsageError(
+            f"{folder} is an adapter on the model {base!r}, which cannot be loaded: {error}. Put "
+            f"the base where it was, or set base_model_name_or_path in {folder / CONFIG}"
+        ) from error
+    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = _load_tokenizer(str(folder))
+        ensure_pad(tokenizer)
+    return merge_from(model, folder), tokenizer
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

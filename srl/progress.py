@@ -71,7 +71,7 @@ class ProgressReport(TrainerCallback):
                 console=self.console,
             )
             self._task = self._progress.add_task(
-                "sampling the first step", total=state.max_steps, completed=state.global_step
+                "the first step", total=state.max_steps, completed=state.global_step
             )
             self._progress.start()
 
@@ -83,7 +83,7 @@ class ProgressReport(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **_: object,
     ) -> None:
-        if not logs or "reward" not in logs:
+        if not logs or "seconds/update" not in logs:  # no line about a step
             return
         done = state.global_step - self._first_step
         left = (
@@ -91,15 +91,17 @@ class ProgressReport(TrainerCallback):
             / max(1, done)
             * (state.max_steps - state.global_step)
         )
-        seconds = logs["seconds/collect"] + logs["seconds/update"]
-        words = (
-            f"reward {_number(logs['reward'])}"
-            f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
-            f"  failures {_share(logs['format_failures'])}"
-            f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
-            f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
-            f"  {_clock(left)} left"
-        )
+        seconds = logs.get("seconds/collect", 0.0) + logs["seconds/update"]
+        if "reward" in logs:
+            words = (
+                f"reward {_number(logs['reward'])}"
+                f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
+                f"  failures {_share(logs['format_failures'])}"
+                f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
+            )
+        else:  # fine-tuning on the expert's text has no rollouts
+            words = f"loss {_number(logs['loss'])}"
+        words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s  {_clock(left)} left"
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, description=words)
         else:
@@ -119,12 +121,20 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         if not metrics or "eval_accuracy" not in metrics:
             return
-        self.console.print(
+        words = (
             f"validation after step {state.global_step}: solved {_share(metrics['eval_accuracy'])}"
             f" (short ones {_share(metrics['eval_accuracy_short'])})"
-            f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
-            f"  exact steps {_share(metrics['eval_exact'])}"
-            f"  failures {_share(metrics['eval_format_failures'])}",
+        )
+        if "eval_loss" in metrics:
+            words += f"  loss {_number(metrics['eval_loss'])}"
+        else:
+            words += (
+                f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
+                f"  exact steps {_share(metrics['eval_exact'])}"
+                f"  failures {_share(metrics['eval_format_failures'])}"
+            )
+        self.console.print(
+            words,
             highlight=False,
             soft_wrap=True,
         )
@@ -174,6 +184,11 @@ class ProgressReport(TrainerCallback):
         self.console.print(
             "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
         )
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: no markup, no colours, no wrapping."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float) -> str:

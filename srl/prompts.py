@@ -62,6 +62,7 @@ FAILURES = (
 )
 """Why a completion breaks the format. Where several hold, the first in this order is named."""
 
+_TAG = re.compile(f"({OPEN}|{CLOSE})")
 _SENTINEL = "TheWordsOfTheUserStandHere"
 # Some templates print today's date; a run resumed tomorrow must still read the same prompts.
 _FIXED_DATE = "26 Jul 2024"
@@ -191,12 +192,34 @@ class PromptFormat:
 
     def encode_example(self, example: StepExample) -> list[int]:
         """The prompt of one row."""
+        if example.whole:
+            return self.encode_whole(example.problem)
         return self.encode(example.problem, example.previous_steps, example.title)
 
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""
         frame = self._whole_frame
         return self._start(frame, problem) + self._continue(frame.tail)
+
+    def encode_action(self, action: str, *, whole: bool = False) -> list[int]:
+        """The completion of a policy that writes `action` without any thought, end token included.
+
+        A step gets an empty thought where the policy is to think, so that `parse` accepts it; a
+        whole solution only where the prompt has opened one, which must then be closed.
+
+        Args:
+            action: a step, or a whole solution.
+            whole: it is a whole solution.
+        """
+        thought = ""
+        if self.opens_thought:
+            thought = f"{CLOSE}\n"
+        elif self.think and not whole:
+            thought = f"{OPEN}{CLOSE}\n"
+        end = self.tokenizer.eos_token_id
+        if end not in self.stop_ids:
+            end = min(self.stop_ids)
+        return [*self._continue(thought + action.strip()), int(end)]
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
@@ -206,14 +229,14 @@ class PromptFormat:
         Args:
             completion_ids: the tokens that the policy wrote; end and padding tokens may follow.
             truncated: the length limit cut it before an end token.
-            whole: the action is a whole solution, so it may hold several steps.
+            whole: the action is a whole solution, under `parse_whole`'s rules.
         """
-        return parse_text(
+        parse = parse_whole if whole else parse_text
+        return parse(
             self.read(completion_ids),
             truncated,
             think=self.think,
             opens_thought=self.opens_thought,
-            whole=whole,
         )
 
     def read(self, completion_ids: Sequence[int]) -> str:
@@ -250,9 +273,8 @@ def parse_text(
     *,
     think: bool = True,
     opens_thought: bool = False,
-    whole: bool = False,
 ) -> ParsedStep:
-    """Take a completion's text apart. Never raises.
+    """Take a step's completion apart. Never raises.
 
     Ambiguous cases, and what was decided:
         White space around tags, thought and action is dropped. An empty thought is allowed.
@@ -267,7 +289,6 @@ def parse_text(
         truncated: the length limit cut it.
         think: the policy is to write a monologue; otherwise the whole text is the action.
         opens_thought: the prompt ended in ``<think>``.
-        whole: the action is a whole solution, so it may hold several steps.
     """
     if think and opens_thought and not text.lstrip().startswith(OPEN):
         text = OPEN + text
@@ -285,9 +306,45 @@ def parse_text(
         "text_before_think": think and bool(before.strip()),
         "unexpected_tag": not think and (OPEN in text or CLOSE in text),
         "empty_action": not action,
-        "several_steps": not whole and _holds_several_steps(action),
+        "several_steps": _holds_several_steps(action),
     }
     failure = next((name for name in FAILURES if holds[name]), None)
+    return ParsedStep(thought, action, failure)
+
+
+def parse_whole(
+    text: str, truncated: bool, *, think: bool = True, opens_thought: bool = False
+) -> ParsedStep:
+    """Take a whole solution's completion apart. Never raises.
+
+    The paper's evaluation prompt allows thoughts anywhere, so there may be any number of them, or
+    none. The action is what stands outside of them, a piece a line; the thought, what stands
+    inside, likewise. Args as in `parse_text`. A thought that is never closed takes all the rest.
+    """
+    if think and opens_thought and not text.lstrip().startswith(OPEN):
+        text = OPEN + text
+    pieces = _TAG.split(text)  # text, tag, text, tag, ... text
+    thoughts: list[str] = []
+    actions = [pieces[0]]
+    inside = False
+    balanced = {"missing_open": False, "missing_close": False, "repeated_tag": False}
+    for tag, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        balanced["missing_open"] |= tag == CLOSE and not inside
+        balanced["repeated_tag"] |= tag == OPEN and inside
+        inside = tag == OPEN
+        (thoughts if inside else actions).append(piece)
+    balanced["missing_close"] = inside
+    thought, action = (
+        "\n".join(part for piece in parts if (part := piece.strip()))
+        for parts in (thoughts, actions)
+    )
+    holds = {
+        "truncated": truncated,
+        **{name: think and broken for name, broken in balanced.items()},
+        "unexpected_tag": not think and len(pieces) > 1,
+        "empty_action": not action,
+    }
+    failure = next((name for name in FAILURES if holds.get(name)), None)
     return ParsedStep(thought, action, failure)
 
 

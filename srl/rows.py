@@ -54,14 +54,13 @@ class Rows:
         prompts = [form.encode_example(example) for example in examples]
         if context_limit is None:
             return cls(examples, prompts, Counter())
-        room = context_limit - args.max_completion_length
+        room = context_limit - args.completion_length
         fits = [len(prompt) <= room for prompt in prompts]
         if examples and not any(fits):
             raise UsageError(
                 f"no row fits: the policy's context is {context_limit} tokens, the shortest prompt "
-                f"takes {min(map(len, prompts))} and max_completion_length "
-                f"{args.max_completion_length}; use a policy with a longer context, or a smaller "
-                "max_completion_length"
+                f"takes {min(map(len, prompts))} and {args.length_field} {args.completion_length}; "
+                f"use a policy with a longer context, or a smaller {args.length_field}"
             )
         too_long = {"too long for the policy's context": n} if (n := fits.count(False)) else {}
         return cls(

@@ -33,7 +33,7 @@ def arithmetic(
         f"{rows:,} rows{dropped(drops)}; "
         f"{args.prompts_per_step} prompts x {args.num_generations} rollouts = "
         f"{args.prompts_per_step * args.num_generations} completions a step of at most "
-        f"{args.max_completion_length} tokens, "
+        f"{args.completion_length} tokens, "
         f"at most {args.max_sampling_rounds if args.dynamic_sampling else 1} sampling rounds, "
         f"micro-batches of at most {args.micro_batch_tokens:,} "
         + (
@@ -73,8 +73,8 @@ def nothing_left(args: SRLConfig, collected: Collected[Group]) -> str:
         reason, count = failures.most_common(1)[0]
         return message + (
             f"All {tried} completions of the last step broke the format, {count} of them as "
-            f"'{reason}': the policy does not know the format, or max_completion_length "
-            f"{args.max_completion_length} is too short"
+            f"'{reason}': the policy does not know the format, or {args.length_field} "
+            f"{args.completion_length} is too short"
         )
     return message + (
         "A reward that is constant, or a policy that always writes the same, gives this; look at "

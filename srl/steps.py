@@ -1,5 +1,8 @@
 """One training row per expert step: the problem and the steps so far, then the step to write.
 
+Or one per problem, `whole`: the whole solution is the one step. Rewarded for its final answer that
+is RLVR; rewarded for its similarity, the paper's one-step baseline.
+
 The paper's literal reading gives an expert solution of N steps N-1 rows, so that the last step,
 the one with the answer, is never a target (arXiv 2510.25992, section 3); the two other readings in
 use are `all` and `skip_first`. Problems, not rows, are held out: steps of one problem on both
@@ -18,7 +21,7 @@ from environments.types import Trajectory
 from rewards.types import StepContext
 from srl.errors import UsageError
 
-Targets = Literal["literal", "all", "skip_first"]
+Targets = Literal["literal", "all", "skip_first", "whole"]
 StepTitle = Literal["off", "given"]
 
 
@@ -30,11 +33,13 @@ class StepExample:
         trajectory: the expert's whole solution.
         step_index: the place of the target step in it, counted from 0.
         title: the target step's title if it is part of the context, else None.
+        whole: the target is the whole solution, as one step of one.
     """
 
     trajectory: Trajectory
     step_index: int
     title: str | None = None
+    whole: bool = False
 
     @property
     def problem(self) -> str:
@@ -63,13 +68,15 @@ class StepExample:
 
     @property
     def expert_step(self) -> str:
-        """The target."""
+        """The target; of a whole solution the steps, one a line."""
+        if self.whole:
+            return "\n".join(self.trajectory.steps)
         return self.trajectory.steps[self.step_index]
 
     @property
     def num_steps(self) -> int:
-        """How many steps the expert's solution has."""
-        return len(self.trajectory.steps)
+        """How many steps the expert's solution has; one, where it is the target as a whole."""
+        return 1 if self.whole else len(self.trajectory.steps)
 
     def context(self, action: str, thought: str) -> StepContext:
         """What a reward sees when the policy wrote `action` after thinking `thought`."""
@@ -98,15 +105,23 @@ def build_examples(
     Args:
         trajectories: the expert solutions.
         targets: which of the steps 1..N become targets: `literal` 1..N-1, `all` 1..N,
-            `skip_first` 2..N. A solution of one step gives a row under `all` only.
+            `skip_first` 2..N. A solution of one step gives a row under `all` only. `whole` gives
+            one row: the solution as a whole.
         step_title: `given` puts the target's own title into the context (footnote 1 of the
             paper); a step without a title then has none.
 
     Raises:
-        UsageError: `targets` or `step_title` is none of these words.
+        UsageError: `targets` or `step_title` is none of these words, or they exclude each other.
     """
     _one_of("targets", targets, get_args(Targets))
     _one_of("step_title", step_title, get_args(StepTitle))
+    if targets == "whole":
+        if step_title != "off":
+            raise UsageError(
+                f"step_title is {step_title!r}, but under targets: whole there is no step that a "
+                "title could announce; set step_title: off, or other targets"
+            )
+        return [StepExample(one, 0, whole=True) for one in trajectories if one.steps]
     return [
         StepExample(
             trajectory,

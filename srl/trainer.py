@@ -46,23 +46,17 @@ from srl.advantages import group_advantages
 from srl.batch import Batch, Group, MicroBatch
 from srl.config import SRLConfig, check_evaluation, sum_rewards
 from srl.errors import UsageError
-from srl.evaluate import (
-    ScoredStep,
-    accuracy,
-    sample_steps,
-    solve_step_by_step,
-    step_metrics,
-    try_rewards,
-)
+from srl.evaluate import ScoredStep, sample_steps, step_metrics, try_rewards
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.prefix_tree import Row
 from srl.progress import ProgressReport
 from srl.prompts import ensure_pad
-from srl.rollouts import LocalSampler, SamplingParams
+from srl.rollouts import Completion, LocalSampler, SamplingParams
 from srl.rows import Rows
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import PromptStream, collect_groups
+from srl.solving import Attempt, accuracy, solve_validation, solves_whole, whole_attempt
 from srl.start_lines import arithmetic, dropped, nothing_left, reward_report
 from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import TABLES, RolloutTables, check_installed, names_of
@@ -196,7 +190,7 @@ class SRLTrainer(Trainer):
         # Why the update repeats what rollouts share, or None: it computes over prefix trees.
         self.tree_refusal = refusal(self.model) if args.prefix_tree else "prefix_tree is off"
         self.sampling = SamplingParams(
-            max_new_tokens=args.max_completion_length,
+            max_new_tokens=args.completion_length,
             temperature=args.temperature,
             top_p=args.top_p,
             top_k=args.top_k,
@@ -204,7 +198,7 @@ class SRLTrainer(Trainer):
             stop_ids=self.form.stop_ids,
         )
         self.greedy = SamplingParams(
-            max_new_tokens=args.max_completion_length, temperature=0, stop_ids=self.form.stop_ids
+            max_new_tokens=args.completion_length, temperature=0, stop_ids=self.form.stop_ids
         )
 
     # -- what a user reads at the start ----------------------------------------------------------
@@ -281,21 +275,14 @@ class SRLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Greedy step-by-step accuracy on the validation problems, and their steps' rewards."""
+        """Greedy accuracy on the validation problems, and the rewards of their rows."""
         if not self.validation_trajectories:
             raise UsageError("evaluation needs validation_trajectories: set validation_problems")
         started = time.perf_counter()
-        attempts = solve_step_by_step(
-            self.sampler(),
-            self.form,
-            self.validation_trajectories,
-            params=self.greedy,
-            max_steps=self.args.solve_max_steps,
-            context_limit=self.context_limit,
-        )
         rows = self.validation_rows
         groups = self._sample(rows.examples, rows.prompts, 1, self.greedy)
         steps = [step for group in groups for step in group]
+        attempts = self._attempts(steps)
         short = [a for a in attempts if len(a.trajectory.steps) <= self.args.short_steps]
         values = {
             "problems": len(attempts),
@@ -348,6 +335,25 @@ class SRLTrainer(Trainer):
                 num_samples=num_samples,
             )
 
+    def _attempts(self, steps: Sequence[ScoredStep]) -> list[Attempt]:
+        """One greedy attempt at every validation problem, whose rows were sampled as `steps`."""
+        problems = self.validation_trajectories
+        rows_left_out = len(steps) < len(problems)
+        if self.args.targets == "whole" and solves_whole(self.args) and not rows_left_out:
+            return [
+                whole_attempt(
+                    self.form,
+                    step.example.trajectory,
+                    Completion(step.completion_ids, step.truncated),
+                    sample=0,
+                )
+                for step in steps
+            ]  # the rows are the problems: nothing is written twice
+        with self.accelerator.autocast():
+            return solve_validation(
+                self.sampler(), self.form, problems, self.args, context_limit=self.context_limit
+            )
+
     def _draw(self, count: int) -> list[Group]:
         """The next `count` prompts of the stream as scored groups."""
         rows = self.stream.take(count)
@@ -380,7 +386,7 @@ class SRLTrainer(Trainer):
         return Batch.of(
             collected.groups,
             advantages,
-            max_completion_length=args.max_completion_length,
+            max_completion_length=args.completion_length,
             micro_batch_tokens=args.micro_batch_tokens,
             trees=self.tree_refusal is None,
         )

@@ -25,7 +25,13 @@ from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
-from srl.prompts import PAPER_SYSTEM_PROMPT, PromptFormat, Template, leading_ids
+from srl.prompts import (
+    PAPER_EVALUATION_PROMPT,
+    PAPER_SYSTEM_PROMPT,
+    PromptFormat,
+    Template,
+    leading_ids,
+)
 from srl.steps import StepExample, StepTitle, Targets, build_examples
 
 RewardFunc = Callable[..., list[float | None]]
@@ -55,6 +61,7 @@ def adapt(
     targets: Targets = "literal",
     step_title: StepTitle = "off",
     system_prompt: str | None = PAPER_SYSTEM_PROMPT,
+    whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT,
     template: Template = "auto",
     think: bool = True,
     stop_ids: Collection[int] | None = None,
@@ -65,7 +72,7 @@ def adapt(
         trajectories: the expert solutions.
         step_rewards: as for `SRLTrainer`.
         tokenizer: the policy's.
-        targets, step_title, system_prompt, template, think: as in `SRLConfig`.
+        targets, step_title, system_prompt, whole_system_prompt, template, think: as in `SRLConfig`.
         stop_ids: every token that ends a completion, where the model's generation config lists
             more than the tokenizer's EOS.
 
@@ -75,6 +82,7 @@ def adapt(
     form = PromptFormat(
         tokenizer,
         system_prompt=system_prompt,
+        whole_system_prompt=whole_system_prompt,
         template=template,
         think=think,
         stop_ids=stop_ids,
@@ -89,7 +97,7 @@ def adapt(
     try_rewards(rewards, examples[0])
     before = leading_ids(tokenizer)
     rows = [{"prompt": _text(form, example, before), **_columns(example)} for example in examples]
-    scorer = _Scorer(rewards, form)
+    scorer = _Scorer(rewards, form, whole=targets == "whole")
     return ForTRL(
         dataset=Dataset.from_list(rows),
         reward_funcs=[scorer.total(), *(scorer.one(name) for name in rewards.names)],
@@ -125,9 +133,10 @@ def _columns(example: StepExample) -> dict[str, object]:
 class _Scorer:
     """Scores a batch once for all the functions that TRL calls about it."""
 
-    def __init__(self, rewards: RewardSum, form: PromptFormat) -> None:
+    def __init__(self, rewards: RewardSum, form: PromptFormat, *, whole: bool) -> None:
         self._rewards = rewards
         self._form = form
+        self._whole = whole
         self._scored: tuple[list[list[int]], list[StepScore]] = ([], [])
 
     def total(self) -> RewardFunc:
@@ -166,7 +175,7 @@ class _Scorer:
         valid: dict[int, StepContext] = {}
         for place, ids in enumerate(completion_ids):
             truncated = not ids or ids[-1] not in self._form.stop_ids
-            parsed = self._form.parse(ids, truncated)
+            parsed = self._form.parse(ids, truncated, whole=self._whole)
             if parsed.failure is None:
                 row = {name: columns[name][place] for name in _ROW}
                 valid[place] = _context(row, parsed.action, parsed.thought)

@@ -256,7 +256,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     def interrupted(*args: object, **kwargs: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("srl.run.solve_step_by_step", interrupted)
+    monkeypatch.setattr("srl.held_out.solve_step_by_step", interrupted)
     assert train() == 130
     assert capsys.readouterr().err == "srl: stopped\n"
     assert signal.getsignal(signal.SIGINT) is handler

@@ -188,7 +188,10 @@ def test_the_smallest_sizes(name: str, least: int) -> None:
             {"label_smoothing_factor": 0.1},
             "label_smoothing_factor is 0.1; leave it at 0.0: the objective has advantages",
         ),
-        ({"data_seed": 3}, "data_seed is 3; leave it at None: the order of prompts and what"),
+        (
+            {"dataloader_num_workers": 3},
+            "dataloader_num_workers is 3; leave it at 0: the order of prompts",
+        ),
         ({"do_train": True}, "do_train is True; leave it at False: the commands"),
         (
             {"eval_strategy": "epoch"},

@@ -12,17 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from environments.types import Trajectory
 from rewards import RewardSum, similarity
 from srl.estimates import bootstrap, wilson
-from srl.evaluate import (
-    Attempt,
-    accuracy,
-    by_length,
-    sample_steps,
-    solve_step_by_step,
-    solve_whole,
-    step_metrics,
-)
+from srl.evaluate import sample_steps, step_metrics
 from srl.prompts import PromptFormat
 from srl.rollouts import Completion, OnReady, SamplingParams
+from srl.solving import Attempt, accuracy, by_length, solve_step_by_step, solve_whole
 from srl.steps import build_examples
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)
@@ -274,6 +267,7 @@ def test_an_attempt_as_a_line_of_json() -> None:
         "mode": "steps",
         "sample": 3,
         "steps": [],
+        "text": "",
         "answer": None,
         "gold": "2",
         "correct": False,

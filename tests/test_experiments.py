@@ -38,6 +38,7 @@ def test_what_is_written_is_what_is_used(path: Path, experiment: Experiment) -> 
     assert experiment.data == written.pop("data")
     assert experiment.rewards == written.pop("rewards", {"similarity": 1.0})
     assert experiment.model == written.pop("model")
+    assert experiment.method == written.pop("method", "srl")
     for key, value in written.items():
         found = getattr(experiment.args, key)
         assert found == (float(value) if isinstance(found, float) else value), key

@@ -24,6 +24,7 @@ from srl.prompts import (
     PromptFormat,
     ensure_pad,
     parse_text,
+    parse_whole,
 )
 from srl.steps import build_examples
 
@@ -365,7 +366,7 @@ def test_every_failure_name_occurs() -> None:
 def test_what_counts_as_several_steps(action: str, several: bool) -> None:
     failure = parse_text(f"<think></think>{action}", False).failure
     assert (failure == "several_steps") is several
-    assert parse_text(f"<think></think>{action}", False, whole=True).failure is None
+    assert parse_whole(f"<think></think>{action}", False).failure is None
 
 
 pieces = st.sampled_from(
@@ -395,14 +396,56 @@ tagged = st.lists(st.sampled_from([*TAGS, "\n", "1. **a** ", "2. **b** "]) | st.
 def test_parsing_never_raises_and_names_its_failure(
     text: str, truncated: bool, think: bool, opens_thought: bool, whole: bool
 ) -> None:
-    parsed = parse_text(text, truncated, think=think, opens_thought=opens_thought, whole=whole)
+    parse = parse_whole if whole else parse_text
+    parsed = parse(text, truncated, think=think, opens_thought=opens_thought)
     assert parsed.failure is None or parsed.failure in FAILURES
     assert (parsed.failure == "truncated") is truncated
     if parsed.failure is None:
         assert parsed.action
-        assert parsed.action in text
-        assert parsed.thought in text
+        assert all(line in text for line in parsed.action.splitlines())
+        assert all(line in text for line in parsed.thought.splitlines())
         assert not any(tag in parsed.thought + parsed.action for tag in TAGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "action", "failure"),
+    [
+        ("a\nb", "", "a\nb", None),
+        ("<think> t </think>\na\n\n<think>u</think> b ", "t\nu", "a\nb", None),
+        ("a <think>t</think> b", "t", "a\nb", None),
+        ("a\n<think>t", "t", "a", "missing_close"),
+        ("t</think>a", "", "t\na", "missing_open"),
+        ("<think>t<think>u</think>a", "t\nu", "a", "repeated_tag"),
+        ("<think>t</think>", "t", "", "empty_action"),
+        ("", "", "", "empty_action"),
+    ],
+)
+def test_whole_solutions_may_think_anywhere(
+    text: str, thought: str, action: str, failure: str | None
+) -> None:
+    assert parse_whole(text, False) == ParsedStep(thought, action, failure)
+    assert parse_whole(text, True) == ParsedStep(thought, action, "truncated")
+    if "think>" in text:
+        assert parse_whole(text, False, think=False).failure == "unexpected_tag"
+    else:
+        assert parse_whole(text, False, think=False) == ParsedStep(thought, action, failure)
+
+
+def test_a_whole_solution_whose_thought_the_prompt_opened() -> None:
+    expected = ParsedStep("t", "a")
+    assert parse_whole("t</think>a", False, opens_thought=True) == expected
+    assert parse_whole("<think>t</think>a", False, opens_thought=True) == expected
+
+
+def test_whole_rows_are_whole_problems(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    trajectory = Trajectory("Add.", ("x = 1", "The answer is 1."), "1")
+    (row,) = build_examples([trajectory], targets="whole")
+    form = PromptFormat(chat_tokenizer, system_prompt="S", whole_system_prompt="W")
+    assert form.encode_example(row) == form.encode_whole("Add.") != form.encode("Add.", ())
+    assert (row.expert_step, row.previous_steps) == ("x = 1\nThe answer is 1.", ())
+    assert (row.step_index, row.num_steps) == (0, 1)
+    with pytest.raises(UsageError, match="step_title is 'given'.* set step_title: off"):
+        build_examples([trajectory], targets="whole", step_title="given")
 
 
 plain_text = st.text(max_size=30).map(str.strip).filter(lambda text: "think>" not in text)

@@ -118,6 +118,13 @@ class RunData:
         """
         path = folder.steps
         if not path.is_file():
+            if folder.config.is_file() and folder.read_config().get("method") == "sft":
+                raise UsageError(
+                    f"{folder.path} was fine-tuned on the expert's text (method: sft), which "
+                    "samples no rollouts, so there are none to look at. Its figures are in "
+                    f"{folder.metrics.name}, its attempts at the test problems in "
+                    f"{folder.eval.name}; to solve them again: make eval RUN={folder.name}"
+                )
             raise UsageError(f"{path} does not exist: this run has recorded no rollouts yet")
         log = Log.open(path, told)
         if not log.table.num_rows:

@@ -1,0 +1,345 @@
+r"""Benchmarks: problems with an answer and no expert's steps, by name from the hub or from a file.
+
+A benchmark is where its rows lie and how a row is read; the rows of a hub data set, of a copy of it
+and of a user's own file go through the same function. Golds are cleaned here, once: dollar signs,
+a ``\boxed{}`` around them, GSM8K's commas and a ``4.5e33`` are ways of writing, not answers.
+
+Where a data set lists several finals for one problem, they are all wanted (``2, 3``) or they are
+alternatives of which one is enough; each reader says which.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from environments.competition_math import last_boxed
+from environments.reading import NO_PROBLEM, SUFFIXES, Row, UnusableRowError, read_rows, text_of
+from environments.types import DataError, LoadReport, Trajectory
+
+NO_GOLD = "no answer"
+
+_FOLLOWS_HASHES = re.compile(r"^####(.*)\Z", re.MULTILINE | re.DOTALL)
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
+_MATH_MARKS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+
+GoldReader = Callable[[Row], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class BenchmarkProblem:
+    """One problem of a benchmark.
+
+    Attributes:
+        benchmark: the name of the benchmark.
+        number: its place among the problems of the benchmark, counted from 0.
+        problem: what the policy is asked.
+        golds: the right answer; where there are several, each is right by itself.
+    """
+
+    benchmark: str
+    number: int
+    problem: str
+    golds: tuple[str, ...]
+
+    @property
+    def problem_id(self) -> str:
+        """As of a `Trajectory` with the same text."""
+        return Trajectory(self.problem, ()).problem_id
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark lies, and how its rows are read.
+
+    Attributes:
+        name: what it is called on the command line and in every figure.
+        path: a hub name or a local file.
+        split: of a hub data set.
+        config: of a hub data set that has several.
+        problem_columns: the first of these that a row has is the problem.
+        golds: a row -> the answers of which each is right by itself.
+        counts: what the published set counts, to compare; 0 where that is not known.
+    """
+
+    name: str
+    path: str
+    golds: GoldReader
+    split: str = "test"
+    config: str | None = None
+    problem_columns: tuple[str, ...] = ("problem", "question")
+    counts: int = 0
+
+
+@dataclass(frozen=True)
+class LoadedBenchmark:
+    """A benchmark with its problems.
+
+    Attributes:
+        name: of the benchmark.
+        path: what was read.
+        problems: in the order of the rows.
+        report: rows read, kept and dropped.
+        digest: SHA-256 over problems and golds, so that a changed file is noticed.
+    """
+
+    name: str
+    path: str
+    problems: tuple[BenchmarkProblem, ...]
+    report: LoadReport = field(compare=False)
+    digest: str = ""
+
+
+def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
+    r"""The answer in a column; a whole solution there is asked for its ``####`` or its box.
+
+    A list holds alternatives. Numbers are written out.
+
+    Raises:
+        UnusableRowError: there is none.
+    """
+    value = row.get(column)
+    values = value if isinstance(value, list | tuple) else [value]
+    golds = tuple(dict.fromkeys(clean_gold(text) for one in values if (text := _text(one))))
+    if not golds or not all(golds):
+        raise UnusableRowError(NO_GOLD)
+    return golds
+
+
+def gold_after_hashes(row: Row) -> tuple[str, ...]:
+    """GSM8K's: behind ``####`` in the column `answer`, without thousands separators.
+
+    Raises:
+        UnusableRowError: there are no hashes.
+    """
+    stated = _FOLLOWS_HASHES.search(_text(row.get("answer")))
+    if stated is None or not stated[1].strip():
+        raise UnusableRowError(NO_GOLD)
+    return (clean_gold(re.sub(r"(?<=\d),(?=\d)", "", stated[1])),)
+
+
+def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
+    r"""The column `answer`, else the last ``\boxed{}`` of the column `solution`: AIME and Minerva
+    are about in copies with either.
+
+    Raises:
+        UnusableRowError: neither is there.
+    """
+    if _text(row.get("answer")):
+        return gold_of_column(row)
+    boxed = last_boxed(_text(row.get("solution")))
+    if boxed is None:
+        raise UnusableRowError(NO_GOLD)
+    return (clean_gold(boxed),)
+
+
+def golds_of_olympiad(row: Row) -> tuple[str, ...]:
+    """OlympiadBench's `final_answer`, a list of texts; the copies with one text are read too.
+
+    Where `is_multiple_answer` is set all of the list is wanted, else each entry is enough.
+
+    Raises:
+        UnusableRowError: there is none.
+    """
+    value = row.get("final_answer")
+    if value is None:
+        return gold_of_column(row)
+    finals = [clean_gold(_text(one)) for one in (value if isinstance(value, list) else [value])]
+    if not finals or not all(finals):
+        raise UnusableRowError(NO_GOLD)
+    if row.get("is_multiple_answer") and len(finals) > 1:
+        return (", ".join(finals),)
+    return tuple(dict.fromkeys(finals))
+
+
+def gold_of_any(row: Row) -> tuple[str, ...]:
+    r"""Of a user's own file: `final_answer`, or `answer` (a solution with ``####`` or a box in it
+    too), or the last ``\boxed{}`` or ``####`` of `solution`.
+
+    Raises:
+        UnusableRowError: none of them states an answer.
+    """
+    if row.get("final_answer") is not None:
+        return golds_of_olympiad(row)
+    for column in ("answer", "solution"):
+        value = row.get(column)
+        if isinstance(value, str) and (stated := _stated(value)) is not None:
+            return (clean_gold(stated),)
+        if column == "answer" and value is not None and _text(value):
+            return gold_of_column(row)
+        if column == "answer" and isinstance(value, list):
+            return gold_of_column(row)
+    raise UnusableRowError(NO_GOLD)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    one.name: one
+    for one in (
+        Benchmark("gsm8k", "openai/gsm8k", gold_after_hashes, config="main", counts=1319),
+        Benchmark("math500", "HuggingFaceH4/MATH-500", gold_of_column, counts=500),
+        Benchmark("amc23", "math-ai/amc23", gold_of_column, counts=40),
+        Benchmark(
+            "aime24", "HuggingFaceH4/aime_2024", gold_of_answer_or_box, split="train", counts=30
+        ),
+        Benchmark("aime25", "math-ai/aime25", gold_of_answer_or_box, counts=30),
+        Benchmark("minerva", "math-ai/minervamath", gold_of_answer_or_box, counts=272),
+        Benchmark(
+            "olympiadbench",
+            "Hothan/OlympiadBench",
+            golds_of_olympiad,
+            split="train",
+            config="OE_TO_maths_en_COMP",
+            counts=674,
+        ),
+    )
+}
+_ALSO_CALLED = {"minervamath": "minerva", "aime2024": "aime24", "aime2025": "aime25"}
+
+
+def clean_gold(text: str) -> str:
+    r"""A gold without the ways of writing that are no part of it.
+
+    Dollar signs and ``\(..\)`` around all of it, a ``\boxed{}``, a full stop behind it and white
+    space go; ``4.5e33`` becomes ``4.5 \times 10^{33}``, which is how answers are written.
+    """
+    text = text.strip()
+    before = None
+    while text != before:
+        before = text
+        for opening, closing in _MATH_MARKS:
+            inner = text[len(opening) : -len(closing)]
+            if text.startswith(opening) and text.endswith(closing) and opening not in inner:
+                text = inner.strip()
+        if text.startswith(("\\boxed{", "\\fbox{")) and text.endswith("}"):
+            inner_box = last_boxed(text)
+            if inner_box is not None and text.count("\\boxed") + text.count("\\fbox") == 1:
+                text = inner_box
+        if text.endswith(".") and len(text) > 1:
+            text = text[:-1].rstrip()
+    return _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """A benchmark by name, by file, or both as ``name=file``: a copy read as the named one.
+
+    Names are not told apart by case, dashes or underscores: MATH-500 is math500.
+
+    Raises:
+        DataError: neither a name nor a file.
+    """
+    known, equals, path = name.partition("=")
+    if equals and path:
+        named = _named(known)
+        if named is None:
+            raise DataError(
+                f"unknown benchmark {known!r} in {name!r}; there are {', '.join(BENCHMARKS)}"
+            )
+        return Benchmark(
+            named.name, path, named.golds, named.split, named.config, named.problem_columns
+        )
+    if (found := _named(name)) is not None:
+        return found
+    if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
+        return Benchmark(Path(name).stem, name, gold_of_any)
+    near = difflib.get_close_matches(_folded(name), BENCHMARKS, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise DataError(
+        f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or give a file of yours "
+        f"that ends in {', '.join(SUFFIXES)}.{meant}"
+    )
+
+
+def load_benchmark(benchmark: Benchmark, *, limit: int | None = None) -> LoadedBenchmark:
+    """Read a benchmark from the hub or its file; see `problems_from_rows`.
+
+    Raises:
+        DataError: it cannot be read, or has no problem with an answer.
+    """
+    rows = read_rows(benchmark.path, split=benchmark.split, config=benchmark.config)
+    return problems_from_rows(benchmark, rows, limit=limit)
+
+
+def problems_from_rows(
+    benchmark: Benchmark, rows: Iterable[Row], *, limit: int | None = None
+) -> LoadedBenchmark:
+    """The problems of a benchmark's rows; rows without a problem or an answer are counted.
+
+    A problem that stands in it twice is asked twice: a benchmark is taken as it was published.
+
+    Args:
+        benchmark: how the rows are read.
+        rows: from wherever.
+        limit: the first so many problems only.
+
+    Raises:
+        DataError: there is no problem with an answer; the message names the columns.
+    """
+    report = LoadReport()
+    problems: list[BenchmarkProblem] = []
+    columns: dict[str, None] = {}
+    digest = hashlib.sha256()
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+        report.rows += 1
+        try:
+            column = next((c for c in benchmark.problem_columns if row.get(c) is not None), None)
+            if column is None:
+                raise UnusableRowError(NO_PROBLEM)
+            text = text_of(row, column, missing=NO_PROBLEM)
+            golds = benchmark.golds(row)
+        except UnusableRowError as reason:
+            report.dropped[str(reason)] += 1
+            continue
+        problems.append(BenchmarkProblem(benchmark.name, len(problems), text.strip(), golds))
+        digest.update(repr((text.strip(), golds)).encode("utf-8", "surrogatepass"))
+        report.kept += 1
+        if report.kept == limit:
+            break
+    if not problems:
+        reasons = ", ".join(f"{why}: {n}" for why, n in report.dropped.most_common()) or "no rows"
+        raise DataError(
+            f"{benchmark.path}: none of {report.rows} rows has a problem and an answer "
+            f"({reasons}). A row needs {' or '.join(benchmark.problem_columns)}, and answer, or a "
+            f"solution with \\boxed{{}}; the columns are "
+            f"{', '.join(map(repr, columns)) or '(none)'}"
+        )
+    return LoadedBenchmark(
+        benchmark.name, benchmark.path, tuple(problems), report, digest.hexdigest()[:16]
+    )
+
+
+def _named(name: str) -> Benchmark | None:
+    folded = _folded(name)
+    return BENCHMARKS.get(_ALSO_CALLED.get(folded, folded))
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name).lower()
+
+
+def _stated(text: str) -> str | None:
+    """What a solution states in a box or behind hashes; None of a text that is an answer itself."""
+    if (boxed := last_boxed(text)) is not None:
+        return boxed
+    hashes = _FOLLOWS_HASHES.search(text)
+    if hashes is None or not hashes[1].strip():
+        return None
+    return re.sub(r"(?<=\d),(?=\d)", "", hashes[1])
+
+
+def _text(value: object) -> str:
+    """A cell as text: whole floats without their point, nothing of what is neither text nor number.
+
+    27.0, as tables write a column of numbers, is 27.
+    """
+    if isinstance(value, bool) or value is None or isinstance(value, Mapping | list | tuple):
+        return ""
+    if isinstance(value, float):
+        if value != value:  # NaN, as tables write a missing number
+            return ""
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return str(value).strip() if isinstance(value, str | int) else ""

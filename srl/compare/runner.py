@@ -1,0 +1,478 @@
+"""Makes the runs of a comparison that are missing, each in a process of its own.
+
+What is done is seen on the disk alone, so the same command goes on after anything: a finished cell
+is passed over, one with a checkpoint is resumed, one without is moved aside and started again.
+Nothing is deleted. Cells that others wait for go first, the longest chain before all.
+
+Ctrl-C goes to this process; it tells the cells, which are in process groups of their own, and they
+save. Killed outright it cannot tell them: then the kernel does (Linux), and until the last of them
+has ended they hold the output folder's lock, which they inherit, so that no cell is ever run twice
+at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+from typing import Protocol
+
+import yaml
+from rich.console import Console
+
+import srl
+from srl.compare.plan import Cell, Plan
+from srl.compare.table import (
+    SESSIONS,
+    State,
+    build,
+    changes_of,
+    cores,
+    read_results,
+    read_sessions,
+    show,
+    state_of,
+    values_of,
+    write_table,
+)
+from srl.errors import UsageError
+from srl.logs.terminal.pen import clock
+from srl.logs.text import visible
+from srl.records import RecordWriter
+from srl.run_folder import RunFolder, replace_file
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+_PAUSE = 0.1  # seconds between looks at the running cells
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class Process(Protocol):
+    """A running cell."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], Path, int], Process]
+"""Starts a command line with an environment; its output is appended to a file, and it keeps a
+lock's file descriptor open as long as it lives."""
+
+
+def compare(
+    plan: Plan,
+    console: Console,
+    *,
+    cells: Sequence[Cell] | None = None,
+    jobs: int | None = None,
+    start: Start | None = None,
+) -> int:
+    """Run what is missing of `cells`, show the table and write it; returns the exit code.
+
+    Args:
+        plan: the comparison.
+        console: where to say how it goes.
+        cells: those to run, all of the plan unless given.
+        jobs: how many at a time; a core each unless given.
+        start: how a cell's process is started; as one of this Python unless given.
+
+    Returns:
+        0 all are done; 1 some failed; 130 after Ctrl-C, with checkpoints saved.
+
+    Raises:
+        UsageError: a cell that is there has other settings, or another call runs in the folder.
+        DataError: data that cannot be used.
+    """
+    chosen = plan.cells if cells is None else cells
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
+    refuse_other_settings(plan, chosen)
+    _make_folders(plan.output)
+    with _locked(plan.output, console) as lock:
+        # An earlier call's cells may have ended while we waited.
+        refuse_other_settings(plan, chosen)
+        missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
+        _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
+        _try_data(missing, console)
+        at_once = min(jobs or cores(), max(1, len(missing)))
+        queue = Queue(plan, missing, at_once, lock, start or start_process, console)
+        code = queue.run()
+    show_table(plan, console, write=True)
+    for name, why in queue.failures.items():
+        _say(console, f"{name}: {why}")
+    if code == INTERRUPTED:
+        _say(console, "stopped; the same command goes on")
+    return code
+
+
+def show_table(plan: Plan, console: Console, *, write: bool = False) -> None:
+    """The table of what is there."""
+    results = read_results(plan)
+    parts = build(plan, results)
+    show(plan, results, parts, console)
+    if write:
+        write_table(plan, results, parts)
+        _say(console, f"table: {plan.output / 'table.md'}, {plan.output / 'table.json'}")
+
+
+def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
+    """What a call would do with each cell: `--dry-run`."""
+    for cell in first_first(cells):
+        state = state_of(cell, plan)
+        from_ = f", from {cell.after}" if cell.after is not None else ""
+        _say(console, f"{cell.name:30} {state}{from_}")
+        if state is State.OTHER_SETTINGS:
+            for line in changes_of(cell, plan):
+                _say(console, f"    {line}")
+
+
+def first_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells in the order to start them: those that the longest chain waits for, then by seed, so
+    that whole seeds are there early."""
+    longest = dict.fromkeys((cell.name for cell in cells), 0)
+    for cell in reversed(cells):  # a cell stands behind the one it starts from
+        if cell.after in longest:
+            longest[cell.after] = max(longest[cell.after], longest[cell.name] + 1)
+    # A row without seeds is soon done, and all contrasts with it wait for it.
+    return sorted(cells, key=lambda c: (-longest[c.name], -1 if c.seed is None else c.seed))
+
+
+def refuse_other_settings(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Never mix runs.
+
+    Raises:
+        UsageError: a run that is there was made with other settings, or is newer than the one whose
+            policy it claims to start from; the message says which and what to type.
+    """
+    states = {cell.name: state_of(cell, plan) for cell in cells}
+    other = [cell for cell in cells if states[cell.name] is State.OTHER_SETTINGS]
+    if other:
+        first = plan.output / other[0].name
+        more = [f"So are {', '.join(cell.name for cell in other[1:])}."] if other[1:] else []
+        raise UsageError(
+            "\n".join(
+                [
+                    f"{first} was made with other settings than {plan.source} has now:",
+                    *(f"  {line}" for line in changes_of(other[0], plan)),
+                    *more,
+                    "To keep them, write another `output` into the file, or the old values. To "
+                    "make them again, move them away first, as in:",
+                    f"  mv {first} {first}.old",
+                ]
+            )
+        )
+    for cell in cells:
+        begun = states[cell.name] in (State.DONE, State.INTERRUPTED)
+        if begun and cell.after is not None and states.get(cell.after) is not State.DONE:
+            path = plan.output / cell.name
+            raise UsageError(
+                f"{path} is there, but {cell.after}, whose policy it started from, is not done: "
+                f"its policy would be another one. Move it away to make both again:\n"
+                f"  mv {path} {path}.old"
+            )
+
+
+class Queue:
+    """Cells that wait, run and end.
+
+    Attributes:
+        failures: cell -> why it is not done, of those that failed and those that waited for them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cells: Sequence[Cell],
+        jobs: int,
+        lock: int,
+        start: Start,
+        console: Console,
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._plan, self._lock, self._start, self._console = plan, lock, start, console
+        self._waiting = first_first(cells)
+        self._total, self._ended, self._jobs = len(cells), 0, jobs
+        self._threads = max(1, cores() // jobs)
+        self._running: list[_Running] = []
+        self._interrupts = 0
+        self._took = _seconds_taken(plan)
+
+    def run(self) -> int:
+        """Until all have ended; returns the exit code."""
+        before = None
+        try:
+            before = signal.signal(signal.SIGINT, self._interrupt)
+            while True:
+                while not self._interrupts and len(self._running) < self._jobs:
+                    if (cell := self._next()) is None:
+                        break
+                    self._begin(cell)
+                if not self._running:
+                    break
+                time.sleep(_PAUSE)
+                for one in list(self._running):
+                    if (code := one.process.poll()) is not None:
+                        self._running.remove(one)
+                        self._end(one, code)
+        finally:
+            signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        if self._interrupts:
+            return INTERRUPTED
+        return FAILED if self.failures else DONE
+
+    def _next(self) -> Cell | None:
+        """The next cell whose first is done; those whose first failed are given up on the way."""
+        unfinished = {cell.name for cell in self._waiting}
+        unfinished |= {one.cell.name for one in self._running}
+        for cell in list(self._waiting):
+            if cell.after in self.failures:
+                self._waiting.remove(cell)
+                self._ended += 1
+                self.failures[cell.name] = f"not started, for {cell.after} failed"
+                return self._next()
+            if cell.after not in unfinished:
+                self._waiting.remove(cell)
+                return cell
+        return None
+
+    def _begin(self, cell: Cell) -> None:
+        plan, run = self._plan, RunFolder(self._plan.output / cell.name)
+        state = state_of(cell, plan)
+        if state is State.CUT_OFF:
+            aside = _move_aside(run.path, plan.output / "unfinished")
+            _say(self._console, f"{cell.name}: cut off before a checkpoint, moved to {aside}")
+        words = [sys.executable, "-m", "srl"]
+        if state is State.INTERRUPTED:
+            words += ["resume", str(run.path)]
+        else:
+            config = plan.output / "configs" / f"{cell.name}.yaml"
+            text = yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True)
+            replace_file(config, f"# {cell.name} of {plan.source}\n{text}".encode())
+            named = ["--config", str(config), "--run-name", cell.name]
+            if cell.trained:
+                words += ["train", *named]
+            else:
+                words += ["eval", "--model", cell.experiment.model, *named]
+        log = plan.output / "logs" / f"{cell.name}.log"
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"--- {started}: {' '.join(words)}\n")
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONUNBUFFERED": "1",
+            # The same code as here, wherever it was found.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(_CODE), os.environ.get("PYTHONPATH", "")])
+            ),
+        }
+        process = self._start(words, environment, log, self._lock)
+        self._running.append(_Running(cell, process, words, started, time.monotonic(), log))
+        how = "resumed" if state is State.INTERRUPTED else "started"
+        self._told(f"{cell.name} {how}")
+
+    def _end(self, one: _Running, code: int) -> None:
+        seconds = time.monotonic() - one.began
+        with RecordWriter(self._plan.output / SESSIONS) as writer:
+            writer.write(
+                [
+                    {
+                        "cell": one.cell.name,
+                        "started": one.started,
+                        "seconds": round(seconds, 3),
+                        "exit": code,
+                        "threads": self._threads,
+                        "command": one.words,
+                    }
+                ]
+            )
+        self._ended += 1
+        name = one.cell.name
+        if code == 0 and state_of(one.cell, self._plan) is State.DONE:
+            self._took.append((one.cell.difficulty, one.cell.row, seconds))
+            values = values_of(RunFolder(self._plan.output / name)).get(self._plan.metric, {})
+            solved = f"{fmean(values.values()):.1%}" if values else "-"
+            self._told(f"{name} done in {clock(seconds)}: {self._plan.metric} {solved}")
+            return
+        if self._interrupts:
+            self._told(f"{name} stopped after {clock(seconds)}")
+            return
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        if code == 0:
+            how += ", but it has no summary.json with the plan's settings"
+        self.failures[name] = f"failed ({how}): {_last_line(one.log)}; its log: {one.log}"
+        self._told(f"{name} {self.failures[name]}")
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        for one in self._running:
+            one.process.send_signal(signal.SIGINT if self._interrupts < 3 else signal.SIGKILL)
+        if self._interrupts == 1:
+            _say(self._console, "stopping: the running cells save, which may take a step")
+
+    def _told(self, words: str) -> None:
+        left = self._left()
+        rest = "" if left is None else f"  about {clock(left)} left"
+        _say(self._console, f"[{self._ended}/{self._total}] {words}{rest}")
+
+    def _left(self) -> float | None:
+        """Seconds until all are done, by what like cells took; None if none has ended yet."""
+        if not self._took:
+            return None
+        now = time.monotonic()
+        left = sum(self._expected(cell) for cell in self._waiting)
+        left += sum(max(0.0, self._expected(r.cell) - (now - r.began)) for r in self._running)
+        return left / self._jobs
+
+    def _expected(self, cell: Cell) -> float:
+        """What cells of the same kind took, or of the same row, or all."""
+        like = [s for d, row, s in self._took if (d, row) == (cell.difficulty, cell.row)]
+        like = like or [s for _, row, s in self._took if row == cell.row]
+        return fmean(like or [s for _, _, s in self._took])
+
+
+@dataclass(frozen=True)
+class _Running:
+    cell: Cell
+    process: Process
+    words: Sequence[str]
+    started: str
+    began: float
+    log: Path
+
+
+_CODE = Path(srl.__file__).resolve().parent.parent
+
+
+def start_process(
+    words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+) -> subprocess.Popen[bytes]:
+    """A cell's process: see `Start`. It is told when this one dies."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            list(words),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            pass_fds=(lock,),
+            preexec_fn=save_when_parent_dies if sys.platform == "linux" else None,
+        )
+
+
+def save_when_parent_dies() -> None:
+    """Ask the kernel for a Ctrl-C to this process when the one that started it is gone."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+@contextmanager
+def _locked(output: Path, console: Console) -> Iterator[int]:
+    """The folder's lock; held until the last process that inherits it has ended.
+
+    Raises:
+        UsageError: another call holds it.
+    """
+    path = output / ".lock"
+    with path.open("a+", encoding="ascii") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip()
+                if holder.isdigit() and _alive(int(holder)):
+                    raise UsageError(
+                        f"another comparison runs in {output} (process {holder}); wait for it, or "
+                        "look at what is done with --table"
+                    ) from None
+                if not told:
+                    _say(console, "waiting for cells that an earlier call left running: they save")
+                    told = True
+                time.sleep(_PAUSE)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _make_folders(output: Path) -> None:
+    try:
+        for folder in (output, output / "logs", output / "configs"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the comparison's folder {output}: {error.strerror or error}. Name "
+            "another one with output:"
+        ) from error
+
+
+def _try_data(cells: Collection[Cell], console: Console) -> None:
+    """Each difficulty's data read once: what is wrong with it is told before anything starts."""
+    from srl.run import load_splits
+
+    seen = []
+    for cell in cells:
+        args = cell.experiment.args
+        split = (cell.experiment.data, args.validation_problems, args.test_problems)
+        if split not in seen:
+            seen.append(split)
+            load_splits(cell.experiment, console)
+
+
+def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
+    """Difficulty, row and seconds of cells that ended well in earlier calls."""
+    cells = {cell.name: cell for cell in plan.cells}
+    found = []
+    for line in read_sessions(plan.output):
+        cell, seconds = cells.get(str(line.get("cell"))), line.get("seconds")
+        if cell is not None and line.get("exit") == 0 and isinstance(seconds, int | float):
+            found.append((cell.difficulty, cell.row, float(seconds)))
+    return found
+
+
+def _move_aside(path: Path, into: Path) -> Path:
+    into.mkdir(exist_ok=True)
+    number = 1
+    while (aside := into / f"{path.name}.{number}").exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _last_line(log: Path) -> str:
+    """The end of a log, where an error says what it is."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:200] if said else "it said nothing"
+
+
+def _say(console: Console, text: str) -> None:
+    lines = [visible(line, console.encoding) for line in text.split("\n")]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,476 @@
+"""The table of a comparison: from what its cells left on the disk, for the eye and for programs.
+
+Every number is in `table.json`; `table.md` and the terminal show the same table. Nothing is
+remembered between calls: a cell counts if its folder holds a finished run with the plan's settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from srl.compare.figures import (
+    contrast,
+    figures_of,
+    last_evaluation,
+    row_estimate,
+    verdict,
+)
+from srl.compare.plan import Cell, Plan, Row
+from srl.config import parse_experiment
+from srl.errors import UsageError
+from srl.estimates import Estimate
+from srl.logs.terminal.pen import clock
+from srl.logs.text import visible
+from srl.records import read_rows
+from srl.run_folder import (
+    RunFolder,
+    changed_keys,
+    describe_environment,
+    replace_file,
+    write_json,
+)
+
+SESSIONS = "sessions.jsonl"
+"""In the output folder: a line for every time that a cell was started and ended."""
+
+
+class State(StrEnum):
+    """What is there of a cell."""
+
+    TO_DO = "to do"
+    DONE = "done"
+    INTERRUPTED = "interrupted"  # with a checkpoint to go on from
+    CUT_OFF = "cut off"  # without one: it starts again
+    OTHER_SETTINGS = "other settings"  # there, but not what the plan asks for
+    FAILED = "failed"  # when it was last tried, and nothing is left of it
+
+
+def state_of(cell: Cell, plan: Plan) -> State:
+    """What is there of `cell`."""
+    run = RunFolder(plan.output / cell.name)
+    if not run.path.is_dir() or not any(run.path.iterdir()):
+        return State.TO_DO
+    finished = run.summary.is_file()
+    if not finished and not (cell.trained and _has_checkpoint(run)):
+        return State.CUT_OFF
+    if changes_of(cell, plan):
+        return State.OTHER_SETTINGS
+    return State.DONE if finished else State.INTERRUPTED
+
+
+def changes_of(cell: Cell, plan: Plan) -> list[str]:
+    """`key: old -> new` for every setting of the cell's run that the plan has otherwise."""
+    run = RunFolder(plan.output / cell.name)
+    old = run.read_config()
+    with suppress(UsageError):  # a field that there is no more is told as it is
+        # A field that is newer than the run has its default, which is what the run did.
+        old = parse_experiment(old, where=str(run.config)).resolved()
+    return changed_keys(old, cell.experiment.resolved())
+
+
+def _has_checkpoint(run: RunFolder) -> bool:
+    if not run.config.is_file():
+        return False
+    try:
+        return run.latest_checkpoint() is not None
+    except UsageError:  # there are some, none of them whole
+        return False
+
+
+@dataclass
+class CellResult:
+    """One cell as the table needs it.
+
+    Attributes:
+        cell: which.
+        state: what is there of it.
+        values: figure -> problem -> number; empty unless it is done.
+        seconds: of all its sessions that ended, those that failed or were stopped included.
+        commands: as they were typed.
+        summary: the numbers of its summary.json, such as tokens.
+        commit: of the code that made it, if known.
+    """
+
+    cell: Cell
+    state: State
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    commands: list[str] = field(default_factory=list)
+    summary: Mapping[str, float] = field(default_factory=dict)
+    commit: str | None = None
+
+
+def read_results(plan: Plan) -> dict[str, CellResult]:
+    """Every cell of the plan by its name, from the disk."""
+    found = {cell.name: CellResult(cell, state_of(cell, plan)) for cell in plan.cells}
+    last_exit: dict[str, object] = {}
+    for line in read_sessions(plan.output):
+        name, seconds, command = str(line.get("cell")), line.get("seconds"), line.get("command")
+        last_exit[name] = line.get("exit")
+        if name in found and isinstance(seconds, int | float) and isinstance(command, list):
+            found[name].seconds += seconds
+            found[name].commands.append(shlex.join(map(str, command)))
+    for name, result in found.items():
+        run = RunFolder(plan.output / name)
+        if result.state is State.TO_DO and last_exit.get(name) not in (None, 0, 130):
+            result.state = State.FAILED
+        if result.state is State.DONE:
+            result.values = values_of(run)
+            summary = _read_json(run.summary)
+            result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
+            git = _read_json(run.environment).get("git")
+            result.commit = str(git.get("commit")) if isinstance(git, dict) else None
+    return found
+
+
+def read_sessions(output: Path) -> list[dict[str, object]]:
+    """The lines of the output folder's `sessions.jsonl`."""
+    path = output / SESSIONS
+    return list(read_rows(path)) if path.is_file() else []
+
+
+def values_of(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Figure -> problem -> number, of a finished run."""
+    return figures_of(last_evaluation(read_rows(run.eval))) if run.eval.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first row less the second."""
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: Estimate | None
+
+    @property
+    def word(self) -> str:
+        if self.difference is None:
+            return "not there yet"
+        return verdict(self.difference, len(self.seeds))
+
+
+@dataclass
+class Part:
+    """The table of one difficulty.
+
+    Attributes:
+        difficulty: its name.
+        problems: how many there are; 0 if no cell is done.
+        rows: each row with its cells.
+        figures: row -> figure -> mean with interval, over the seeds that are done.
+        contrasts: of the plan's metric.
+    """
+
+    difficulty: str
+    problems: int
+    rows: list[tuple[Row, list[CellResult]]]
+    figures: dict[str, dict[str, Estimate]]
+    contrasts: list[Contrast]
+
+
+def build(plan: Plan, results: Mapping[str, CellResult]) -> list[Part]:
+    """The figures of every difficulty.
+
+    Raises:
+        UsageError: cells of one difficulty have solved different problems.
+    """
+    parts = []
+    for difficulty in plan.difficulties:
+        rows = [
+            (row, [results[cell.name] for cell in plan.cells_of(difficulty, row.name)])
+            for row in plan.rows
+        ]
+        problems = _same_problems([one for _, cells in rows for one in cells], plan)
+        figures = {}
+        for row, cells in rows:
+            done = [cell.values for cell in cells if cell.values]
+            # A figure that only some seeds have would be of other trainings than its neighbours.
+            names = [n for n in done[0] if all(n in values for values in done)] if done else []
+            figures[row.name] = {n: row_estimate([values[n] for values in done]) for n in names}
+        by_row = {row.name: cells for row, cells in rows}
+        contrasts = [_contrast(*pair, by_row, plan.metric) for pair in plan.contrasts]
+        parts.append(Part(difficulty, problems, rows, figures, contrasts))
+    return parts
+
+
+def _contrast(
+    first: str, second: str, rows: Mapping[str, Sequence[CellResult]], metric: str
+) -> Contrast:
+    """Paired by seed; a row without seeds is every seed's partner."""
+    one, other = (
+        {cell.cell.seed: cell.values[metric] for cell in rows[row] if metric in cell.values}
+        for row in (first, second)
+    )
+    seeds: list[int | None] = [*sorted(s for s in {*one, *other} if s is not None)] or [None]
+    pairs = [(s, one.get(s, one.get(None)), other.get(s, other.get(None))) for s in seeds]
+    there = [(s, a, b) for s, a, b in pairs if a is not None and b is not None]
+    if not there:
+        return Contrast(first, second, (), None)
+    difference = contrast([a for _, a, _ in there], [b for _, _, b in there])
+    return Contrast(first, second, tuple(s for s, _, _ in there if s is not None), difference)
+
+
+def _same_problems(cells: Sequence[CellResult], plan: Plan) -> int:
+    """How many problems all cells have solved."""
+    seen: dict[str, tuple[str, set[str]]] = {}
+    for cell in cells:
+        for figure, values in cell.values.items():
+            name, problems = seen.setdefault(figure, (cell.cell.name, set(values)))
+            if problems != set(values):
+                raise UsageError(
+                    f"{cell.cell.name} and {name} have solved different problems, though their "
+                    f"settings are the same: the data has changed. Move both out of {plan.output} "
+                    "to make them again"
+                )
+    return max((len(problems) for _, problems in seen.values()), default=0)
+
+
+# ---- for programs -------------------------------------------------------------------------------
+
+
+def as_json(
+    plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]
+) -> dict[str, object]:
+    """Every number of the comparison, and what it was made with."""
+    return {
+        "config": str(plan.source),
+        "quick": plan.quick,
+        "metric": plan.metric,
+        "seeds": list(plan.seeds),
+        "difficulties": [
+            {
+                "name": part.difficulty,
+                "problems": part.problems,
+                "rows": [
+                    {
+                        "name": row.name,
+                        "title": row.title,
+                        "after": row.after,
+                        "seeds_done": [c.cell.seed for c in cells if c.values and c.cell.trained],
+                        "figures": {
+                            name: estimate.to_json()
+                            for name, estimate in part.figures[row.name].items()
+                        },
+                        "cells": [cell.cell.name for cell in cells],
+                    }
+                    for row, cells in part.rows
+                ],
+                "contrasts": [
+                    {
+                        "first": c.first,
+                        "second": c.second,
+                        "figure": plan.metric,
+                        "seeds": list(c.seeds),
+                        "difference": None if c.difference is None else c.difference.to_json(),
+                        "verdict": c.word,
+                    }
+                    for c in part.contrasts
+                ],
+            }
+            for part in parts
+        ],
+        "cells": {
+            name: {
+                "state": str(result.state),
+                "seed": result.cell.seed,
+                "figures": {
+                    figure: sum(values.values()) / len(values)
+                    for figure, values in result.values.items()
+                },
+                "seconds": round(result.seconds, 1),
+                "commands": result.commands,
+                "summary": dict(result.summary),
+                "commit": result.commit,
+            }
+            for name, result in results.items()
+        },
+        "machine": {"cpu": cpu_name(), **_environment()},
+    }
+
+
+def write_table(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> None:
+    """`table.json` and `table.md` in the output folder."""
+    write_json(plan.output / "table.json", as_json(plan, results, parts))
+    replace_file(plan.output / "table.md", markdown(plan, results, parts).encode())
+
+
+@cache
+def _environment() -> dict[str, object]:
+    return describe_environment()  # git and all packages are asked: a second
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---- for the eye --------------------------------------------------------------------------------
+
+
+def markdown(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> str:
+    """The table as Markdown."""
+    lines = [f"# {plan.source.name}: {plan.metric}", ""]
+    for part in parts:
+        lines += [f"## {_heading(part, plan)}", ""]
+        for header, rows in (_figure_rows(part, plan), _contrast_rows(part, plan)):
+            if not rows:
+                continue
+            lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
+    lines += [f"- {note}" for note in notes(plan, results)]
+    return "\n".join(lines) + "\n"
+
+
+def show(
+    plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part], console: Console
+) -> None:
+    """The table in the terminal."""
+    for part in parts:
+        title = _heading(part, plan)
+        for header, rows in (_figure_rows(part, plan), _contrast_rows(part, plan)):
+            if not rows:
+                continue
+            table = Table(title=Text(title), title_justify="left")
+            for number, name in enumerate(header):
+                table.add_column(Text(name), justify="right" if number else "left")
+            for row in rows:
+                table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
+            console.print(table)
+            title = f"{part.difficulty}: differences in {plan.metric}, points"
+    for note in notes(plan, results):
+        console.print(
+            visible(note, console.encoding), markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def notes(plan: Plan, results: Mapping[str, CellResult]) -> list[str]:
+    """What one must know to read the table."""
+    found = []
+    missing = [f"{n} ({r.state})" for n, r in results.items() if r.state is not State.DONE]
+    if missing:
+        found.append(f"Incomplete, {len(missing)} of {len(results)} cells: {', '.join(missing)}.")
+    intervals = (
+        "Intervals are 95 %, over problems and training seeds together"
+        if len(plan.seeds) > 1
+        else "Intervals are 95 %, over problems alone: of one seed nobody knows what the next gives"
+    )
+    found.append(
+        f"{intervals} (srl/compare/figures.py); an untrained row's over problems. Contrasts are "
+        "paired by problem and seed, and not corrected for their number."
+    )
+    seconds = sum(result.seconds for result in results.values())
+    environment = _environment()
+    packages, git = environment["packages"], environment["git"]
+    torch = packages["torch"] if isinstance(packages, dict) else None
+    commit = str(git["commit"])[:10] if isinstance(git, dict) else "unknown"
+    found.append(
+        f"{cpu_name()}, {cores()} cores, torch {torch}, commit {commit}; "
+        f"cells took {clock(seconds)}. Made by: python -m srl compare --config {plan.source}"
+        f"{' --quick' if plan.quick else ''}"
+    )
+    return found
+
+
+def _heading(part: Part, plan: Plan) -> str:
+    seeds = ", ".join(map(str, plan.seeds))
+    return f"{part.difficulty}: {part.problems} problems, seeds {seeds}; solved, %"
+
+
+def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
+    others = list(
+        dict.fromkeys(
+            name for figures in part.figures.values() for name in figures if name != plan.metric
+        )
+    )
+    header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others, "time"]
+    rows = []
+    for row, cells in part.rows:
+        figures = part.figures[row.name]
+        by_seed = {cell.cell.seed: cell for cell in cells}
+        rows.append(
+            [
+                row.title,
+                _interval(figures.get(plan.metric)) + _short_of(cells),
+                *(_seed_cell(by_seed.get(seed), plan.metric) for seed in plan.seeds),
+                *(_percent(figures.get(name)) for name in others),
+                clock(sum(cell.seconds for cell in cells)),
+            ]
+        )
+    return header, rows
+
+
+def _contrast_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
+    titles = {row.name: row.title for row in plan.rows}
+    rows = [
+        [
+            f"{titles[c.first]} less {titles[c.second]}",
+            "-" if c.difference is None else _interval(c.difference, signed=True),
+            ", ".join(map(str, c.seeds)) or "-",
+            c.word,
+        ]
+        for c in part.contrasts
+    ]
+    return ["", f"difference in {plan.metric}", "seeds", "verdict"], rows
+
+
+def _seed_cell(result: CellResult | None, metric: str) -> str:
+    if result is None:  # a row without seeds
+        return ""
+    values = result.values.get(metric)
+    if not values:
+        return str(result.state)
+    return f"{100 * sum(values.values()) / len(values):.1f}"
+
+
+def _short_of(cells: Sequence[CellResult]) -> str:
+    done = sum(bool(cell.values) for cell in cells)
+    return "" if done == len(cells) else f" ({done} of {len(cells)} cells)"
+
+
+def _interval(estimate: Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    sign = "+" if signed else ""
+    value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{100 * estimate.value:.1f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(visible(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,529 @@
+"""Benchmarks: how rows are read, and whole evaluations, cut short and gone on with."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from environments.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkProblem,
+    clean_gold,
+    find_benchmark,
+    gold_of_any,
+    load_benchmark,
+    problems_from_rows,
+)
+from environments.types import DataError
+from rewards import RewardSum
+from rewards.answer import verify_answer
+from srl.benchmark import fingerprint
+from srl.benchmark_figures import figures_of
+from srl.benchmark_samples import Chunk, Solution, Solver, verified
+from srl.cli import main
+from srl.estimates import wilson
+from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
+from tests.conftest import read_jsonl, refused, train, write_config
+
+# ---- reading ------------------------------------------------------------------------------------
+
+# A made-up row in the shape of each data set, and the golds that are read from it
+ROWS: dict[str, list[tuple[dict[str, object], tuple[str, ...]]]] = {
+    "gsm8k": [
+        ({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}, ("4",)),
+        ({"question": "A lot?", "answer": "It is much.\n#### 1,234,000"}, ("1234000",)),
+        ({"question": "Debt?", "answer": "Less.\n####  -7 "}, ("-7",)),
+    ],
+    "math500": [
+        ({"problem": "p", "solution": r"\boxed{9}", "answer": r"\frac{1}{2}"}, (r"\frac{1}{2}",)),
+        ({"problem": "p", "answer": r"\left( 3, \frac{\pi}{2} \right)"},
+         (r"\left( 3, \frac{\pi}{2} \right)",)),
+    ],
+    "amc23": [
+        ({"id": 0, "question": "p", "answer": 27.0}, ("27",)),
+        ({"id": 1, "question": "p", "answer": "36.0"}, ("36.0",)),
+        ({"id": 2, "question": "p", "answer": 0.5}, ("0.5",)),
+    ],
+    "aime24": [
+        ({"problem": "p", "solution": "...", "answer": "073"}, ("073",)),
+        ({"problem": "p", "solution": r"so \boxed{204}.", "url": "x"}, ("204",)),
+        ({"problem": "p", "answer": 25}, ("25",)),
+    ],
+    "aime25": [({"problem": "p", "answer": "70", "id": "0"}, ("70",))],
+    "minerva": [
+        ({"question": "p", "answer": "4.5e33"}, (r"4.5 \times 10^{33}",)),
+        ({"problem": "p", "solution": r"Hence $\boxed{\frac{k}{m}}$."}, (r"\frac{k}{m}",)),
+        ({"problem": "p", "solution": r"\boxed{2.5e-3} \mathrm{~m}", "type": "Physics"},
+         (r"2.5 \times 10^{-3}",)),
+    ],
+    "olympiadbench": [
+        ({"question": "p", "final_answer": ["$2$"], "is_multiple_answer": False}, ("2",)),
+        ({"question": "p", "final_answer": ["$1,2$"], "is_multiple_answer": True}, ("1,2",)),
+        ({"question": "p", "final_answer": ["$1$", "$2$"], "is_multiple_answer": True}, ("1, 2",)),
+        ({"question": "p", "final_answer": [r"$\frac12$", "$0.5$"], "is_multiple_answer": False},
+         (r"\frac12", "0.5")),
+        ({"question": "p", "answer": "7"}, ("7",)),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_rows_of_each_benchmark(name: str) -> None:
+    rows = [row for row, _ in ROWS[name]]
+    loaded = problems_from_rows(BENCHMARKS[name], rows)
+    assert [problem.golds for problem in loaded.problems] == [golds for _, golds in ROWS[name]]
+    assert [problem.number for problem in loaded.problems] == list(range(len(rows)))
+    assert loaded.report.kept == loaded.report.rows == len(rows)
+    for problem in loaded.problems:
+        assert all(verify_answer(gold, gold) for gold in problem.golds)
+
+
+def test_cleaned_golds_are_those_that_policies_match() -> None:
+    gold = problems_from_rows(BENCHMARKS["minerva"], [ROWS["minerva"][0][0]]).problems[0].golds[0]
+    assert verify_answer("4.5e33", gold)
+    assert verify_answer(r"4.5 \cdot 10^{33}", gold)
+    assert not verify_answer("4.5", gold)
+    both = problems_from_rows(BENCHMARKS["olympiadbench"], [ROWS["olympiadbench"][2][0]])
+    assert verify_answer("2, 1", both.problems[0].golds[0])
+    assert not verify_answer("1", both.problems[0].golds[0])  # all of the list is wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        (r"$\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"\boxed{3}", "3"),
+        (r"$\boxed{\{1,2\}}$.", r"\{1,2\}"),
+        (r"\(7\)", "7"),
+        (r"$$x+1$$", "x+1"),
+        ("$a$, $b$", "$a$, $b$"),
+        (r"\$5", r"\$5"),
+        ("5.", "5"),
+        ("1.5", "1.5"),
+        ("2e", "2e"),
+        ("1e-3 m", r"1 \times 10^{-3} m"),
+        (r"\boxed{1} \text{ and } \boxed{2}", r"\boxed{1} \text{ and } \boxed{2}"),
+        ("$", ""),
+        ("  ", ""),
+    ],
+)
+def test_clean_gold(text: str, gold: str) -> None:
+    assert clean_gold(text) == gold
+
+
+@pytest.mark.parametrize(
+    ("row", "golds"),
+    [
+        ({"answer": "72"}, ("72",)),
+        ({"answer": 72}, ("72",)),
+        ({"answer": "half of it\n#### 72"}, ("72",)),
+        ({"answer": r"so \boxed{72}"}, ("72",)),
+        ({"answer": ["1/2", "0.5"]}, ("1/2", "0.5")),
+        ({"answer": None, "solution": r"so \boxed{x+1}"}, ("x+1",)),
+        ({"solution": "so 5\n#### 5"}, ("5",)),
+        ({"final_answer": ["$3$"], "answer": "no"}, ("3",)),
+    ],
+)
+def test_the_gold_of_a_users_row(row: dict[str, object], golds: tuple[str, ...]) -> None:
+    assert gold_of_any(row) == golds
+
+
+def test_rows_that_cannot_be_used_are_counted() -> None:
+    rows: list[dict[str, object]] = [
+        {"problem": "p", "answer": "1"},
+        {"problem": "p", "answer": ""},
+        {"problem": "p", "solution": "no box"},
+        {"problem": "p", "answer": float("nan")},
+        {"problem": "p", "answer": []},
+        {"answer": "1"},
+        {"problem": " ", "answer": "1"},
+        {"problem": 3, "answer": "1"},
+    ]
+    loaded = problems_from_rows(Benchmark("mine", "mine.jsonl", gold_of_any), rows)
+    assert len(loaded.problems) == 1
+    assert loaded.report.dropped == {"no answer": 4, "no problem": 2, "problem is not text": 1}
+    with pytest.raises(DataError, match=r"mine.jsonl: none of 1 rows .* columns are 'question'"):
+        problems_from_rows(Benchmark("m", "mine.jsonl", gold_of_any), [{"question": "?"}])
+
+
+def test_a_problem_that_stands_twice_is_asked_twice() -> None:
+    rows = [{"problem": "p", "answer": "1"}] * 2
+    problems = problems_from_rows(Benchmark("m", "m.jsonl", gold_of_any), rows).problems
+    assert [problem.number for problem in problems] == [0, 1]
+    assert len({problem.problem_id for problem in problems}) == 1
+
+
+def test_files_of_both_kinds_say_the_same(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(5)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    one, two = (
+        load_benchmark(find_benchmark(str(tmp_path / f"a.{kind}"))) for kind in ("jsonl", "parquet")
+    )
+    assert one.problems == two.problems
+    assert one.digest == two.digest
+    limited = load_benchmark(find_benchmark(str(tmp_path / "a.jsonl")), limit=2)
+    assert limited.problems == one.problems[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("MATH-500", "math500"),
+        ("Minerva_Math", "minerva"),
+        ("AIME 2024", "aime24"),
+        ("GSM8K", "gsm8k"),
+        ("OlympiadBench", "olympiadbench"),
+    ],
+)
+def test_names_are_not_told_apart_by_case_and_dashes(name: str, found: str) -> None:
+    assert find_benchmark(name) == BENCHMARKS[found]
+
+
+def test_a_copy_is_read_as_the_named_one() -> None:
+    copy = find_benchmark("amc23=copies/amc.parquet")
+    assert (copy.name, copy.path, copy.golds) == (
+        "amc23", "copies/amc.parquet", BENCHMARKS["amc23"].golds,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gms8k", r"unknown benchmark 'gms8k'; there are gsm8k, .* Did you mean gsm8k\?"),
+        ("mine=a.jsonl", "unknown benchmark 'mine' in 'mine=a.jsonl'"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        find_benchmark(name)
+
+
+# ---- verdicts -----------------------------------------------------------------------------------
+
+
+def solution(text: str, *golds: str) -> Solution:
+    from environments.answers import stated_answer
+
+    problem = BenchmarkProblem("b", 0, "p", golds)
+    answer = stated_answer(text)
+    return Solution(problem, 1, text, text, answer, 9, False, None if answer else "no_answer")
+
+
+class _StaysOpen(RewardSum):
+    """A verifier for all tests of this file: its worker takes seconds to start."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[RewardSum]:
+    shared = _StaysOpen({"answer": 1.0}, workers=1, for_training=False)
+    yield shared
+    RewardSum.close(shared)
+
+
+def test_a_verdict_for_every_solution(verifier: RewardSum) -> None:
+    lines = verified(
+        [
+            solution(r"\boxed{x(x+1)}", "x^2+x"),
+            solution(r"\boxed{5}", "x^2+x"),
+            solution("hm", "4"),
+            solution("The answer is 0.5", "2", r"\frac12"),  # one of the golds is enough
+        ],
+        verifier,
+    )
+    assert [line["verdict"] for line in lines] == ["right", "wrong", "no_answer", "right"]
+    assert [line["failure"] for line in lines] == [None, None, "no_answer", None]
+    assert verified([], verifier) == []
+
+
+def test_a_check_that_is_killed_verifies_nothing_and_is_counted(tmp_path: Path) -> None:
+    # Too little time for any check that does more than compare texts.
+    hurried = RewardSum({"answer": 1.0}, workers=1, deadline=1e-5, for_training=False)
+    try:
+        lines = verified([solution(r"\boxed{x(x+1)}", "x^2+x"), solution("", "1")], hurried)
+    finally:
+        hurried.close()
+    assert [(line["verdict"], line["failure"]) for line in lines] == [
+        ("unverified", "deadline"), ("no_answer", "no_answer"),
+    ]  # fmt: skip
+    log = tmp_path / "samples.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = figures_of(log)["b"]
+    assert isinstance(figures, dict)
+    assert (figures["unverified"], figures["no answer"]) == (1, 1)
+    assert figures["pass@1"]["value"] == 0.0
+
+
+# ---- whole evaluations --------------------------------------------------------------------------
+
+SMALL = [
+    "--use_cpu", "true", "--whole_system_prompt", "null", "--whole_max_completion_length", "12",
+    "--rollout_token_budget", "160", "--reward_workers", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path: Path, verifier: RewardSum, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Seven problems of the toy; two of them it cannot solve."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("srl.benchmark.RewardSum", lambda *_, **__: verifier)
+    rows = [{"problem": f"case {i}", "answer": "4" if i % 4 else "9"} for i in range(7)]
+    path = tmp_path / "toy.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluate(policy: Path, *words: str, name: str = "one", samples: int = 5) -> int:
+    return main(
+        ["eval", "--model", str(policy), "--bench", "toy.jsonl", "--run-name", name,
+         "--samples", str(samples), *SMALL, *words]
+    )  # fmt: skip
+
+
+def test_a_whole_evaluation(
+    bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(toy_policy) == 0
+    shown = capsys.readouterr().out
+    run = Path("runs/one")
+    assert {"config.yaml", "command.txt", "environment.json", "samples.jsonl", "summary.json"} == {
+        path.name for path in run.iterdir()
+    }
+    lines = read_jsonl(run / "samples.jsonl")
+    made = sorted((line["number"], line["sample"]) for line in lines)
+    assert made == [(number, sample) for number in range(7) for sample in range(6)]
+    for line in lines:
+        assert line["problem"] == f"case {line['number']}"
+        stated = (
+            "4" if "the answer is 4" in str(line["completion"]).partition("</think>")[2] else None
+        )
+        assert line["answer"] == stated
+        expected = "no_answer" if stated is None else "right" if line["gold"] == ["4"] else "wrong"
+        assert line["verdict"] == expected
+        assert 1 <= int(str(line["completion_tokens"])) <= 12
+    # The figures again, from the lines alone
+    figures = json.loads((run / "summary.json").read_text())["benchmarks"]["toy"]
+    groups = [
+        sorted(
+            (one for one in lines if one["number"] == number),
+            key=lambda one: int(str(one["sample"])),
+        )
+        for number in range(7)
+    ]
+    right = [[one["verdict"] == "right" for one in group] for group in groups]
+    assert figures["n"] == 7
+    assert figures["greedy"] == wilson(sum(one[0] for one in right), 7).to_json()
+    for k in (1, 2, 4, 5):
+        values = [pass_at_k(one[1:], k) for one in right]
+        assert figures[f"pass@{k}"] == over_problems(values).to_json()
+        votes = [
+            votes_of([x["answer"] for x in group[1:]], one[1:])  # type: ignore[misc]
+            for group, one in zip(groups, right, strict=True)
+        ]
+        assert figures[f"maj@{k}"] == over_problems([maj_at_k(v, k) for v in votes]).to_json()
+    assert figures["avg@5"]["value"] == pytest.approx(figures["pass@1"]["value"])
+    assert 0 < figures["avg@5"]["value"] < figures["pass@5"]["value"]  # some samples are right
+    assert "greedy" in shown
+    assert "maj@5" in shown
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["bench"]["toy"]["problems"] == 7
+    assert config["samples"] == 5
+
+
+def test_an_evaluation_cut_anywhere_goes_on_to_the_same_file(bench: Path, toy_policy: Path) -> None:
+    assert evaluate(toy_policy) == 0
+    log = Path("runs/one/samples.jsonl")
+    whole, summary = log.read_bytes(), json.loads(Path("runs/one/summary.json").read_text())
+    for place in random.Random(0).sample(range(len(whole)), 3):
+        log.write_bytes(whole[:place])
+        Path("runs/one/summary.json").unlink()
+        assert evaluate(toy_policy) == 0
+        assert log.read_bytes() == whole, place
+        again = json.loads(Path("runs/one/summary.json").read_text())
+        assert again["benchmarks"] == summary["benchmarks"]
+    assert Path("runs/one/command.txt").read_text().count("\n") == 4
+
+
+def test_a_complete_evaluation_is_not_made_again(
+    bench: Path,
+    toy_policy: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert evaluate(toy_policy, samples=0) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("srl.benchmark.load_policy", None)  # nothing is loaded
+    assert evaluate(toy_policy, samples=0) == 0
+    shown = capsys.readouterr().out
+    assert "complete: nothing is solved again" in shown
+    assert "greedy" in shown
+    assert "avg@" not in shown
+
+
+def test_samples_follow_from_the_seed(bench: Path, toy_policy: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert evaluate(toy_policy, "--seed", seed, name=name) == 0
+    a, b, c = (Path(f"runs/{name}/samples.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+    greedy = [
+        [
+            line["completion"]
+            for line in read_jsonl(Path(f"runs/{name}/samples.jsonl"))
+            if not line["sample"]
+        ]
+        for name in "ac"
+    ]
+    assert greedy[0] == greedy[1]  # greedy solutions do not
+
+
+def test_stopped_with_ctrl_c_and_gone_on_with(
+    bench: Path,
+    toy_policy: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solve, solved = Solver.solve, []
+
+    def interrupted(solver: Solver, chunk: Chunk) -> list[Solution]:
+        solved.append(chunk)
+        if len(solved) == 3:
+            raise KeyboardInterrupt
+        return solve(solver, chunk)
+
+    monkeypatch.setattr(Solver, "solve", interrupted)
+    assert evaluate(toy_policy) == 130
+    assert "the same command with --run-name one goes on" in capsys.readouterr().out
+    assert not Path("runs/one/summary.json").exists()
+    made = len(read_jsonl(Path("runs/one/samples.jsonl")))
+    assert made == sum(len(chunk.keys) for chunk in solved[:2])
+    assert evaluate(toy_policy) == 0
+    assert f"going on: {made} of 42 solutions" in capsys.readouterr().out
+    assert solved[2] == solved[3]  # none of those before is made again
+    assert evaluate(toy_policy, name="straight") == 0
+    one, two = (Path(f"runs/{name}/samples.jsonl").read_bytes() for name in ("one", "straight"))
+    assert one == two
+
+
+def test_stopped_before_anything_was_solved(
+    bench: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(solver: Solver, chunk: Chunk) -> list[Solution]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Solver, "solve", interrupted)
+    assert evaluate(toy_policy) == 130
+    assert not Path("runs/one").exists()
+
+
+def test_other_settings_are_refused(
+    bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(toy_policy, samples=1) == 0
+    before = Path("runs/one/samples.jsonl").read_bytes()
+    assert evaluate(toy_policy, "--temperature", "0.5", samples=2) == 2
+    shown = capsys.readouterr().err
+    assert "begun with other settings" in shown
+    assert "samples: 1 -> 2" in shown
+    assert "temperature: 1.0 -> 0.5" in shown
+    # So is a changed file, but neither how fast it is checked nor what changes no sample
+    assert evaluate(toy_policy, "--reward_workers", "2", samples=1) == 0
+    bench.write_text(bench.read_text().replace("case 3", "case 33"))
+    assert evaluate(toy_policy, samples=1) == 2
+    assert "bench.toy.digest" in capsys.readouterr().err
+    assert Path("runs/one/samples.jsonl").read_bytes() == before
+
+
+def test_changed_weights_are_noticed(toy_policy: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    weights = (toy_policy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights)
+    assert fingerprint(str(copy)) == fingerprint(str(toy_policy))
+    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert fingerprint(str(copy)) != fingerprint(str(toy_policy))
+    assert fingerprint("owner/name") is None
+
+
+def test_a_prompt_without_room_is_a_counted_failure(
+    bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": "case 1", "answer": "4"}, {"problem": "z" * 60, "answer": "4"}]
+    bench.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate(toy_policy, samples=2) == 0
+    lines = read_jsonl(Path("runs/one/samples.jsonl"))
+    failed = [line for line in lines if line["number"] == 1]
+    assert [(line["failure"], line["verdict"]) for line in failed] == [
+        ("context_limit", "no_answer")
+    ] * 3
+    bench.write_text(json.dumps(rows[1]) + "\n")
+    assert evaluate(toy_policy, name="two") == 2
+    assert "no problem of toy fits: the policy reads 64 tokens" in capsys.readouterr().err
+    assert not Path("runs/two").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bench", "gms8k"], r"unknown benchmark 'gms8k'.*Did you mean gsm8k"),
+        (["--bench", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--bench", "toy.jsonl,toy.jsonl"], "toy is named twice"),
+        (["--bench", ","], "--bench is ','; give one or more of gsm8k"),
+        (["--bench", "toy.jsonl", "--samples", "-1"], r"--samples is -1; it must be 0"),
+        (["--bench", "toy.jsonl", "--limit", "0"], "--limit is 0; it must be 1 or more"),
+        (["--bench", "toy.jsonl", "--learning_rate", "1"], "--learning_rate does not matter to a"),
+        (["--bench", "toy.jsonl", "--top_p", "2"], "top_p is 2.0?; it must be above 0"),
+        (["--bench", "toy.jsonl", "--run-name", "../x"], "run name '../x'"),
+        (["--samples", "2", "--config", "c.yaml"], "--samples goes with --bench"),
+        ([], "--model needs --bench NAME, or --config"),
+    ],
+)
+def test_wrong_use(
+    bench: Path,
+    toy_policy: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    refused(capsys, main(["eval", "--model", str(toy_policy), *words]), message)
+
+
+def test_a_runs_own_policy_and_a_folder_for_held_out_problems(
+    home: Path, bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--max_steps", "1", "--eval_strategy", "no", "--test_problems", "0") == 0
+    assert main(["eval", "--run", "one", "--bench", "toy.jsonl", "--limit", "3", "--run-name",
+                 "bench", "--whole_max_completion_length", "12"]) == 0  # fmt: skip
+    config = yaml.safe_load(Path("runs/bench/config.yaml").read_text())
+    assert config["model"] == "runs/one/policy"
+    assert config["whole_system_prompt"] is None  # as in the run's config
+    assert len(read_jsonl(Path("runs/bench/samples.jsonl"))) == 3
+    assert main(["eval", "--run", "one", "--bench", "toy.jsonl", "--run-name", "one"]) == 2
+    assert "runs/one is in use by a run of another kind" in capsys.readouterr().err
+
+    write_config(home / "config.yaml", model="somewhere/else")
+    words = ["eval", "--model", str(toy_policy), "--config", "config.yaml", "--run-name", "base"]
+    assert main(words) == 0
+    run = Path("runs/base")
+    attempts = read_jsonl(run / "eval.jsonl")
+    assert {line["when"] for line in attempts} == {"eval"}
+    assert len({line["problem_id"] for line in attempts}) == 8
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["eval"]["step by step, greedy"]["n"] == 8
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"] == str(toy_policy)
+    assert (run / "command.txt").is_file()
+    assert (run / "environment.json").is_file()
+    assert main(words) == 2
+    assert "is in use and is never overwritten" in capsys.readouterr().err
+    assert main([*words[:-1], "none", "--test_problems", "0", "--validation_problems", "0"]) == 2
+    assert not Path("runs/none").exists()

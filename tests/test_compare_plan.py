@@ -1,0 +1,248 @@
+"""The file of a comparison: what it becomes, and everything it may not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TOY_SETTINGS
+
+from srl.compare.plan import Plan, load_plan
+from srl.compare.runner import first_first
+from srl.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = {"source": "files", "path": "data.jsonl"}
+
+
+def values(**changes: object) -> dict[str, object]:
+    plan: dict[str, object] = {
+        "output": "runs/compare",
+        "model": "some/base",
+        "settings": {**TOY_SETTINGS, "test_problems": 8, "max_steps": 2},
+        "difficulties": {"easy": {"data": DATA}, "hard": {"data": DATA, "solve_max_steps": 9}},
+        "rows": {
+            "base": {"train": False, "title": "base policy"},
+            "two": {"after": "srl", "like": "srl", "learning_rate": 2e-3},
+            "srl": {"learning_rate": 1e-3, "rewards": {"similarity": 1.0, "length": 0.1}},
+        },
+        "contrasts": [["srl", "base"], ["two", "srl"]],
+        "seeds": [0, 3],
+        "data_seed": 7,
+    }
+    return {**plan, **changes}
+
+
+def write(path: Path, plan: object) -> Path:
+    text = plan if isinstance(plan, str) else yaml.safe_dump(plan, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def plan_of(tmp_path: Path, *, small: bool = False, **changes: object) -> Plan:
+    return load_plan(write(tmp_path / "compare.yaml", values(**changes)), quick=small)
+
+
+def test_a_plan_is_difficulties_by_rows_by_seeds(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    names = [cell.name for cell in plan.cells]
+    assert sorted(names) == sorted(
+        f"{difficulty}.{cell}"
+        for difficulty in ("easy", "hard")
+        for cell in ("base", "srl.0", "srl.3", "two.0", "two.3")
+    )
+    assert [row.name for row in plan.rows] == ["base", "two", "srl"]  # the table's order
+    cells = {cell.name: cell for cell in plan.cells}
+    two = cells["hard.two.3"].experiment
+    assert two.model == "runs/compare/hard.srl.3/policy"
+    assert two.rewards == {"similarity": 1.0, "length": 0.1}  # like srl
+    assert two.args.learning_rate == 2e-3  # its own wins
+    assert (two.args.seed, two.args.data_seed, two.args.test_before) == (3, 7, False)
+    assert two.args.output_dir == "runs/compare"
+    assert (two.args.solve_max_steps, cells["easy.two.3"].experiment.args.solve_max_steps) == (9, 4)
+    base = cells["hard.base"]
+    assert (base.trained, base.after, base.experiment.model) == (False, None, "some/base")
+    assert base.experiment.args.seed == base.experiment.args.data_seed == 7
+    for cell in plan.cells:  # behind the one it starts from
+        assert cell.after is None or names.index(cell.after) < names.index(cell.name)
+
+
+def test_cells_that_others_wait_for_go_first(tmp_path: Path) -> None:
+    rows = {
+        "alone": {},
+        "three": {"after": "two"},
+        "two": {"after": "one"},
+        "one": {},
+        "base": {"train": False},
+    }
+    plan = plan_of(tmp_path, rows=rows, contrasts=[], difficulties={"d": {"data": DATA}})
+    assert [cell.name for cell in first_first(plan.cells)] == [
+        *("d.one.0", "d.one.3", "d.two.0", "d.two.3"),
+        *("d.base", "d.alone.0", "d.three.0", "d.alone.3", "d.three.3"),
+    ]
+
+
+def test_a_choice_takes_along_what_it_starts_from(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+
+    def chosen(**words: list[str] | list[int]) -> set[str]:
+        return {cell.name for cell in plan.choose(**words)}  # type: ignore[arg-type]
+
+    assert chosen() == {cell.name for cell in plan.cells}
+    assert chosen(rows=["two"], seeds=[3], difficulties=["hard"]) == {"hard.two.3", "hard.srl.3"}
+    assert chosen(rows=["srl"], difficulties=["easy"]) == {"easy.srl.0", "easy.srl.3"}
+    assert chosen(seeds=[0], difficulties=["easy"]) == {"easy.base", "easy.srl.0", "easy.two.0"}
+    for words, message in (
+        ({"rows": ["slr"]}, r"--rows slr: .*it has base, two, srl"),
+        ({"seeds": [1]}, r"--seeds 1: .*it has 0, 3"),
+        ({"difficulties": ["x"]}, r"--difficulties x: .*it has easy, hard"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            plan.choose(**words)  # type: ignore[arg-type]
+
+
+def test_quick_changes_what_it_names(tmp_path: Path) -> None:
+    quick = {
+        "seeds": [0],
+        "settings": {"max_steps": 1},
+        "rows": {"srl": {"learning_rate": 5e-3}},
+        "difficulties": {"hard": {"data": {"limit": 20}}},
+    }
+    small = plan_of(tmp_path, small=True, quick=quick)
+    assert small.output == Path("runs/compare-quick")  # never where the full one is
+    cells = {cell.name: cell.experiment for cell in small.cells}
+    assert {cell.seed for cell in small.cells} == {0, None}
+    assert cells["hard.srl.0"].data == {**DATA, "limit": 20}
+    assert cells["easy.srl.0"].data == DATA
+    assert cells["hard.srl.0"].args.max_steps == 1
+    assert cells["hard.srl.0"].args.learning_rate == 5e-3
+    assert cells["hard.srl.0"].rewards == {"similarity": 1.0, "length": 0.1}
+    full = plan_of(tmp_path, quick=quick)
+    assert {cell.experiment.args.max_steps for cell in full.cells} == {2}
+    named = plan_of(tmp_path, small=True, quick={**quick, "output": "other"})
+    assert named.output == Path("other")
+    with pytest.raises(UsageError, match="has no quick: block"):
+        plan_of(tmp_path, small=True)
+
+
+SETTINGS = values()["settings"]
+ROWS = values()["rows"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [0]}, r"unknown key 'seed'; did you mean seeds\?"),
+        ({"colour": 1}, r"unknown key 'colour'; allowed: output, model"),
+        ({"output": None}, r"output is None; give a folder"),
+        ({"model": None}, r"row base, difficulty easy: model is None; give a model folder"),
+        (
+            {"settings": {"max_step": 1}},
+            r"settings: unknown key 'max_step'; did you mean max_steps",
+        ),
+        ({"settings": {"seed": 1}}, r"settings: seed is the plan's: `seeds` lists them"),
+        ({"settings": {"model": "x"}}, r"settings: write model at the top of the file"),
+        ({"settings": {"data": DATA}}, r"settings: write data into a difficulty"),
+        ({"settings": {"test_problems": 0}}, r"row base, difficulty easy: test_problems is 0"),
+        ({"settings": [1]}, r"settings is \[1\]; it must hold `key: value` lines"),
+        ({"settings": {**SETTINGS, "max_steps": "many"}}, r"row base, .*max_steps is 'many'"),  # type: ignore[dict-item]
+        ({"difficulties": {}}, r"difficulties is empty; it must name one or more"),
+        ({"difficulties": {"easy": {}}}, r"difficulty easy: it has no data"),
+        ({"difficulties": {"a.b": {"data": DATA}}}, r"the name 'a.b' becomes a part of a folder"),
+        ({"difficulties": {"a": {"data": DATA, "test_befor": 1}}}, r"did you mean test_before"),
+        ({"rows": None, "contrasts": []}, r"rows is empty"),
+        ({"rows": {"a": {"train": "no"}}}, r"row a: train is 'no'; allowed: true, false"),
+        ({"rows": {"a": {"titel": "x"}}}, r"row a: unknown key 'titel'; did you mean title\?"),
+        (
+            {"rows": {"a": {"rewards": {"similarty": 1}}}},
+            r"row a, difficulty easy: rewards: .*simil",
+        ),
+        ({"rows": {"a": {"data": DATA}}}, r"row a: data is a difficulty's"),
+        ({"rows": {"a": {"output_dir": "x"}}}, r"row a: output_dir is the plan's: `output` says"),
+        ({"rows": {"a": {"after": "b"}}}, r"row a: after is 'b', which is none of the rows a"),
+        ({"rows": {"srl": {}, "b": {"like": "slr"}}}, r"like is 'slr', .*; did you mean srl\?"),
+        (
+            {"rows": {"a": {"after": "b"}, "b": {"after": "a"}}},
+            r"rows after each other in a circle: a -> b -> a",
+        ),
+        (
+            {"rows": {"a": {"like": "b"}, "b": {"like": "b"}}},
+            r"rows like each other in a circle: a -> b -> a|b -> b",
+        ),
+        (
+            {"rows": {"base": {"train": False}, "a": {"after": "base"}}},
+            r"row a: it starts after base, which is not trained; leave `after` away",
+        ),
+        ({"rows": {"a": {}, "b": {"train": False, "after": "a"}}}, r"row b: after is for rows"),
+        ({"rows": {"a": {}, "b": {"after": "a", "model": "x"}}}, r"row b: .*give one of the two"),
+        ({"contrasts": [["srl", "sft"]]}, r"contrasts names 'sft', which is none of the rows"),
+        ({"contrasts": [["srl", "srl"]]}, r"contrasts has \['srl', 'srl'\]; give pairs"),
+        ({"contrasts": "srl"}, r"contrasts has 'srl'; give pairs"),
+        ({"seeds": [0, 0]}, r"seeds is \[0, 0\]; give different whole numbers"),
+        ({"seeds": []}, r"seeds is \[\]"),
+        ({"seeds": [True]}, r"seeds is \[True\]"),
+        ({"seeds": 3}, r"seeds is 3"),
+        ({"data_seed": "x"}, r"data_seed is 'x'"),
+        ({"metric": "whole greedy"}, r"metric is 'whole greedy', .* it has steps greedy \(more"),
+        ({"metric": "steps avg@3"}, r"metric is 'steps avg@3'"),
+    ],
+)
+def test_what_it_may_not_say(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    if "rows" in changes:
+        changes = {"contrasts": [], **changes}
+    with pytest.raises(UsageError, match=message) as caught:
+        plan_of(tmp_path, **changes)
+    assert "compare.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quick", "message"),
+    [
+        ({"quick": {}}, r"quick: unknown key 'quick'"),
+        ({"seed": 1}, r"quick: unknown key 'seed'; did you mean seeds"),
+        ({"rows": {"sr": {}}}, r"quick: rows: unknown key 'sr'; did you mean srl"),
+        (
+            {"difficulties": {"hrd": {}}},
+            r"quick: difficulties: unknown key 'hrd'; did you mean hard",
+        ),
+    ],
+)
+def test_what_quick_may_not_say(tmp_path: Path, quick: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_of(tmp_path, small=True, quick=quick)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no comparison file .*none.yaml"):
+        load_plan(tmp_path / "none.yaml")
+    for text, message in (
+        ("a: [1", "is not YAML"),
+        ("[1, 2]", "must hold `key: value` lines"),
+        ("rows:\n  srl: {}\n  srl: {}\n", r"the key 'srl' stands twice in the block of line 2"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_plan(write(tmp_path / "bad.yaml", text))
+
+
+def test_samples_are_figures(tmp_path: Path) -> None:
+    settings = {**TOY_SETTINGS, "test_problems": 8, "solve_whole": True, "whole_samples": 4}
+    assert plan_of(tmp_path, settings=settings, metric="whole maj@4").metric == "whole maj@4"
+    with pytest.raises(UsageError, match=r"it has whole greedy, whole avg@4, .*, steps greedy$"):
+        plan_of(tmp_path, settings=settings, metric="whole maj@8")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_shipped_comparison(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = load_plan(Path("experiments/compare/compare.yaml"), quick=quick)
+    assert {"base", "srl", "rlvr", "srl_rlvr"} <= {row.name for row in plan.rows}
+    assert len(plan.seeds) == (1 if quick else 3)
+    for cell in plan.cells:
+        args = cell.experiment.args
+        assert args.validation_problems + args.test_problems < 0.5 * int(
+            str(cell.experiment.data["limit"])
+        )
+    assert (ROOT / "experiments/tiny/base").is_dir()
+    trained = [cell for cell in plan.cells if cell.trained]
+    assert {cell.experiment.args.learning_rate for cell in trained}

@@ -1,0 +1,567 @@
+"""Comparisons as they are run: whole, killed, stopped, failing, changed, in part.
+
+Cells are real runs of the command line, but in forks of this process, which have torch loaded
+already; one test starts them as users get them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TOY_SETTINGS, read_jsonl, same_weights, weights, write_toy_data
+from rich.console import Console
+
+from srl.cli import main
+from srl.compare import runner
+from srl.compare.figures import figures_of
+from srl.compare.plan import Plan, load_plan
+from srl.compare.runner import compare, start_process
+from srl.compare.table import State, state_of
+from srl.errors import UsageError
+from srl.policy import load_policy
+from srl.run_folder import RunFolder, plain
+
+ROOT = Path(__file__).resolve().parent.parent
+CELLS = ("toy.base", "toy.srl.0", "toy.two.0")
+
+
+@dataclass
+class Fork:
+    """A process made by `os.fork`, as a cell's."""
+
+    pid: int
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.02)
+        return self.code or 0
+
+    def send_signal(self, sig: int, /) -> None:
+        os.kill(self.pid, sig)
+
+
+def fork(work: Callable[[], int], log: Path) -> Fork:
+    pid = os.fork()
+    if pid:
+        return Fork(pid)
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        sys.stdout, sys.stderr = (os.fdopen(i, "w", 1, closefd=False) for i in (1, 2))
+        code = work()
+    finally:
+        if sys.exc_info()[0]:
+            traceback.print_exc()
+        os._exit(code)
+
+
+@dataclass
+class Starter:
+    """Starts cells as forks; keeps what it was asked for.
+
+    Attributes:
+        before: called in the cell's process with its words.
+    """
+
+    before: Callable[[Sequence[str]], None] = lambda words: None
+    asked: list[tuple[Sequence[str], Mapping[str, str]]] = field(default_factory=list)
+
+    def __call__(
+        self, words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+    ) -> Fork:
+        self.asked.append((words, environment))
+
+        def work() -> int:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            runner.save_when_parent_dies()
+            self.before(words)
+            return main(words[3:])
+
+        return fork(work, log)
+
+    @property
+    def names(self) -> list[str]:
+        """Command and run name of all that was started."""
+        return [f"{words[3]} {Path(words[-1]).name}" for words, _ in self.asked]
+
+
+@pytest.fixture
+def file(tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A comparison of the toy policy in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_toy_data(tmp_path / "data.jsonl", 24)
+    write(model=str(toy_policy))
+    return tmp_path / "compare.yaml"
+
+
+def write(**changes: object) -> None:
+    path = Path("compare.yaml")
+    old = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    plan: dict[str, object] = {
+        "output": "runs/c",
+        "settings": {
+            **TOY_SETTINGS,
+            "validation_problems": 0,
+            "test_problems": 6,
+            "solve_samples": 2,
+            "max_steps": 2,
+            "save_steps": 1,
+            "learning_rate": 1e-3,
+            "reward_workers": 1,
+        },
+        "difficulties": {"toy": {"data": {"source": "files", "path": "data.jsonl"}}},
+        "rows": {
+            "base": {"train": False, "title": "base policy"},
+            "srl": {"title": "SRL"},
+            # Its policy must then be that of the row it starts from.
+            "two": {"like": "srl", "after": "srl", "learning_rate": 0.0, "title": "SRL, then none"},
+        },
+        "contrasts": [["srl", "base"], ["two", "srl"]],
+        "seeds": [0, 1],
+    }
+    path.write_text(yaml.safe_dump({**plan, **old, **changes}, sort_keys=False))
+
+
+def run(*, start: Starter, jobs: int = 1, **choice: object) -> tuple[int, str]:
+    plan = load_plan(Path("compare.yaml"))
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    cells = plan.choose(**choice)  # type: ignore[arg-type]
+    return compare(plan, console, cells=cells, jobs=jobs, start=start), console.export_text()
+
+
+def without_times(path: Path) -> dict[str, object]:
+    table = json.loads(path.read_text())
+    del table["machine"]
+    for cell in table["cells"].values():
+        del cell["seconds"], cell["commands"]
+        cell["summary"] = {k: v for k, v in cell["summary"].items() if "seconds" not in k}
+    return table
+
+
+# ---- real cells ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tmp_path_factory: pytest.TempPathFactory, toy_policy: Path
+) -> tuple[Path, Starter, str]:
+    """A comparison that ran through: its folder, what was started, what was shown."""
+    folder, start = tmp_path_factory.mktemp("straight"), Starter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_toy_data(folder / "data.jsonl", 24)
+        write(model=str(toy_policy), seeds=[0])
+        code, shown = run(start=start)
+    assert code == 0, shown
+    return folder, start, shown
+
+
+def test_a_whole_comparison(
+    straight: tuple[Path, Starter, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, start, shown = straight
+    assert start.names == ["train toy.srl.0", "eval toy.base", "train toy.two.0"]
+    out = folder / "runs/c"
+    assert {path.name for path in out.glob("toy.*")} == set(CELLS)
+    table = json.loads((out / "table.json").read_text())
+    [part] = table["difficulties"]
+    assert part["problems"] == 6
+    rows = {row["name"]: row for row in part["rows"]}
+    assert [row["seeds_done"] for row in rows.values()] == [[], [0], [0]]
+    for row in rows.values():
+        figures = row["figures"]
+        assert set(figures) == {f"steps {f}" for f in ("greedy", "avg@2", "pass@2", "maj@2")}
+        lines = [line for cell in row["cells"] for line in read_jsonl(out / cell / "eval.jsonl")]
+        hits = [line["correct"] for line in lines if line["sample"] == 0]
+        assert len(hits) == 6
+        assert figures["steps greedy"]["value"] == pytest.approx(sum(hits) / len(hits))  # type: ignore[arg-type]
+    [first, second] = part["contrasts"]
+    assert (first["first"], first["second"], first["seeds"]) == ("srl", "base", [0])
+    values = [rows[name]["figures"]["steps greedy"]["value"] for name in ("two", "srl")]
+    assert second["difference"]["value"] == pytest.approx(values[0] - values[1])
+    for name in CELLS:
+        cell = table["cells"][name]
+        assert cell["state"] == "done"
+        assert cell["seconds"] > 0
+        assert len(cell["commands"]) == 1
+        assert (out / "logs" / f"{name}.log").read_text().startswith("--- ")
+        if name != "toy.base":
+            assert cell["summary"]["tokens_written"] > 0
+    assert {"cpu", "git", "packages", "cpu_count"} <= table["machine"].keys()
+    text = (out / "table.md").read_text()
+    assert re.search(
+        r"^\| SRL, then none \| \d+\.\d \[\d+\.\d, \d+\.\d\] \| \d", text, re.MULTILINE
+    )
+    assert "SRL less base policy" in text
+    assert "Incomplete" not in text
+    assert re.search(
+        r"\[3/3\] toy.two.0 done in 0:\d\d: steps greedy \d+\.\d%  about 0:00 left", shown
+    )
+    threads = {environment["OMP_NUM_THREADS"] for _, environment in start.asked}
+    assert threads == {str(runner.cores())}
+
+    monkeypatch.chdir(folder)
+    again, before = Starter(), without_times(out / "table.json")
+    assert run(start=again)[0] == 0
+    assert again.asked == []
+    assert without_times(out / "table.json") == before
+
+
+def test_stage_two_starts_from_stage_one(
+    straight: tuple[Path, Starter, str], toy_policy: Path
+) -> None:
+    """At a learning rate of zero its policy is that of stage one, to the last bit."""
+    out = straight[0] / "runs/c"
+    policies = {
+        name: weights(load_policy(str(out / name / "policy"))[0])
+        for name in CELLS
+        if name != "toy.base"
+    }
+    assert same_weights(policies["toy.two.0"], policies["toy.srl.0"])
+    figures = [figures_of(read_jsonl(out / name / "eval.jsonl")) for name in CELLS[1:]]
+    assert figures[0]["steps greedy"] == figures[1]["steps greedy"]
+    assert not same_weights(policies["toy.srl.0"], weights(load_policy(str(toy_policy))[0]))
+
+
+def killed_comparison(at: str) -> None:
+    """A comparison in a process of its own, killed with its cells once `at` is in a cell's log."""
+    work = fork(lambda: run(start=Starter())[0], Path("parent.log"))
+    seen = Path("runs/c/logs")
+    try:
+        while not any(at in log.read_text() for log in seen.glob("*.log")):
+            assert work.poll() is None, Path("parent.log").read_text()
+            time.sleep(0.01)
+    finally:
+        children = Path(f"/proc/{work.pid}/task/{work.pid}/children").read_text().split()
+        for process in (work.pid, *map(int, children)):
+            os.kill(process, signal.SIGKILL)
+    assert work.wait() == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
+def test_killed_and_called_again_it_ends_with_the_same_table(
+    file: Path, straight: tuple[Path, Starter, str]
+) -> None:
+    write(seeds=[0], rows={"srl": {}}, contrasts=[])
+    killed_comparison("step 1/2")
+    out, plan = Path("runs/c"), load_plan(Path("compare.yaml"))
+    assert not (out / "table.json").exists()
+    state = state_of(plan.cells[0], plan)
+    assert state in (State.INTERRUPTED, State.CUT_OFF)
+    start = Starter()
+    code, shown = run(start=start)
+    assert code == 0, shown
+    first = "resume toy.srl.0" if state is State.INTERRUPTED else "train toy.srl.0"
+    assert start.names == [first]
+    cells = without_times(out / "table.json")["cells"]
+    uninterrupted = without_times(straight[0] / out / "table.json")["cells"]
+    assert cells["toy.srl.0"] == uninterrupted["toy.srl.0"]  # type: ignore[index]
+    if state is State.CUT_OFF:
+        assert (out / "unfinished" / "toy.srl.0.1" / "config.yaml").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the kernel tells children")
+def test_ctrl_c_saves_and_the_next_call_goes_on(
+    file: Path, straight: tuple[Path, Starter, str]
+) -> None:
+    write(seeds=[0], rows={"srl": {}}, contrasts=[])
+
+    def interrupted(words: Sequence[str]) -> None:
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    def in_training(words: Sequence[str]) -> None:
+        from srl.progress import ProgressReport
+
+        def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
+            if state.global_step == 1:
+                os.kill(os.getppid(), signal.SIGINT)
+                time.sleep(0.5)
+
+        ProgressReport.on_step_begin = on_step_begin  # type: ignore[method-assign]
+
+    code, shown = run(start=Starter(before=interrupted))  # before there is anything
+    assert code == 130
+    assert "stopping: the running cells save" in shown
+    assert "toy.srl.0 stopped after" in shown
+    assert not Path("runs/c/toy.srl.0").exists()
+    code, shown = run(start=Starter(before=in_training))
+    assert code == 130, shown
+    assert Path("runs/c/toy.srl.0/checkpoint-2").is_dir()
+    assert re.search(r"Incomplete, 1 of 1 cells: toy.srl.0 \(interrupted\)", shown)
+    start = Starter()
+    assert run(start=start)[0] == 0
+    assert start.names == ["resume toy.srl.0"]
+    cells = json.loads(Path("runs/c/table.json").read_text())["cells"]
+    assert len(cells["toy.srl.0"]["commands"]) == 3
+    other = json.loads((straight[0] / "runs/c/table.json").read_text())["cells"]
+    assert cells["toy.srl.0"]["figures"] == other["toy.srl.0"]["figures"]
+
+
+def test_cells_as_users_get_them(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line, cells in processes of their own."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    words = ["compare", "--config", "compare.yaml"]
+    assert main([*words, "--rows", "base", "--jobs", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "[1/1] toy.base done in" in shown
+    assert "toy.srl.0 (to do)" in shown
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^toy.base +done$", shown, re.MULTILINE)
+    assert re.search(r"^toy.two.1 +to do, from toy.srl.1$", shown, re.MULTILINE)
+    assert main([*words, "--table"]) == 0
+    assert "Incomplete, 4 of 5 cells" in capsys.readouterr().out
+    for more, message in (
+        (["--rows", "bse"], "--rows bse: .*it has base, srl, two"),
+        (["--seeds", "x"], "--seeds is 'x'; give whole numbers"),
+        (["--jobs", "0"], "--jobs is 0; it must be 1 or more"),
+        (["--job-s", "2"], "unknown words: --job-s 2; did you mean --jobs"),
+        (["--quick"], "has no quick: block"),
+    ):
+        assert main([*words, *more]) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+# ---- the order of things, with made-up cells ----------------------------------------------------
+
+
+def finish(words: Sequence[str], plan: Plan, *, correct: bool = True) -> None:
+    """What a cell leaves behind, without the work."""
+    cell = next(cell for cell in plan.cells if cell.name == Path(words[-1]).name)
+    run = RunFolder(plan.output / cell.name)
+    run.path.mkdir(exist_ok=True)
+    run.config.write_text(yaml.safe_dump(plain(cell.experiment.resolved())))
+    lines = [
+        {"when": "after", "evaluation": 0, "problem_id": p, "mode": "steps", "sample": 0}
+        | {"correct": correct, "answer": "4"}
+        for p in "abc"
+    ]
+    run.eval.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.summary.write_text("{}")
+
+
+class MadeUp(Starter):
+    """Cells that end at once: `codes` gives exit codes other than 0."""
+
+    def __init__(self, codes: Mapping[str, int] | None = None, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.codes, self.seconds = codes or {}, seconds
+        self.at_once: list[int] = []
+        self._running: list[Fork] = []
+
+    def __call__(
+        self, words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+    ) -> Fork:
+        self.asked.append((words, environment))
+        name, plan = Path(words[-1]).name, load_plan(Path("compare.yaml"))
+
+        def work() -> int:
+            print("at work")  # noqa: T201
+            time.sleep(self.seconds)
+            if code := self.codes.get(name, 0):
+                print(f"something\nsrl: {name} has a reason")  # noqa: T201
+                return code
+            finish(words, plan)
+            return 0
+
+        self._running = [one for one in self._running if one.poll() is None]
+        self._running.append(fork(work, log))
+        self.at_once.append(len(self._running))
+        return self._running[-1]
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_PAUSE", 0.01)
+    monkeypatch.setattr(runner, "_try_data", lambda cells, console: None)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_failing_cell_stops_only_those_that_wait_for_it(file: Path) -> None:
+    start = MadeUp({"toy.srl.0": 3})
+    code, shown = run(start=start)
+    assert code == 1
+    assert start.names == [
+        *("train toy.srl.0", "train toy.srl.1", "eval toy.base", "train toy.two.1"),
+    ]
+    why = (
+        r"toy.srl.0: failed \(exit code 3\): srl: toy.srl.0 has a reason; its log: .*toy.srl.0.log"
+    )
+    assert re.search(why, shown)
+    assert "toy.two.0: not started, for toy.srl.0 failed" in shown
+    text = Path("runs/c/table.md").read_text()
+    assert "Incomplete, 2 of 5 cells: toy.srl.0 (failed), toy.two.0 (to do)" in text
+    assert re.search(r"\| SRL \| 100.0 .* \(1 of 2 cells\) \| failed \| 100.0 \|", text)
+    assert "one seed" in text  # no verdict from one
+    # Put right, the next call makes what is missing and no more.
+    start = MadeUp()
+    assert run(start=start)[0] == 0
+    assert start.names == ["train toy.srl.0", "train toy.two.0"]
+    assert Path("runs/c/logs/toy.srl.0.log").read_text().count("--- ") == 2
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_cell_that_is_killed_or_leaves_nothing_has_failed(file: Path) -> None:
+    class Strange(MadeUp):
+        def __call__(self, words: Sequence[str], *more: object) -> Fork:  # type: ignore[override]
+            self.asked.append((words, {}))
+            kill = words[-1].endswith("0")
+            work = (lambda: os.kill(os.getpid(), signal.SIGKILL) or 0) if kill else (lambda: 0)
+            return fork(work, Path("log"))  # type: ignore[arg-type]
+
+    code, shown = run(start=Strange(), rows=["srl"])
+    assert code == 1
+    assert "toy.srl.0: failed (killed by signal 9)" in shown
+    assert "toy.srl.1: failed (exit code 0, but it has no summary.json" in shown
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_choice_is_run_and_the_rest_is_told(file: Path) -> None:
+    start = MadeUp()
+    assert run(start=start, rows=["two"], seeds=[1])[0] == 0
+    assert start.names == ["train toy.srl.1", "train toy.two.1"]
+    start = MadeUp()
+    assert run(start=start, rows=["base", "srl"], seeds=[1])[0] == 0
+    assert start.names == ["eval toy.base"]
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_as_many_at_a_time_as_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "cores", lambda: 6)
+    start = MadeUp(seconds=0.15)
+    assert run(start=start, jobs=2)[0] == 0
+    assert max(start.at_once) == 2
+    assert {environment["OMP_NUM_THREADS"] for _, environment in start.asked} == {"3"}
+    assert set(start.names[:2]) == {"train toy.srl.0", "train toy.srl.1"}
+    [part] = json.loads(Path("runs/c/table.json").read_text())["difficulties"]
+    assert [row["seeds_done"] for row in part["rows"]] == [[], [0, 1], [0, 1]]
+    for pair in part["contrasts"]:  # the base is the partner of both seeds
+        assert (pair["seeds"], pair["verdict"]) == ([0, 1], "not told apart")
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
+    assert run(start=MadeUp())[0] == 0
+    rows = yaml.safe_load(file.read_text())["rows"]
+    write(rows={**rows, "srl": {**rows["srl"], "learning_rate": 0.5, "temperature": 0.7}})
+    start = MadeUp()
+    with pytest.raises(UsageError) as caught:
+        run(start=start)
+    message = str(caught.value)
+    assert "runs/c/toy.srl.0 was made with other settings than compare.yaml has now" in message
+    assert "  learning_rate: 0.001 -> 0.5\n  temperature: 1.0 -> 0.7\n" in message
+    assert "So are toy.srl.1, toy.two.0, toy.two.1." in message
+    assert "  mv runs/c/toy.srl.0 runs/c/toy.srl.0.old" in message
+    assert start.asked == []
+    assert Path("runs/c/toy.srl.0/summary.json").is_file()
+    # The table shows it, and uses no number of it.
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    runner.show_table(load_plan(file), console)
+    assert "toy.srl.0 (other settings)" in console.export_text()
+    # Rows that are not concerned can still be run.
+    assert run(start=start, rows=["base"])[0] == 0
+    # Stage two of a policy that is to be made anew is not what it says.
+    write(rows=rows)
+    Path("runs/c/toy.srl.0").rename("runs/c/toy.srl.0.old")
+    with pytest.raises(UsageError, match=r"toy.two.0 is there, but toy.srl.0, .*\n  mv runs/c/toy"):
+        run(start=start)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_what_was_cut_off_is_moved_aside_and_never_deleted(file: Path) -> None:
+    for name in ("toy.base", "toy.srl.0"):
+        Path("runs/c", name).mkdir(parents=True)
+        Path("runs/c", name, "eval.jsonl").write_text("half\n")
+    Path("runs/c/unfinished/toy.srl.0.1").mkdir(parents=True)
+    assert run(start=MadeUp())[0] == 0
+    assert Path("runs/c/unfinished/toy.base.1/eval.jsonl").read_text() == "half\n"
+    assert Path("runs/c/unfinished/toy.srl.0.2/eval.jsonl").read_text() == "half\n"
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_one_call_at_a_time_in_a_folder(file: Path) -> None:
+    first = fork(lambda: run(start=MadeUp(seconds=1.0), rows=["base"])[0], Path("parent.log"))
+    log = Path("runs/c/logs/toy.base.log")
+    while not log.is_file() or "at work" not in log.read_text():
+        assert first.poll() is None, Path("parent.log").read_text()
+        time.sleep(0.01)
+    with pytest.raises(UsageError, match=f"another comparison runs in runs/c .process {first.pid}"):
+        run(start=MadeUp())
+    # Killed, it leaves a cell running, which keeps the lock until it ends.
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    start = MadeUp()
+    code, shown = run(start=start, rows=["base"])
+    assert code == 0
+    assert "waiting for cells that an earlier call left running" in shown
+    assert start.asked == []  # it was done by then
+
+
+def test_a_process_of_ours_keeps_the_lock_and_is_told_when_we_die(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only there the kernel tells children")
+    code = (
+        "import signal, sys, time\n"
+        "def told(*_):\n    print('told', flush=True)\n    sys.exit(5)\n"
+        "signal.signal(signal.SIGINT, told)\n"
+        "print('ready', flush=True)\ntime.sleep(20)\n"
+    )
+    log = tmp_path / "log"
+
+    def parent() -> int:
+        with (tmp_path / "lock").open("w") as lock:
+            start_process([sys.executable, "-c", code], os.environ, log, lock.fileno())
+            time.sleep(20)
+        return 0
+
+    process = fork(parent, tmp_path / "parent.log")
+    deadline = time.monotonic() + 10
+    while "ready" not in (log.read_text() if log.is_file() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while "told" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_problems_that_are_not_the_same_are_not_compared(file: Path) -> None:
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/toy.srl.1/eval.jsonl")
+    path.write_text(path.read_text().replace('"problem_id": "a"', '"problem_id": "z"'))
+    with pytest.raises(UsageError, match=r"toy.srl.1 and toy.base have solved different problems"):
+        run(start=MadeUp())
+
+
+def test_the_titles_of_a_table_cannot_break_it(file: Path, quick_looks: None) -> None:
+    write(rows={"a": {"title": "x | [bold]y\x1b[2J"}}, contrasts=[], seeds=[0])
+    code, shown = run(start=MadeUp())
+    assert code == 0
+    assert r"x | [bold]y\u{1b}[2J" in shown
+    assert r"| x \| [bold]y\u{1b}[2J | 100.0" in Path("runs/c/table.md").read_text()

@@ -1,0 +1,349 @@
+"""Fine-tuning on the expert's text: its loss, its rows, whole runs, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import (
+    CHATML,
+    TOY_STEPS,
+    build_tokenizer,
+    read_jsonl,
+    refused,
+    same_weights,
+    toy_config,
+    toy_trajectories,
+    train,
+    weights,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from environments.types import Trajectory
+from rewards import RewardSum
+from srl.cli import main
+from srl.config import SRLConfig
+from srl.errors import UsageError
+from srl.policy import load_policy
+from srl.progress import ProgressReport
+from srl.prompts import PromptFormat
+from srl.sampling import PromptStream
+from srl.sft import ExpertRows, ExpertTrainer, micro_batches
+from srl.steps import build_examples
+
+DATA = toy_trajectories(24)
+PLAIN_SGD: dict[str, object] = {
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "max_grad_norm": 0,
+    "lr_scheduler_type": "constant",
+    "max_steps": 1,
+}
+
+
+def make(policy: Path, folder: Path, **changes: object) -> ExpertTrainer:
+    model, tokenizer = load_policy(str(policy))
+    return ExpertTrainer(
+        model,
+        toy_config(folder, **changes),
+        DATA[:20],
+        DATA[20:],
+        RewardSum({"similarity": 1.0}),
+        tokenizer,
+    )
+
+
+# ---- the loss ----------------------------------------------------------------------------------
+
+
+def by_hand(policy: Path, targets: str, size: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the first step: one row at a time, its texts put together here."""
+    model, tokenizer = load_policy(str(policy))
+    form = PromptFormat(tokenizer, system_prompt=None, whole_system_prompt=None)
+    examples = build_examples(DATA[:20], targets=targets)  # type: ignore[arg-type]
+    total, tokens = torch.zeros(()), 0
+    for row in PromptStream(len(examples), 42).take(size):
+        example = examples[row]
+        text = "\n".join(example.trajectory.steps)
+        if targets != "whole":
+            text = f"<think></think>\n{example.trajectory.steps[example.step_index]}"
+        written = [
+            *tokenizer.encode(text, add_special_tokens=False),
+            tokenizer.convert_tokens_to_ids("<eos>"),
+        ]
+        prompt = form.encode_example(example)
+        logits = model(torch.tensor([[*prompt, *written]])).logits[0]
+        predictions = logits[len(prompt) - 1 : -1]
+        total = total + F.cross_entropy(predictions, torch.tensor(written), reduction="sum")
+        tokens += len(written)
+    loss = total / tokens
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [8192, 70, 14])
+@pytest.mark.parametrize("targets", ["all", "whole"])
+def test_the_first_step_is_plain_cross_entropy_on_completions(
+    toy_policy: Path, tmp_path: Path, targets: str, micro_batch_tokens: int
+) -> None:
+    trainer = make(
+        toy_policy, tmp_path, targets=targets, micro_batch_tokens=micro_batch_tokens,
+        whole_max_completion_length=12, **PLAIN_SGD,
+    )  # fmt: skip
+    before = weights(trainer.model)
+    sizes: list[int] = []
+    compute_loss = trainer.compute_loss
+
+    def counted(model, inputs, **kwargs):  # type: ignore[no-untyped-def]
+        sizes.append(len(inputs["input_ids"]))
+        assert inputs["input_ids"].numel() <= micro_batch_tokens or sizes[-1] == 1
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = counted
+    trainer.train()
+    assert sum(sizes) == 4
+    assert {8192: len(sizes) == 1, 70: 1 < len(sizes) < 4, 14: len(sizes) == 4}[micro_batch_tokens]
+    loss, gradients = by_hand(toy_policy, targets, 4)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-5)
+    # Plain SGD of rate 1: what the weights moved by is the gradient.
+    after = weights(trainer.model)
+    for name, gradient in gradients.items():
+        moved = before[name] - after[name]
+        assert (moved - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+    assert sum(g.norm() for g in gradients.values()) > 0.1
+
+
+def test_the_held_out_loss_is_the_mean_over_all_tokens(toy_policy: Path, tmp_path: Path) -> None:
+    """Of rows of different lengths, in batches of two, the last of one."""
+    trainer = make(toy_policy, tmp_path, micro_batch_tokens=70, eval_strategy="steps")
+    found = trainer.evaluate()
+    rows = ExpertRows.of(DATA[20:], trainer.form, trainer.settings, None)
+    model = trainer.model.eval()
+    losses: list[float] = []
+    for prompt, written in zip(rows.prompts, rows.completions, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *written]])).logits[0, len(prompt) - 1 : -1]
+        losses += F.cross_entropy(logits, torch.tensor(written), reduction="none").tolist()
+    assert found["eval_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert found["eval_problems"] == 4
+
+
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
+def test_micro_batches_hold_every_row_once(lengths: list[int], limit: int) -> None:
+    parts = list(micro_batches(lengths, limit))
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= limit
+    for part, following in pairwise(parts):  # none could have taken one more
+        assert (len(part) + 1) * lengths[following[0]] > limit
+
+
+# ---- rows --------------------------------------------------------------------------------------
+
+OPENING = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
+OPENING_BARE = CHATML.replace("assistant\n{%", "assistant\n<think>{%")
+STEPS = (
+    "  1. **Add** 3.14 to 2\n   - and so on\n",
+    "x < y, thinking \N{GREEK SMALL LETTER PI} of \N{GRINNING FACE}",
+    "So it is \\boxed{4}.",
+)
+
+
+@pytest.mark.parametrize("think", [True, False])
+@pytest.mark.parametrize("template", [None, CHATML, OPENING, OPENING_BARE])
+@pytest.mark.parametrize("tags", [(), ("<think>", "</think>")], ids=["text", "tokens"])
+def test_a_row_reads_back_as_the_expert_wrote_it(
+    template: str | None, think: bool, tags: tuple[str, ...]
+) -> None:
+    tokenizer = build_tokenizer(
+        chat_template=template,
+        eos="<|im_end|>",
+        special=("<|im_start|>", *tags),
+    )
+    form = PromptFormat(tokenizer, system_prompt="Go on.", think=think)
+    assert form.opens_thought is (think and template in (OPENING, OPENING_BARE))
+    expert = Trajectory("What is 2 + 2?", STEPS, answer="4")
+    for targets in ("all", "whole"):
+        args = SRLConfig(targets=targets, use_cpu=True)
+        rows = ExpertRows.of([expert], form, args, None)
+        assert rows.prompts == [form.encode_example(example) for example in rows.examples]
+        assert len(rows.examples) == (1 if targets == "whole" else 3)
+        for example, completion in zip(rows.examples, rows.completions, strict=True):
+            assert completion[-1] == tokenizer.eos_token_id
+            parsed = form.parse(completion, False, whole=example.whole)
+            assert (parsed.thought, parsed.failure) == ("", None)
+            assert parsed.action == example.expert_step.strip()
+
+
+def test_labels_are_the_completion_and_nothing_else(toy_policy: Path, tmp_path: Path) -> None:
+    trainer = make(toy_policy, tmp_path)
+    rows = trainer.rows
+    for row, prompt, completion in zip(
+        rows.to_dataset(), rows.prompts, rows.completions, strict=True
+    ):
+        assert row["input_ids"] == prompt + completion
+        assert row["labels"] == [-100] * len(prompt) + completion
+
+
+def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
+    _, tokenizer = load_policy(str(toy_policy))
+    form = PromptFormat(tokenizer, system_prompt=None)
+    args = SRLConfig(targets="all", max_completion_length=12, use_cpu=True)
+    tagged = Trajectory("two", ("a <think> b", TOY_STEPS[0]))
+    long = Trajectory("three", ("z" * 60, TOY_STEPS[0]))
+    rows = ExpertRows.of([*DATA[:2], tagged, long], form, args, 64)
+    assert dict(rows.dropped) == {
+        "too long for the policy's context": 2,  # the step, and the prompt that holds it
+        "the expert's step breaks the policy's format (repeated_tag)": 1,
+    }
+    assert len(rows.examples) == 2 * 3 + 1
+    assert max(rows.lengths) <= 64
+    with pytest.raises(UsageError, match=r"no row can be trained on \(1 dropped: the expert's"):
+        ExpertRows.of([Trajectory("two", ("<think>",))], form, args, 64)
+
+
+# ---- whole runs --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sft(home: Path) -> Path:
+    """The current folder, its config.yaml one of fine-tuning."""
+    values = yaml.safe_load((home / "config.yaml").read_text())
+    del values["num_generations"]
+    values |= {"method": "sft", "learning_rate": 1e-2}
+    (home / "config.yaml").write_text(yaml.safe_dump(values))
+    return home
+
+
+def test_a_run_learns_and_leaves_a_whole_folder(
+    sft: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--max_steps", "24", "--eval_steps", "8", "--save_steps", "8")
+    best = ("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss")
+    assert train(*words, *best) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    run = sft / "runs" / "one"
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint-16", "checkpoint-24", "command.txt", "config.yaml", "environment.json",
+        "eval.jsonl", "metrics.jsonl", "policy", "summary.json",
+    }  # fmt: skip
+    assert "84 rows of the expert's text; 4 rows a step, micro-batches of" in shown.out
+    assert "step 24/24  loss " in shown.out
+    assert "validation after step 24: solved " in shown.out
+    assert "policy of step " in shown.out
+    assert not same_weights(
+        weights(load_policy("runs/one/policy")[0]), weights(load_policy(str(toy_policy))[0])
+    )
+    lines = read_jsonl(run / "metrics.jsonl")
+    losses = [float(str(line["eval_loss"])) for line in lines if "eval_loss" in line]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] / 2
+    assert all(line["eval_accuracy"] is not None for line in lines if "eval_loss" in line)
+    summary = yaml.safe_load((run / "summary.json").read_text())
+    assert summary["tokens_read"] == sum(int(str(line.get("tokens", 0))) for line in lines)
+    assert summary["after"]["held-out steps: exact"]["value"] > 0.5
+    assert summary["before"]["held-out steps: exact"]["value"] < 0.5
+    assert [a["when"] for a in read_jsonl(run / "eval.jsonl")] == ["before"] * 8 + ["after"] * 8
+
+
+def test_whole_solutions(sft: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--targets", "whole", "--whole_max_completion_length", "24", "--solve_whole", "true")
+    assert train(*words, "--max_steps", "40", "--save_steps", "20", "--eval_steps", "20") == 0
+    assert "28 rows of the expert's text" in capsys.readouterr().out
+    summary = yaml.safe_load(Path("runs/one/summary.json").read_text())
+    assert summary["before"]["whole solution, greedy"]["value"] < 0.5
+    assert summary["after"]["whole solution, greedy"]["value"] == 1.0
+    assert read_jsonl(sft / "runs/one/metrics.jsonl")[-2]["eval_accuracy"] == 1.0
+
+
+def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_been(
+    sft: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two epochs of rows, so that the order of the second matters too.
+    words = (
+        "--max_steps", "6", "--prompts_per_step", "28", "--weight_decay", "0.1",
+        "--test_problems", "2", "--validation_problems", "10", "--save_steps", "4",
+    )  # fmt: skip
+    assert train(*words, name="straight") == 0
+    on_step_end = ProgressReport.on_step_end
+
+    def interrupted(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.global_step == 4:
+            signal.raise_signal(signal.SIGINT)
+        on_step_end(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReport, "on_step_end", interrupted)
+        assert train(*words, name="stopped") == 130
+    assert "saved; go on with: make resume RUN=stopped" in capsys.readouterr().out
+    torch.rand(3)
+    assert main(["resume", "stopped"]) == 0
+    one, two = (weights(load_policy(f"runs/{n}/policy")[0]) for n in ("straight", "stopped"))
+    assert same_weights(one, two)
+    figures = [
+        [
+            {name: value for name, value in line.items() if "seconds" not in name}
+            for line in read_jsonl(sft / "runs" / name / "metrics.jsonl")
+            if "train_runtime" not in line
+        ]
+        for name in ("straight", "stopped")
+    ]
+    assert figures[0] == figures[1]
+    summaries = [
+        yaml.safe_load(Path(f"runs/{name}/summary.json").read_text())
+        for name in ("straight", "stopped")
+    ]
+    for name in ("before", "after", "steps", "tokens_read"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_other_views_of_such_a_run(sft: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--max_steps", "1", "--test_before", "false") == 0
+    summary = yaml.safe_load(Path("runs/one/summary.json").read_text())
+    capsys.readouterr()
+    for words in (["inspect", "one"], ["report", "one"]):
+        assert main(words) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith("srl: ")
+        assert "fine-tuned on the expert's text (method: sft)" in shown.err
+        assert "make eval RUN=one" in shown.err
+    assert main(["eval", "--run", "one"]) == 0
+    value = 100 * summary["after"]["step by step, greedy"]["value"]
+    assert f" {value:.1f} [" in capsys.readouterr().out
+    assert main(["eval", "--run", "one", "--test_problems", "30"]) == 2
+    assert "18 of the 30 problems to solve were trained on" in capsys.readouterr().err
+
+
+# ---- wrong use ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--num_generations", "8", "--beta", "0.0", "--rewards.similarity", "1"),
+            "method sft has no use for rewards, num_generations, beta: .* method: srl",
+        ),
+        (("--method", "dpo"), "method is 'dpo'; allowed: srl, sft"),
+        (
+            ("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_reward"),
+            "metric_for_best_model eval_reward; allowed: eval_accuracy, eval_loss",
+        ),
+        (("--prompts_per_step", "85"), "there are 84 training rows, fewer than prompts_per_step"),
+        (("--validation_problems", "0"), "no validation problems to evaluate on"),
+        (("--gradient_accumulation_steps", "2"), "is cut into micro-batches by"),
+    ],
+)
+def test_what_is_refused(
+    sft: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    refused(capsys, train(*words), message)

@@ -1,0 +1,120 @@
+"""`targets: whole` in training: RLVR from the final answer, and the one-step similarity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from conftest import read_jsonl, toy_config, toy_trajectories
+
+from rewards import similarity
+from srl.config import SRLConfig
+from srl.errors import UsageError
+from srl.rollouts import LocalSampler
+from srl.solving import solve_whole
+from srl.trainer import SRLTrainer
+
+PROBLEMS = toy_trajectories(48)
+WHOLE = "\n".join(PROBLEMS[0].steps)
+
+
+def whole_config(folder: Path, **changes: object) -> SRLConfig:
+    """RLVR on the toy: a right answer earns 1, anything else 0."""
+    settings = {
+        "targets": "whole",
+        "whole_max_completion_length": 12,
+        "max_completion_length": 5,  # of a step: no row is one
+        "format_failure_reward": 0.0,
+        "learning_rate": 1e-3,
+    }
+    return toy_config(folder, **{**settings, **changes})
+
+
+def test_rlvr_learns_from_answers_alone(toy_policy: Path, tmp_path: Path) -> None:
+    args = whole_config(tmp_path, max_steps=12, num_generations=6, eval_on_start=True,
+                        eval_strategy="steps", eval_steps=12)  # fmt: skip
+    rewards = {"answer": 1.0, "similarity": 0.0}
+    SRLTrainer(str(toy_policy), args, PROBLEMS[8:], PROBLEMS[:8], step_rewards=rewards).train()
+
+    records = read_jsonl(tmp_path / "steps.jsonl")
+    trained = [r for r in records if r["phase"] == "train"]
+    for record in trained:
+        assert (record["step_index"], record["num_steps"]) == (0, 1)
+        assert record["expert_step"] == WHOLE
+        assert record["previous_step"] is None
+        if record["format_failure"] is None:
+            right = "answer is 4" in str(record["action"])
+            assert record["reward"] == record["rewards"]["answer"] == float(right)  # type: ignore[index]
+            found = similarity(str(record["action"]), WHOLE)
+            assert record["rewards"]["similarity"] == pytest.approx(found)  # type: ignore[index]
+        else:
+            assert record["reward"] == 0.0
+    assert {r["format_failure"] for r in trained} > {None}
+    found = [
+        m["eval_accuracy"] for m in read_jsonl(tmp_path / "metrics.jsonl") if "eval_accuracy" in m
+    ]
+    assert found[0] == 0.0  # greedily it never answers at first
+    assert found[-1] > 0.5
+
+
+def test_validation_counts_the_solutions_that_were_sampled(
+    toy_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = SRLTrainer(
+        str(toy_policy),
+        whole_config(tmp_path),
+        PROBLEMS[8:],
+        PROBLEMS[:8],
+        step_rewards={"answer": 1.0},
+    )
+    written = []
+    plain = LocalSampler.__call__
+
+    def counting(self, prompts, *rest, **named):  # type: ignore[no-untyped-def]
+        written.append(len(prompts))
+        return plain(self, prompts, *rest, **named)
+
+    monkeypatch.setattr(LocalSampler, "__call__", counting)
+    found = trainer.evaluate()
+    assert written == [8]  # once, not once for the rows and once for the problems
+    attempts = solve_whole(
+        trainer.sampler(), trainer.form, PROBLEMS[:8], params=trainer.greedy, context_limit=None
+    )
+    assert found["eval_accuracy"] == fmean(float(a.correct) for a in attempts)
+    assert found["eval_problems"] == 8
+
+
+@pytest.mark.parametrize(
+    ("targets", "validate_by", "mode"),
+    [
+        ("all", "auto", "steps"),
+        ("all", "whole", "whole"),
+        ("whole", "auto", "whole"),
+        ("whole", "steps", "steps"),
+    ],
+)
+def test_validation_is_in_the_way_that_is_asked_for(
+    toy_policy: Path, tmp_path: Path, targets: str, validate_by: str, mode: str
+) -> None:
+    args = whole_config(
+        tmp_path, targets=targets, validate_by=validate_by, max_completion_length=12
+    )
+    trainer = SRLTrainer(str(toy_policy), args, PROBLEMS[8:], PROBLEMS[:8])
+    attempts = trainer._attempts(
+        [step for group in trainer._sample(
+            trainer.validation_rows.examples, trainer.validation_rows.prompts, 1, trainer.greedy
+        ) for step in group]
+    )  # fmt: skip
+    assert {a.mode for a in attempts} == {mode}
+    assert [a.trajectory for a in attempts] == PROBLEMS[:8]
+
+
+def test_a_milder_price_of_a_broken_format(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(tmp_path, max_steps=2, format_failure_reward=-0.25)
+    SRLTrainer(str(toy_policy), args, PROBLEMS).train()
+    broken = [r for r in read_jsonl(tmp_path / "steps.jsonl") if r["format_failure"]]
+    assert broken
+    assert {r["reward"] for r in broken} == {-0.25}
+    with pytest.raises(UsageError, match="format_failure_reward is nan; give a finite number"):
+        toy_config(tmp_path, format_failure_reward=float("nan"))
