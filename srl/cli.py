@@ -318,7 +318,7 @@ def _eval_bench(
     run: RunFolder | None,
 ) -> int:
     _quieten()
-    from srl.benchmark import SETTINGS, plan_from_words, run_benchmark
+    from srl.benchmarks.run import SETTINGS, plan_from_words, run_benchmark
     from srl.config import apply_overrides
 
     # A run's policy is asked as it was trained to be.

@@ -23,9 +23,9 @@ from environments.benchmarks import (
 from environments.types import DataError
 from rewards import RewardSum
 from rewards.answer import verify_answer
-from srl.benchmark import fingerprint
-from srl.benchmark_figures import figures_of
-from srl.benchmark_samples import Chunk, Solution, Solver, verified
+from srl.benchmarks.figures import figures_of
+from srl.benchmarks.run import fingerprint
+from srl.benchmarks.samples import Chunk, Solution, Solver, verified
 from srl.cli import main
 from srl.estimates import wilson
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
@@ -277,7 +277,7 @@ SMALL = [
 def bench(tmp_path: Path, verifier: RewardSum, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven problems of the toy; two of them it cannot solve."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srl.benchmark.RewardSum", lambda *_, **__: verifier)
+    monkeypatch.setattr("srl.benchmarks.run.RewardSum", lambda *_, **__: verifier)
     rows = [{"problem": f"case {i}", "answer": "4" if i % 4 else "9"} for i in range(7)]
     path = tmp_path / "toy.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -363,7 +363,7 @@ def test_a_complete_evaluation_is_not_made_again(
 ) -> None:
     assert evaluate(toy_policy, samples=0) == 0
     capsys.readouterr()
-    monkeypatch.setattr("srl.benchmark.load_policy", None)  # nothing is loaded
+    monkeypatch.setattr("srl.benchmarks.run.load_policy", None)  # nothing is loaded
     assert evaluate(toy_policy, samples=0) == 0
     shown = capsys.readouterr().out
     assert "complete: nothing is solved again" in shown

@@ -94,7 +94,7 @@ class Starter:
 
         def work() -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            runner.save_when_parent_dies()
+            runner.end_with_parent()
             self.before(words)
             return main(words[3:])
 

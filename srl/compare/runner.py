@@ -5,9 +5,9 @@ is passed over, one with a checkpoint is resumed, one without is moved aside and
 Nothing is deleted. Cells that others wait for go first, the longest chain before all.
 
 Ctrl-C goes to this process; it tells the cells, which are in process groups of their own, and they
-save. Killed outright it cannot tell them: then the kernel does (Linux), and until the last of them
-has ended they hold the output folder's lock, which they inherit, so that no cell is ever run twice
-at a time.
+save. Killed outright it cannot tell them: then the kernel does (Linux), perhaps more than once, so
+that they end with their last checkpoint rather than a new one. Until the last of them has ended
+they hold the output folder's lock, which they inherit: no cell is ever run twice at a time.
 """
 
 from __future__ import annotations
@@ -368,12 +368,15 @@ def start_process(
             stderr=subprocess.STDOUT,
             process_group=0,
             pass_fds=(lock,),
-            preexec_fn=save_when_parent_dies if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
 
 
-def save_when_parent_dies() -> None:
-    """Ask the kernel for a Ctrl-C to this process when the one that started it is gone."""
+def end_with_parent() -> None:
+    """Ask the kernel for a Ctrl-C to this process when the one that started it is gone.
+
+    A parent with threads has each of them tell it; the second Ctrl-C ends it without saving.
+    """
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
@@ -402,7 +405,7 @@ def _locked(output: Path, console: Console) -> Iterator[int]:
                         "look at what is done with --table"
                     ) from None
                 if not told:
-                    _say(console, "waiting for cells that an earlier call left running: they save")
+                    _say(console, "waiting for cells that an earlier call left running")
                     told = True
                 time.sleep(_PAUSE)
         file.truncate(0)

@@ -27,8 +27,8 @@ from transformers import set_seed
 
 from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark, load_benchmark
 from rewards import RewardSum
-from srl.benchmark_figures import figures_of, table_of
-from srl.benchmark_samples import Chunk, Solver, verified
+from srl.benchmarks.figures import figures_of, table_of
+from srl.benchmarks.samples import Chunk, Solver, verified
 from srl.config import SRLConfig, parse_experiment
 from srl.errors import UsageError
 from srl.policy import load_policy

@@ -1,7 +1,7 @@
 """Solutions of benchmark problems: made in chunks, told apart by their place alone, and verified.
 
 A chunk's random numbers follow from (seed, benchmark, its problems, its first sample) and from
-nothing that was solved before, so a chunk made again is the same chunk (`srl/benchmark.py`).
+nothing that was solved before, so a chunk made again is the same chunk (`srl/benchmarks/run.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from environments.answers import stated_answer
 from environments.benchmarks import BenchmarkProblem
 from rewards import RewardSum, StepContext
 from rewards.calling import DEADLINE
-from srl.benchmark_figures import GREEDY
+from srl.benchmarks.figures import GREEDY
 from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.policy import context_limit, prompt_format
