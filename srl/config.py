@@ -81,6 +81,8 @@ class SRLConfig(TrainingArguments):
         reward_errors: what happens when a reward function of yours fails: "stop" ends the run and
             saves the row, "record" makes it a null and counts it.
         log_completions: write steps.jsonl, one record per rollout.
+        train_problems: train on so many of the problems that are not held out, the same ones and
+            more where it is larger; 0 takes all.
         validation_problems: held-out problems for `eval_steps` and the best checkpoint.
         validate_by: how they are solved: "steps", "whole", or "auto": whole if `targets` is.
         data_seed: which problems are held out; null is `seed`.
@@ -154,6 +156,7 @@ class SRLConfig(TrainingArguments):
 
     # Records and evaluation.
     log_completions: bool = True
+    train_problems: int = 0
     validation_problems: int = 60
     validate_by: Literal["auto", "steps", "whole"] = "auto"
     test_problems: int = 0
@@ -192,6 +195,7 @@ _AT_LEAST: dict[str, float] = {
     "max_sampling_rounds": 1,
     "max_empty_steps": 1,
     "num_iterations": 1,
+    "train_problems": 0,
     "validation_problems": 0,
     "test_problems": 0,
     "test_rows": 0,

@@ -80,6 +80,15 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
         validation, test = [], held_out
     elif args.test_problems:
         validation, test = split_by_problem(held_out, held_out=args.test_problems, seed=seed)
+    left = distinct - wanted
+    if args.train_problems > left:
+        raise UsageError(
+            f"train_problems is {args.train_problems}, but {left:,} of the data's {distinct:,} "
+            f"distinct problems are left to train on; set train_problems to {left} or less (0 "
+            "takes all), or give more data"
+        )
+    if 0 < args.train_problems < left:
+        train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
     drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
     say(
         console,

@@ -30,6 +30,10 @@ WITHOUT_TORCH = [
     "srl.check_data",
     "srl.advantages",
     "srl.prefix_tree",
+    "srl.behaviour",
+    "srl.sample_metrics",
+    "srl.benchmarks.figures",
+    "srl.compare.figures",
 ]
 # Readers of logs: all of them, but for those that need an extra.
 WITH_AN_EXTRA = {"srl.logs.terminal.browser", "srl.logs.terminal.rows_widget"}

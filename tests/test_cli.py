@@ -24,10 +24,14 @@ from conftest import (
     train,
     weights,
 )
+from rich.console import Console
 
 from srl.cli import main
+from srl.config import load_experiment
+from srl.errors import UsageError
 from srl.policy import load_policy
 from srl.progress import ProgressReport
+from srl.run import Splits, load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -100,6 +104,22 @@ def test_held_out_problems_are_never_trained_on(home: Path) -> None:
     assert not trained & validated
     assert not trained & tested
     assert not validated & tested
+
+
+def test_fewer_problems_to_train_on_leave_the_held_out_ones_as_they_are(home: Path) -> None:
+    def splits(count: int, *, seed: int = 0) -> Splits:
+        words = ["--train_problems", str(count), "--seed", str(seed), "--data_seed", "7"]
+        return load_splits(load_experiment("config.yaml", words), Console(quiet=True))
+
+    everything, few, more = splits(0), splits(3), splits(9, seed=1)
+    assert (len(few.train), len(more.train)) == (3, 9)
+    names = {one.problem_id for one in more.train}
+    assert {one.problem_id for one in few.train} < names
+    assert names < {one.problem_id for one in everything.train}
+    for other in (few, more):
+        assert (other.validation, other.test) == (everything.validation, everything.test)
+    with pytest.raises(UsageError, match="train_problems is 999, but 28 of the data's 40 distinct"):
+        splits(999)
 
 
 def test_the_saved_policy_is_the_trained_one(home: Path, toy_policy: Path) -> None:

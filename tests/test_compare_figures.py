@@ -18,13 +18,15 @@ from srl.compare.figures import (
     LOWER,
     ONE_SEED,
     SAME,
+    behaviour_of,
     contrast,
     figures_of,
     last_evaluation,
     row_estimate,
+    row_mean,
     verdict,
 )
-from srl.estimates import Estimate
+from srl.estimates import Estimate, student_t
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "compare"))
 
@@ -232,3 +234,40 @@ def test_neither_problems_alone_nor_seeds_alone_would() -> None:
         both += found.low <= 0.5 <= found.high
     assert held / 300 < 0.75
     assert both / 300 > 0.915
+
+
+def test_means_of_numbers_that_are_no_shares() -> None:
+    rng = random.Random(3)
+    seeds = [{str(p): 100 * rng.random() + 10 * s for p in range(30)} for s in range(3)]
+    found = row_mean(seeds)
+    table = [list(values.values()) for values in seeds]
+    means = [statistics.fmean(row) for row in table]
+    columns = [statistics.fmean(column) for column in zip(*table, strict=True)]
+    of_problems = statistics.variance(columns) / 30
+    of_seeds = statistics.variance(means) / 3
+    total = of_problems + of_seeds
+    degrees = int(total**2 / (of_problems**2 / 29 + of_seeds**2 / 2))
+    half = student_t(degrees) * math.sqrt(total)
+    assert found.value == pytest.approx(statistics.fmean(means))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+    assert found.n == 30
+    same = row_mean([{"a": 7.0, "b": 7.0}] * 3)
+    assert (same.low, same.value, same.high) == (7.0, 7.0, 7.0)
+
+
+def test_behaviour_is_that_of_whole_greedy_solutions() -> None:
+    text = "<think>hm</think>a\n<think>let me check this</think>b"
+    lines = [
+        {"mode": "whole", "sample": 0, "problem_id": "p", "text": text, "completion_tokens": 9},
+        {"mode": "whole", "sample": 1, "problem_id": "p", "text": "", "completion_tokens": 1},
+        {"mode": "steps", "sample": 0, "problem_id": "p", "text": "", "completion_tokens": 2},
+    ]
+    found = behaviour_of(lines)
+    assert {aspect: values["p"] for aspect, values in found.items()} == {
+        "tokens": 9,
+        "thoughts": 2,
+        "interleaved": 1,
+        "thought_share": pytest.approx(19 / 21),
+        "checks": 1,
+        "plans": 0,
+    }

@@ -11,6 +11,7 @@ from conftest import TOY_SETTINGS
 from srl.compare.plan import Plan, load_plan
 from srl.compare.runner import first_first
 from srl.errors import UsageError
+from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"source": "files", "path": "data.jsonl"}
@@ -244,5 +245,16 @@ def test_the_shipped_comparison(quick: bool, monkeypatch: pytest.MonkeyPatch) ->
             str(cell.experiment.data["limit"])
         )
     assert (ROOT / "experiments/tiny/base").is_dir()
-    trained = [cell for cell in plan.cells if cell.trained]
-    assert {cell.experiment.args.learning_rate for cell in trained}
+
+
+def test_the_plan_for_real_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = load_plan(Path("experiments/compare/s1k.yaml"), quick=False)
+    args = {cell.row: cell.experiment.args for cell in plan.cells}
+    # What the paper states.
+    assert (args["srl"].prompts_per_step, args["srl"].num_generations) == (512, 8)
+    assert (args["srl"].learning_rate, args["srl"].beta, args["srl"].targets) == (5e-7, 0, "literal")
+    assert (args["sft_steps"].prompts_per_step, args["sft_steps"].learning_rate) == (64, 5e-6)
+    assert (args["rlvr"].prompts_per_step, args["rlvr"].targets) == (128, "whole")
+    prompts = (args["srl"].system_prompt, args["srl"].whole_system_prompt)
+    assert prompts == (PAPER_SYSTEM_PROMPT, PAPER_EVALUATION_PROMPT)

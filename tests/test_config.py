@@ -136,6 +136,7 @@ LEAST = {
     "max_sampling_rounds": 1,
     "max_empty_steps": 1,
     "num_iterations": 1,
+    "train_problems": 0,
     "validation_problems": 0,
     "test_problems": 0,
     "short_steps": 1,

@@ -28,14 +28,17 @@ differs, one may well look as if it did.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 
+from srl.behaviour import behaviour
 from srl.estimates import Estimate, student_t
 from srl.sample_metrics import avg_at_k, maj_at_k, pass_at_k, votes_of
 
 Values = Mapping[str, float]
-"""One number a problem, from 0 to 1, by the problem's id."""
+"""One number a problem, by the problem's id; from 0 to 1 where it is a share."""
 
 HIGHER, LOWER, SAME, ONE_SEED = "higher", "lower", "not told apart", "one seed"
 
@@ -96,6 +99,33 @@ def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, 
     return found
 
 
+def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
+    """How the greedy whole solutions of one evaluation reason, as one number a problem.
+
+    Returns:
+        each aspect of `srl.behaviour.Behaviour` -> problem id -> number.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for line in attempts:
+        if (line["mode"], line["sample"]) == ("whole", 0):
+            shown = behaviour(str(line.get("text", "")), int(str(line["completion_tokens"])))
+            for aspect, value in asdict(shown).items():
+                found.setdefault(aspect, {})[str(line["problem_id"])] = float(value)
+    return found
+
+
+def row_mean(seeds: Sequence[Values]) -> Estimate:
+    """`row_estimate` of numbers that are no shares: no bounds, and nothing added to the spread.
+
+    Args:
+        seeds: for each seed its values, of the same problems.
+
+    Raises:
+        ValueError: no values, or seeds with other problems.
+    """
+    return _crossed(_matrix(seeds), (), (-math.inf, math.inf))
+
+
 def row_estimate(seeds: Sequence[Values]) -> Estimate:
     """The mean over seeds and problems; `n` counts problems. One seed: over problems alone.
 
@@ -105,7 +135,7 @@ def row_estimate(seeds: Sequence[Values]) -> Estimate:
     Raises:
         ValueError: no values, or seeds with other problems.
     """
-    return _crossed(_matrix(seeds), _ROW_PRIOR, 0.0)
+    return _crossed(_matrix(seeds), _ROW_PRIOR, (0.0, 1.0))
 
 
 def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
@@ -123,7 +153,7 @@ def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
     if one[0].keys() != other[0].keys():
         raise ValueError("the rows of a contrast have solved different problems")
     differences = [[a - b for a, b in zip(first, second, strict=True)] for first, second in pairs]
-    return _crossed(differences, _CONTRAST_PRIOR, -1.0)
+    return _crossed(differences, _CONTRAST_PRIOR, (-1.0, 1.0))
 
 
 def verdict(difference: Estimate, seeds: int) -> str:
@@ -144,14 +174,16 @@ def _matrix(seeds: Sequence[Values]) -> list[list[float]]:
 
 
 def _crossed(
-    values: Sequence[Sequence[float]], prior: Sequence[tuple[float, float]], least: float
+    values: Sequence[Sequence[float]],
+    prior: Sequence[tuple[float, float]],
+    bounds: tuple[float, float],
 ) -> Estimate:
     """The mean of seeds by problems; see the head of this file.
 
     Args:
         values: a row for each seed, a column for each problem.
         prior: values of problems that are added to the spread, with how many of each.
-        least: the smallest value there is; the greatest is 1.
+        bounds: the least value there is, and the greatest.
     """
     seed_means = [fmean(row) for row in values]
     problem_means = [fmean(column) for column in zip(*values, strict=True)]
@@ -160,17 +192,19 @@ def _crossed(
     middle = (sum(problem_means) + sum(value * many for value, many in prior)) / count
     squares = sum((value - middle) ** 2 for value in problem_means)
     squares += sum(many * (value - middle) ** 2 for value, many in prior)
-    of_problems = squares / (count - 1) / count
-    of_seeds, below = 0.0, of_problems**2 / (count - 1)
+    of_problems = squares / (count - 1) / count if count > 1 else 0.0
+    of_seeds, below = 0.0, of_problems**2 / max(1, count - 1)
     if (seeds := len(seed_means)) > 1:
         of_seeds = sum((value - mean) ** 2 for value in seed_means) / (seeds - 1) / seeds
         below += of_seeds**2 / (seeds - 1)
     variance = of_problems + of_seeds
+    if not variance:  # every value is the same
+        return Estimate(mean, mean, mean, problems)
     degrees = int(variance**2 / below + 1e-6)  # 9 - 1e-15 is 9
     half = student_t(degrees) * variance**0.5
     # The middle is shrunk; with few problems the mean itself could fall outside.
     low, high = min(mean, middle - half), max(mean, middle + half)
-    return Estimate(mean, max(least, low), min(1.0, high), problems)
+    return Estimate(mean, max(bounds[0], low), min(bounds[1], high), problems)
 
 
 def _number(line: Mapping[str, object]) -> int:

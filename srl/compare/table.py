@@ -22,10 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.compare.figures import (
+    behaviour_of,
     contrast,
     figures_of,
     last_evaluation,
     row_estimate,
+    row_mean,
     verdict,
 )
 from srl.compare.plan import Cell, Plan, Row
@@ -98,6 +100,7 @@ class CellResult:
         cell: which.
         state: what is there of it.
         values: figure -> problem -> number; empty unless it is done.
+        behaviour: aspect of whole greedy solutions -> problem -> number; likewise.
         seconds: of all its sessions that ended, those that failed or were stopped included.
         commands: as they were typed.
         summary: the numbers of its summary.json, such as tokens.
@@ -107,6 +110,7 @@ class CellResult:
     cell: Cell
     state: State
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    behaviour: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     commands: list[str] = field(default_factory=list)
     summary: Mapping[str, float] = field(default_factory=dict)
@@ -128,7 +132,8 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
         if result.state is State.TO_DO and last_exit.get(name) not in (None, 0, 130):
             result.state = State.FAILED
         if result.state is State.DONE:
-            result.values = values_of(run)
+            attempts = last_evaluation(read_rows(run.eval)) if run.eval.is_file() else []
+            result.values, result.behaviour = figures_of(attempts), behaviour_of(attempts)
             summary = _read_json(run.summary)
             result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
             git = _read_json(run.environment).get("git")
@@ -172,6 +177,7 @@ class Part:
         problems: how many there are; 0 if no cell is done.
         rows: each row with its cells.
         figures: row -> figure -> mean with interval, over the seeds that are done.
+        behaviour: row -> aspect of whole greedy solutions -> the same.
         contrasts: of the plan's metric.
     """
 
@@ -179,6 +185,7 @@ class Part:
     problems: int
     rows: list[tuple[Row, list[CellResult]]]
     figures: dict[str, dict[str, Estimate]]
+    behaviour: dict[str, dict[str, Estimate]]
     contrasts: list[Contrast]
 
 
@@ -195,15 +202,18 @@ def build(plan: Plan, results: Mapping[str, CellResult]) -> list[Part]:
             for row in plan.rows
         ]
         problems = _same_problems([one for _, cells in rows for one in cells], plan)
-        figures = {}
+        figures, shown = {}, {}
         for row, cells in rows:
             done = [cell.values for cell in cells if cell.values]
             # A figure that only some seeds have would be of other trainings than its neighbours.
             names = [n for n in done[0] if all(n in values for values in done)] if done else []
             figures[row.name] = {n: row_estimate([values[n] for values in done]) for n in names}
+            seen = [cell.behaviour for cell in cells if cell.behaviour]
+            aspects = seen[0] if seen else ()
+            shown[row.name] = {a: row_mean([values[a] for values in seen]) for a in aspects}
         by_row = {row.name: cells for row, cells in rows}
         contrasts = [_contrast(*pair, by_row, plan.metric) for pair in plan.contrasts]
-        parts.append(Part(difficulty, problems, rows, figures, contrasts))
+        parts.append(Part(difficulty, problems, rows, figures, shown, contrasts))
     return parts
 
 
@@ -264,6 +274,10 @@ def as_json(
                         "figures": {
                             name: estimate.to_json()
                             for name, estimate in part.figures[row.name].items()
+                        },
+                        "behaviour": {
+                            name: estimate.to_json()
+                            for name, estimate in part.behaviour[row.name].items()
                         },
                         "cells": [cell.cell.name for cell in cells],
                     }
@@ -338,9 +352,7 @@ def markdown(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part
     lines = [f"# {plan.source.name}: {plan.metric}", ""]
     for part in parts:
         lines += [f"## {_heading(part, plan)}", ""]
-        for header, rows in (_figure_rows(part, plan), _contrast_rows(part, plan)):
-            if not rows:
-                continue
+        for header, rows in _tables(part, plan):
             lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
     lines += [f"- {note}" for note in notes(plan, results)]
     return "\n".join(lines) + "\n"
@@ -352,16 +364,14 @@ def show(
     """The table in the terminal."""
     for part in parts:
         title = _heading(part, plan)
-        for header, rows in (_figure_rows(part, plan), _contrast_rows(part, plan)):
-            if not rows:
-                continue
+        for header, rows in _tables(part, plan):
             table = Table(title=Text(title), title_justify="left")
             for number, name in enumerate(header):
                 table.add_column(Text(name), justify="right" if number else "left")
             for row in rows:
                 table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
             console.print(table)
-            title = f"{part.difficulty}: differences in {plan.metric}, points"
+            title = ""
     for note in notes(plan, results):
         console.print(
             visible(note, console.encoding), markup=False, highlight=False, soft_wrap=True
@@ -401,6 +411,23 @@ def _heading(part: Part, plan: Plan) -> str:
     return f"{part.difficulty}: {part.problems} problems, seeds {seeds}; solved, %"
 
 
+def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
+    """Headers and rows of what a difficulty has: figures, contrasts, behaviour."""
+    tables = (_figure_rows(part, plan), _contrast_rows(part, plan), _behaviour_rows(part))
+    return [(header, rows) for header, rows in tables if rows]
+
+
+def _behaviour_rows(part: Part) -> tuple[list[str], list[list[str]]]:
+    aspects = list(dict.fromkeys(name for one in part.behaviour.values() for name in one))
+    header = ["a whole solution has", *(name.replace("_", " ") for name in aspects)]
+    rows = [
+        [row.title, *(f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for e in shown.values())]
+        for row, _ in part.rows
+        if (shown := part.behaviour[row.name])
+    ]
+    return header, rows
+
+
 def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
     others = list(
         dict.fromkeys(
@@ -435,7 +462,7 @@ def _contrast_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
         ]
         for c in part.contrasts
     ]
-    return ["", f"difference in {plan.metric}", "seeds", "verdict"], rows
+    return ["", f"difference in {plan.metric}, points", "seeds", "verdict"], rows
 
 
 def _seed_cell(result: CellResult | None, metric: str) -> str:
