@@ -27,7 +27,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 help: ## this list
 	@echo 'usage: make TARGET [NAME=value ...]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'CONFIG=$(CONFIG) unless given; ARGS="--key value ..." overrides any field of it.'
 
 setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
@@ -57,7 +57,7 @@ play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file
 compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it stopped [CONFIG=file.yaml]
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) $(ARGS)
 
-compare-quick: $(STAMP) ## the same in small, a few minutes
+compare-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) --quick $(ARGS)
 
 bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS="--rows 3 4"]
@@ -69,7 +69,7 @@ bench-gpu: $(STAMP) ## the same on a GPU [ARGS="--toy": a dry run without one]
 base: $(STAMP) ## make the small base policy of the default config again
 	$(PY) experiments/tiny/make_base.py $(ARGS)
 
-test: $(STAMP) ## all tests, offline [ARGS="tests/test_x.py -k name"]
+test: $(STAMP) ## all tests, offline, a process a core [ARGS="tests/test_x.py -k name -n 0"]
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff: style and likely mistakes

@@ -14,7 +14,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from environments.competition_math import last_boxed
@@ -238,9 +238,7 @@ def find_benchmark(name: str) -> Benchmark:
             raise DataError(
                 f"unknown benchmark {known!r} in {name!r}; there are {', '.join(BENCHMARKS)}"
             )
-        return Benchmark(
-            named.name, path, named.golds, named.split, named.config, named.problem_columns
-        )
+        return replace(named, path=path)
     if (found := _named(name)) is not None:
         return found
     if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():

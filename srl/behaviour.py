@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from srl.estimates import Estimate, bootstrap
-from srl.prompts import CLOSE, OPEN
+from srl.prompts import OPEN, TAG
 
 CHECKING = re.compile(
     r"\b(?:let me|let's|let us|i(?:'ll| will| should| must| need to)|we (?:can|should|must))"
@@ -35,7 +35,6 @@ PLANNING = re.compile(
     r"|\bfirst,? (?:i|we|let)\b|\bbreak (?:this|it|the problem) (?:down|into)\b",
     re.IGNORECASE,
 )
-_TAG = re.compile(f"({re.escape(OPEN)}|{re.escape(CLOSE)})")
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,16 @@ class Behaviour:
 def behaviour(text: str, tokens: int) -> Behaviour:
     """Count what one attempt shows.
 
-    A thought that is never closed reaches to the end. A `</think>` without its opener ends a
-    thought that the prompt opened: what stands before the first one is then a thought.
+    A thought that is never closed reaches to the end; a `</think>` that closes none is passed over.
 
     Args:
-        text: all that the policy wrote, tags included.
+        text: all that the policy wrote, tags included, one that the prompt opened with among them
+            (`Attempt.text` has it).
         tokens: how many tokens that was.
     """
-    pieces = _TAG.split(text)
-    inside = next((tag == CLOSE for tag in pieces[1::2]), False)
-    thoughts = int(inside)
-    interleaved = thinking = solution = 0
-    for number, piece in enumerate(pieces):
+    inside = False
+    thoughts = interleaved = thinking = solution = 0
+    for number, piece in enumerate(TAG.split(text)):
         if number % 2:
             if piece == OPEN and not inside:
                 thoughts += 1
@@ -96,7 +93,7 @@ def behaviour(text: str, tokens: int) -> Behaviour:
 def mean_behaviour(
     behaviours: Sequence[Behaviour], problems: Sequence[str]
 ) -> Mapping[str, Estimate]:
-    """Means per attempt, with 95 % intervals over problems.
+    """Means per attempt, with 95 % intervals over problems, which `n` counts.
 
     Args:
         behaviours: of each attempt.
@@ -105,7 +102,8 @@ def mean_behaviour(
     if not behaviours:
         return {}
     columns = [asdict(one) for one in behaviours]
-    return {
-        name: bootstrap([float(column[name]) for column in columns], list(problems))
+    found = {
+        name: bootstrap([float(column[name]) for column in columns], problems)
         for name in columns[0]
     }
+    return {name: replace(one, n=len({*problems})) for name, one in found.items()}

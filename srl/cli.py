@@ -220,7 +220,7 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     compare.add_argument("--difficulties", metavar="A,B", help="run these only")
     compare.add_argument("--jobs", type=int, help="runs at a time; default: one a core")
     instead = compare.add_mutually_exclusive_group()
-    instead.add_argument("--table", action="store_true", help="only show what is there")
+    instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
     instead.add_argument("--dry-run", action="store_true", help="only list the runs")
     compare.set_defaults(run=_compare)
     return parser
@@ -228,7 +228,7 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     _quieten()
-    from srl.config import load_experiment
+    from srl.experiment import load_experiment
     from srl.run import InterruptedRunError, train_run
 
     try:
@@ -245,7 +245,7 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     run = RunFolder.open(_run_path(args.name))
     old = run.read_config()
     _quieten()
-    from srl.config import apply_overrides
+    from srl.experiment import apply_overrides
     from srl.run import InterruptedRunError, resume_run
 
     new = apply_overrides(old, rest)
@@ -293,7 +293,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
             "problems goes into the run's own folder"
         )
     _quieten()
-    from srl.config import apply_overrides, load_experiment, parse_experiment
+    from srl.experiment import apply_overrides, load_experiment, parse_experiment
     from srl.run import evaluate_into, evaluate_policy
 
     if args.config or run is None:
@@ -319,7 +319,7 @@ def _eval_bench(
 ) -> int:
     _quieten()
     from srl.benchmarks.run import SETTINGS, plan_from_words, run_benchmark
-    from srl.config import apply_overrides
+    from srl.experiment import apply_overrides
 
     # A run's policy is asked as it was trained to be.
     its_own = {} if run is None else run.read_config()
@@ -430,7 +430,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
 
 def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     _quieten()
-    from srl.config import load_experiment
+    from srl.experiment import load_experiment
     from srl.play import play
 
     play(load_experiment(args.config, rest), sys.stdin, console)
@@ -444,6 +444,13 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
     seeds = listed(args.seeds)
     if seeds is not None and not all(seed.isdecimal() for seed in seeds):
         raise UsageError(f"--seeds is {args.seeds!r}; give whole numbers, such as --seeds 0,1")
+    # What a call would not do must not look as if it had been done.
+    idle = ["jobs"] if args.dry_run else []
+    idle = ["rows", "seeds", "difficulties", "jobs"] if args.table else idle
+    if given := [f"--{name}" for name in idle if getattr(args, name) is not None]:
+        instead = "--table" if args.table else "--dry-run"
+        why = "shows all cells" if args.table else "starts none"
+        raise UsageError(f"{instead} {why}; leave {', '.join(given)} away, or {instead}")
     _quieten()
     from srl.compare.plan import load_plan
     from srl.compare.runner import compare, list_cells, show_table

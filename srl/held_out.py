@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,17 +19,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from environments.types import Trajectory
 from rewards import RewardSum
 from srl.behaviour import behaviour, mean_behaviour
-from srl.config import Experiment, SRLConfig
+from srl.config import SRLConfig
 from srl.estimates import Estimate, bootstrap, share_of_rows
 from srl.evaluate import ScoredStep, sample_steps, step_metrics
+from srl.experiment import Experiment
 from srl.policy import context_limit, prompt_format
 from srl.progress import say
 from srl.prompts import PromptFormat
 from srl.records import RecordWriter, read_rows
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder
-from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
-from srl.solving import Attempt, accuracy, by_length, solve_step_by_step, solve_whole
+from srl.sample_metrics import over_problems, sample_figures
+from srl.solving import (
+    Attempt,
+    accuracy,
+    by_length,
+    by_problem,
+    solve_step_by_step,
+    solve_whole,
+)
 from srl.steps import build_examples
 
 BEHAVIOUR = "behaviour"
@@ -146,12 +155,15 @@ def _steps(
     limit: int | None,
 ) -> dict[str, object]:
     """Greedy steps on held-out rows beside the expert's."""
+    if not args.test_rows:
+        return {}
     examples = build_examples(problems, targets=args.targets, step_title=args.step_title)
-    rows = [(example, form.encode_example(example)) for example in examples]
-    if limit is not None:
-        rows = [row for row in rows if len(row[1]) + args.completion_length <= limit]
+    encoded = ((example, form.encode_example(example)) for example in examples)
+    fitting = (
+        row for row in encoded if limit is None or len(row[1]) + args.completion_length <= limit
+    )
     # The problems are in the order of a hash, so the first rows are a fair sample of them.
-    rows = rows[: args.test_rows]
+    rows = list(islice(fitting, args.test_rows))
     if not rows:
         return {}
     groups = sample_steps(
@@ -206,7 +218,8 @@ def _figures(attempts: Sequence[Attempt], args: SRLConfig) -> dict[str, object]:
                     str(length): estimate.to_json()
                     for length, estimate in by_length(chosen).items()
                 }
-            if not sampled:
+            # Step by step a thought opens every step by rule: nothing to count there.
+            if mode == "whole" and not sampled:
                 shown = [behaviour(a.text, a.tokens) for a in chosen]
                 means = mean_behaviour(shown, [a.trajectory.problem_id for a in chosen])
                 found[f"{words}: {BEHAVIOUR}"] = {
@@ -217,20 +230,13 @@ def _figures(attempts: Sequence[Attempt], args: SRLConfig) -> dict[str, object]:
 
 def _of_samples(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
     """pass@k and maj@k, k being all samples; nothing where there is one a problem."""
-    by_problem: dict[str, list[Attempt]] = {}
-    for attempt in attempts:
-        by_problem.setdefault(attempt.trajectory.problem_id, []).append(attempt)
-    k = min(map(len, by_problem.values()))
-    if k < 2:
+    samples = [[(one.correct, one.answer) for one in of] for of in by_problem(attempts)]
+    if min(map(len, samples)) < 2:
         return {}
-    passed, voted = [], []
-    for samples in by_problem.values():
-        correct = [sample.correct for sample in samples]
-        passed.append(pass_at_k(correct, k))
-        voted.append(maj_at_k(votes_of([sample.answer for sample in samples], correct), k))
     return {
-        f"{name}, pass@{k}": over_problems(passed).to_json(),
-        f"{name}, maj@{k}": over_problems(voted).to_json(),
+        f"{name}, {figure}": over_problems(values).to_json()
+        for figure, values in sample_figures(samples, only_most=True).items()
+        if not figure.startswith("avg@")  # `accuracy`, which stands there already
     }
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from environments.types import LoadReport
-from srl.config import Experiment
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
+from srl.experiment import Experiment
 from srl.logs.text import visible
 from srl.sampling import PromptStream
 from srl.score import show

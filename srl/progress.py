@@ -99,9 +99,11 @@ class ProgressReport(TrainerCallback):
                 f"  failures {_share(logs['format_failures'])}"
                 f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
             )
-        else:  # fine-tuning on the expert's text has no rollouts
+        else:  # fine-tuning has no rollouts, and a further pass over the same ones no new ones
             words = f"loss {_number(logs['loss'])}"
-        words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s  {_clock(left)} left"
+        if "tokens" in logs:
+            words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
+        words += f"  {_clock(left)} left"
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, description=words)
         else:

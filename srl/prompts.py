@@ -62,7 +62,7 @@ FAILURES = (
 )
 """Why a completion breaks the format. Where several hold, the first in this order is named."""
 
-_TAG = re.compile(f"({OPEN}|{CLOSE})")
+TAG = re.compile(f"({OPEN}|{CLOSE})")
 _SENTINEL = "TheWordsOfTheUserStandHere"
 # Some templates print today's date; a run resumed tomorrow must still read the same prompts.
 _FIXED_DATE = "26 Jul 2024"
@@ -323,7 +323,7 @@ def parse_whole(
     """
     if think and opens_thought and not text.lstrip().startswith(OPEN):
         text = OPEN + text
-    pieces = _TAG.split(text)  # text, tag, text, tag, ... text
+    pieces = TAG.split(text)  # text, tag, text, tag, ... text
     thoughts: list[str] = []
     actions = [pieces[0]]
     inside = False

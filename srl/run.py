@@ -19,20 +19,25 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import LoadReport, Trajectory
-from srl.config import Experiment, parse_experiment
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
+from srl.experiment import Experiment, parse_experiment
 from srl.held_out import comparison, measure
 from srl.lora import add_adapter, is_adapted
 from srl.policy import load_policy
 from srl.progress import ProgressReport, say
-from srl.records import read_records
 from srl.run_folder import RunFolder, check_checkpoint, write_json
+from srl.stages import refuse_trained_on
 from srl.steps import build_examples, split_by_problem
 from srl.trainer import SRLTrainer
 
 if TYPE_CHECKING:
     from srl.sft import ExpertTrainer
+
+
+# Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
+# float32, and far less than training an adapter changes.
+MERGED_WITHIN = 2e-5
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ def _train(
         stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
     splits = load_splits(experiment, console)
+    _refuse_trained_on(splits.test, experiment.model, console)
     model, tokenizer = load_policy(experiment.model)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
@@ -249,7 +255,8 @@ def evaluate_policy(
     """Evaluate a saved policy on the experiment's test problems (validation ones if it has none).
 
     Raises:
-        UsageError: the config holds no problems out, or the policy cannot be loaded.
+        UsageError: the config holds no problems out, the policy was trained on some of them, or it
+            cannot be loaded.
     """
     set_seed(experiment.args.seed)
     rewards = experiment.sum_rewards(None if run is None else run.path)
@@ -259,8 +266,7 @@ def evaluate_policy(
         raise UsageError(
             "the config holds no problems out: give --test_problems N, with N of at least 1"
         )
-    if run is not None:
-        _refuse_trained_on(problems, run)
+    _refuse_trained_on(problems, model_name, console)
     if rows := build_examples(problems, targets=experiment.args.targets):
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
@@ -289,26 +295,14 @@ def evaluate_into(
     return run.path
 
 
-def _refuse_trained_on(problems: Sequence[Trajectory], run: RunFolder) -> None:
-    """Other settings than the run's may hold out problems that it trained on.
-
-    Raises:
-        UsageError: a problem is in the run's log of training.
-    """
-    if run.steps.is_file():
-        records = read_records(run.steps)
-        trained = {record.problem_id for record in records if record.phase == "train"}
-    else:  # fine-tuned on the expert's text: on any problem that its settings did not hold out
-        its_own = parse_experiment(run.read_config(), where=str(run.config))
-        if its_own.method != "sft":
-            return
-        trained = {one.problem_id for one in load_splits(its_own, Console(quiet=True)).train}
-    seen = sum(problem.problem_id in trained for problem in problems)
-    if seen:
-        raise UsageError(
-            f"{seen} of the {len(problems)} problems to solve were trained on in {run.path}; keep "
-            "the run's data, seed and validation_problems, and ask for no more test_problems than "
-            "it held out"
+def _refuse_trained_on(problems: Sequence[Trajectory], model: str, console: Console) -> None:
+    """Other settings than those of the stages before may hold out problems they trained on."""
+    if problems:
+        refuse_trained_on(
+            problems,
+            model,
+            lambda experiment: load_splits(experiment, Console(quiet=True)).train,
+            lambda line: say(console, line),
         )
 
 
@@ -319,7 +313,8 @@ def _save_policy(
 
     Peers' second stages have started from the base model because the trained weights were never
     loaded; so the logits on a fixed prompt must come back exactly. An adapter is saved beside the
-    policy, which is the whole model with the adapter merged, and both must come back.
+    policy, which is the whole model with the adapter merged, and both must come back, but for the
+    rounding of float32 that merging makes: it grows with the logits.
     """
     # Without autocast, whose rounding would hide what is compared here.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -330,8 +325,10 @@ def _save_policy(
             return policy(ids).logits.float()
 
     trained = logits(model)
+    allowed = 1e-4
     saved = [run.policy]
     if is_adapted(model):
+        allowed = max(allowed, MERGED_WITHIN * trained.abs().max().item())
         saved.append(run.path / "adapter")
         trainer.save_model(str(saved[1]))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
@@ -342,10 +339,10 @@ def _save_policy(
     for folder in saved:
         again, _ = load_policy(str(folder))
         difference = (trained - logits(again.to(model.device).eval())).abs().max().item()
-        if not difference <= 1e-4:
+        if not difference <= allowed:
             raise RuntimeError(
                 f"the policy saved in {folder} is not the one that was trained: on the same "
-                f"prompt their logits differ by {difference:.3g}"
+                f"prompt their logits differ by {difference:.3g}; rounding explains {allowed:.3g}"
             )
     return model
 

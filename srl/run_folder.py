@@ -27,7 +27,7 @@ from srl.errors import UsageError
 from srl.private import without_secrets
 from srl.records import finite
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "cydifflib")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",

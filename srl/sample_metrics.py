@@ -19,6 +19,9 @@ from math import comb
 from environments.answers import same_answer
 from srl.estimates import Estimate, bootstrap, wilson
 
+Sample = tuple[bool, str | None]
+"""Whether a sample's answer is right, and the answer; None: it has none."""
+
 RIGHT = 0
 """The vote of every sample with a right answer; wrong answers vote 1, 2, ..."""
 
@@ -114,6 +117,35 @@ def votes_of(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int
                 found.append(answer)
             votes.append(place + 1)
     return votes
+
+
+def sample_figures(
+    problems: Sequence[Sequence[Sample]], *, only_most: bool = False
+) -> dict[str, list[float]]:
+    """avg@K, pass@k and maj@k, each as one number a problem, in the order of `problems`.
+
+    Args:
+        problems: of each problem its samples. K is the smallest number of them; where a problem has
+            more, avg@K is the mean over all of them.
+        only_most: k is K alone, else 1, 2, 4, ... and K.
+
+    Returns:
+        name -> numbers; nothing where a problem has no samples, or where there is none.
+    """
+    most = min(map(len, problems), default=0)
+    if not most:
+        return {}
+    hits = [[correct for correct, _ in samples] for samples in problems]
+    votes = [
+        votes_of([answer for _, answer in samples], of)
+        for samples, of in zip(problems, hits, strict=True)
+    ]
+    sizes = [most] if only_most else sizes_up_to(most)
+    return {
+        f"avg@{most}": [avg_at_k(of) for of in hits],
+        **{f"pass@{k}": [pass_at_k(of, k) for of in hits] for k in sizes},
+        **{f"maj@{k}": [maj_at_k(of, k) for of in votes] for k in sizes},
+    }
 
 
 def over_problems(values: Sequence[float]) -> Estimate:

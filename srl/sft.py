@@ -39,6 +39,7 @@ from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
+from srl.checkpoints import STATE_FILE, SaveState
 from srl.config import SRLConfig, check_evaluation
 from srl.errors import UsageError
 from srl.policy import context_limit, prompt_format
@@ -52,8 +53,6 @@ from srl.solving import accuracy, solve_validation
 from srl.start_lines import dropped
 from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import check_installed
-
-STATE_FILE = "srl_state.json"  # as SRL's checkpoints call it
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
@@ -215,7 +214,7 @@ class ExpertTrainer(SFTTrainer):
             raise UsageError(str(error).strip()) from error
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(_SaveState(self))
+        self.add_callback(SaveState(self.state_dict))
         if not args.disable_tqdm and not any(
             isinstance(c, ProgressReport) for c in callbacks or ()
         ):
@@ -359,25 +358,6 @@ class ExpertTrainer(SFTTrainer):
             ) from error
         self.stream.load_state_dict(stream)  # refuses other data and another seed
         self.run_log.cut_back(positions)
-
-
-class _SaveState(TrainerCallback):
-    """Puts our state into every checkpoint as its last file, which makes it whole.
-
-    Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says.
-    """
-
-    def __init__(self, trainer: ExpertTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
-            control.should_log = True
-        return control
-
-    def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / STATE_FILE).write_text(json.dumps(self.trainer.state_dict()), encoding="utf-8")
 
 
 def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -4,8 +4,7 @@
 on until it states an answer, breaks the format or has used up its steps. *Whole* is one completion
 for the whole solution. An unanswered problem is a wrong one; nothing is left out of a denominator.
 
-Intervals are 95 %: Wilson's for a share of problems, a bootstrap over problems where each problem
-has several samples (those of one problem are not independent).
+Intervals are 95 %, over problems: attempts at one problem are not independent.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from environments.answers import same_answer, stated_answer
 from environments.types import Trajectory
-from srl.estimates import Estimate, bootstrap, wilson
-from srl.prompts import PromptFormat
+from srl.estimates import Estimate
+from srl.prompts import OPEN, PromptFormat
 from srl.rollouts import Completion, Sampler, SamplingParams
+from srl.sample_metrics import avg_at_k, over_problems
 
 if TYPE_CHECKING:
     from srl.config import SRLConfig
@@ -35,7 +35,8 @@ class Attempt:
         mode: "steps" or "whole".
         sample: 0 for greedy, else the number of the sample, from 1.
         steps: what the policy wrote, without its monologues.
-        text: all it wrote, monologues and tags included; one completion behind another.
+        text: all it wrote, monologues and tags included, an opening tag that the prompt already had
+            too; one completion behind another.
         answer: what it stated, or None.
         correct: the answer is the expert's.
         failure: why there is no answer: a format failure, "no_answer", "context_limit", or None.
@@ -125,7 +126,7 @@ def solve_step_by_step(
             completion = completions[0]
             parsed = form.parse(completion.ids, completion.truncated)
             state.tokens += len(completion.ids)
-            state.texts.append(form.read(completion.ids))
+            state.texts.append(_with_tags(form, completion))
             if parsed.failure is not None:
                 state.failure = parsed.failure
                 continue
@@ -203,8 +204,14 @@ def whole_attempt(
         correct=same_answer(answer, trajectory.answer),
         failure=failure,
         tokens=len(completion.ids),
-        text=form.read(completion.ids),
+        text=_with_tags(form, completion),
     )
+
+
+def _with_tags(form: PromptFormat, completion: Completion) -> str:
+    """What was written, with its opening tag where that stands at the end of the prompt."""
+    text = form.read(completion.ids)
+    return OPEN + text if form.opens_thought and not text.lstrip().startswith(OPEN) else text
 
 
 def solves_whole(args: SRLConfig) -> bool:
@@ -236,14 +243,19 @@ def solve_validation(
 
 
 def accuracy(attempts: Sequence[Attempt]) -> Estimate:
-    """The share of problems solved; with several samples a problem, its mean over the samples."""
-    by_problem: dict[int, list[bool]] = {}
+    """The share of problems solved; with several attempts at one, its mean over them.
+
+    Two solutions of the same problem in the data make two attempts at one problem.
+    """
+    return over_problems([avg_at_k([one.correct for one in of]) for of in by_problem(attempts)])
+
+
+def by_problem(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    """The attempts at each problem, in the order in which they were made."""
+    found: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        by_problem.setdefault(id(attempt.trajectory), []).append(attempt.correct)
-    shares = [sum(hits) / len(hits) for hits in by_problem.values()]
-    if all(len(hits) == 1 for hits in by_problem.values()):
-        return wilson(round(sum(shares)), len(shares))
-    return bootstrap(shares)
+        found.setdefault(attempt.trajectory.problem_id, []).append(attempt)
+    return list(found.values())
 
 
 def by_length(attempts: Sequence[Attempt]) -> dict[int, Estimate]:

@@ -44,9 +44,11 @@ from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
 from srl.batch import Batch, Group, MicroBatch
-from srl.config import SRLConfig, check_evaluation, sum_rewards
+from srl.checkpoints import STATE_FILE, SaveState
+from srl.config import SRLConfig, check_evaluation
 from srl.errors import UsageError
 from srl.evaluate import ScoredStep, sample_steps, step_metrics, try_rewards
+from srl.experiment import sum_rewards
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
 from srl.prefix_tree import Row
@@ -62,8 +64,6 @@ from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import TABLES, RolloutTables, check_installed, names_of
 from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
-
-STATE_FILE = "srl_state.json"
 
 
 class NothingToTrainOnError(RuntimeError):
@@ -174,7 +174,7 @@ class SRLTrainer(Trainer):
         # Its own accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(_SaveState(self))
+        self.add_callback(SaveState(self.state_dict))
         if not args.disable_tqdm and not any(
             isinstance(c, ProgressReport) for c in callbacks or ()
         ):
@@ -462,26 +462,6 @@ class SRLTrainer(Trainer):
         self.stream.load_state_dict(stream)
         self._empty_steps = empty
         self.run_log.cut_back(positions)
-
-
-class _SaveState(TrainerCallback):
-    """Puts the SRL state into every checkpoint as its last file, which makes it whole.
-
-    Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says: figures
-    that wait for their line are in no checkpoint.
-    """
-
-    def __init__(self, trainer: SRLTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
-            control.should_log = True
-        return control
-
-    def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / STATE_FILE).write_text(json.dumps(self.trainer.state_dict()), encoding="utf-8")
 
 
 class _Ticks(Dataset[dict[str, int]]):

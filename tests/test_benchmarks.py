@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,13 @@ from environments.types import DataError
 from rewards import RewardSum
 from rewards.answer import verify_answer
 from srl.benchmarks.figures import figures_of
-from srl.benchmarks.run import fingerprint
+from srl.benchmarks.run import _alone_in, fingerprint
 from srl.benchmarks.samples import Chunk, Solution, Solver, verified
 from srl.cli import main
 from srl.estimates import wilson
+from srl.run_folder import RunFolder
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
-from tests.conftest import read_jsonl, refused, train, write_config
+from tests.conftest import read_jsonl, refused, write_config
 
 # ---- reading ------------------------------------------------------------------------------------
 
@@ -190,9 +193,8 @@ def test_names_are_not_told_apart_by_case_and_dashes(name: str, found: str) -> N
 
 def test_a_copy_is_read_as_the_named_one() -> None:
     copy = find_benchmark("amc23=copies/amc.parquet")
-    assert (copy.name, copy.path, copy.golds) == (
-        "amc23", "copies/amc.parquet", BENCHMARKS["amc23"].golds,
-    )  # fmt: skip
+    assert copy == replace(BENCHMARKS["amc23"], path="copies/amc.parquet")
+    assert copy.counts == 40
 
 
 @pytest.mark.parametrize(
@@ -342,13 +344,13 @@ def test_a_whole_evaluation(
 
 
 def test_an_evaluation_cut_anywhere_goes_on_to_the_same_file(bench: Path, toy_policy: Path) -> None:
-    assert evaluate(toy_policy) == 0
+    assert evaluate(toy_policy, samples=2) == 0
     log = Path("runs/one/samples.jsonl")
     whole, summary = log.read_bytes(), json.loads(Path("runs/one/summary.json").read_text())
     for place in random.Random(0).sample(range(len(whole)), 3):
         log.write_bytes(whole[:place])
         Path("runs/one/summary.json").unlink()
-        assert evaluate(toy_policy) == 0
+        assert evaluate(toy_policy, samples=2) == 0
         assert log.read_bytes() == whole, place
         again = json.loads(Path("runs/one/summary.json").read_text())
         assert again["benchmarks"] == summary["benchmarks"]
@@ -373,7 +375,7 @@ def test_a_complete_evaluation_is_not_made_again(
 
 def test_samples_follow_from_the_seed(bench: Path, toy_policy: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert evaluate(toy_policy, "--seed", seed, name=name) == 0
+        assert evaluate(toy_policy, "--seed", seed, name=name, samples=2) == 0
     a, b, c = (Path(f"runs/{name}/samples.jsonl").read_bytes() for name in "abc")
     assert a == b != c
     greedy = [
@@ -402,15 +404,15 @@ def test_stopped_with_ctrl_c_and_gone_on_with(
         return solve(solver, chunk)
 
     monkeypatch.setattr(Solver, "solve", interrupted)
-    assert evaluate(toy_policy) == 130
+    assert evaluate(toy_policy, samples=2) == 130
     assert "the same command with --run-name one goes on" in capsys.readouterr().out
     assert not Path("runs/one/summary.json").exists()
     made = len(read_jsonl(Path("runs/one/samples.jsonl")))
     assert made == sum(len(chunk.keys) for chunk in solved[:2])
-    assert evaluate(toy_policy) == 0
-    assert f"going on: {made} of 42 solutions" in capsys.readouterr().out
+    assert evaluate(toy_policy, samples=2) == 0
+    assert f"going on: {made} of 21 solutions" in capsys.readouterr().out
     assert solved[2] == solved[3]  # none of those before is made again
-    assert evaluate(toy_policy, name="straight") == 0
+    assert evaluate(toy_policy, name="straight", samples=2) == 0
     one, two = (Path(f"runs/{name}/samples.jsonl").read_bytes() for name in ("one", "straight"))
     assert one == two
 
@@ -445,14 +447,44 @@ def test_other_settings_are_refused(
 
 
 def test_changed_weights_are_noticed(toy_policy: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    weights = (toy_policy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(weights)
-    assert fingerprint(str(copy)) == fingerprint(str(toy_policy))
-    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert fingerprint(str(copy)) != fingerprint(str(toy_policy))
+    copy = shutil.copytree(toy_policy, tmp_path / "copy")
+    first = fingerprint(str(toy_policy))
+    assert fingerprint(str(copy)) == first
+    # An adapter stands for its base too
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    words = {"base_model_name_or_path": str(copy), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    (adapter / "adapter_model.safetensors").write_bytes(b"some")
+    adapted = fingerprint(str(adapter))
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "config.json"):
+        held = (copy / name).read_bytes()
+        (copy / name).write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+        assert fingerprint(str(copy)) != first, name
+        assert fingerprint(str(adapter)) != adapted, name
+        (copy / name).write_bytes(held)
+    assert (fingerprint(str(copy)), fingerprint(str(adapter))) == (first, adapted)
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert fingerprint(str(copy)) != first
+    (adapter / "adapter_model.safetensors").write_bytes(b"other")
+    assert fingerprint(str(adapter)) != adapted
+    words["base_model_name_or_path"] = str(adapter)  # loading says so
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    assert fingerprint(str(adapter))
     assert fingerprint("owner/name") is None
+
+
+def test_a_second_process_in_a_folder_is_refused(
+    bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (RunFolder.create(Path("runs"), "one"), RunFolder(Path("runs/one"))):
+        before = {path: path.read_bytes() for path in run.path.iterdir()}
+        with _alone_in(run):  # before anything lies in it, and when it is complete
+            assert evaluate(toy_policy, samples=0) == 2
+        message = "another process is evaluating into runs/one; wait until it has ended"
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+        assert evaluate(toy_policy, samples=0) == 0
 
 
 def test_a_prompt_without_room_is_a_counted_failure(
@@ -501,7 +533,8 @@ def test_wrong_use(
 def test_a_runs_own_policy_and_a_folder_for_held_out_problems(
     home: Path, bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--max_steps", "1", "--eval_strategy", "no", "--test_problems", "0") == 0
+    shutil.copytree(toy_policy, "runs/one/policy")
+    shutil.copy("config.yaml", "runs/one")
     assert main(["eval", "--run", "one", "--bench", "toy.jsonl", "--limit", "3", "--run-name",
                  "bench", "--whole_max_completion_length", "12"]) == 0  # fmt: skip
     config = yaml.safe_load(Path("runs/bench/config.yaml").read_text())

@@ -27,8 +27,8 @@ from conftest import (
 from rich.console import Console
 
 from srl.cli import main
-from srl.config import load_experiment
 from srl.errors import UsageError
+from srl.experiment import load_experiment
 from srl.policy import load_policy
 from srl.progress import ProgressReport
 from srl.run import Splits, load_splits
@@ -488,7 +488,7 @@ def test_wrong_names_of_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     refused(capsys, main(["inspect", "gone", "--colour", "red"]), "unknown words: --colour red")
     meant = r"--rewrad lt:1; did you mean --reward\? All options: python -m srl inspect --help"
     refused(capsys, main(["inspect", "gone", "--rewrad", "lt:1"]), meant)
-    refused(capsys, main(["eval", "--model", "x"]), "--model needs --config")
+    refused(capsys, main(["eval", "--model", "x"]), "--model needs --bench NAME, or --config")
     refused(
         capsys,
         main(["eval", "--model", "x", "--config", "config.yaml", "--rewards.none", "1"]),

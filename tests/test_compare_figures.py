@@ -30,7 +30,7 @@ from srl.estimates import Estimate, student_t
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "compare"))
 
-from coverage import coverage
+from interval_coverage import coverage
 
 
 def attempt(
@@ -203,6 +203,7 @@ def test_verdicts() -> None:
     assert verdict(Estimate(0.1, -0.01, 0.2, 9), 3) == SAME
     assert verdict(Estimate(0.1, 0.0, 0.2, 9), 3) == SAME
     assert verdict(Estimate(0.1, 0.01, 0.2, 9), 1) == ONE_SEED
+    assert verdict(Estimate(0.1, 0.01, 0.2, 9), 0) == HIGHER  # two policies, neither trained
 
 
 # ---- does it hold the truth? --------------------------------------------------------------------

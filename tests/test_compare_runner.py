@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,15 +27,26 @@ from rich.console import Console
 from srl.cli import main
 from srl.compare import runner
 from srl.compare.figures import figures_of
+from srl.compare.origin import cpu_name
 from srl.compare.plan import Plan, load_plan
 from srl.compare.runner import compare, start_process
 from srl.compare.table import State, state_of
 from srl.errors import UsageError
 from srl.policy import load_policy
-from srl.run_folder import RunFolder, plain
+from srl.run_folder import RunFolder, describe_environment, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("toy.base", "toy.srl.0", "toy.two.0")
+LONG = 60.0  # seconds that a condition may take which is met at once unless something is wrong
+
+
+def wait_for(condition: Callable[[], object], *, said: Path | None = None) -> None:
+    """Until `condition` is true; an error after `LONG` seconds, with what is in `said`."""
+    end = time.monotonic() + LONG
+    while not condition():
+        told = said.read_text() if said is not None and said.is_file() else ""
+        assert time.monotonic() < end, f"waited in vain\n{told}"
+        time.sleep(0.01)
 
 
 @dataclass
@@ -50,18 +63,33 @@ class Fork:
         return self.code
 
     def wait(self) -> int:
-        while self.poll() is None:
-            time.sleep(0.02)
+        wait_for(lambda: self.poll() is not None)
         return self.code or 0
 
     def send_signal(self, sig: int, /) -> None:
-        os.kill(self.pid, sig)
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+
+_forks: list[Fork] = []
+
+
+@pytest.fixture(autouse=True)
+def no_fork_is_left() -> Iterator[None]:
+    """A failing test leaves no process behind."""
+    yield
+    for one in _forks:
+        one.send_signal(signal.SIGKILL)
+        one.wait()
+    _forks.clear()
 
 
 def fork(work: Callable[[], int], log: Path) -> Fork:
     pid = os.fork()
     if pid:
-        return Fork(pid)
+        _forks.append(Fork(pid))
+        return _forks[-1]
+    _forks.clear()  # the parent's
     code = 70
     try:
         os.setpgid(0, 0)
@@ -152,7 +180,7 @@ def run(*, start: Starter, jobs: int = 1, **choice: object) -> tuple[int, str]:
 
 def without_times(path: Path) -> dict[str, object]:
     table = json.loads(path.read_text())
-    del table["machine"]
+    del table["made_with"]
     for cell in table["cells"].values():
         del cell["seconds"], cell["commands"]
         cell["summary"] = {k: v for k, v in cell["summary"].items() if "seconds" not in k}
@@ -208,8 +236,20 @@ def test_a_whole_comparison(
         assert (out / "logs" / f"{name}.log").read_text().startswith("--- ")
         if name != "toy.base":
             assert cell["summary"]["tokens_written"] > 0
-    assert {"cpu", "git", "packages", "cpu_count"} <= table["machine"].keys()
+    [made] = table["made_with"]
+    assert set(made["cells"]) == set(CELLS)
+    environment = json.loads((out / "toy.srl.0/environment.json").read_text())
+    assert made["torch"] == environment["packages"]["torch"]
+    assert made["cpu_count"] == environment["cpu_count"]
+    assert made["cpu"] == cpu_name()
     text = (out / "table.md").read_text()
+    [header, _, base, srl] = text.partition("\n\n## toy")[2].split("\n")[2:6]
+    assert header.endswith("| tokens | time |")
+    assert base.split("|")[-3].strip() == "-"  # nothing was trained
+    written = table["cells"]["toy.srl.0"]["summary"]["tokens_written"]
+    assert srl.split("|")[-3].strip() == f"{written:,}"
+    assert "over problems alone" in text
+    assert "(p)" not in text  # all are
     assert re.search(
         r"^\| SRL, then none \| \d+\.\d \[\d+\.\d, \d+\.\d\] \| \d", text, re.MULTILINE
     )
@@ -248,10 +288,13 @@ def killed_comparison(at: str) -> None:
     """A comparison in a process of its own, killed with its cells once `at` is in a cell's log."""
     work = fork(lambda: run(start=Starter())[0], Path("parent.log"))
     seen = Path("runs/c/logs")
+
+    def there() -> bool:
+        assert work.poll() is None, Path("parent.log").read_text()
+        return any(at in log.read_text() for log in seen.glob("*.log"))
+
     try:
-        while not any(at in log.read_text() for log in seen.glob("*.log")):
-            assert work.poll() is None, Path("parent.log").read_text()
-            time.sleep(0.01)
+        wait_for(there)
     finally:
         children = Path(f"/proc/{work.pid}/task/{work.pid}/children").read_text().split()
         for process in (work.pid, *map(int, children)):
@@ -289,7 +332,7 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
 
     def interrupted(words: Sequence[str]) -> None:
         os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(LONG)  # its own Ctrl-C ends it
 
     def in_training(words: Sequence[str]) -> None:
         from srl.progress import ProgressReport
@@ -297,7 +340,7 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
         def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
             if state.global_step == 1:
                 os.kill(os.getppid(), signal.SIGINT)
-                time.sleep(0.5)
+                wait_for(lambda: self._asked_to_stop)
 
         ProgressReport.on_step_begin = on_step_begin  # type: ignore[method-assign]
 
@@ -314,7 +357,8 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
     assert run(start=start)[0] == 0
     assert start.names == ["resume toy.srl.0"]
     cells = json.loads(Path("runs/c/table.json").read_text())["cells"]
-    assert len(cells["toy.srl.0"]["commands"]) == 3
+    # The first was stopped before there was a run: it is none of this one's.
+    assert [" train " in words for words in cells["toy.srl.0"]["commands"]] == [True, False]
     other = json.loads((straight[0] / "runs/c/table.json").read_text())["cells"]
     assert cells["toy.srl.0"]["figures"] == other["toy.srl.0"]["figures"]
 
@@ -341,6 +385,11 @@ def test_cells_as_users_get_them(
         (["--jobs", "0"], "--jobs is 0; it must be 1 or more"),
         (["--job-s", "2"], "unknown words: --job-s 2; did you mean --jobs"),
         (["--quick"], "has no quick: block"),
+        (
+            ["--table", "--rows", "srl", "--seeds", "0"],
+            "--table shows all cells; leave --rows, --s",
+        ),
+        (["--dry-run", "--jobs", "2"], "--dry-run starts none; leave --jobs away"),
     ):
         assert main([*words, *more]) == 2
         assert re.search(message, capsys.readouterr().err)
@@ -349,27 +398,43 @@ def test_cells_as_users_get_them(
 # ---- the order of things, with made-up cells ----------------------------------------------------
 
 
+ENVIRONMENT = describe_environment()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def finish(words: Sequence[str], plan: Plan, *, correct: bool = True) -> None:
     """What a cell leaves behind, without the work."""
     cell = next(cell for cell in plan.cells if cell.name == Path(words[-1]).name)
     run = RunFolder(plan.output / cell.name)
     run.path.mkdir(exist_ok=True)
     run.config.write_text(yaml.safe_dump(plain(cell.experiment.resolved())))
+    run.environment.write_text(json.dumps(ENVIRONMENT | {"started": now()}))
     lines = [
         {"when": "after", "evaluation": 0, "problem_id": p, "mode": "steps", "sample": 0}
         | {"correct": correct, "answer": "4"}
         for p in "abc"
     ]
     run.eval.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if cell.trained:  # so that the next one starts from something
+        run.policy.mkdir(exist_ok=True)
+        (run.policy / "model.safetensors").write_bytes(os.urandom(8))
     run.summary.write_text("{}")
 
 
 class MadeUp(Starter):
-    """Cells that end at once: `codes` gives exit codes other than 0."""
+    """Cells that end at once, or when `until` is true in them with their number, counted from 1;
+    `codes` gives exit codes other than 0."""
 
-    def __init__(self, codes: Mapping[str, int] | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        codes: Mapping[str, int] | None = None,
+        until: Callable[[int], bool] = lambda number: True,
+    ) -> None:
         super().__init__()
-        self.codes, self.seconds = codes or {}, seconds
+        self.codes, self.until = codes or {}, until
         self.at_once: list[int] = []
         self._running: list[Fork] = []
 
@@ -378,10 +443,11 @@ class MadeUp(Starter):
     ) -> Fork:
         self.asked.append((words, environment))
         name, plan = Path(words[-1]).name, load_plan(Path("compare.yaml"))
+        number = len(self.asked)
 
         def work() -> int:
             print("at work")  # noqa: T201
-            time.sleep(self.seconds)
+            wait_for(lambda: self.until(number))
             if code := self.codes.get(name, 0):
                 print(f"something\nsrl: {name} has a reason")  # noqa: T201
                 return code
@@ -436,7 +502,7 @@ def test_a_cell_that_is_killed_or_leaves_nothing_has_failed(file: Path) -> None:
     code, shown = run(start=Strange(), rows=["srl"])
     assert code == 1
     assert "toy.srl.0: failed (killed by signal 9)" in shown
-    assert "toy.srl.1: failed (exit code 0, but it has no summary.json" in shown
+    assert "toy.srl.1: failed (exit code 0, but its run is not done (to do))" in shown
 
 
 @pytest.mark.usefixtures("quick_looks")
@@ -452,7 +518,14 @@ def test_a_choice_is_run_and_the_rest_is_told(file: Path) -> None:
 @pytest.mark.usefixtures("quick_looks")
 def test_as_many_at_a_time_as_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "cores", lambda: 6)
-    start = MadeUp(seconds=0.15)
+    logs = Path("runs/c/logs")
+
+    def together(number: int) -> bool:
+        """The first two wait for each other."""
+        begun = sum("at work" in log.read_text() for log in logs.glob("*.log"))
+        return number > 2 or begun > 1
+
+    start = MadeUp(until=together)
     assert run(start=start, jobs=2)[0] == 0
     assert max(start.at_once) == 2
     assert {environment["OMP_NUM_THREADS"] for _, environment in start.asked} == {"3"}
@@ -487,8 +560,169 @@ def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
     # Stage two of a policy that is to be made anew is not what it says.
     write(rows=rows)
     Path("runs/c/toy.srl.0").rename("runs/c/toy.srl.0.old")
-    with pytest.raises(UsageError, match=r"toy.two.0 is there, but toy.srl.0, .*\n  mv runs/c/toy"):
+    message = r"toy.two.0: toy.srl.0, whose policy it started from, is not done \(to do\)\n(.|\n)*"
+    for rows_asked in (["srl"], ["two"], None):  # also if only the first is asked for
+        with pytest.raises(UsageError, match=message + "  mv runs/c/toy.two.0 runs/c/toy.two.0.o"):
+            run(start=start, rows=rows_asked)
+    runner.show_table(load_plan(file), console)
+    assert "toy.srl.0 (to do), toy.two.0 (other start)." in console.export_text()
+    assert run(start=start, rows=["srl"], seeds=[1])[0] == 0  # nor is this concerned
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_setting_that_a_method_has_no_use_for_is_no_difference(file: Path) -> None:
+    """An earlier version wrote more of them down."""
+    settings = yaml.safe_load(file.read_text())["settings"]
+    del settings["num_generations"]
+    write(settings=settings, rows={"sft": {"method": "sft"}}, contrasts=[], seeds=[0])
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/toy.sft.0/config.yaml")
+    path.write_text(path.read_text() + "beta: 0.0\n")
+    start = MadeUp()
+    assert run(start=start)[0] == 0
+    assert start.asked == []
+    path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    with pytest.raises(UsageError, match=r"has now:\n  learning_rate: 0.002 -> 0.001\n"):
         run(start=start)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_policy_that_others_started_from_was_made_again(file: Path) -> None:
+    assert run(start=MadeUp(), seeds=[0])[0] == 0
+    old = Path("runs/c/toy.srl.0")
+    content = (old / "policy/model.safetensors").read_bytes()
+    (old / "policy/model.safetensors").write_bytes(b"other")
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    runner.show_table(load_plan(file), console)
+    assert "toy.two.0 (other start)" in console.export_text()
+    start = MadeUp()
+    with pytest.raises(UsageError, match=r"toy.srl.0/policy has other weights now \(\w+ -> \w+\)"):
+        run(start=start, seeds=[0])
+    runner.list_cells(load_plan(file), load_plan(file).cells, console)
+    assert re.search(r"two.0 +other start.*\n +runs/c/toy.srl.0/policy has", console.export_text())
+    # Written again they have another time, and are the same weights.
+    (old / "policy/model.safetensors").write_bytes(content)
+    assert run(start=start, seeds=[0])[0] == 0
+    # A cell without a digest, made by an earlier version, is taken as it is.
+    starts = Path("runs/c/starts.jsonl")
+    lines = starts.read_text()
+    starts.unlink()
+    (old / "policy/model.safetensors").write_bytes(b"other")
+    assert run(start=start, seeds=[0])[0] == 0
+    assert start.asked == []
+    # A later start of the name, not that of the run which is there, says nothing about it.
+    later = lines.replace('"started":"2', '"started":"3').replace('"started": "2', '"started": "3')
+    assert later != lines
+    starts.write_text(later)
+    assert run(start=start, seeds=[0])[0] == 0
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_base_that_was_made_again(file: Path, toy_policy: Path) -> None:
+    shutil.copytree(toy_policy, "base")
+    write(model="base")
+    assert run(start=MadeUp(), rows=["base", "srl"], seeds=[0])[0] == 0
+    weights_file = Path("base/model.safetensors")
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"x")
+    start = MadeUp()
+    with pytest.raises(UsageError, match="base has other weights now") as caught:
+        run(start=start)
+    assert "mv runs/c/toy.base runs/c/toy.base.old\n  mv runs/c/toy.srl.0 " in str(caught.value)
+    assert start.asked == []
+    plan = load_plan(file)
+    assert [state_of(cell, plan) for cell in plan.cells if cell.row == "base"] == [
+        State.OTHER_START
+    ]
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_table_tells_what_its_cells_were_made_with(file: Path) -> None:
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/toy.srl.1/environment.json")
+    other = json.loads(path.read_text())
+    other["packages"]["torch"] = "1.0"
+    other["git"] = {"commit": "f" * 40, "dirty": True}
+    path.write_text(json.dumps(other))
+    assert run(start=MadeUp())[0] == 0
+    table = json.loads(Path("runs/c/table.json").read_text())
+    assert [made["cells"] for made in table["made_with"] if made["torch"] == "1.0"] == [
+        ["toy.srl.1"]
+    ]
+    text = Path("runs/c/table.md").read_text()
+    assert "torch 1.0 (1 cells)" in text
+    assert f"commit {'f' * 10} with changes" in text
+    assert "so not all cells were made alike" in text
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_only_what_the_run_that_is_there_took_is_counted(file: Path) -> None:
+    write(rows={"srl": {}}, contrasts=[], seeds=[0])
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/sessions.jsonl")
+    [line] = read_jsonl(path)
+    earlier = {**line, "started": "2020-01-01T00:00:00+00:00", "seconds": 5000.0}
+    path.write_text(json.dumps(earlier) + "\n" + path.read_text())
+    for _ in range(2):
+        assert run(start=MadeUp())[0] == 0
+        cell = json.loads(Path("runs/c/table.json").read_text())["cells"]["toy.srl.0"]
+        assert len(cell["commands"]) == 1
+        assert cell["seconds"] < 5000
+        Path("runs/c/starts.jsonl").unlink(missing_ok=True)  # as an earlier version left it
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_intervals_over_problems_alone_are_marked(file: Path) -> None:
+    rows = yaml.safe_load(file.read_text())["rows"]
+    rows["more"] = {"train": False, "temperature": 0.5}
+    write(rows=rows, contrasts=[["srl", "base"], ["more", "base"]])
+    assert run(start=MadeUp({"toy.srl.1": 3}))[0] == 1
+    text = Path("runs/c/table.md").read_text()
+    assert re.search(r"\| SRL \| 100.0 \[[\d., ]+\] \(p\) \(1 of 2 cells\) \|", text)
+    assert "those with (p) over problems alone" in text
+    assert run(start=MadeUp())[0] == 0
+    text = Path("runs/c/table.md").read_text()
+    assert re.search(r"\| SRL \| 100.0 \[[\d., ]+\] \| 100.0 \|", text)
+    assert re.search(r"\| base policy \| 100.0 \[[\d., ]+\] \(p\) \|", text)
+    assert re.search(r"\| SRL less base policy \| \+0.0 \[[-+\d., ]+\] \| 0, 1 \|", text)
+    # Of two that are not trained the problems are all that is drawn.
+    assert re.search(
+        r"\| more less base policy \| \+0.0 \[[-+\d., ]+\] \(p\) \| - \| not told apart", text
+    )
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_ctrl_c_while_a_cell_is_being_started(file: Path) -> None:
+    """It is told all the same."""
+
+    class Interrupting(MadeUp):
+        def __call__(self, words: Sequence[str], *more: object) -> Fork:  # type: ignore[override]
+            self.asked.append((words, {}))
+
+            def work() -> int:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                try:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                    time.sleep(LONG)
+                except KeyboardInterrupt:
+                    return 130
+                return 0
+
+            # No Ctrl-C gets lost between the fork and the handler.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            process = fork(work, Path("log"))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            os.kill(os.getpid(), signal.SIGINT)
+            return process
+
+    start = Interrupting()
+    began = time.monotonic()
+    code, shown = run(start=start, jobs=2)
+    assert code == 130
+    assert time.monotonic() - began < LONG / 2
+    assert len(start.asked) == 1
+    assert "stopping: the running cells save" in shown
+    assert "toy.srl.0 stopped after" in shown
+    assert read_jsonl(Path("runs/c/sessions.jsonl"))[0]["exit"] == 130
 
 
 @pytest.mark.usefixtures("quick_looks")
@@ -503,18 +737,24 @@ def test_what_was_cut_off_is_moved_aside_and_never_deleted(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_looks")
-def test_one_call_at_a_time_in_a_folder(file: Path) -> None:
-    first = fork(lambda: run(start=MadeUp(seconds=1.0), rows=["base"])[0], Path("parent.log"))
+def test_one_call_at_a_time_in_a_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = MadeUp(until=lambda number: Path("go").exists())
+    first = fork(lambda: run(start=start, rows=["base"])[0], Path("parent.log"))
     log = Path("runs/c/logs/toy.base.log")
-    while not log.is_file() or "at work" not in log.read_text():
-        assert first.poll() is None, Path("parent.log").read_text()
-        time.sleep(0.01)
+    wait_for(lambda: log.is_file() and "at work" in log.read_text(), said=Path("parent.log"))
     with pytest.raises(UsageError, match=f"another comparison runs in runs/c .process {first.pid}"):
         run(start=MadeUp())
     # Killed, it leaves a cell running, which keeps the lock until it ends.
     first.send_signal(signal.SIGKILL)
     first.wait()
-    start = MadeUp()
+    start, say = MadeUp(), runner._say
+
+    def then_go(console: Console, text: str) -> None:
+        say(console, text)
+        if text.startswith("waiting"):
+            Path("go").touch()
+
+    monkeypatch.setattr(runner, "_say", then_go)
     code, shown = run(start=start, rows=["base"])
     assert code == 0
     assert "waiting for cells that an earlier call left running" in shown
@@ -528,26 +768,21 @@ def test_a_process_of_ours_keeps_the_lock_and_is_told_when_we_die(tmp_path: Path
         "import signal, sys, time\n"
         "def told(*_):\n    print('told', flush=True)\n    sys.exit(5)\n"
         "signal.signal(signal.SIGINT, told)\n"
-        "print('ready', flush=True)\ntime.sleep(20)\n"
+        f"print('ready', flush=True)\ntime.sleep({LONG})\n"
     )
     log = tmp_path / "log"
 
     def parent() -> int:
         with (tmp_path / "lock").open("w") as lock:
             start_process([sys.executable, "-c", code], os.environ, log, lock.fileno())
-            time.sleep(20)
+            time.sleep(LONG)
         return 0
 
     process = fork(parent, tmp_path / "parent.log")
-    deadline = time.monotonic() + 10
-    while "ready" not in (log.read_text() if log.is_file() else ""):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: log.is_file() and "ready" in log.read_text(), said=tmp_path / "parent.log")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while "told" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: "told" in log.read_text())
 
 
 @pytest.mark.usefixtures("quick_looks")

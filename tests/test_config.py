@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from environments.types import LoadReport
-from srl.config import _UNUSED, SRLConfig, apply_overrides, load_experiment, parse_experiment
+from srl.config import _UNUSED, SRLConfig
 from srl.errors import UsageError
+from srl.experiment import apply_overrides, load_experiment, parse_experiment
 from srl.prompts import PAPER_SYSTEM_PROMPT
 from srl.run_folder import plain
 
@@ -226,6 +227,19 @@ def test_possible_sizes() -> None:
     parse(include_num_input_tokens_seen=False)
     parse(top_p=1, min_p=1)
     assert parse().args.per_device_train_batch_size == 1
+
+
+def test_fine_tuning_makes_no_rollouts_to_fit() -> None:
+    whole: dict[str, object] = {"targets": "whole", "rollout_token_budget": 8192}
+    refused("rollout_token_budget is 8192, but one prompt's rollouts may take 16392", **whole)
+    found = parse(method="sft", micro_batch_tokens=64, **whole)
+    assert isinstance(found.args, SRLConfig)
+    again = parse_experiment(plain(found.resolved()), where="config.yaml")  # type: ignore[arg-type]
+    assert again.resolved() == found.resolved()
+    refused(
+        "method sft has no use for format_failure_reward", method="sft", format_failure_reward=0
+    )
+    refused("max_completion_length is 0", method="sft", max_completion_length=0)
 
 
 def test_what_the_size_message_proposes_is_accepted() -> None:

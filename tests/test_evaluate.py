@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from environments.types import Trajectory
 from rewards import RewardSum, similarity
+from srl.behaviour import behaviour
 from srl.estimates import bootstrap, wilson
 from srl.evaluate import sample_steps, step_metrics
 from srl.prompts import PromptFormat
 from srl.rollouts import Completion, OnReady, SamplingParams
-from srl.solving import Attempt, accuracy, by_length, solve_step_by_step, solve_whole
+from srl.solving import Attempt, accuracy, by_length, by_problem, solve_step_by_step, solve_whole
 from srl.steps import build_examples
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)
@@ -218,6 +219,23 @@ def test_a_thought_that_the_prompt_opened_is_stripped_too(
     assert [a.steps for a in found] == [("x", "The answer is 2."), (), ("The answer is 2.",)]
     assert [a.correct for a in found] == [True, False, True]
     assert [a.failure for a in found] == [None, "truncated", None]
+    # Whatever the prompt opened with, the text can be read without it
+    assert [a.text for a in found] == [
+        f"<think>{texts[0]}",
+        "<think>perhaps the answer is 2",
+        texts[2],
+    ]
+    assert [behaviour(a.text, a.tokens).thoughts for a in found] == [1, 1, 1]
+    assert behaviour(found[1].text, 1).thought_share == 1.0
+    policy = ScriptedPolicy(
+        byte_tokenizer,
+        {"A<think>\n": ["hm</think>x"], "A\n\nx<think>\n": ["<think>hm</think>The answer is 2."]},
+    )
+    (steps,) = solve_step_by_step(
+        policy, form, [problem("A")], params=PARAMS, max_steps=3, context_limit=None
+    )
+    assert steps.correct
+    assert steps.text == "<think>hm</think>x\n<think>hm</think>The answer is 2."
 
 
 def test_whole_problems_that_do_not_fit_count_as_unsolved(form: PromptFormat) -> None:
@@ -244,9 +262,16 @@ def test_accuracy_counts_problems_and_every_unanswered_one() -> None:
     assert accuracy(single) == wilson(8, 10)
     # With samples: a mean over problems, not over samples
     several = [attempt(problems[0], True, k) for k in range(9)] + [attempt(problems[1], False)]
-    found = accuracy(several)
-    assert (found.value, found.n) == (0.5, 2)
-    assert found == bootstrap([1.0, 0.0])
+    assert accuracy(several) == wilson(1, 2)
+    several.append(attempt(problems[0], False))
+    assert accuracy(several) == bootstrap([0.9, 0.0])
+    # Two expert solutions of one problem are two attempts at one problem
+    twice = [attempt(problem("p", steps=k), k == 2) for k in (2, 3)]
+    assert (accuracy(twice).value, accuracy(twice).n) == (0.5, 1)
+    assert [[one.correct for one in of] for of in by_problem([*single, *twice])] == [
+        *([one.correct] for one in single),
+        [True, False],
+    ]
 
 
 def test_accuracy_by_length() -> None:

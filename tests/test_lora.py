@@ -127,6 +127,24 @@ def test_a_policy_that_was_not_saved_as_trained_fails_loudly(
         run("--lora", LORA, name="one", config="sft.yaml")
 
 
+def test_rounding_that_grows_with_the_logits_is_no_other_policy(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, toy_policy: Path
+) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    with torch.no_grad():
+        model.model.norm.weight *= 1e4
+    model.save_pretrained("loud")
+    tokenizer.save_pretrained("loud")
+    words = ("--lora", LORA, "--model", "loud", "--max_steps", "1", "--validation_problems", "0")
+    words = (*words, "--eval_strategy", "'no'")
+    assert run(*words, name="one", config="sft.yaml") == 0
+    assert logits("runs/one/policy").abs().max() > 1e4
+    assert far(logits("runs/one/policy"), logits("loud")) > 1
+    monkeypatch.setattr("srl.policy.merge_from", lambda model, folder: model)
+    with pytest.raises(RuntimeError, match="saved in runs/two/adapter is not the one .* differ by"):
+        run(*words, name="two", config="sft.yaml")
+
+
 def test_only_the_adapter_is_trained(toy_policy: Path, tmp_path: Path) -> None:
     model, tokenizer = load_policy(str(toy_policy))
     model = add_adapter(model, LoraSettings(r=4))

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from srl.estimates import wilson
 from srl.sample_metrics import (
     RIGHT,
+    Sample,
     avg_at_k,
     maj_at_k,
     over_problems,
     pass_at_k,
+    sample_figures,
     sizes_up_to,
     votes_of,
 )
@@ -54,6 +56,24 @@ def test_equal_the_average_over_all_subsets(n: int) -> None:
         for k in range(1, n + 1):
             assert pass_at_k(correct, k) == pytest.approx(float(brute_pass(correct, k)))
             assert maj_at_k(votes, k) == pytest.approx(float(brute_maj(votes, k))), (votes, k)
+
+
+def test_figures_are_one_number_a_problem() -> None:
+    problems: list[list[Sample]] = [
+        [(True, "4"), (False, "5"), (False, "5")],
+        [(False, None)] * 3,
+        [(True, "1"), (True, "1.0"), (False, "2"), (False, None)],
+    ]
+    found = sample_figures(problems)
+    assert list(found) == ["avg@3", "pass@1", "pass@2", "pass@3", "maj@1", "maj@2", "maj@3"]
+    assert found["avg@3"] == found["pass@1"] == [1 / 3, 0, 1 / 2]
+    for k in (1, 2, 3):
+        assert found[f"pass@{k}"] == [pass_at_k([c for c, _ in one], k) for one in problems]
+        votes: list[Votes] = [[RIGHT, 1, 1], [None] * 3, [RIGHT, RIGHT, 1, None]]
+        assert found[f"maj@{k}"] == [maj_at_k(one, k) for one in votes]
+    most = sample_figures(problems, only_most=True)
+    assert most == {name: found[name] for name in ("avg@3", "pass@3", "maj@3")}
+    assert sample_figures([]) == sample_figures([[], [(True, "4")]]) == {}
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -12,7 +12,7 @@ from rich.text import Text
 from srl.estimates import Estimate
 from srl.logs.text import visible
 from srl.records import read_rows
-from srl.sample_metrics import avg_at_k, maj_at_k, over_problems, pass_at_k, sizes_up_to, votes_of
+from srl.sample_metrics import Sample, over_problems, sample_figures
 
 GREEDY = 0
 """The number of the greedy solution of a problem; samples are 1, 2, ..."""
@@ -20,11 +20,10 @@ GREEDY = 0
 
 @dataclass
 class _Tally:
-    """The samples of one problem: answers and verdicts, greedy apart."""
+    """The samples of one problem, greedy apart."""
 
     greedy: bool | None
-    answers: list[str | None]
-    correct: list[bool]
+    samples: list[Sample]
 
 
 def figures_of(samples: Path) -> dict[str, object]:
@@ -36,14 +35,13 @@ def figures_of(samples: Path) -> dict[str, object]:
     counts: dict[str, dict[str, int]] = {}
     for row in read_rows(samples):
         name, number = str(row["benchmark"]), int(str(row["number"]))
-        tally = problems.setdefault(name, {}).setdefault(number, _Tally(None, [], []))
+        tally = problems.setdefault(name, {}).setdefault(number, _Tally(None, []))
         right = row["verdict"] == "right"
         if row["sample"] == GREEDY:
             tally.greedy = right
         else:
             answer = row["answer"]
-            tally.answers.append(answer if isinstance(answer, str) else None)
-            tally.correct.append(right)
+            tally.samples.append((right, answer if isinstance(answer, str) else None))
         count = counts.setdefault(
             name, dict.fromkeys(("solutions", "tokens", "truncated", "no answer", "unverified"), 0)
         )
@@ -63,14 +61,8 @@ def _estimates(tallies: Sequence[_Tally]) -> dict[str, object]:
     greedy = [float(tally.greedy) for tally in tallies if tally.greedy is not None]
     if greedy:
         found["greedy"] = over_problems(greedy)
-    samples = len(tallies[0].correct)
-    if samples:
-        found[f"avg@{samples}"] = over_problems([avg_at_k(tally.correct) for tally in tallies])
-    votes = [votes_of(tally.answers, tally.correct) for tally in tallies]
-    for k in sizes_up_to(samples):
-        found[f"pass@{k}"] = over_problems([pass_at_k(tally.correct, k) for tally in tallies])
-    for k in sizes_up_to(samples):
-        found[f"maj@{k}"] = over_problems([maj_at_k(one, k) for one in votes])
+    for name, values in sample_figures([tally.samples for tally in tallies]).items():
+        found[name] = over_problems(values)
     return {name: estimate.to_json() for name, estimate in found.items()}
 
 

@@ -14,10 +14,13 @@ check that was killed has verified nothing: the sample counts as not right, and 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,9 +32,12 @@ from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark,
 from rewards import RewardSum
 from srl.benchmarks.figures import figures_of, table_of
 from srl.benchmarks.samples import Chunk, Solver, verified
-from srl.config import SRLConfig, parse_experiment
+from srl.config import SRLConfig
 from srl.errors import UsageError
+from srl.experiment import parse_experiment
+from srl.lora import base_of, is_adapter_folder
 from srl.policy import load_policy
+from srl.progress import say
 from srl.records import RecordWriter, truncate_to
 from srl.run_folder import RunFolder, changed_keys, write_json
 
@@ -58,6 +64,8 @@ SETTINGS = (
 # How fast, and where to: they change no sample, so a resumed evaluation may have others.
 _FREE = ("reward_workers", "output_dir")
 _SECONDS_BETWEEN_LINES = 10.0
+# Of a model's folder, all that a loaded model and its prompts follow from.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -131,26 +139,31 @@ def run_benchmark(
     root = Path(plan.args.output_dir or "runs")
     loaded = [load_benchmark(find_benchmark(one), limit=plan.limit) for one in plan.benchmarks]
     for one in loaded:
-        _say(console, _about(one, plan))
+        say(console, _about(one, plan))
     # First of all what takes no time: nothing is loaded for a folder that refuses.
     settings = _resolved(plan, loaded)
-    run, is_new = _open(root, name, settings)
-    try:
-        figures = _run(plan, loaded, run, settings if is_new else None, argv, console)
-    except BaseException as error:
-        samples = run.path / SAMPLES
-        begun = samples.is_file() and samples.stat().st_size
-        if is_new and not begun:
-            _take_away(run)
-        elif isinstance(error, KeyboardInterrupt):
-            _say(console, f"kept: {samples}; the same command with --run-name {run.name} goes on")
-        raise
+    run = _open(root, name)
+    with _alone_in(run):
+        is_new = not run.config.is_file()
+        if not is_new:
+            _check_same(run, settings)
+        try:
+            figures = _run(plan, loaded, run, settings if is_new else None, argv, console)
+        except BaseException as error:
+            samples = run.path / SAMPLES
+            begun = samples.is_file() and samples.stat().st_size
+            if is_new and not begun:
+                _take_away(run)
+            elif isinstance(error, KeyboardInterrupt):
+                again = f"the same command with --run-name {run.name} goes on"
+                say(console, f"kept: {samples}; {again}")
+            raise
     if figures.get("seconds") is None:
         figures["seconds"] = time.monotonic() - started
         write_json(run.summary, figures)
-    _say(console, f"policy: {plan.model}")
+    say(console, f"policy: {plan.model}")
     console.print(table_of(figures))
-    _say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
+    say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
     return figures
 
 
@@ -165,7 +178,7 @@ def _run(
     """Whatever is not in samples.jsonl yet, and the figures of all of it."""
     samples = run.path / SAMPLES
     if settings is None and run.summary.is_file():
-        _say(console, f"{run.path} is complete: nothing is solved again")
+        say(console, f"{run.path} is complete: nothing is solved again")
         done: dict[str, object] = json.loads(run.summary.read_text(encoding="utf-8"))
         return done
     set_seed(plan.args.seed)
@@ -181,7 +194,7 @@ def _run(
     total = sum(len(chunk.keys) for chunk in chunks)
     made = sum(len(chunk.keys) for chunk in chunks[:first])
     if made:
-        _say(console, f"going on: {made:,} of {total:,} solutions are in {samples}")
+        say(console, f"going on: {made:,} of {total:,} solutions are in {samples}")
     verifier = RewardSum(
         {"answer": 1.0},
         deadline=plan.args.reward_deadline,
@@ -199,7 +212,7 @@ def _run(
                 if now - told >= _SECONDS_BETWEEN_LINES and made < total:
                     told = now
                     left = (total - made) * (now - began) / (made - at_first)
-                    _say(console, f"{made:,} of {total:,} solutions  {_clock(left)} left")
+                    say(console, f"{made:,} of {total:,} solutions  {_clock(left)} left")
     finally:
         verifier.close()
     return {"model": plan.model, "samples": plan.samples, "benchmarks": figures_of(samples)}
@@ -221,34 +234,73 @@ def _resolved(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[st
 
 
 def fingerprint(model: str) -> str | None:
-    """A digest of the weights in a model folder, so that others under its name are noticed.
+    """A digest of a model's folder, so that another model under its name is noticed.
 
-    None for a hub name: what was loaded is then the hub's newest.
+    Of everything that solutions follow from: weights, tokenizer, chat template, the tokens that end
+    a text; and of an adapter's base, likewise. None for a hub name: what was loaded is then the
+    hub's newest.
+
+    Raises:
+        UsageError: an adapter's folder that cannot be used.
     """
-    weights = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    if not weights:
+    folder = Path(model)
+    if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for file in weights:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    folders = [folder]
+    for folder in folders:  # grows by the bases
+        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
+            with file.open("rb") as opened:
+                digest.update(file.name.encode())
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        if is_adapter_folder(folder):
+            base = Path(base_of(folder))
+            if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
+                folders.append(base)
     return digest.hexdigest()[:16]
 
 
-def _open(root: Path, name: str | None, settings: Mapping[str, object]) -> tuple[RunFolder, bool]:
-    """The folder of an evaluation, and whether it is a new one.
+def _open(root: Path, name: str | None) -> RunFolder:
+    """The folder of an evaluation: one that has begun, or a new one.
 
     Raises:
-        UsageError: it is another kind of run's, or was begun with other settings.
+        UsageError: it is in use by a run of another kind.
     """
     if name is None or not (root / name / "config.yaml").is_file():
-        return RunFolder.create(root, name), True
-    run = RunFolder.open(root / name)
+        return RunFolder.create(root, name)
+    return RunFolder.open(root / name)
+
+
+@contextmanager
+def _alone_in(run: RunFolder) -> Iterator[None]:
+    """Two processes that write into one folder would mix their solutions.
+
+    The lock is on the folder itself and ends with the process, so that a kill leaves none behind.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    folder = os.open(run.path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is evaluating into {run.path}; wait until it has ended, or give "
+                "another --run-name"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
+    """Raise UsageError if the folder is another kind of run's, or was begun with other settings."""
     old = run.read_config()
     if "bench" not in old:
         raise UsageError(
             f"{run.path} is in use by a run of another kind; give the evaluation a folder of its "
-            f"own: --run-name {name}-bench"
+            f"own: --run-name {run.name}-bench"
         )
     before = {key: value for key, value in old.items() if key not in _FREE}
     after = {key: value for key, value in settings.items() if key not in _FREE}
@@ -258,7 +310,6 @@ def _open(root: Path, name: str | None, settings: Mapping[str, object]) -> tuple
             "samples and new ones would not belong together. Give the same settings to go on, or "
             "another --run-name for a new evaluation"
         )
-    return run, False
 
 
 def _take_away(run: RunFolder) -> None:
@@ -312,7 +363,3 @@ def _about(one: LoadedBenchmark, plan: BenchmarkPlan) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ and Coull 1998) and two for a contrast (half a problem of each kind of pair: Agr
 Measured on simulated rows of 200 problems and three seeds, 24 worlds of easy and hard problems and
 of seeds whose means have a standard deviation of 2 to 7 points, 2,000 comparisons in each: of the
 intervals of rows 94.3 to 98.9 % hold the truth, of those of contrasts 93.9 to 99.2 %
-(`python experiments/compare/coverage.py`).
+(`python experiments/compare/interval_coverage.py`).
 
 What three seeds cannot give: a spread that is known from three values is hardly known (t is 4.30,
 where many seeds have 1.96). Where the seeds of a row have a standard deviation of 3 points, the
@@ -157,8 +157,9 @@ def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
 
 
 def verdict(difference: Estimate, seeds: int) -> str:
-    """The contrast in a word. From one training of each there is none: the next may differ."""
-    if seeds < 2:
+    """The contrast in a word. From one training there is none: the next may differ. Two rows that
+    are not trained, which have no seeds, differ by their problems alone."""
+    if seeds == 1:
         return ONE_SEED
     return HIGHER if difference.low > 0 else LOWER if difference.high < 0 else SAME
 

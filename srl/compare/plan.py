@@ -17,8 +17,9 @@ from pathlib import Path
 import yaml
 
 from rewards import RewardSum
-from srl.config import Experiment, SRLConfig, parse_experiment
+from srl.config import SRLConfig
 from srl.errors import UsageError
+from srl.experiment import Experiment, parse_experiment
 
 KEYS = (
     "output",

@@ -7,11 +7,15 @@ Nothing is deleted. Cells that others wait for go first, the longest chain befor
 Ctrl-C goes to this process; it tells the cells, which are in process groups of their own, and they
 save. Killed outright it cannot tell them: then the kernel does (Linux), perhaps more than once, so
 that they end with their last checkpoint rather than a new one. Until the last of them has ended
-they hold the output folder's lock, which they inherit: no cell is ever run twice at a time.
+they hold the output folder's lock, which they inherit: no cell is ever run twice at a time. A
+second lock, which they do not inherit, is this process's own: it tells a call that is at work from
+cells that an earlier one has left.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -31,6 +35,7 @@ import yaml
 from rich.console import Console
 
 import srl
+from srl.compare.origin import write_start
 from srl.compare.plan import Cell, Plan
 from srl.compare.table import (
     SESSIONS,
@@ -38,6 +43,7 @@ from srl.compare.table import (
     build,
     changes_of,
     cores,
+    other_start,
     read_results,
     read_sessions,
     show,
@@ -54,6 +60,8 @@ from srl.run_folder import RunFolder, replace_file
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _PAUSE = 0.1  # seconds between looks at the running cells
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# Found here and not in a child between fork and exec, where other threads' locks may be held.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class Process(Protocol):
@@ -91,17 +99,18 @@ def compare(
         0 all are done; 1 some failed; 130 after Ctrl-C, with checkpoints saved.
 
     Raises:
-        UsageError: a cell that is there has other settings, or another call runs in the folder.
+        UsageError: a cell that is there has other settings or another start, or another call runs
+            in the folder.
         DataError: data that cannot be used.
     """
     chosen = plan.cells if cells is None else cells
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
-    refuse_other_settings(plan, chosen)
+    refuse_mixed_runs(plan, chosen)
     _make_folders(plan.output)
     with _locked(plan.output, console) as lock:
         # An earlier call's cells may have ended while we waited.
-        refuse_other_settings(plan, chosen)
+        refuse_mixed_runs(plan, chosen)
         missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
         _try_data(missing, console)
@@ -135,6 +144,8 @@ def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
         if state is State.OTHER_SETTINGS:
             for line in changes_of(cell, plan):
                 _say(console, f"    {line}")
+        if state is State.OTHER_START:
+            _say(console, f"    {other_start(cell, plan)}")
 
 
 def first_first(cells: Sequence[Cell]) -> list[Cell]:
@@ -148,15 +159,15 @@ def first_first(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda c: (-longest[c.name], -1 if c.seed is None else c.seed))
 
 
-def refuse_other_settings(plan: Plan, cells: Sequence[Cell]) -> None:
+def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell]) -> None:
     """Never mix runs.
 
     Raises:
-        UsageError: a run that is there was made with other settings, or is newer than the one whose
-            policy it claims to start from; the message says which and what to type.
+        UsageError: a run that is there was made with other settings, or has not started from the
+            policy that is there for it; or it is none of `cells` and would lose the one it started
+            from. The message says which and what to type.
     """
-    states = {cell.name: state_of(cell, plan) for cell in cells}
-    other = [cell for cell in cells if states[cell.name] is State.OTHER_SETTINGS]
+    other = [cell for cell in cells if state_of(cell, plan) is State.OTHER_SETTINGS]
     if other:
         first = plan.output / other[0].name
         more = [f"So are {', '.join(cell.name for cell in other[1:])}."] if other[1:] else []
@@ -172,15 +183,26 @@ def refuse_other_settings(plan: Plan, cells: Sequence[Cell]) -> None:
                 ]
             )
         )
-    for cell in cells:
-        begun = states[cell.name] in (State.DONE, State.INTERRUPTED)
-        if begun and cell.after is not None and states.get(cell.after) is not State.DONE:
-            path = plan.output / cell.name
-            raise UsageError(
-                f"{path} is there, but {cell.after}, whose policy it started from, is not done: "
-                f"its policy would be another one. Move it away to make both again:\n"
-                f"  mv {path} {path}.old"
+    concerned = {cell.name for cell in cells}
+    moved: list[tuple[Path, str]] = []
+    for cell in plan.cells:  # a cell stands behind the one it starts from
+        if cell.after in concerned:
+            concerned.add(cell.name)
+        begun = state_of(cell, plan) not in (State.TO_DO, State.CUT_OFF)
+        if cell.name in concerned and begun and (why := other_start(cell, plan)) is not None:
+            moved.append((plan.output / cell.name, why))
+    if moved:
+        raise UsageError(
+            "\n".join(
+                [
+                    "These runs started from a policy that is not there now:",
+                    *(f"  {path}: {why}" for path, why in moved),
+                    "To keep them, put back what they started from, or write another `output` into "
+                    "the file. To make them again, move them away first:",
+                    *(f"  mv {path} {path}.old" for path, _ in moved),
+                ]
             )
+        )
 
 
 class Queue:
@@ -205,7 +227,8 @@ class Queue:
         self._total, self._ended, self._jobs = len(cells), 0, jobs
         self._threads = max(1, cores() // jobs)
         self._running: list[_Running] = []
-        self._interrupts = 0
+        self._interrupts = 0  # times of Ctrl-C
+        self._said_stopping = False
         self._took = _seconds_taken(plan)
 
     def run(self) -> int:
@@ -220,6 +243,7 @@ class Queue:
                     self._begin(cell)
                 if not self._running:
                     break
+                self._pass_on_interrupts()
                 time.sleep(_PAUSE)
                 for one in list(self._running):
                     if (code := one.process.poll()) is not None:
@@ -265,9 +289,11 @@ class Queue:
             else:
                 words += ["eval", "--model", cell.experiment.model, *named]
         log = plan.output / "logs" / f"{cell.name}.log"
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
         with log.open("a", encoding="utf-8") as file:
             file.write(f"--- {started}: {' '.join(words)}\n")
+        if state is not State.INTERRUPTED:
+            write_start(cell, plan.output, started)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
@@ -310,16 +336,23 @@ class Queue:
             return
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         if code == 0:
-            how += ", but it has no summary.json with the plan's settings"
+            how += f", but its run is not done ({state_of(one.cell, self._plan)})"
         self.failures[name] = f"failed ({how}): {_last_line(one.log)}; its log: {one.log}"
         self._told(f"{name} {self.failures[name]}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        # It may come between any two lines, also while a cell is being started: only counted here.
         self._interrupts += 1
-        for one in self._running:
-            one.process.send_signal(signal.SIGINT if self._interrupts < 3 else signal.SIGKILL)
-        if self._interrupts == 1:
+
+    def _pass_on_interrupts(self) -> None:
+        """Every running cell is told of each Ctrl-C once; the third ends it."""
+        if self._interrupts and not self._said_stopping:
+            self._said_stopping = True
             _say(self._console, "stopping: the running cells save, which may take a step")
+        for one in self._running:
+            while one.interrupts < self._interrupts:
+                one.interrupts += 1
+                one.process.send_signal(signal.SIGINT if one.interrupts < 3 else signal.SIGKILL)
 
     def _told(self, words: str) -> None:
         left = self._left()
@@ -342,14 +375,17 @@ class Queue:
         return fmean(like or [s for _, _, s in self._took])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
+    """A cell that runs; `interrupts` is how many it was told of."""
+
     cell: Cell
     process: Process
     words: Sequence[str]
     started: str
     began: float
     log: Path
+    interrupts: int = 0
 
 
 _CODE = Path(srl.__file__).resolve().parent.parent
@@ -368,7 +404,7 @@ def start_process(
             stderr=subprocess.STDOUT,
             process_group=0,
             pass_fds=(lock,),
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=None if _PRCTL is None else end_with_parent,
         )
 
 
@@ -377,9 +413,8 @@ def end_with_parent() -> None:
 
     A parent with threads has each of them tell it; the second Ctrl-C ends it without saving.
     """
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 @contextmanager
@@ -389,39 +424,32 @@ def _locked(output: Path, console: Console) -> Iterator[int]:
     Raises:
         UsageError: another call holds it.
     """
-    path = output / ".lock"
-    with path.open("a+", encoding="ascii") as file:
+    with (output / ".caller").open("a+") as own, (output / ".lock").open("a+") as shared:
+        try:
+            # Of this process alone, whatever it starts; it is gone when the process is.
+            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            own.seek(0)
+            raise UsageError(
+                f"another comparison runs in {output} (process {own.read().strip()}); wait for it, "
+                "or look at what is done with --table"
+            ) from None
+        own.truncate(0)
+        own.write(str(os.getpid()))
+        own.flush()
         told = False
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip()
-                if holder.isdigit() and _alive(int(holder)):
-                    raise UsageError(
-                        f"another comparison runs in {output} (process {holder}); wait for it, or "
-                        "look at what is done with --table"
-                    ) from None
                 if not told:
                     _say(console, "waiting for cells that an earlier call left running")
                     told = True
                 time.sleep(_PAUSE)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        yield shared.fileno()
 
 
 def _make_folders(output: Path) -> None:

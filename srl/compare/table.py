@@ -6,15 +6,14 @@ remembered between calls: a cell counts if its folder holds a finished run with 
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -30,20 +29,16 @@ from srl.compare.figures import (
     row_mean,
     verdict,
 )
+from srl.compare.origin import began_at, other_weights, read_json, read_start, time_of
 from srl.compare.plan import Cell, Plan, Row
-from srl.config import parse_experiment
+from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.estimates import Estimate
+from srl.experiment import parse_experiment
 from srl.logs.terminal.pen import clock
 from srl.logs.text import visible
 from srl.records import read_rows
-from srl.run_folder import (
-    RunFolder,
-    changed_keys,
-    describe_environment,
-    replace_file,
-    write_json,
-)
+from srl.run_folder import RunFolder, changed_keys, replace_file, write_json
 
 SESSIONS = "sessions.jsonl"
 """In the output folder: a line for every time that a cell was started and ended."""
@@ -57,6 +52,7 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"  # with a checkpoint to go on from
     CUT_OFF = "cut off"  # without one: it starts again
     OTHER_SETTINGS = "other settings"  # there, but not what the plan asks for
+    OTHER_START = "other start"  # there, but not from the policy that the plan has for it now
     FAILED = "failed"  # when it was last tried, and nothing is left of it
 
 
@@ -70,17 +66,37 @@ def state_of(cell: Cell, plan: Plan) -> State:
         return State.CUT_OFF
     if changes_of(cell, plan):
         return State.OTHER_SETTINGS
+    if other_start(cell, plan) is not None:
+        return State.OTHER_START
     return State.DONE if finished else State.INTERRUPTED
 
 
 def changes_of(cell: Cell, plan: Plan) -> list[str]:
     """`key: old -> new` for every setting of the cell's run that the plan has otherwise."""
     run = RunFolder(plan.output / cell.name)
-    old = run.read_config()
+    old, new = run.read_config(), cell.experiment.resolved()
+    # A setting of ours that has gone from the config of this method has no meaning for it.
+    idle = SRLConfig.__annotations__.keys() - new.keys()
+    old = {key: value for key, value in old.items() if key not in idle}
     with suppress(UsageError):  # a field that there is no more is told as it is
         # A field that is newer than the run has its default, which is what the run did.
         old = parse_experiment(old, where=str(run.config)).resolved()
-    return changed_keys(old, cell.experiment.resolved())
+    return changed_keys(old, new)
+
+
+def other_start(cell: Cell, plan: Plan) -> str | None:
+    """Why the policy that `cell`'s run started from is not the one that is there for it now; None
+    if it is, as far as that is known."""
+    if RunFolder(plan.output / cell.name).read_config().get("model") != cell.experiment.model:
+        return None  # another policy by its settings, which is told as that
+    if cell.after is not None:
+        first = next(one for one in plan.cells if one.name == cell.after)
+        if (state := state_of(first, plan)) is not State.DONE:
+            return f"{first.name}, whose policy it started from, is not done ({state})"
+    if (digests := other_weights(cell, plan.output)) is not None:
+        before, now = digests
+        return f"{cell.experiment.model} has other weights now ({before} -> {now})"
+    return None
 
 
 def _has_checkpoint(run: RunFolder) -> bool:
@@ -92,6 +108,17 @@ def _has_checkpoint(run: RunFolder) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class MadeWith:
+    """What a cell was made with, by its own environment.json; None is unknown."""
+
+    cpu: str | None
+    cpu_count: int | None
+    torch: str | None
+    commit: str | None
+    dirty: bool | None
+
+
 @dataclass
 class CellResult:
     """One cell as the table needs it.
@@ -101,10 +128,11 @@ class CellResult:
         state: what is there of it.
         values: figure -> problem -> number; empty unless it is done.
         behaviour: aspect of whole greedy solutions -> problem -> number; likewise.
-        seconds: of all its sessions that ended, those that failed or were stopped included.
-        commands: as they were typed.
+        seconds: of the sessions of the run that is there, those that failed or were stopped
+            included; not of earlier runs that were moved away.
+        commands: of the same sessions, as they were typed.
         summary: the numbers of its summary.json, such as tokens.
-        commit: of the code that made it, if known.
+        made_with: the code and the machine; None unless it is done.
     """
 
     cell: Cell
@@ -114,7 +142,12 @@ class CellResult:
     seconds: float = 0.0
     commands: list[str] = field(default_factory=list)
     summary: Mapping[str, float] = field(default_factory=dict)
-    commit: str | None = None
+    made_with: MadeWith | None = None
+
+    @property
+    def tokens(self) -> float | None:
+        """Written in training by the policy, or read by SFT; None where nothing was trained."""
+        return self.summary.get("tokens_written", self.summary.get("tokens_read"))
 
 
 def read_results(plan: Plan) -> dict[str, CellResult]:
@@ -124,7 +157,9 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
     for line in read_sessions(plan.output):
         name, seconds, command = str(line.get("cell")), line.get("seconds"), line.get("command")
         last_exit[name] = line.get("exit")
-        if name in found and isinstance(seconds, int | float) and isinstance(command, list):
+        if name not in found or not isinstance(seconds, int | float):
+            continue
+        if isinstance(command, list) and _is_of_run(line, seconds, name, plan.output):
             found[name].seconds += seconds
             found[name].commands.append(shlex.join(map(str, command)))
     for name, result in found.items():
@@ -134,11 +169,41 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
         if result.state is State.DONE:
             attempts = last_evaluation(read_rows(run.eval)) if run.eval.is_file() else []
             result.values, result.behaviour = figures_of(attempts), behaviour_of(attempts)
-            summary = _read_json(run.summary)
+            summary = read_json(run.summary)
             result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
-            git = _read_json(run.environment).get("git")
-            result.commit = str(git.get("commit")) if isinstance(git, dict) else None
+            result.made_with = _made_with(run, read_start(name, plan.output))
     return found
+
+
+def _is_of_run(session: Mapping[str, object], seconds: float, name: str, output: Path) -> bool:
+    """Whether a session worked on the run that is there, not on one that was moved away."""
+    run, started = RunFolder(output / name), time_of(session.get("started"))
+    if started is not None and (first := time_of(read_start(name, output).get("started"))):
+        return started >= first
+    # Made before there were starts: a session that ended before the run began was another's.
+    began = began_at(run)
+    if began is None or started is None:
+        return run.path.is_dir()
+    return started + timedelta(seconds=seconds) >= began
+
+
+def _made_with(run: RunFolder, start: Mapping[str, object]) -> MadeWith:
+    environment = read_json(run.environment)
+    packages, git = environment.get("packages"), environment.get("git")
+    versions = packages if isinstance(packages, dict) else {}
+    code = git if isinstance(git, dict) else {}
+
+    def text(value: object) -> str | None:
+        return value if isinstance(value, str) else None
+
+    count, dirty = environment.get("cpu_count"), code.get("dirty")
+    return MadeWith(
+        cpu=text(start.get("cpu")),
+        cpu_count=count if isinstance(count, int) else None,
+        torch=text(versions.get("torch")),
+        commit=text(code.get("commit")),
+        dirty=dirty if isinstance(dirty, bool) else None,
+    )
 
 
 def read_sessions(output: Path) -> list[dict[str, object]]:
@@ -154,7 +219,7 @@ def values_of(run: RunFolder) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first row less the second."""
+    """The first row less the second; of two rows that are not trained `seeds` is empty."""
 
     first: str
     second: str
@@ -308,12 +373,22 @@ def as_json(
                 "seconds": round(result.seconds, 1),
                 "commands": result.commands,
                 "summary": dict(result.summary),
-                "commit": result.commit,
+                "commit": result.made_with.commit if result.made_with else None,
             }
             for name, result in results.items()
         },
-        "machine": {"cpu": cpu_name(), **_environment()},
+        # What the cells were made with, which need not be what this table is.
+        "made_with": [{**asdict(made), "cells": names} for made, names in _by_making(results)],
     }
+
+
+def _by_making(results: Mapping[str, CellResult]) -> list[tuple[MadeWith, list[str]]]:
+    """What finished cells were made with, each with their names."""
+    found: dict[MadeWith, list[str]] = {}
+    for name, result in results.items():
+        if result.made_with is not None:
+            found.setdefault(result.made_with, []).append(name)
+    return list(found.items())
 
 
 def write_table(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> None:
@@ -322,26 +397,11 @@ def write_table(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[P
     replace_file(plan.output / "table.md", markdown(plan, results, parts).encode())
 
 
-@cache
-def _environment() -> dict[str, object]:
-    return describe_environment()  # git and all packages are asked: a second
-
-
 def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 # ---- for the eye --------------------------------------------------------------------------------
@@ -354,7 +414,7 @@ def markdown(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part
         lines += [f"## {_heading(part, plan)}", ""]
         for header, rows in _tables(part, plan):
             lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
-    lines += [f"- {note}" for note in notes(plan, results)]
+    lines += [f"- {note}" for note in notes(plan, results, parts)]
     return "\n".join(lines) + "\n"
 
 
@@ -372,38 +432,71 @@ def show(
                 table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
             console.print(table)
             title = ""
-    for note in notes(plan, results):
+    for note in notes(plan, results, parts):
         console.print(
             visible(note, console.encoding), markup=False, highlight=False, soft_wrap=True
         )
 
 
-def notes(plan: Plan, results: Mapping[str, CellResult]) -> list[str]:
+ALONE = "(p)"
+"""Marks intervals over problems alone in a table whose others are over training seeds too."""
+
+
+def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> list[str]:
     """What one must know to read the table."""
     found = []
     missing = [f"{n} ({r.state})" for n, r in results.items() if r.state is not State.DONE]
     if missing:
         found.append(f"Incomplete, {len(missing)} of {len(results)} cells: {', '.join(missing)}.")
-    intervals = (
-        "Intervals are 95 %, over problems and training seeds together"
-        if len(plan.seeds) > 1
-        else "Intervals are 95 %, over problems alone: of one seed nobody knows what the next gives"
-    )
+    over = "over problems and training seeds together"
+    alone = "over problems alone: of one training nobody knows what the next gives"
+    if len(plan.seeds) == 1:
+        over = alone
+    elif any(_is_alone(part, plan) for part in parts):
+        over += f"; those with {ALONE} {alone}"
     found.append(
-        f"{intervals} (srl/compare/figures.py); an untrained row's over problems. Contrasts are "
-        "paired by problem and seed, and not corrected for their number."
+        f"Intervals are 95 %, {over} (srl/compare/figures.py). Contrasts are paired by problem and "
+        "seed, and not corrected for their number."
     )
+    if any(result.tokens is not None for result in results.values()):
+        found.append(
+            "Tokens and time are sums over a row's cells: tokens that the policy wrote in "
+            "training, or that SFT read; time with evaluations."
+        )
     seconds = sum(result.seconds for result in results.values())
-    environment = _environment()
-    packages, git = environment["packages"], environment["git"]
-    torch = packages["torch"] if isinstance(packages, dict) else None
-    commit = str(git["commit"])[:10] if isinstance(git, dict) else "unknown"
     found.append(
-        f"{cpu_name()}, {cores()} cores, torch {torch}, commit {commit}; "
-        f"cells took {clock(seconds)}. Made by: python -m srl compare --config {plan.source}"
-        f"{' --quick' if plan.quick else ''}"
+        f"{'; '.join([*_makings(results), f'cells took {clock(seconds)}'])}. Made by: "
+        f"python -m srl compare --config {plan.source}{' --quick' if plan.quick else ''}"
     )
     return found
+
+
+def _makings(results: Mapping[str, CellResult]) -> list[str]:
+    """What the finished cells were made with; where they differ, how many with what."""
+    made = [result.made_with for result in results.values() if result.made_with is not None]
+    found = [
+        _counted(one.cpu for one in made),
+        _counted(None if one.cpu_count is None else f"{one.cpu_count} cores" for one in made),
+        _counted(None if one.torch is None else f"torch {one.torch}" for one in made),
+        _counted(
+            None
+            if one.commit is None
+            else f"commit {one.commit[:10]}{' with changes' if one.dirty else ''}"
+            for one in made
+        ),
+    ]
+    said = [", ".join(values) for values in found if values]
+    if any(len(values) > 1 for values in found):
+        said.append("so not all cells were made alike")
+    return said
+
+
+def _counted(values: Iterable[str | None]) -> list[str]:
+    """The one value there is, or each with its number of cells; the unknown is left out."""
+    counts = Counter(value for value in values if value is not None)
+    if len(counts) < 2:
+        return list(counts)
+    return [f"{value} ({count} cells)" for value, count in counts.items()]
 
 
 def _heading(part: Part, plan: Plan) -> str:
@@ -413,16 +506,22 @@ def _heading(part: Part, plan: Plan) -> str:
 
 def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
     """Headers and rows of what a difficulty has: figures, contrasts, behaviour."""
-    tables = (_figure_rows(part, plan), _contrast_rows(part, plan), _behaviour_rows(part))
+    tables = (_figure_rows(part, plan), _contrast_rows(part, plan), _behaviour_rows(part, plan))
     return [(header, rows) for header, rows in tables if rows]
 
 
-def _behaviour_rows(part: Part) -> tuple[list[str], list[list[str]]]:
+def _behaviour_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
     aspects = list(dict.fromkeys(name for one in part.behaviour.values() for name in one))
     header = ["a whole solution has", *(name.replace("_", " ") for name in aspects)]
     rows = [
-        [row.title, *(f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]" for e in shown.values())]
-        for row, _ in part.rows
+        [
+            row.title,
+            *(
+                f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]{_mark(_trainings(cells), plan)}"
+                for e in shown.values()
+            ),
+        ]
+        for row, cells in part.rows
         if (shown := part.behaviour[row.name])
     ]
     return header, rows
@@ -434,7 +533,7 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
             name for figures in part.figures.values() for name in figures if name != plan.metric
         )
     )
-    header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others, "time"]
+    header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others, "tokens", "time"]
     rows = []
     for row, cells in part.rows:
         figures = part.figures[row.name]
@@ -442,9 +541,11 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 row.title,
-                _interval(figures.get(plan.metric)) + _short_of(cells),
+                _interval(figures.get(plan.metric), _mark(_trainings(cells), plan))
+                + _short_of(cells),
                 *(_seed_cell(by_seed.get(seed), plan.metric) for seed in plan.seeds),
                 *(_percent(figures.get(name)) for name in others),
+                _tokens(cells),
                 clock(sum(cell.seconds for cell in cells)),
             ]
         )
@@ -456,7 +557,7 @@ def _contrast_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{titles[c.first]} less {titles[c.second]}",
-            "-" if c.difference is None else _interval(c.difference, signed=True),
+            _interval(c.difference, _mark(len(c.seeds), plan), signed=True),
             ", ".join(map(str, c.seeds)) or "-",
             c.word,
         ]
@@ -479,12 +580,34 @@ def _short_of(cells: Sequence[CellResult]) -> str:
     return "" if done == len(cells) else f" ({done} of {len(cells)} cells)"
 
 
-def _interval(estimate: Estimate | None, *, signed: bool = False) -> str:
+def _tokens(cells: Sequence[CellResult]) -> str:
+    found = [cell.tokens for cell in cells if cell.tokens is not None]
+    return f"{sum(found):,.0f}" if found else "-"
+
+
+def _trainings(cells: Sequence[CellResult]) -> int:
+    """How many trainings a row's interval is over."""
+    return sum(bool(cell.values) and cell.cell.trained for cell in cells)
+
+
+def _mark(trainings: int, plan: Plan) -> str:
+    """What stands behind an interval that is over problems alone while others are not."""
+    return f" {ALONE}" if trainings < 2 <= len(plan.seeds) else ""
+
+
+def _is_alone(part: Part, plan: Plan) -> bool:
+    """Whether any interval of a difficulty is marked."""
+    shown = [_trainings(cells) for row, cells in part.rows if part.figures[row.name]]
+    shown += [len(c.seeds) for c in part.contrasts if c.difference is not None]
+    return any(_mark(trainings, plan) for trainings in shown)
+
+
+def _interval(estimate: Estimate | None, mark: str = "", *, signed: bool = False) -> str:
     if estimate is None:
         return "-"
     sign = "+" if signed else ""
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]{mark}"
 
 
 def _percent(estimate: Estimate | None) -> str:
@@ -493,11 +616,3 @@ def _percent(estimate: Estimate | None) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(visible(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -4,7 +4,7 @@ A problem is solved with the chance 1 / (1 + exp(-x)), where x is what the polic
 problem is, what this training became, and how the two met, each normal. Two rows face the same
 problems; every training of either is its own. One line for each kind of world:
 
-    python experiments/compare/coverage.py [--seeds 3] [--problems 200] [--repeats 2000]
+    python experiments/compare/interval_coverage.py [--seeds 3] [--problems 200] [--repeats 2000]
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""What a model was trained on, stage by stage: no problem to solve may be among it.
+
+A run's policy lies in its folder, and config.yaml there names the model that it started from, which
+may be another run's policy. A later stage with another seed holds other problems out, so problems
+that are new to it may be old to the policy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from environments.types import DataError, Trajectory
+from srl.errors import UsageError
+from srl.experiment import Experiment, parse_experiment, short_path
+from srl.lora import base_of, is_adapter_folder
+from srl.records import read_records
+from srl.run_folder import RunFolder
+
+_POLICY = re.compile(r"policy|adapter|checkpoint-\d+")
+
+
+def stages_of(model: str) -> Iterator[RunFolder]:
+    """The runs that `model` went through, the last one first; none of a model from elsewhere."""
+    seen: set[Path] = set()
+    while (path := Path(model).resolve()) not in seen:
+        seen.add(path)
+        if _POLICY.fullmatch(path.name) and (path.parent / "config.yaml").is_file():
+            run = RunFolder(path.parent)
+            yield run
+            model = str(run.read_config().get("model", ""))
+        elif is_adapter_folder(path):
+            model = base_of(path)
+        else:
+            return
+
+
+def refuse_trained_on(
+    problems: Sequence[Trajectory],
+    model: str,
+    training_problems: Callable[[Experiment], Collection[Trajectory]],
+    say: Callable[[str], None],
+) -> None:
+    """Refuse to measure a model on problems that it was trained on, in whichever stage.
+
+    Args:
+        problems: what is to be solved.
+        model: a model's folder or hub name.
+        training_problems: what an experiment trains on.
+        say: told of a stage whose problems cannot be found out any more.
+
+    Raises:
+        UsageError: a stage trained on some of them.
+    """
+    for run in stages_of(model):
+        try:
+            trained = _trained_on(run, training_problems)
+        except (UsageError, DataError) as error:
+            say(f"not checked: whether {short_path(run.path)} trained on these problems: {error}")
+            continue
+        if seen := sum(problem.problem_id in trained for problem in problems):
+            config = run.read_config()
+            seed = config.get("data_seed")
+            raise UsageError(
+                f"{seen} of the {len(problems)} problems to solve were trained on in "
+                f"{short_path(run.path)}; keep that run's data, its data_seed "
+                f"({config.get('seed', 42) if seed is None else seed}) and its "
+                f"validation_problems ({config.get('validation_problems')}), and ask for no more "
+                f"test_problems than the {config.get('test_problems')} it held out"
+            )
+
+
+def _trained_on(
+    run: RunFolder, training_problems: Callable[[Experiment], Collection[Trajectory]]
+) -> set[str]:
+    """Ids of the problems of a run's rollouts; without a log of them, of all it could train on."""
+    if run.steps.is_file():
+        records = read_records(run.steps)
+        return {record.problem_id for record in records if record.phase == "train"}
+    experiment = parse_experiment(run.read_config(), where=str(run.config))
+    return {one.problem_id for one in training_problems(experiment)}
