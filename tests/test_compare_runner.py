@@ -29,8 +29,8 @@ from srl.compare import runner
 from srl.compare.figures import figures_of
 from srl.compare.origin import cpu_name
 from srl.compare.plan import Plan, load_plan
+from srl.compare.results import State, state_of
 from srl.compare.runner import compare, start_process
-from srl.compare.table import State, state_of
 from srl.errors import UsageError
 from srl.policy import load_policy
 from srl.run_folder import RunFolder, describe_environment, plain

@@ -37,20 +37,18 @@ from rich.console import Console
 import srl
 from srl.compare.origin import write_start
 from srl.compare.plan import Cell, Plan
-from srl.compare.table import (
+from srl.compare.results import (
     SESSIONS,
     State,
     build,
     changes_of,
-    cores,
     other_start,
     read_results,
     read_sessions,
-    show,
     state_of,
     values_of,
-    write_table,
 )
+from srl.compare.table import cores, show, write_table
 from srl.errors import UsageError
 from srl.logs.terminal.pen import clock
 from srl.logs.text import visible

@@ -1,0 +1,306 @@
+"""What a comparison's cells left on the disk, and the figures that follow from it.
+
+Nothing is remembered between calls: a cell counts if its folder holds a finished run with the
+plan's settings that started from the policy that the plan names.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from srl.compare.figures import (
+    behaviour_of,
+    contrast,
+    figures_of,
+    last_evaluation,
+    row_estimate,
+    row_mean,
+    verdict,
+)
+from srl.compare.origin import began_at, other_weights, read_json, read_start, time_of
+from srl.compare.plan import Cell, Plan, Row
+from srl.config import SRLConfig
+from srl.errors import UsageError
+from srl.estimates import Estimate
+from srl.experiment import parse_experiment
+from srl.records import read_rows
+from srl.run_folder import RunFolder, changed_keys
+
+SESSIONS = "sessions.jsonl"
+"""In the output folder: a line for every time that a cell was started and ended."""
+
+
+class State(StrEnum):
+    """What is there of a cell."""
+
+    TO_DO = "to do"
+    DONE = "done"
+    INTERRUPTED = "interrupted"  # with a checkpoint to go on from
+    CUT_OFF = "cut off"  # without one: it starts again
+    OTHER_SETTINGS = "other settings"  # there, but not what the plan asks for
+    OTHER_START = "other start"  # there, but not from the policy that the plan has for it now
+    FAILED = "failed"  # when it was last tried, and nothing is left of it
+
+
+def state_of(cell: Cell, plan: Plan) -> State:
+    """What is there of `cell`."""
+    run = RunFolder(plan.output / cell.name)
+    if not run.path.is_dir() or not any(run.path.iterdir()):
+        return State.TO_DO
+    finished = run.summary.is_file()
+    if not finished and not (cell.trained and _has_checkpoint(run)):
+        return State.CUT_OFF
+    if changes_of(cell, plan):
+        return State.OTHER_SETTINGS
+    if other_start(cell, plan) is not None:
+        return State.OTHER_START
+    return State.DONE if finished else State.INTERRUPTED
+
+
+def changes_of(cell: Cell, plan: Plan) -> list[str]:
+    """`key: old -> new` for every setting of the cell's run that the plan has otherwise."""
+    run = RunFolder(plan.output / cell.name)
+    old, new = run.read_config(), cell.experiment.resolved()
+    # A setting of ours that has gone from the config of this method has no meaning for it.
+    idle = SRLConfig.__annotations__.keys() - new.keys()
+    old = {key: value for key, value in old.items() if key not in idle}
+    with suppress(UsageError):  # a field that there is no more is told as it is
+        # A field that is newer than the run has its default, which is what the run did.
+        old = parse_experiment(old, where=str(run.config)).resolved()
+    return changed_keys(old, new)
+
+
+def other_start(cell: Cell, plan: Plan) -> str | None:
+    """Why the policy that `cell`'s run started from is not the one that is there for it now; None
+    if it is, as far as that is known."""
+    if RunFolder(plan.output / cell.name).read_config().get("model") != cell.experiment.model:
+        return None  # another policy by its settings, which is told as that
+    if cell.after is not None:
+        first = next(one for one in plan.cells if one.name == cell.after)
+        if (state := state_of(first, plan)) is not State.DONE:
+            return f"{first.name}, whose policy it started from, is not done ({state})"
+    if (digests := other_weights(cell, plan.output)) is not None:
+        before, now = digests
+        return f"{cell.experiment.model} has other weights now ({before} -> {now})"
+    return None
+
+
+def _has_checkpoint(run: RunFolder) -> bool:
+    if not run.config.is_file():
+        return False
+    try:
+        return run.latest_checkpoint() is not None
+    except UsageError:  # there are some, none of them whole
+        return False
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What a cell was made with, by its own environment.json; None is unknown."""
+
+    cpu: str | None
+    cpu_count: int | None
+    torch: str | None
+    commit: str | None
+    dirty: bool | None
+
+
+@dataclass
+class CellResult:
+    """One cell as the table needs it.
+
+    Attributes:
+        cell: which.
+        state: what is there of it.
+        values: figure -> problem -> number; empty unless it is done.
+        behaviour: aspect of whole greedy solutions -> problem -> number; likewise.
+        seconds: of the sessions of the run that is there, those that failed or were stopped
+            included; not of earlier runs that were moved away.
+        commands: of the same sessions, as they were typed.
+        summary: the numbers of its summary.json, such as tokens.
+        made_with: the code and the machine; None unless it is done.
+    """
+
+    cell: Cell
+    state: State
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    behaviour: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    commands: list[str] = field(default_factory=list)
+    summary: Mapping[str, float] = field(default_factory=dict)
+    made_with: MadeWith | None = None
+
+    @property
+    def tokens(self) -> float | None:
+        """Written in training by the policy, or read by SFT; None where nothing was trained."""
+        return self.summary.get("tokens_written", self.summary.get("tokens_read"))
+
+
+def read_results(plan: Plan) -> dict[str, CellResult]:
+    """Every cell of the plan by its name, from the disk."""
+    found = {cell.name: CellResult(cell, state_of(cell, plan)) for cell in plan.cells}
+    last_exit: dict[str, object] = {}
+    for line in read_sessions(plan.output):
+        name, seconds, command = str(line.get("cell")), line.get("seconds"), line.get("command")
+        last_exit[name] = line.get("exit")
+        if name not in found or not isinstance(seconds, int | float):
+            continue
+        if isinstance(command, list) and _is_of_run(line, seconds, name, plan.output):
+            found[name].seconds += seconds
+            found[name].commands.append(shlex.join(map(str, command)))
+    for name, result in found.items():
+        run = RunFolder(plan.output / name)
+        if result.state is State.TO_DO and last_exit.get(name) not in (None, 0, 130):
+            result.state = State.FAILED
+        if result.state is State.DONE:
+            attempts = last_evaluation(read_rows(run.eval)) if run.eval.is_file() else []
+            result.values, result.behaviour = figures_of(attempts), behaviour_of(attempts)
+            summary = read_json(run.summary)
+            result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
+            result.made_with = _made_with(run, read_start(name, plan.output))
+    return found
+
+
+def _is_of_run(session: Mapping[str, object], seconds: float, name: str, output: Path) -> bool:
+    """Whether a session worked on the run that is there, not on one that was moved away."""
+    run, started = RunFolder(output / name), time_of(session.get("started"))
+    if started is not None and (first := time_of(read_start(name, output).get("started"))):
+        return started >= first
+    # Made before there were starts: a session that ended before the run began was another's.
+    began = began_at(run)
+    if began is None or started is None:
+        return run.path.is_dir()
+    return started + timedelta(seconds=seconds) >= began
+
+
+def _made_with(run: RunFolder, start: Mapping[str, object]) -> MadeWith:
+    environment = read_json(run.environment)
+    packages, git = environment.get("packages"), environment.get("git")
+    versions = packages if isinstance(packages, dict) else {}
+    code = git if isinstance(git, dict) else {}
+
+    def text(value: object) -> str | None:
+        return value if isinstance(value, str) else None
+
+    count, dirty = environment.get("cpu_count"), code.get("dirty")
+    return MadeWith(
+        cpu=text(start.get("cpu")),
+        cpu_count=count if isinstance(count, int) else None,
+        torch=text(versions.get("torch")),
+        commit=text(code.get("commit")),
+        dirty=dirty if isinstance(dirty, bool) else None,
+    )
+
+
+def read_sessions(output: Path) -> list[dict[str, object]]:
+    """The lines of the output folder's `sessions.jsonl`."""
+    path = output / SESSIONS
+    return list(read_rows(path)) if path.is_file() else []
+
+
+def values_of(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Figure -> problem -> number, of a finished run."""
+    return figures_of(last_evaluation(read_rows(run.eval))) if run.eval.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first row less the second; of two rows that are not trained `seeds` is empty."""
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: Estimate | None
+
+    @property
+    def word(self) -> str:
+        if self.difference is None:
+            return "not there yet"
+        return verdict(self.difference, len(self.seeds))
+
+
+@dataclass
+class Part:
+    """The table of one difficulty.
+
+    Attributes:
+        difficulty: its name.
+        problems: how many there are; 0 if no cell is done.
+        rows: each row with its cells.
+        figures: row -> figure -> mean with interval, over the seeds that are done.
+        behaviour: row -> aspect of whole greedy solutions -> the same.
+        contrasts: of the plan's metric.
+    """
+
+    difficulty: str
+    problems: int
+    rows: list[tuple[Row, list[CellResult]]]
+    figures: dict[str, dict[str, Estimate]]
+    behaviour: dict[str, dict[str, Estimate]]
+    contrasts: list[Contrast]
+
+
+def build(plan: Plan, results: Mapping[str, CellResult]) -> list[Part]:
+    """The figures of every difficulty.
+
+    Raises:
+        UsageError: cells of one difficulty have solved different problems.
+    """
+    parts = []
+    for difficulty in plan.difficulties:
+        rows = [
+            (row, [results[cell.name] for cell in plan.cells_of(difficulty, row.name)])
+            for row in plan.rows
+        ]
+        problems = _same_problems([one for _, cells in rows for one in cells], plan)
+        figures, shown = {}, {}
+        for row, cells in rows:
+            done = [cell.values for cell in cells if cell.values]
+            # A figure that only some seeds have would be of other trainings than its neighbours.
+            names = [n for n in done[0] if all(n in values for values in done)] if done else []
+            figures[row.name] = {n: row_estimate([values[n] for values in done]) for n in names}
+            seen = [cell.behaviour for cell in cells if cell.behaviour]
+            aspects = seen[0] if seen else ()
+            shown[row.name] = {a: row_mean([values[a] for values in seen]) for a in aspects}
+        by_row = {row.name: cells for row, cells in rows}
+        contrasts = [_contrast(*pair, by_row, plan.metric) for pair in plan.contrasts]
+        parts.append(Part(difficulty, problems, rows, figures, shown, contrasts))
+    return parts
+
+
+def _contrast(
+    first: str, second: str, rows: Mapping[str, Sequence[CellResult]], metric: str
+) -> Contrast:
+    """Paired by seed; a row without seeds is every seed's partner."""
+    one, other = (
+        {cell.cell.seed: cell.values[metric] for cell in rows[row] if metric in cell.values}
+        for row in (first, second)
+    )
+    seeds: list[int | None] = [*sorted(s for s in {*one, *other} if s is not None)] or [None]
+    pairs = [(s, one.get(s, one.get(None)), other.get(s, other.get(None))) for s in seeds]
+    there = [(s, a, b) for s, a, b in pairs if a is not None and b is not None]
+    if not there:
+        return Contrast(first, second, (), None)
+    difference = contrast([a for _, a, _ in there], [b for _, _, b in there])
+    return Contrast(first, second, tuple(s for s, _, _ in there if s is not None), difference)
+
+
+def _same_problems(cells: Sequence[CellResult], plan: Plan) -> int:
+    """How many problems all cells have solved."""
+    seen: dict[str, tuple[str, set[str]]] = {}
+    for cell in cells:
+        for figure, values in cell.values.items():
+            name, problems = seen.setdefault(figure, (cell.cell.name, set(values)))
+            if problems != set(values):
+                raise UsageError(
+                    f"{cell.cell.name} and {name} have solved different problems, though their "
+                    f"settings are the same: the data has changed. Move both out of {plan.output} "
+                    "to make them again"
+                )
+    return max((len(problems) for _, problems in seen.values()), default=0)
