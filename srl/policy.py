@@ -43,7 +43,8 @@ def _load(
     path = Path(name)
     if is_adapter_folder(path):
         return _load_adapted(path, adapters)
-    if path.exists() or name.startswith((".", "/")) or name.count("/") != 1:
+    beside = path.parent != Path(".") and path.parent.is_dir()  # runs/nothing is no hub name
+    if path.exists() or beside or name.startswith((".", "/")) or name.count("/") != 1:
         _check_folder(path, name)
     try:
         # As text: in a script without a __main__ file, transformers' own check trips over a Path.
@@ -172,7 +173,9 @@ def _check_folder(path: Path, name: str) -> None:
             "model.safetensors, or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     if not (path / "config.json").is_file():
-        raise UsageError(f"{path} is not a model folder: it has no config.json")
+        policy = path / "policy"
+        meant = f"; the run's policy is {policy}" if policy.is_dir() else ""
+        raise UsageError(f"{path} is not a model folder: it has no config.json{meant}")
     if not any(path.glob("*.safetensors")):
         pickled = sorted(
             p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)

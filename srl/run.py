@@ -233,6 +233,14 @@ def _train(
     before_path.unlink(missing_ok=True)
     if before and after:
         console.print(comparison(before, after))
+    kept = [int(line["groups_kept"]) for line in trainer.state.log_history if "groups_kept" in line]
+    if kept and not any(kept):
+        say(
+            console,
+            f"no group was kept in any of {len(kept)} updates, so the policy is the one that the "
+            "run started from: the rollouts of every group earned the same. Look at the records, "
+            "and take harder problems, or easier ones, or another reward",
+        )
     if experiment.method == "srl":
         looking = f"records: {run.steps}   look at them with: make inspect RUN={run.name}"
     else:

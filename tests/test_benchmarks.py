@@ -26,7 +26,7 @@ from environments.types import DataError
 from rewards import RewardSum
 from rewards.answer import verify_answer
 from srl.benchmarks.figures import figures_of
-from srl.benchmarks.run import _alone_in, fingerprint
+from srl.benchmarks.run import _alone_in, _mostly_silent, fingerprint
 from srl.benchmarks.samples import Chunk, Solution, Solver, verified
 from srl.cli import main
 from srl.estimates import wilson
@@ -560,3 +560,8 @@ def test_a_runs_own_policy_and_a_folder_for_held_out_problems(
     assert "is in use and is never overwritten" in capsys.readouterr().err
     assert main([*words[:-1], "none", "--test_problems", "0", "--validation_problems", "0"]) == 2
     assert not Path("runs/none").exists()
+
+
+def test_a_model_that_states_no_answers_may_need_another_prompt() -> None:
+    counts = {"a": {"no answer": 6, "solutions": 10}, "b": {"no answer": 5, "solutions": 10}}
+    assert _mostly_silent({"benchmarks": counts}) == ["a"]

@@ -106,6 +106,27 @@ def test_held_out_problems_are_never_trained_on(home: Path) -> None:
     assert not validated & tested
 
 
+def test_a_run_that_taught_nothing_says_so(
+    home: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--dynamic_sampling_epsilon", "9", "--max_empty_steps", "99", "--eval_strategy", "no")
+    assert train(*words, "--test_problems", "0") == 0
+    assert "no group was kept in any of 4 updates" in capsys.readouterr().out
+    assert same_weights(
+        *(weights(load_policy(str(path))[0]) for path in ("runs/one/policy", toy_policy))
+    )
+    assert train("--test_problems", "0", name="two") == 0
+    assert "no group was kept" not in capsys.readouterr().out
+
+
+def test_a_run_is_no_model_and_its_policy_is_named(home: Path) -> None:
+    assert train("--test_problems", "0") == 0
+    with pytest.raises(UsageError, match="no model folder 'runs/nothing'"):
+        load_policy("runs/nothing")
+    with pytest.raises(UsageError, match="no config.json; the run's policy is runs/one/policy"):
+        load_policy("runs/one")
+
+
 def test_fewer_problems_to_train_on_leave_the_held_out_ones_as_they_are(home: Path) -> None:
     def splits(count: int, *, seed: int = 0) -> Splits:
         words = ["--train_problems", str(count), "--seed", str(seed), "--data_seed", "7"]

@@ -163,8 +163,21 @@ def run_benchmark(
         write_json(run.summary, figures)
     say(console, f"policy: {plan.model}")
     console.print(table_of(figures))
+    if silent := _mostly_silent(figures):
+        say(
+            console,
+            f"most solutions of {', '.join(silent)} state no answer. If the model was trained with "
+            "another prompt than the paper's, give it with --whole_system_prompt",
+        )
     say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
     return figures
+
+
+def _mostly_silent(summary: Mapping[str, object]) -> list[str]:
+    """Benchmarks of which more than half of the solutions state no answer."""
+    benchmarks = summary["benchmarks"]
+    assert isinstance(benchmarks, dict)
+    return [n for n, found in benchmarks.items() if 2 * found["no answer"] > found["solutions"]]
 
 
 def _run(

@@ -115,7 +115,7 @@ def compare(
         at_once = min(jobs or cores(), max(1, len(missing)))
         queue = Queue(plan, missing, at_once, lock, start or start_process, console)
         code = queue.run()
-    show_table(plan, console, write=True)
+    show_table(plan, console)
     for name, why in queue.failures.items():
         _say(console, f"{name}: {why}")
     if code == INTERRUPTED:
@@ -123,12 +123,12 @@ def compare(
     return code
 
 
-def show_table(plan: Plan, console: Console, *, write: bool = False) -> None:
-    """The table of what is there."""
+def show_table(plan: Plan, console: Console) -> None:
+    """The table of what is there, shown and written."""
     results = read_results(plan)
     parts = build(plan, results)
     show(plan, results, parts, console)
-    if write:
+    if any(result.values for result in results.values()):
         write_table(plan, results, parts)
         _say(console, f"table: {plan.output / 'table.md'}, {plan.output / 'table.json'}")
 
