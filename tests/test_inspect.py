@@ -412,7 +412,7 @@ def test_options_that_cannot_be_meant(
         (b"", "is empty: this run has recorded no rollouts yet"),
         (b'{"schema": 1', "holds no whole record yet"),
         (b"a,b,c\n1,2,3\n", "line 1: not JSON"),
-        (gzip.compress(b"x" * 99) + b"\n", "line 1: not JSON"),
+        (gzip.compress(b"x" * 99, mtime=0) + b"\n", "line 1: not JSON"),
         (b'{"schema": 7}\n', "line 1: schema 7; this version of srl reads schema 1"),
         (b"\0" * 50 + b"\n", "line 1: not JSON"),
         (b'{"\x1b[31m": 1}\n', "line 1"),

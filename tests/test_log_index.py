@@ -269,7 +269,7 @@ def changed(**values: object) -> bytes:
     ("content", "said"),
     [
         (b"step,reward\n1,0.5\n", "line 1: not JSON"),
-        (gzip.compress(json_line(RECORD)) + b"\n", "line 1: not JSON"),
+        (gzip.compress(json_line(RECORD), mtime=0) + b"\n", "line 1: not JSON"),
         (b"\x00" * 50 + b"\n", "line 1: not JSON"),
         (json_line(RECORD) + json_line(RECORD)[200:], "line 2: not JSON"),
         (b'{"step": 1, "loss": 0.5}\n', "line 1: schema None; this version of srl reads schema 1"),
