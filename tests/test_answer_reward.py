@@ -288,9 +288,9 @@ def test_reward(context: StepContext, reward: float | None) -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))
 def test_hostile_text_is_refused_in_time(text: str) -> None:
     for gold in HOSTILE_GOLDS:
-        start = time.perf_counter()
+        start = time.process_time()
         assert verify_answer(text, gold) is ((text, gold) in EXCUSED)
-        assert time.perf_counter() - start < BOUND
+        assert time.process_time() - start < BOUND
     assert answer(step(f"\\boxed{{{text}}}", gold="3333")) == 0.0
 
 
@@ -345,9 +345,9 @@ pieces = st.lists(
 @settings(max_examples=400)
 @given(pieces | st.text(max_size=30), st.sampled_from([*HOSTILE_GOLDS, "3,4"]) | pieces)
 def test_any_text_is_answered(text: str, gold: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert isinstance(verify_answer(text, gold), bool)
-    assert time.perf_counter() - start < 5 * BOUND
+    assert time.process_time() - start < 5 * BOUND
 
 
 # The corruptor

@@ -152,10 +152,10 @@ def test_thousands_commas_do_not_matter(number: int) -> None:
 @pytest.mark.parametrize("flood", [" ", "\n", "answer is ", "answer", "1,", "9", "{", "\\text{"])
 def test_a_flood_costs_no_more_than_its_length(flood: str) -> None:
     text = "answer is" + flood * 20_000
-    start = time.perf_counter()
+    start = time.process_time()
     stated_answer(text)
     same_answer(text, text[:-1])
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

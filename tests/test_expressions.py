@@ -91,10 +91,10 @@ def test_refused(text: str) -> None:
     ],
 )
 def test_bounds_come_before_computing(text: str, message: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UnreadableError, match=message):
         parse_expression(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_difference(left: str, right: str, expected: object) -> None:
     ],
 )
 def test_a_difference_past_the_bounds_is_refused(left: str, right: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UnreadableError):
         difference(parse_expression(left), parse_expression(right))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 Tree = tuple[str, str, Fraction]  # plain text, LaTeX, value

@@ -497,7 +497,7 @@ def test_many_rollouts(show: Open, tmp_path: Path) -> None:
           return performance.now() - start;
         }"""
     )
-    assert took < 1500
+    assert took < 10_000  # milliseconds: not a matter of minutes
     assert found(page) == (2500, 20_000)
     assert page.locator("#groups li").count() == 50
     page.click("#after")

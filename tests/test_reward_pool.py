@@ -239,7 +239,7 @@ def test_steps_are_scored_beside_the_caller(mine: str) -> None:
     total.check(step())
     started = time.perf_counter()
     pending = total.submit([step("bad")])
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 1.2  # it did not wait for the deadline
     assert pending.result()[0].failures == {"sleeps": "deadline"}
     assert total.score([]) == []
     total.close()

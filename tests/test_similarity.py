@@ -91,9 +91,9 @@ def test_empty_steps() -> None:
 
 
 def test_looping_text_is_bounded_and_never_overrated() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     looping = similarity("abc" * 2000, "acb" * 2000)  # minutes without the bound
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert 0.0 < looping < 0.5
 
 

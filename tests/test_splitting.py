@@ -247,7 +247,7 @@ def test_merging_joins_to_the_step_before_and_the_first_to_the_next() -> None:
     "piece", ["\\begin{a}", "$", "\\[", "\\\\", ". A", "1. **", " ", "\n", "("]
 )
 def test_long_nonsense_does_not_hang(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for split in SPLITTERS.values():
         split(piece * 4000)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
