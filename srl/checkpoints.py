@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from srl.errors import UsageError
+
 STATE_FILE = "srl_state.json"
+
+
+def read_state(
+    checkpoint: Path, *, names: Sequence[str], logs: Collection[str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The state in a checkpoint's folder, and how far each log was written.
+
+    Args:
+        checkpoint: the folder.
+        names: what the state must hold beside the positions of the logs.
+        logs: names of the logs.
+
+    Raises:
+        UsageError: it was not saved by this trainer, or is damaged.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return {name: state[name] for name in names}, {n: int(state["positions"][n]) for n in logs}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "
+            f"damaged ({error})"
+        ) from error
 
 
 class SaveState(TrainerCallback):

@@ -343,6 +343,19 @@ def _check_budgets(config: SRLConfig) -> None:
 BEST_BY = ("eval_accuracy", "eval_reward")
 
 
+def check_one_process(config: SRLConfig) -> None:
+    """Both trainers run in one process.
+
+    Raises:
+        UsageError: a launcher started several.
+    """
+    if config.world_size > 1:
+        raise UsageError(
+            f"{config.world_size} processes were started; this trainer runs in one. "
+            "Start it without torchrun or accelerate launch"
+        )
+
+
 def check_evaluation(
     config: SRLConfig, *, validates: bool, best_by: Sequence[str] = BEST_BY
 ) -> None:

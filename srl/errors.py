@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """Wrong use: a bad config, bad data, a missing file; exit code 2.
@@ -12,3 +15,21 @@ class UsageError(ValueError):
 
 class DivergedError(RuntimeError):
     """The policy computes no numbers any more; exit code 1."""
+
+
+@contextmanager
+def libraries_refuse() -> Iterator[None]:
+    """What transformers and TRL refuse when a trainer is made is wrong use, said in their words.
+
+    They check some settings only there, such as a tracker nobody has installed. A RuntimeError
+    that speaks of nothing to install is a defect, and passes.
+
+    Raises:
+        UsageError: the library refused.
+    """
+    try:
+        yield
+    except (ImportError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "install" not in str(error):
+            raise
+        raise UsageError(str(error).strip()) from error

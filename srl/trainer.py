@@ -19,7 +19,6 @@ Where this departs from the paper, and why (docs/method.md has the full list):
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,9 +43,9 @@ from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
 from srl.batch import Batch, Group, MicroBatch
-from srl.checkpoints import STATE_FILE, SaveState
-from srl.config import SRLConfig, check_evaluation
-from srl.errors import UsageError
+from srl.checkpoints import SaveState, read_state
+from srl.config import SRLConfig, check_evaluation, check_one_process
+from srl.errors import UsageError, libraries_refuse
 from srl.evaluate import ScoredStep, sample_steps, step_metrics, try_rewards
 from srl.experiment import sum_rewards
 from srl.loss import LossStats, policy_loss
@@ -113,11 +112,7 @@ class SRLTrainer(Trainer):
                 f"the policy has an adapter of type {adapter.peft_type.value}, which puts tokens "
                 "of its own before the prompt; use one that lives in the layers, such as LoRA"
             )
-        if args.world_size > 1:
-            raise UsageError(
-                f"{args.world_size} processes were started; this trainer runs in one. "
-                "Start it without torchrun or accelerate launch"
-            )
+        check_one_process(args)
         check_evaluation(args, validates=bool(validation_trajectories))
         check_installed(args.report_to)
         if not isinstance(step_rewards, RewardSum):
@@ -157,7 +152,7 @@ class SRLTrainer(Trainer):
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
         self._empty_steps = 0
-        try:
+        with libraries_refuse():
             super().__init__(
                 model=model,
                 args=args,
@@ -166,11 +161,6 @@ class SRLTrainer(Trainer):
                 eval_dataset=_Ticks(1),
                 callbacks=callbacks,
             )
-        except (ImportError, ValueError, RuntimeError) as error:
-            # Settings that transformers checks only here, such as a tracker nobody has installed.
-            if isinstance(error, RuntimeError) and "install" not in str(error):
-                raise
-            raise UsageError(str(error).strip()) from error
         # Its own accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -449,18 +439,11 @@ class SRLTrainer(Trainer):
         }
 
     def _load_state(self, checkpoint: Path) -> None:
-        path = checkpoint / STATE_FILE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            stream, empty = state["stream"], int(state["empty_steps"])
-            positions = {name: int(state["positions"][name]) for name in self.run_log.paths}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "
-                f"damaged ({error})"
-            ) from error
-        self.stream.load_state_dict(stream)
-        self._empty_steps = empty
+        state, positions = read_state(
+            checkpoint, names=("stream", "empty_steps"), logs=self.run_log.paths
+        )
+        self.stream.load_state_dict(state["stream"])
+        self._empty_steps = int(state["empty_steps"])
         self.run_log.cut_back(positions)
 
 
