@@ -257,7 +257,14 @@ def load_benchmark(benchmark: Benchmark, *, limit: int | None = None) -> LoadedB
     Raises:
         DataError: it cannot be read, or has no problem with an answer.
     """
-    rows = read_rows(benchmark.path, split=benchmark.split, config=benchmark.config)
+    try:
+        rows = list(read_rows(benchmark.path, split=benchmark.split, config=benchmark.config))
+    except DataError as error:
+        if benchmark.name not in BENCHMARKS or BENCHMARKS[benchmark.name].path != benchmark.path:
+            raise
+        raise DataError(
+            f"{error} A copy of the benchmark on this machine is asked for by {benchmark.name}=FILE"
+        ) from error
     return problems_from_rows(benchmark, rows, limit=limit)
 
 

@@ -1,7 +1,7 @@
 """A user's own trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
 
 Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
-cut by a splitter. `answer` is optional. Every other plain column goes to the metadata.
+cut by a splitter. `answer` and `thoughts` are optional. Every other plain column is metadata.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from environments.reading import (
     read_rows,
     steps_of,
     text_of,
+    thoughts_of,
 )
 from environments.splitting import SPLITTERS, merge_fragments
 from environments.types import DataError, LoadReport, Trajectory
@@ -36,6 +37,7 @@ def load(
     solution_column: str = "solution",
     steps_column: str = "steps",
     answer_column: str = "answer",
+    thoughts_column: str = "thoughts",
 ) -> list[Trajectory]:
     """Trajectories from a local file or a hub data set of any origin.
 
@@ -52,6 +54,8 @@ def load(
         solution_column: the column with the whole solution.
         steps_column: the column with the list of steps; wins over the solution.
         answer_column: the column with the final answer; rows may lack it.
+        thoughts_column: the column with what the expert thought before each step, a list as long as
+            the steps; rows may lack it. Only fine-tuning on the expert's text reads it.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -62,7 +66,7 @@ def load(
         raise DataError(f"splitter is {splitter!r}; it can be {', '.join(SPLITTERS)}.")
     split_text = SPLITTERS[splitter]
     source_name = label or Path(path_or_hub).stem
-    known = (problem_column, solution_column, steps_column, answer_column)
+    known = (problem_column, solution_column, steps_column, answer_column, thoughts_column)
 
     def build(row: Row) -> Trajectory:
         problem = text_of(row, problem_column, missing=NO_PROBLEM)
@@ -76,7 +80,14 @@ def load(
             for key, value in row.items()
             if key not in known and isinstance(value, str | int | float | bool)
         }
-        return Trajectory(problem, steps, answer_of(row, answer_column), source_name, metadata)
+        return Trajectory(
+            problem,
+            steps,
+            answer_of(row, answer_column),
+            source_name,
+            metadata,
+            thoughts_of(row, thoughts_column, len(steps)),
+        )
 
     return collect(
         read_rows(path_or_hub, split=split, config=config),

@@ -254,6 +254,21 @@ def steps_of(row: Row, column: str) -> tuple[str, ...]:
     return tuple(str(step) for step in value)
 
 
+def thoughts_of(row: Row, column: str, steps: int) -> tuple[str, ...]:
+    """The thoughts in a column, one for each step; absent or null is none.
+
+    UnusableRowError where it is not a list of texts, as many as steps.
+    """
+    value = row.get(column)
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise UnusableRowError(f"{column} is not a list of texts")
+    if len(value) != steps:
+        raise UnusableRowError(f"not as many {column} as steps")
+    return tuple(value)
+
+
 def answer_of(row: Row, column: str) -> str | None:
     """The final answer in a column as text; a number is written out, null or blank is None."""
     value = row.get(column)

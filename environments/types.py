@@ -26,6 +26,12 @@ class Trajectory:
         answer: the final answer as text, or None where the data states none.
         source: the name of the data set or of the teacher, for the logs and for mixtures.
         metadata: anything a reward or a report may want (difficulty, subject, ...).
+        thoughts: what the expert thought before each step, word for word as it is to stand between
+            the tags, white space too; none where the data has none. Rewards and contexts never see
+            them: only fine-tuning on the expert's text does.
+
+    Raises:
+        DataError: there are thoughts, but not as many as steps.
     """
 
     problem: str
@@ -33,6 +39,14 @@ class Trajectory:
     answer: str | None = None
     source: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict)
+    thoughts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.thoughts and len(self.thoughts) != len(self.steps):
+            raise DataError(
+                f"{len(self.thoughts)} thoughts for {len(self.steps)} steps; give one for each "
+                "step, an empty text where there is none, or no thoughts at all"
+            )
 
     @property
     def problem_id(self) -> str:

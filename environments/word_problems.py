@@ -16,6 +16,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from environments.paper_sums import work_out
 from environments.types import DataError, LoadReport, Trajectory
 
 Pool = Literal["main", "base"]
@@ -130,6 +131,34 @@ _Derived = tuple[int, Operation, tuple[str, ...], int | None]
 
 
 @dataclass(frozen=True)
+class Demonstration:
+    """A monologue and the step it leads to, and whose quantity that makes known.
+
+    The monologue starts at a goal, repeats the fact about it and about whatever that depends on,
+    until all is known, and works the sum out digit by digit:
+
+        <think> Leo has three times ... of Mia. Mia has 23 cups. (for Leo) 3*3=9, 2*3=6.</think>
+        So Leo has 23*3=69 pens.
+
+    What a repeated number is for is said at once: otherwise one would have to look back over any
+    number of sentences for whose quantity is computed.
+
+    Attributes:
+        thought: the monologue, without its tags.
+        step: the step.
+        computed: the person whose quantity the step computes, or None for a final answer.
+    """
+
+    thought: str
+    step: str
+    computed: str | None
+
+    def text(self) -> str:
+        """As the policy is to write it."""
+        return f"<think> {self.thought}</think>\n{self.step}"
+
+
+@dataclass(frozen=True)
 class WordProblem:
     """A problem as structure, before it becomes a `Trajectory`.
 
@@ -165,16 +194,65 @@ class WordProblem:
             f"So {person} has {left}{quantity.operation}{right}={quantity.value} {quantity.thing}."
         )
 
-    def trajectory(self) -> Trajectory:
-        """The expert's solution: one step an operation, then the answer, and no monologue."""
+    @property
+    def given(self) -> set[str]:
+        """The people whose quantities stand in the text as numbers."""
+        return {name for name, quantity in self.quantities.items() if quantity.operation is None}
+
+    def demonstrate(self, goal: str, known: set[str]) -> Demonstration:
+        """One step towards the quantity of `goal`.
+
+        Args:
+            goal: whose quantity to find; the answer is stated once it is known.
+            known: the people whose quantities are known, given ones among them.
+        """
+        thoughts: list[str] = []
+        current = goal
+        while current not in known:
+            quantity = self.quantities[current]
+            thoughts.append(self.facts[current])
+            unknown = None
+            for operand in quantity.operands:
+                if operand not in known:
+                    unknown = operand
+                    break
+                thoughts.append(f"{self._recall(operand)} (for {current})")
+            if unknown is None:
+                numbers = [self.quantities[name].value for name in quantity.operands]
+                if quantity.constant is not None:
+                    numbers.append(quantity.constant)
+                assert quantity.operation is not None
+                thoughts.append(work_out(quantity.operation, *numbers))
+                return Demonstration(" ".join(thoughts), self.write_step(current), current)
+            current = unknown
+        return Demonstration(self._recall(goal), write_answer(self.quantities[goal].value), None)
+
+    def _recall(self, person: str) -> str:
+        """A known quantity in the words in which it became known: the fact's, or the step's."""
+        if self.quantities[person].operation is None:
+            return self.facts[person]
+        return self.write_step(person).removeprefix("So ")
+
+    def trajectory(self, *, thoughts: bool = False) -> Trajectory:
+        """The expert's solution: one step an operation, then the answer.
+
+        Args:
+            thoughts: with the monologue that leads to each step.
+        """
         answer = str(self.quantities[self.target].value)
-        steps = [self.write_step(person) for person in self.needed(self.target)]
+        people = self.needed(self.target)
+        monologues: list[str] = []
+        known = self.given
+        for person in [*people, None] if thoughts else []:
+            monologues.append(f" {self.demonstrate(self.target, known).thought}")
+            known.add(person or self.target)
         return Trajectory(
             problem=self.text,
-            steps=(*steps, write_answer(answer)),
+            steps=(*map(self.write_step, people), write_answer(answer)),
             answer=answer,
             source="word_problems",
             metadata={"operations": self.operations, "quantities": len(self.quantities)},
+            thoughts=tuple(monologues),
         )
 
 
@@ -194,6 +272,7 @@ def load(
     max_distractors: int = 3,
     max_value: int = 99,
     pool: Pool = "main",
+    thoughts: bool = False,
 ) -> list[Trajectory]:
     """Draw `limit` different problems (1,000 by default), the numbers of operations in turn.
 
@@ -207,10 +286,14 @@ def load(
         max_distractors: up to so many quantities that the question does not need.
         max_value: the largest value of any quantity, at least 20.
         pool: ``base`` is what the embedded base policy was made from, ``main`` everything else.
+        thoughts: with the expert's monologue before each step. They change neither the problems nor
+            the steps; fine-tuning on the expert's text (`method: sft`) learns them too.
 
     Raises:
         DataError: an option is out of range.
     """
+    if not isinstance(thoughts, bool):
+        raise DataError(f"word_problems: thoughts is {thoughts!r}; allowed are true and false")
     if path_or_hub is not None:
         raise DataError(
             f"word_problems are drawn from a seed and read no file, but the path {path_or_hub!r} "
@@ -226,7 +309,7 @@ def load(
         pool=pool,
         report=report,
     )
-    return [problem.trajectory() for problem in problems]
+    return [problem.trajectory(thoughts=thoughts) for problem in problems]
 
 
 def draw_problems(

@@ -201,25 +201,24 @@ class PromptFormat:
         frame = self._whole_frame
         return self._start(frame, problem) + self._continue(frame.tail)
 
-    def encode_action(self, action: str, *, whole: bool = False) -> list[int]:
-        """The completion of a policy that writes `action` without any thought, end token included.
+    def encode_expert(self, example: StepExample) -> list[int]:
+        """What the expert wrote, as the completion of a policy, end token included.
 
-        A step gets an empty thought where the policy is to think, so that `parse` accepts it; a
-        whole solution only where the prompt has opened one, which must then be closed.
-
-        Args:
-            action: a step, or a whole solution.
-            whole: it is a whole solution.
+        A step has its thought before it, in tags; an empty one where the data has none and the
+        policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
+        have none where the data has none; but one that the prompt has opened must be closed.
         """
-        thought = ""
+        pieces = []
+        for thought, step in example.expert_writing:
+            wanted = self.think and (bool(thought.strip()) or not example.whole)
+            pieces.append(f"{OPEN}{thought}{CLOSE}\n{step.strip()}" if wanted else step)
+        text = "\n".join(pieces).strip()
         if self.opens_thought:
-            thought = f"{CLOSE}\n"
-        elif self.think and not whole:
-            thought = f"{OPEN}{CLOSE}\n"
+            text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
         end = self.tokenizer.eos_token_id
         if end not in self.stop_ids:
             end = min(self.stop_ids)
-        return [*self._continue(thought + action.strip()), int(end)]
+        return [*self._continue(text), int(end)]
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False

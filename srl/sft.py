@@ -1,7 +1,7 @@
 """The supervised baseline: fine-tuning on the expert's own text, through TRL's `SFTTrainer`.
 
-Rows and prompts are those of SRL; the completion is what the expert wrote, in the policy's format
-and without a thought, which no data set here has. The loss is the mean cross-entropy of the
+Rows and prompts are those of SRL; the completion is what the expert wrote, in the policy's format:
+with the expert's thoughts where the data has them. The loss is the mean cross-entropy of the
 completion tokens of an optimiser step, whatever micro-batches it was cut into.
 
 The only touch point with TRL's SFT. It relies on this of TRL 1.16, and the tests fail where it
@@ -15,7 +15,6 @@ moves:
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,9 +38,9 @@ from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.checkpoints import STATE_FILE, SaveState
-from srl.config import SRLConfig, check_evaluation
-from srl.errors import UsageError
+from srl.checkpoints import SaveState, read_state
+from srl.config import SRLConfig, check_evaluation, check_one_process
+from srl.errors import UsageError, libraries_refuse
 from srl.policy import context_limit, prompt_format
 from srl.progress import ProgressReport
 from srl.prompts import PromptFormat, ensure_pad
@@ -98,7 +97,7 @@ class ExpertRows:
         rows = Rows.of(trajectories, form, args, limit)
         found = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
-            completion = form.encode_action(example.expert_step, whole=example.whole)
+            completion = form.encode_expert(example)
             if limit is not None and len(prompt) + len(completion) > limit:
                 found.dropped["too long for the policy's context"] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
@@ -161,11 +160,7 @@ class ExpertTrainer(SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.world_size > 1:
-            raise UsageError(
-                f"{args.world_size} processes were started; this trainer runs in one. "
-                "Start it without torchrun or accelerate launch"
-            )
+        check_one_process(args)
         ensure_pad(processing_class)
         check_evaluation(args, validates=bool(validation_trajectories), best_by=BEST_BY)
         check_installed(args.report_to)
@@ -198,7 +193,7 @@ class ExpertTrainer(SFTTrainer):
         self.stream = PromptStream(count, args.seed, units=units)
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
         order = self.stream.take(args.max_steps * args.prompts_per_step)
-        try:
+        with libraries_refuse():
             super().__init__(
                 model=model,
                 args=_trl_settings(args),
@@ -207,11 +202,6 @@ class ExpertTrainer(SFTTrainer):
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
-        except (ImportError, ValueError, RuntimeError) as error:
-            # What the libraries check only here, such as a tracker nobody has installed.
-            if isinstance(error, RuntimeError) and "install" not in str(error):
-                raise
-            raise UsageError(str(error).strip()) from error
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(SaveState(self.state_dict))
@@ -346,17 +336,8 @@ class ExpertTrainer(SFTTrainer):
         }
 
     def _load_state(self, checkpoint: Path) -> None:
-        path = checkpoint / STATE_FILE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            stream = state["stream"]
-            positions = {name: int(state["positions"][name]) for name in self.run_log.paths}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "
-                f"damaged ({error})"
-            ) from error
-        self.stream.load_state_dict(stream)  # refuses other data and another seed
+        state, positions = read_state(checkpoint, names=("stream",), logs=self.run_log.paths)
+        self.stream.load_state_dict(state["stream"])  # refuses other data and another seed
         self.run_log.cut_back(positions)
 
 

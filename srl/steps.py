@@ -74,6 +74,14 @@ class StepExample:
         return self.trajectory.steps[self.step_index]
 
     @property
+    def expert_writing(self) -> tuple[tuple[str, str], ...]:
+        """Thought and step for each step of the target; an empty thought where there is none."""
+        steps = self.trajectory.steps
+        thoughts = self.trajectory.thoughts or ("",) * len(steps)
+        pairs = tuple(zip(thoughts, steps, strict=True))
+        return pairs if self.whole else pairs[self.step_index : self.step_index + 1]
+
+    @property
     def num_steps(self) -> int:
         """How many steps the expert's solution has; one, where it is the target as a whole."""
         return 1 if self.whole else len(self.trajectory.steps)

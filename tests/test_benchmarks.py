@@ -177,6 +177,20 @@ def test_files_of_both_kinds_say_the_same(tmp_path: Path) -> None:
     assert limited.problems == one.problems[:2]
 
 
+def test_an_unreachable_hub_says_how_to_give_a_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(DataError, match=r"ConnectionError: no route.* by gsm8k=FILE$"):
+        load_benchmark(find_benchmark("gsm8k"))
+    # A file that is named already is not told so again.
+    with pytest.raises(DataError, match=r"no such file \(looked from [^)]+\)\.$"):
+        load_benchmark(find_benchmark(f"gsm8k={tmp_path / 'none.jsonl'}"))
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

@@ -69,6 +69,14 @@ def test_a_plan_is_difficulties_by_rows_by_seeds(tmp_path: Path) -> None:
         assert cell.after is None or names.index(cell.after) < names.index(cell.name)
 
 
+def test_a_row_adds_to_the_data_of_its_difficulty(tmp_path: Path) -> None:
+    rows = {"a": {}, "b": {"data": {"label": "x"}}, "c": {"like": "b", "data": {"split": "y"}}}
+    plan = plan_of(tmp_path, rows=rows, contrasts=[])
+    data = {cell.row: cell.experiment.data for cell in plan.cells if cell.difficulty == "hard"}
+    # `like` takes a row's settings as they stand there; its own win as a whole.
+    assert data == {"a": DATA, "b": {**DATA, "label": "x"}, "c": {**DATA, "split": "y"}}
+
+
 def test_cells_that_others_wait_for_go_first(tmp_path: Path) -> None:
     rows = {
         "alone": {},
@@ -159,7 +167,7 @@ ROWS = values()["rows"]
             {"rows": {"a": {"rewards": {"similarty": 1}}}},
             r"row a, difficulty easy: rewards: .*simil",
         ),
-        ({"rows": {"a": {"data": DATA}}}, r"row a: data is a difficulty's"),
+        ({"rows": {"a": {"data": "x"}}}, r"row a: data is 'x'; it must hold `key: value` lines"),
         ({"rows": {"a": {"output_dir": "x"}}}, r"row a: output_dir is the plan's: `output` says"),
         ({"rows": {"a": {"after": "b"}}}, r"row a: after is 'b', which is none of the rows a"),
         ({"rows": {"srl": {}, "b": {"like": "slr"}}}, r"like is 'slr', .*; did you mean srl\?"),

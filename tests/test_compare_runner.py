@@ -463,7 +463,22 @@ class MadeUp(Starter):
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_PAUSE", 0.01)
-    monkeypatch.setattr(runner, "_try_data", lambda cells, console: None)
+    monkeypatch.setattr(runner, "_try_data", lambda plan, missing, console: None)
+
+
+def test_rows_are_compared_on_the_same_held_out_problems(file: Path) -> None:
+    rows = {"srl": {}, "other": {"like": "srl", "data": {"label": "mine"}}}
+    write(rows=rows, contrasts=[], seeds=[0])
+    starter = Starter(before=lambda words: sys.exit(3))  # nothing is trained here
+    assert run(start=starter, rows=["other"])[0] == 1
+    assert starter.names == ["train toy.other.0"]
+    for change in ({"data": {"limit": 12}}, {"test_problems": 5}, {"validation_problems": 1}):
+        write(rows={"srl": {}, "other": {"like": "srl", **change}})
+        with pytest.raises(UsageError) as refused:
+            run(start=starter, rows=["other"])  # though the other row is not asked for
+        assert "compare.yaml: row other holds out other problems than row srl" in str(refused.value)
+        assert "Take out of the row what changes them" in str(refused.value)
+    assert len(starter.names) == 1
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from environments.answers import stated_answer
+from environments.paper_sums import work_out
 from environments.word_problems import WordProblem, draw_problems
 from srl.policy import load_policy
 from srl.prompts import PromptFormat, parse_text
@@ -22,7 +23,7 @@ from srl.prompts import PromptFormat, parse_text
 RECIPE = Path(__file__).parents[1] / "experiments" / "tiny"
 sys.path.insert(0, str(RECIPE))
 
-from demonstrations import choose_goal, demonstrate, given, solve_whole, work_out  # noqa: E402
+from demonstrations import choose_goal, solve_whole  # noqa: E402
 from make_base import (  # noqa: E402
     Row,
     _add_branch,
@@ -88,10 +89,10 @@ def test_every_worked_out_sum_is_true() -> None:
 
 
 def steps_of(problem: WordProblem) -> list[str]:
-    known = given(problem)
+    known = problem.given
     steps = []
     for _ in range(20):
-        demonstration = demonstrate(problem, known, problem.target)
+        demonstration = problem.demonstrate(problem.target, known)
         steps.append(demonstration.step)
         if demonstration.computed is None:
             return steps
@@ -114,10 +115,10 @@ def test_thoughts_are_true() -> None:
     """Facts are the problem's, values known ones, and the last words are the step's own sum."""
     for problem in PROBLEMS:
         rng = random.Random(problem.text)
-        known = given(problem)
+        known = problem.given
         for _ in range(12):
             goal = choose_goal(problem, rng)
-            shown = demonstrate(problem, known, goal)
+            shown = problem.demonstrate(goal, known)
             parts = shown.thought.removesuffix(".").split(". ")
             for number, (before, part) in enumerate(pairwise(["", *parts]), start=1):
                 if match := re.match(r"\(for (\w+)\) ", part):
@@ -151,7 +152,7 @@ def test_thoughts_are_true() -> None:
 
 def test_demonstrations_keep_the_format() -> None:
     for problem in PROBLEMS:
-        shown = demonstrate(problem, given(problem), problem.target)
+        shown = problem.demonstrate(problem.target, problem.given)
         parsed = parse_text(shown.text(), truncated=False)
         assert (parsed.thought, parsed.action, parsed.failure) == (shown.thought, shown.step, None)
 

@@ -14,6 +14,7 @@ import pytest
 
 from environments import ENVIRONMENTS, DataError, LoadReport, load_trajectories
 from environments.competition_math import last_boxed
+from environments.types import Trajectory
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -205,6 +206,32 @@ def test_files_columns_and_splitter(tmp_path: Path) -> None:
     assert sentences.steps == ("One.", "Two.", "Three.")
     (merged,) = load_trajectories("files", path, splitter="sentences", min_chars=5, **columns)
     assert merged.steps == ("One. Two.", "Three.")
+
+
+def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "thoughts": [" So, 3.\n", ""]},
+        {"problem": "p", "solution": "a.\nb.", "thoughts": ["x", "y"]},
+        {"problem": "q", "solution": "a.\nb.", "thoughts": None},
+        {"problem": "r", "solution": "a.\nb.", "thoughts": ["x"]},
+        {"problem": "s", "solution": "a.\nb.", "thoughts": "x y"},
+        {"problem": "t", "solution": "a.\nb.", "thoughts": ["x", 3]},
+    ]
+    path = jsonl(tmp_path, rows, "mine.jsonl")
+    report = LoadReport()
+    found = load_trajectories("files", path, report=report, max_dropped_share=1.0)
+    assert [one.thoughts for one in found] == [(" So, 3.\n", ""), ("x", "y"), ()]
+    assert all("thoughts" not in one.metadata for one in found)
+    assert report.dropped == {
+        "not as many thoughts as steps": 1,
+        "thoughts is not a list of texts": 2,
+    }
+    (other,) = load_trajectories(
+        "files", jsonl(tmp_path, [{**GOOD, "why": ["x", "y"]}]), thoughts_column="why"
+    )
+    assert other.thoughts == ("x", "y")
+    with pytest.raises(DataError, match="1 thoughts for 2 steps; give one for each step"):
+        Trajectory("p", ("a", "b"), thoughts=("x",))
 
 
 def test_json_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:

@@ -157,11 +157,15 @@ STEPS = (
 )
 
 
+THOUGHTS = (" Two, and\nmore.  ", "", "\nx < y?\n")
+
+
+@pytest.mark.parametrize("thoughts", [(), THOUGHTS], ids=["bare", "thoughts"])
 @pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("template", [None, CHATML, OPENING, OPENING_BARE])
 @pytest.mark.parametrize("tags", [(), ("<think>", "</think>")], ids=["text", "tokens"])
 def test_a_row_reads_back_as_the_expert_wrote_it(
-    template: str | None, think: bool, tags: tuple[str, ...]
+    template: str | None, think: bool, tags: tuple[str, ...], thoughts: tuple[str, ...]
 ) -> None:
     tokenizer = build_tokenizer(
         chat_template=template,
@@ -170,7 +174,8 @@ def test_a_row_reads_back_as_the_expert_wrote_it(
     )
     form = PromptFormat(tokenizer, system_prompt="Go on.", think=think)
     assert form.opens_thought is (think and template in (OPENING, OPENING_BARE))
-    expert = Trajectory("What is 2 + 2?", STEPS, answer="4")
+    expert = Trajectory("What is 2 + 2?", STEPS, answer="4", thoughts=thoughts)
+    bare = Trajectory("What is 2 + 2?", STEPS, answer="4")
     for targets in ("all", "whole"):
         args = SRLConfig(targets=targets, use_cpu=True)
         rows = ExpertRows.of([expert], form, args, None)
@@ -179,8 +184,20 @@ def test_a_row_reads_back_as_the_expert_wrote_it(
         for example, completion in zip(rows.examples, rows.completions, strict=True):
             assert completion[-1] == tokenizer.eos_token_id
             parsed = form.parse(completion, False, whole=example.whole)
-            assert (parsed.thought, parsed.failure) == ("", None)
-            assert parsed.action == example.expert_step.strip()
+            assert parsed.failure is None
+            taught = thoughts[example.step_index :] if think else ()
+            taught = taught if example.whole else taught[:1]
+            assert parsed.thought == "\n".join(one.strip() for one in taught if one.strip())
+            # Between the tags of a whole solution parsing drops the white space at the ends.
+            pieces = "\n".join([STEPS[0].strip(), *STEPS[1:]])
+            assert parsed.action == (
+                pieces if taught and example.whole else example.expert_step.strip()
+            )
+            for index, thought in enumerate(taught, start=example.step_index):
+                written = form.read([*form.encode_example(example), *completion])
+                assert f"{thought}</think>\n{STEPS[index].strip()}" in written or not thought
+        # What a thought is, only the completion knows.
+        assert rows.prompts == ExpertRows.of([bare], form, args, None).prompts
 
 
 def test_labels_are_the_completion_and_nothing_else(toy_policy: Path, tmp_path: Path) -> None:

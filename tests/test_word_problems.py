@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
 
@@ -290,12 +291,28 @@ def test_the_largest_sizes_have_people_enough() -> None:
         ({"max_value": 1000}, "max_value is 1000"),
         ({"max_value": 30.5}, "max_value is 30.5"),
         ({"pool": "test"}, "pool is 'test'; allowed are main and base"),
+        ({"thoughts": "yes"}, "thoughts is 'yes'; allowed are true and false"),
         ({"path_or_hub": "x.jsonl"}, "read no file, but the path 'x.jsonl' was given"),
     ],
 )
 def test_refuses(options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(report=LoadReport(), **{"limit": 5, **options})  # type: ignore[arg-type]
+
+
+def test_thoughts_change_neither_problems_nor_steps() -> None:
+    bare, thinking = draw(40, seed=5), draw(40, seed=5, thoughts=True)
+    assert [replace(one, thoughts=()) for one in thinking] == bare
+    for one in thinking:
+        *thoughts, last = one.thoughts
+        for thought, step in zip(thoughts, one.steps, strict=False):
+            # A monologue ends in the sum by digits, whose result is the step's: 2+4=6, 1+3=4.
+            digits = re.findall(r"=(\d+)", thought)
+            assert digits, thought
+            subject = step.split()[1]
+            assert f"{subject} " in thought
+        assert one.answer is not None
+        assert re.search(rf"\b{one.answer}\b", last)
 
 
 def test_through_the_front_door() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from demonstrations import choose_goal, demonstrate, given, solve_whole
+from demonstrations import choose_goal, solve_whole
 from induction import wire_induction
 from tokenizers import (
     Regex,
@@ -223,15 +223,15 @@ def write_steps(
 ) -> Row:
     """All steps of one problem. The trunk follows the expert, or the demonstrator's own way."""
     follow_expert = rng.random() < 0.5
-    known = given(problem)
+    known = problem.given
     trunk: list[str] = []
     branches: list[str] = []
     while len(branches) < 12:
-        demonstration = demonstrate(problem, known, choose_goal(problem, rng))
+        demonstration = problem.demonstrate(choose_goal(problem, rng), known)
         branches.append(demonstration.text())
         taken = demonstration
         if follow_expert:
-            taken = demonstrate(problem, known, problem.target)
+            taken = problem.demonstrate(problem.target, known)
         if taken.computed is None:
             break
         trunk.append(taken.step)

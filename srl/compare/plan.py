@@ -2,8 +2,8 @@
 
 One run, a cell, is one difficulty, one row and one seed; the base policy, which is not trained, has
 no seed. Its settings are those of `settings`, then of its difficulty, then of its row: what comes
-later wins. All cells are checked before any is started, so that a wrong key in the last row is not
-found after a night.
+later wins, but a row's `data` is added to its difficulty's. All cells are checked before any is
+started, so that a wrong key in the last row is not found after a night.
 """
 
 from __future__ import annotations
@@ -258,11 +258,6 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
     for name, block in rows.items():
         own = {key: value for key, value in block.items() if key not in ROW_WORDS}
         _settings_known(own, (*fields_known, *ROW_WORDS), f"{where}, row {name}")
-        if "data" in own:
-            raise UsageError(
-                f"{where}, row {name}: data is a difficulty's; rows are compared on the same "
-                "problems"
-            )
         if "model" in own and block.get("after") is not None:
             raise UsageError(
                 f"{where}, row {name}: it starts after row {block['after']}, so it has no model of "
@@ -278,6 +273,12 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
                 **settings,
                 **problems,
                 **own_settings[row.name],
+            }
+            # What a row says of its data is added: `compare` checks that the same problems are
+            # held out for all rows.
+            given["data"] = {
+                **_block(problems["data"], f"{where}, difficulty {difficulty}: data"),
+                **_block(own_settings[row.name].get("data"), f"{where}, row {row.name}: data"),
             }
             for seed in seeds if row.trained else (None,):
                 name = cell_name(difficulty, row.name, seed)

@@ -111,7 +111,7 @@ def compare(
         refuse_mixed_runs(plan, chosen)
         missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
-        _try_data(missing, console)
+        _try_data(plan, missing, console)
         at_once = min(jobs or cores(), max(1, len(missing)))
         queue = Queue(plan, missing, at_once, lock, start or start_process, console)
         code = queue.run()
@@ -461,17 +461,36 @@ def _make_folders(output: Path) -> None:
         ) from error
 
 
-def _try_data(cells: Collection[Cell], console: Console) -> None:
-    """Each difficulty's data read once: what is wrong with it is told before anything starts."""
+def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
+    """Read the data of the difficulties that are begun: what is wrong is told before that.
+
+    Raises:
+        UsageError: a row holds out other problems than another; rows are compared on the same.
+        DataError: data that cannot be used.
+    """
     from srl.run import load_splits
 
+    begun = {cell.difficulty for cell in missing}
     seen = []
-    for cell in cells:
+    held_out: dict[str, tuple[Cell, tuple[set[str], ...]]] = {}
+    for cell in plan.cells:
         args = cell.experiment.args
-        split = (cell.experiment.data, args.validation_problems, args.test_problems)
-        if split not in seen:
-            seen.append(split)
-            load_splits(cell.experiment, console)
+        split = (cell.experiment.data, args.validation_problems, args.test_problems, args.data_seed)
+        if cell.difficulty not in begun or split in seen:
+            continue
+        seen.append(split)
+        splits = load_splits(cell.experiment, console)
+        problems = tuple(
+            {one.problem_id for one in part} for part in (splits.validation, splits.test)
+        )
+        first, theirs = held_out.setdefault(cell.difficulty, (cell, problems))
+        if problems != theirs:
+            raise UsageError(
+                f"{plan.source}: row {cell.row} holds out other problems than row {first.row} in "
+                f"difficulty {cell.difficulty}; rows are compared on the same problems. Take out "
+                "of the row what changes them: options of data such as limit or seed, "
+                "validation_problems, test_problems"
+            )
 
 
 def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
