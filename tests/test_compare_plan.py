@@ -195,6 +195,9 @@ ROWS = values()["rows"]
         ({"data_seed": "x"}, r"data_seed is 'x'"),
         ({"metric": "whole greedy"}, r"metric is 'whole greedy', .* it has steps greedy \(more"),
         ({"metric": "steps avg@3"}, r"metric is 'steps avg@3'"),
+        ({"metric": ["steps greedy", "steps avg@3"]}, r"metric is 'steps avg@3'"),
+        ({"metric": ["steps greedy"] * 2}, r"metric is \['steps greedy', 'steps greedy'\]; give a"),
+        ({"metric": []}, r"metric is \[\]; give a figure, or several different ones as a list"),
     ],
 )
 def test_what_it_may_not_say(tmp_path: Path, changes: dict[str, object], message: str) -> None:

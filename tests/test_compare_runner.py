@@ -413,9 +413,10 @@ def finish(words: Sequence[str], plan: Plan, *, correct: bool = True) -> None:
     run.config.write_text(yaml.safe_dump(plain(cell.experiment.resolved())))
     run.environment.write_text(json.dumps(ENVIRONMENT | {"started": now()}))
     lines = [
-        {"when": "after", "evaluation": 0, "problem_id": p, "mode": "steps", "sample": 0}
+        {"when": "after", "evaluation": 0, "problem_id": p, "mode": "steps", "sample": sample}
         | {"correct": correct, "answer": "4"}
         for p in "abc"
+        for sample in range(1 + cell.experiment.args.solve_samples)
     ]
     run.eval.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if cell.trained:  # so that the next one starts from something
@@ -683,6 +684,25 @@ def test_only_what_the_run_that_is_there_took_is_counted(file: Path) -> None:
         assert len(cell["commands"]) == 1
         assert cell["seconds"] < 5000
         Path("runs/c/starts.jsonl").unlink(missing_ok=True)  # as an earlier version left it
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_contrasts_of_two_figures(file: Path) -> None:
+    write(metric=["steps greedy", "steps avg@2"])
+    assert run(start=MadeUp())[0] == 0
+    [part] = json.loads(Path("runs/c/table.json").read_text())["difficulties"]
+    assert [(c["figure"], c["first"]) for c in part["contrasts"]] == [
+        *(("steps greedy", "srl"), ("steps greedy", "two")),
+        *(("steps avg@2", "srl"), ("steps avg@2", "two")),
+    ]
+    text = Path("runs/c/table.md").read_text()
+    assert text.index("difference in steps greedy") < text.index("difference in steps avg@2")
+    # Both with intervals, and what contrasts are not about without.
+    assert re.search(
+        r"^\| SRL \| 100.0 \[[^]]+\] \|( 100.0 \|){2} 100.0 \[[^]]+\] \| 100.0 \|",
+        text,
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -115,7 +115,7 @@ def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str
 
 
 def row_mean(seeds: Sequence[Values]) -> Estimate:
-    """`row_estimate` of numbers that are no shares: no bounds, and nothing added to the spread.
+    """`row_estimate` of counts and lengths: from 0 on, and nothing added to the spread.
 
     Args:
         seeds: for each seed its values, of the same problems.
@@ -123,7 +123,7 @@ def row_mean(seeds: Sequence[Values]) -> Estimate:
     Raises:
         ValueError: no values, or seeds with other problems.
     """
-    return _crossed(_matrix(seeds), (), (-math.inf, math.inf))
+    return _crossed(_matrix(seeds), (), (0.0, math.inf))
 
 
 def row_estimate(seeds: Sequence[Values]) -> Estimate:

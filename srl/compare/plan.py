@@ -106,7 +106,7 @@ class Plan:
         rows: in the table's order.
         seeds: of every trained row.
         contrasts: pairs of rows; the difference is of the first less the second.
-        metric: the figure that contrasts are about.
+        metrics: the figures that contrasts are about; the first is the main one.
         cells: all runs; a cell stands behind the one whose policy it starts from.
     """
 
@@ -117,8 +117,13 @@ class Plan:
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
     contrasts: tuple[tuple[str, str], ...]
-    metric: str
+    metrics: tuple[str, ...]
     cells: tuple[Cell, ...]
+
+    @property
+    def metric(self) -> str:
+        """The main figure."""
+        return self.metrics[0]
 
     def cells_of(self, difficulty: str, row: str) -> list[Cell]:
         """One cell for each seed, or the one that has none."""
@@ -308,7 +313,7 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
         rows=table,
         seeds=seeds,
         contrasts=_contrasts(values.get("contrasts", []), rows, where),
-        metric=_metric(values.get("metric", "steps greedy"), cells, where),
+        metrics=_metrics(values.get("metric", "steps greedy"), cells, where),
         cells=tuple(cells),
     )
 
@@ -478,7 +483,13 @@ def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[
     return tuple(found)
 
 
-def _metric(metric: object, cells: Sequence[Cell], where: str) -> str:
+def _metrics(given: object, cells: Sequence[Cell], where: str) -> tuple[str, ...]:
+    metrics = given if isinstance(given, list) else [given]
+    if not metrics or len(set(map(str, metrics))) < len(metrics):
+        raise UsageError(
+            f"{where}: metric is {given!r}; give a figure, or several different ones as a list, "
+            "the main one first"
+        )
     for cell in cells:
         place = f"row {cell.row}, difficulty {cell.difficulty}"
         if cell.experiment.args.test_problems < 1:
@@ -487,10 +498,11 @@ def _metric(metric: object, cells: Sequence[Cell], where: str) -> str:
                 "under settings"
             )
         there = figure_names(cell.experiment)
-        if metric not in there:
-            whole = "" if "whole greedy" in there else " (more with solve_whole: true)"
-            raise UsageError(
-                f"{where}: metric is {metric!r}, which {place} does not have; it has "
-                f"{', '.join(there)}{whole}"
-            )
-    return str(metric)
+        for metric in metrics:
+            if metric not in there:
+                whole = "" if "whole greedy" in there else " (more with solve_whole: true)"
+                raise UsageError(
+                    f"{where}: metric is {metric!r}, which {place} does not have; it has "
+                    f"{', '.join(there)}{whole}"
+                )
+    return tuple(map(str, metrics))

@@ -211,8 +211,10 @@ def values_of(run: RunFolder) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first row less the second; of two rows that are not trained `seeds` is empty."""
+    """The first row less the second, in one figure; of two rows that are not trained `seeds` is
+    empty."""
 
+    figure: str
     first: str
     second: str
     seeds: tuple[int, ...]
@@ -235,7 +237,7 @@ class Part:
         rows: each row with its cells.
         figures: row -> figure -> mean with interval, over the seeds that are done.
         behaviour: row -> aspect of whole greedy solutions -> the same.
-        contrasts: of the plan's metric.
+        contrasts: of each of the plan's metrics in turn.
     """
 
     difficulty: str
@@ -269,7 +271,9 @@ def build(plan: Plan, results: Mapping[str, CellResult]) -> list[Part]:
             aspects = seen[0] if seen else ()
             shown[row.name] = {a: row_mean([values[a] for values in seen]) for a in aspects}
         by_row = {row.name: cells for row, cells in rows}
-        contrasts = [_contrast(*pair, by_row, plan.metric) for pair in plan.contrasts]
+        contrasts = [
+            _contrast(*pair, by_row, metric) for metric in plan.metrics for pair in plan.contrasts
+        ]
         parts.append(Part(difficulty, problems, rows, figures, shown, contrasts))
     return parts
 
@@ -286,9 +290,10 @@ def _contrast(
     pairs = [(s, one.get(s, one.get(None)), other.get(s, other.get(None))) for s in seeds]
     there = [(s, a, b) for s, a, b in pairs if a is not None and b is not None]
     if not there:
-        return Contrast(first, second, (), None)
+        return Contrast(metric, first, second, (), None)
     difference = contrast([a for _, a, _ in there], [b for _, _, b in there])
-    return Contrast(first, second, tuple(s for s, _, _ in there if s is not None), difference)
+    shared = tuple(s for s, _, _ in there if s is not None)
+    return Contrast(metric, first, second, shared, difference)
 
 
 def _same_problems(cells: Sequence[CellResult], plan: Plan) -> int:

@@ -479,7 +479,9 @@ def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
         if cell.difficulty not in begun or split in seen:
             continue
         seen.append(split)
-        splits = load_splits(cell.experiment, console)
+        # What is dropped, and how many are left, is told once for a difficulty.
+        told = console if cell.difficulty not in held_out else Console(quiet=True)
+        splits = load_splits(cell.experiment, told)
         problems = tuple(
             {one.problem_id for one in part} for part in (splits.validation, splits.test)
         )

@@ -31,7 +31,7 @@ def as_json(
     return {
         "config": str(plan.source),
         "quick": plan.quick,
-        "metric": plan.metric,
+        "metrics": list(plan.metrics),
         "seeds": list(plan.seeds),
         "difficulties": [
             {
@@ -59,7 +59,7 @@ def as_json(
                     {
                         "first": c.first,
                         "second": c.second,
-                        "figure": plan.metric,
+                        "figure": c.figure,
                         "seeds": list(c.seeds),
                         "difference": None if c.difference is None else c.difference.to_json(),
                         "verdict": c.word,
@@ -213,7 +213,8 @@ def _heading(part: Part, plan: Plan) -> str:
 
 def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
     """Headers and rows of what a difficulty has: figures, contrasts, behaviour."""
-    tables = (_figure_rows(part, plan), _contrast_rows(part, plan), _behaviour_rows(part, plan))
+    contrasts = (_contrast_rows(part, plan, metric) for metric in plan.metrics)
+    tables = (_figure_rows(part, plan), *contrasts, _behaviour_rows(part, plan))
     return [(header, rows) for header, rows in tables if rows]
 
 
@@ -245,13 +246,13 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
     for row, cells in part.rows:
         figures = part.figures[row.name]
         by_seed = {cell.cell.seed: cell for cell in cells}
+        mark = _mark(_trainings(cells), plan)
         rows.append(
             [
                 row.title,
-                _interval(figures.get(plan.metric), _mark(_trainings(cells), plan))
-                + _short_of(cells),
+                _interval(figures.get(plan.metric), mark) + _short_of(cells),
                 *(_seed_cell(by_seed.get(seed), plan.metric) for seed in plan.seeds),
-                *(_percent(figures.get(name)) for name in others),
+                *(_other(figures.get(name), name in plan.metrics, mark) for name in others),
                 _tokens(cells),
                 clock(sum(cell.seconds for cell in cells)),
             ]
@@ -259,7 +260,7 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _contrast_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
+def _contrast_rows(part: Part, plan: Plan, metric: str) -> tuple[list[str], list[list[str]]]:
     titles = {row.name: row.title for row in plan.rows}
     rows = [
         [
@@ -269,8 +270,9 @@ def _contrast_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
             c.word,
         ]
         for c in part.contrasts
+        if c.figure == metric
     ]
-    return ["", f"difference in {plan.metric}, points", "seeds", "verdict"], rows
+    return ["", f"difference in {metric}, points", "seeds", "verdict"], rows
 
 
 def _seed_cell(result: CellResult | None, metric: str) -> str:
@@ -317,8 +319,11 @@ def _interval(estimate: Estimate | None, mark: str = "", *, signed: bool = False
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]{mark}"
 
 
-def _percent(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{100 * estimate.value:.1f}"
+def _other(estimate: Estimate | None, is_metric: bool, mark: str) -> str:
+    """A figure beside the main one: with its interval only if contrasts are about it."""
+    if estimate is None or is_metric:
+        return _interval(estimate, mark)
+    return f"{100 * estimate.value:.1f}"
 
 
 def _line(cells: Sequence[str]) -> str:
