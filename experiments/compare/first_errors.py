@@ -1,0 +1,109 @@
+"""Where do solutions of the embedded problems go wrong first? From the attempts in eval.jsonl.
+
+Every greedy attempt of a comparison's cells is read step by step until one is not right:
+
+    goal      a true step, or a true answer, about somebody whom the question does not need
+    copied    a step whose sum is true but whose numbers are not those of the person it is about
+    sum       a false sum
+    stopped   no answer: cut off, a step in no known form, or one that was there before
+
+and counted by difficulty, row and mode, all seeds together: the share of attempts solved, the share
+by kind of first error, and errors for a hundred steps tried. A step is tried if all before it were
+right.
+
+    python experiments/compare/first_errors.py [runs/compare]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from environments.word_problems import WordProblem, draw_problems
+from srl.compare.figures import last_evaluation
+from srl.records import read_rows
+from srl.run_folder import RunFolder
+
+KINDS = ("goal", "copied", "sum", "stopped")
+_STEP = re.compile(r"So (\w+) has (\d+)([-+*/])(\d+)=(\d+) \w+\.")
+_ANSWER = re.compile(r"The answer is (\d+)\.")
+
+
+def first_error(problem: WordProblem, steps: Sequence[str]) -> tuple[str | None, int]:
+    """The kind of the first error, None if there is none, and how many steps were tried."""
+    needed = set(problem.needed(problem.target))
+    done: set[str] = set()
+    for tried, step in enumerate(steps, start=1):
+        if kind := _error(problem, step, needed, done):
+            return kind, tried
+        if _ANSWER.fullmatch(step):
+            return None, tried
+    return "stopped", len(steps) + 1
+
+
+def _error(problem: WordProblem, step: str, needed: set[str], done: set[str]) -> str | None:
+    if answer := _ANSWER.fullmatch(step):
+        values = {name: quantity.value for name, quantity in problem.quantities.items()}
+        if int(answer[1]) == values[problem.target]:
+            return None
+        return "goal" if int(answer[1]) in values.values() else "copied"
+    claim = _STEP.fullmatch(step)
+    if claim is None or claim[1] not in problem.quantities or claim[1] in done:
+        return "stopped"
+    person, left, operation, right, result = claim.groups()
+    if problem.quantities[person].operation and step == problem.write_step(person):
+        done.add(person)
+        return None if person in needed else "goal"
+    a, b, c = int(left), int(right), int(result)
+    true = {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b * c == a}
+    return "copied" if true[operation] else "sum"
+
+
+def cells(output: Path) -> Iterator[tuple[str, str, Mapping[str, WordProblem], RunFolder]]:
+    """Difficulty, row, problems by id and run folder of each finished cell."""
+    drawn: dict[str, dict[str, WordProblem]] = {}
+    for path in sorted(output.glob("*.*/summary.json")):
+        run = RunFolder(path.parent)
+        difficulty, row = run.path.name.split(".")[:2]
+        if difficulty not in drawn:
+            options = dict(run.read_config()["data"])  # type: ignore[call-overload]
+            if options.pop("source") != "word_problems":
+                raise SystemExit(f"{run.path}: only the embedded word_problems can be read")
+            options.pop("thoughts", None)
+            problems = draw_problems(options.pop("limit"), **options)
+            drawn[difficulty] = {one.trajectory().problem_id: one for one in problems}
+        yield difficulty, row, drawn[difficulty], run
+
+
+def main() -> None:
+    """Prints the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", nargs="?", default="runs/compare", type=Path)
+    found: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    output = parser.parse_args().output
+    for difficulty, row, problems, run in cells(output):
+        for line in last_evaluation(read_rows(run.eval)):
+            if line["sample"] == 0:
+                steps = [str(step) for step in line["steps"]]  # type: ignore[attr-defined]
+                kind, tried = first_error(problems[str(line["problem_id"])], steps)
+                found[difficulty, str(line["mode"]), row].update(
+                    {"attempts": 1, "steps": tried, kind or "solved": 1}
+                )
+    if not found:
+        raise SystemExit(f"{output}: no finished cell there; give the folder of a comparison")
+    head = ["difficulty", "mode", "row", "n", "solved %", *(f"{kind} %" for kind in KINDS)]
+    head += [f"{kind} / 100 steps" for kind in KINDS]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for (difficulty, mode, row), counts in sorted(found.items()):
+        shares = [100 * counts[kind] / counts["attempts"] for kind in ("solved", *KINDS)]
+        rates = [100 * counts[kind] / counts["steps"] for kind in KINDS]
+        values = [difficulty, mode, row, str(counts["attempts"])]
+        values += [f"{value:.1f}" for value in shares + rates]
+        print("| " + " | ".join(values) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Which error of a solution came first: by experiments/compare/first_errors.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from environments.word_problems import WordProblem, draw_problems
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments" / "compare"))
+
+from first_errors import first_error  # noqa: E402
+
+DATA = {"seed": 9, "min_operations": 3, "max_operations": 5, "max_distractors": 3}
+PROBLEMS = draw_problems(40, **DATA)  # type: ignore[arg-type]
+
+
+def test_experts_make_none() -> None:
+    for problem in PROBLEMS:
+        steps = problem.trajectory().steps
+        assert first_error(problem, steps) == (None, len(steps))
+        assert first_error(problem, steps[:-1]) == ("stopped", len(steps))
+
+
+def distraction(problem: WordProblem) -> str | None:
+    """A true step that the question does not need."""
+    needed = problem.needed(problem.target)
+    others = [n for n, q in problem.quantities.items() if q.operation and n not in needed]
+    return problem.write_step(others[0]) if others else None
+
+
+def test_each_kind() -> None:
+    distracted = 0
+    for problem in PROBLEMS:
+        first, second, *rest = problem.trajectory().steps
+        if (other := distraction(problem)) is not None:
+            distracted += 1
+            assert first_error(problem, [first, other, second]) == ("goal", 2)
+        assert first_error(problem, [first, "The answer is 100000."]) == ("copied", 2)
+        value = problem.quantities[problem.needed(problem.target)[0]].value
+        if value != problem.quantities[problem.target].value:
+            assert first_error(problem, [first, f"The answer is {value}."]) == ("goal", 2)
+        person, thing = first.split()[1], first.split()[-1]
+        assert first_error(problem, [f"So {person} has 1000+1=1001 {thing}"]) == ("copied", 1)
+        assert first_error(problem, [f"So {person} has 8/3=2 {thing}"]) == ("sum", 1)
+        assert first_error(problem, [first, first, second, *rest]) == ("stopped", 2)
+        assert first_error(problem, ["So Nobody has 1+1=2 pens."]) == ("stopped", 1)
+        assert first_error(problem, [first, "Hm."]) == ("stopped", 2)
+        assert first_error(problem, []) == ("stopped", 1)
+    assert distracted > 10
+
+
+def test_the_table_of_a_comparison(tmp_path: Path) -> None:
+    run = tmp_path / "medium.srl.0"
+    run.mkdir()
+    (run / "summary.json").write_text("{}")
+    data = {"source": "word_problems", "limit": 40, "thoughts": True, **DATA}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    lines = []
+    for number, problem in enumerate(PROBLEMS[:8]):
+        trajectory = problem.trajectory()
+        steps = trajectory.steps if number else trajectory.steps[:1]
+        line = {"when": "after", "evaluation": 0, "mode": "whole", "steps": list(steps)}
+        for sample in (0, 1):  # the second is no greedy one
+            shown = {"problem_id": trajectory.problem_id, "sample": sample}
+            lines.append(json.dumps(line | shown) + "\n")
+    (run / "eval.jsonl").write_text("".join(lines))
+    command = [sys.executable, "experiments/compare/first_errors.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()[2:]
+    tried = sum(len(problem.trajectory().steps) for problem in PROBLEMS[1:8]) + 2
+    shown = ["medium", "whole", "srl", "8", "87.5", "0.0", "0.0", "0.0", "12.5"]
+    rates = ["0.0", "0.0", "0.0", f"{100 / tried:.1f}"]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == shown + rates
+    command[-1] = str(tmp_path / "none")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no finished cell there; give the folder of a comparison" in done.stderr
+
+
+@pytest.mark.parametrize("step", ["So Ada has 4+5=9 pens", "the answer is 4."])
+def test_other_forms_are_no_steps(step: str) -> None:
+    assert first_error(PROBLEMS[0], [step]) == ("stopped", 1)
