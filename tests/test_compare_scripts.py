@@ -1,4 +1,4 @@
-"""Which error of a solution came first: by experiments/compare/first_errors.py."""
+"""What experiments/compare makes of finished cells: first errors, and curves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from environments.word_problems import WordProblem, draw_problems
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments" / "compare"))
 
+from curves import curve, page, updates_of  # noqa: E402
 from first_errors import first_error  # noqa: E402
 
 DATA = {"seed": 9, "min_operations": 3, "max_operations": 5, "max_distractors": 3}
 PROBLEMS = draw_problems(40, **DATA)  # type: ignore[arg-type]
+
+
+# ---- first errors -------------------------------------------------------------------------------
 
 
 def test_experts_make_none() -> None:
@@ -88,3 +92,38 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["So Ada has 4+5=9 pens", "the answer is 4."])
 def test_other_forms_are_no_steps(step: str) -> None:
     assert first_error(PROBLEMS[0], [step]) == ("stopped", 1)
+
+
+# ---- curves -------------------------------------------------------------------------------------
+
+
+def test_curves_are_means_of_updates_and_seeds(tmp_path: Path) -> None:
+    def write(cell: str, kept: list[int], *, finished: bool = True) -> None:
+        run = tmp_path / cell
+        run.mkdir()
+        lines = [
+            {"step": step, "groups_kept": k, "groups_tried": 8, "reward": k / 2}
+            | {"completion_tokens": 10 * step}
+            for step, k in enumerate(kept, start=1)
+        ]
+        lines.insert(1, {"step": 1, "eval_accuracy": 0.5})  # type: ignore[dict-item]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if finished:
+            (run / "summary.json").write_text("{}")
+
+    with pytest.raises(SystemExit, match="no finished training there"):
+        page(tmp_path)
+    write("easy.srl.0", [8, 8, 8, 8, 4])
+    write("easy.srl.1", [0, 0, 4, 4, 8])
+    write("easy.rlvr.0", [1, 1, 1, 1, 1])
+    write("easy.rlvr.1", [0], finished=False)
+    rows = updates_of(tmp_path)["easy"]
+    assert {row: len(seeds) for row, seeds in rows.items()} == {"rlvr": 1, "srl": 2}
+    kept = curve("srl", rows["srl"], "groups_kept", "groups_tried")
+    assert kept.bins == [(1, 4), (5, 8)]
+    assert [value.value for value in kept.values if value] == [40 / 64, 12 / 16]
+    reward = curve("rlvr", rows["rlvr"], "reward")
+    assert [value.value for value in reward.values if value] == [0.5, 0.5]
+    text = page(tmp_path)
+    for words in ("<h2>easy</h2>", "Groups that teach", "rlvr", "srl", "62.5"):
+        assert words in text, words

@@ -1,0 +1,91 @@
+"""Training curves of a comparison: one page with the rows that roll out, by difficulty.
+
+A point is the mean of four updates and of all seeds that are there.
+
+    python experiments/compare/curves.py [runs/compare] [--output curves.html]
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+
+from srl.logs.report.axes import Series, plain_series
+from srl.logs.report.charts import line_chart
+from srl.records import read_rows
+from srl.run_folder import RunFolder
+
+UPDATES = 4  # to a point
+
+Updates = list[Mapping[str, object]]
+
+
+def updates_of(output: Path) -> dict[str, dict[str, list[Updates]]]:
+    """Difficulty -> row -> for each seed the updates of its training, of rows that roll out."""
+    found: dict[str, dict[str, list[Updates]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(output.glob("*.*/summary.json")):
+        run = RunFolder(path.parent)
+        if run.metrics.is_file():
+            lines = [line for line in read_rows(run.metrics) if "groups_tried" in line]
+            difficulty, row = run.path.name.split(".")[:2]
+            if lines:
+                found[difficulty][row].append(lines)
+    return found
+
+
+def curve(name: str, seeds: Iterable[Updates], figure: str, per: str | None = None) -> Series:
+    """A figure along training, as a share of another one if `per` names it."""
+    points: dict[int, list[float]] = defaultdict(list)
+    for updates in seeds:
+        for line in updates:
+            value = float(str(line[figure])) / (1.0 if per is None else float(str(line[per])))
+            points[(int(str(line["step"])) - 1) // UPDATES].append(value)
+    return plain_series(
+        name,
+        [((UPDATES * k + 1, UPDATES * (k + 1)), fmean(found)) for k, found in points.items()],
+    )
+
+
+def page(output: Path) -> str:
+    """The page.
+
+    Raises:
+        SystemExit: there is no finished training.
+    """
+    parts = []
+    for difficulty, rows in updates_of(output).items():
+        parts.append(f'<section><h2>{html.escape(difficulty)}</h2><div class="charts">')
+        for title, caption, figure, per in (
+            ("Groups that teach", "Rewards differ in them.", "groups_kept", "groups_tried"),
+            ("Reward", "Each row's own: similarity, or the answer.", "reward", None),
+            ("Length", "Tokens of a rollout.", "completion_tokens", None),
+        ):
+            lines = [curve(name, seeds, figure, per) for name, seeds in rows.items()]
+            parts.append(line_chart(title, caption, lines, share=per is not None))
+        parts.append("</div></section>")
+    if not parts:
+        raise SystemExit(f"{output}: no finished training there; give the folder of a comparison")
+    style = (files("srl.logs.report") / "page" / "page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(str(output))}'
+        f"</title><style>{style}</style><main>{''.join(parts)}</main></html>"
+    )
+
+
+def main() -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="?", default="runs/compare", type=Path)
+    parser.add_argument("--output", default="curves.html", type=Path)
+    args = parser.parse_args()
+    args.output.write_text(page(args.runs), encoding="utf-8")
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
