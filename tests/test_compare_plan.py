@@ -258,6 +258,53 @@ def test_the_shipped_comparison(quick: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert (ROOT / "experiments/tiny/base").is_dir()
 
 
+def shipped(name: str) -> dict[str, dict[str, object]]:
+    """Row -> what its first cell is trained with, of the last difficulty."""
+    cells = load_plan(ROOT / "experiments/compare" / f"{name}.yaml").cells
+    return {cell.row: dict(cell.experiment.resolved()) for cell in cells if not cell.seed}
+
+
+def different(one: dict[str, object], other: dict[str, object]) -> set[str]:
+    """Settings in which two rows differ; one that only one of them writes is one."""
+    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+
+
+@pytest.mark.parametrize("name", ["ablations", "one_step"])
+def test_an_ablation_changes_one_thing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = shipped(name)
+    srl = rows.pop("srl")
+    del rows["base"]
+    if name == "one_step":  # crossed
+        both = rows.pop("one_step_autojunk")
+        one, other = rows["one_step"], rows["srl_autojunk"]
+        assert both == {**one, "rewards": other["rewards"]}
+    for row, settings in rows.items():
+        changed = different(settings, srl)
+        if row.startswith("group"):  # as many rollouts
+            assert changed == {"prompts_per_step", "num_generations"}
+            assert (
+                int(str(settings["prompts_per_step"])) * int(str(settings["num_generations"])) == 64
+            )
+        else:
+            assert len(changed) == 1, (row, changed)
+
+
+@pytest.mark.parametrize("name", ["ablations", "one_step", "data_size"])
+def test_other_comparisons_train_srl_as_the_first_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    changed = different(shipped("compare")["srl"], shipped(name)["srl"])
+    # What is solved, how checkpoints are picked and kept, and where.
+    assert changed <= {
+        *("data", "output_dir", "train_problems", "validation_problems", "validate_by"),
+        *("whole_samples", "whole_max_completion_length", "save_total_limit", "save_steps"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        *("eval_strategy", "eval_steps", "do_eval"),
+    }
+
+
 def test_the_plan_for_real_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = load_plan(Path("experiments/compare/s1k.yaml"), quick=False)
