@@ -80,6 +80,7 @@ class DataCheck:
         steps_per_trajectory: their spread over trajectories.
         step_chars: characters of a step.
         with_answer: trajectories that state a final answer.
+        with_thoughts: trajectories with a thought for each step.
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
@@ -98,6 +99,7 @@ class DataCheck:
     steps_per_trajectory: Spread
     step_chars: Spread
     with_answer: int
+    with_thoughts: int
     repeated_steps: int
     self_score_min: float
     self_score_failures: int
@@ -155,6 +157,7 @@ def check_data(
         steps_per_trajectory=_spread(len(one.steps) for one in trajectories),
         step_chars=_spread(len(step) for one in trajectories for step in one.steps),
         with_answer=sum(one.answer is not None for one in trajectories),
+        with_thoughts=sum(bool(one.thoughts) for one in trajectories),
         repeated_steps=sum(
             trajectories[row].steps[index] == trajectories[row].steps[index - 1]
             for row, index in places
@@ -252,6 +255,7 @@ def render(check: DataCheck) -> str:
         ("trajectories", f"{check.trajectories:,}"),
         ("different problems", f"{check.problems:,}"),
         ("with a final answer", f"{check.with_answer:,}"),
+        ("with thoughts", f"{check.with_thoughts:,}"),
         ("expert steps", f"{check.steps:,}"),
         ("steps per trajectory", _render_spread(check.steps_per_trajectory)),
         ("characters per step", _render_spread(check.step_chars)),

@@ -22,7 +22,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 TRAJECTORIES = [
     Trajectory("p1", ("aa", "bbbb", "cc"), "1"),
     Trajectory("p2", ("xxx", "xxx"), None, metadata={"notes": ("cut",)}),
-    Trajectory("p1", ("dd", "ee"), "1"),
+    Trajectory("p1", ("dd", "ee"), "1", thoughts=("hm", "")),
 ]
 REPORT = LoadReport(rows=5, kept=3, dropped=Counter({"only one step": 2}))
 
@@ -33,7 +33,7 @@ def test_counts_by_hand() -> None:
     assert (check.trajectories, check.problems, check.steps) == (3, 2, 7)
     assert check.steps_per_trajectory == Spread(2, 2, 3)
     assert check.step_chars == Spread(2, 2, 4)
-    assert (check.with_answer, check.repeated_steps) == (2, 1)
+    assert (check.with_answer, check.with_thoughts, check.repeated_steps) == (2, 1, 1)
     assert (check.self_score_min, check.self_score_failures) == (1.0, 0)
     assert check.notes == {"cut": 1}
     assert check.pairs == 4
