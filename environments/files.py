@@ -1,7 +1,7 @@
 """A user's own trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
 
 Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
-cut by a splitter. `answer` and `thoughts` are optional. Every other plain column is metadata.
+cut by a splitter. `answer` is optional. Every other plain column goes to the metadata.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load(
     solution_column: str = "solution",
     steps_column: str = "steps",
     answer_column: str = "answer",
-    thoughts_column: str = "thoughts",
+    thoughts_column: str | None = None,
 ) -> list[Trajectory]:
     """Trajectories from a local file or a hub data set of any origin.
 
@@ -55,7 +55,8 @@ def load(
         steps_column: the column with the list of steps; wins over the solution.
         answer_column: the column with the final answer; rows may lack it.
         thoughts_column: the column with what the expert thought before each step, a list as long as
-            the steps; rows may lack it. Only fine-tuning on the expert's text reads it.
+            the steps; rows may lack it. Only fine-tuning on the expert's text reads it. None reads
+            none.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -86,14 +87,18 @@ def load(
             answer_of(row, answer_column),
             source_name,
             metadata,
-            thoughts_of(row, thoughts_column, len(steps)),
+            () if thoughts_column is None else thoughts_of(row, thoughts_column, len(steps)),
         )
 
     return collect(
         read_rows(path_or_hub, split=split, config=config),
         build,
         name=path_or_hub,
-        columns=[[problem_column], [solution_column, steps_column]],
+        columns=[
+            [problem_column],
+            [solution_column, steps_column],
+            *([] if thoughts_column is None else [[thoughts_column]]),
+        ],
         report=report,
         limit=limit,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def work_out(operation: str, left: int, right: int) -> str:
-    """The arithmetic of numbers up to 99, by digits, as one does it on paper.
+    """The arithmetic of numbers, by their last digit and the rest, as one does it on paper.
 
     >>> work_out("+", 47, 38)
     '7+8=15, 4+3=7, 7+1=8.'

@@ -177,8 +177,8 @@ def collect(
     """Builds a trajectory from each row; drops and counts the rows of which none can be made.
 
     A row is dropped when `build` raises UnusableRowError, or when its trajectory has fewer than two
-    steps, an empty step, or equals an earlier one in problem and steps. Two different solutions of
-    one problem are both kept.
+    steps, an empty step, or equals an earlier one in problem, steps and thoughts. Two different
+    solutions of one problem are both kept.
 
     Args:
         rows: the rows as read.
@@ -192,7 +192,7 @@ def collect(
         DataError: a column is missing from every row.
     """
     kept: list[Trajectory] = []
-    seen: set[tuple[str, tuple[str, ...]]] = set()
+    seen: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
     found: dict[str, None] = {}  # column names in order
     for row in rows:
         found.update(dict.fromkeys(row))
@@ -200,7 +200,7 @@ def collect(
         try:
             trajectory = build(row)
             _check_steps(trajectory.steps)
-            key = (trajectory.problem, trajectory.steps)
+            key = (trajectory.problem, trajectory.steps, trajectory.thoughts)
             if key in seen:
                 raise UnusableRowError(DUPLICATE)
         except UnusableRowError as reason:
@@ -255,12 +255,12 @@ def steps_of(row: Row, column: str) -> tuple[str, ...]:
 
 
 def thoughts_of(row: Row, column: str, steps: int) -> tuple[str, ...]:
-    """The thoughts in a column, one for each step; absent or null is none.
+    """The thoughts in a column, one for each step; absent, null or an empty list is none.
 
     UnusableRowError where it is not a list of texts, as many as steps.
     """
     value = row.get(column)
-    if value is None:
+    if value is None or (isinstance(value, list | tuple) and not value):
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
         raise UnusableRowError(f"{column} is not a list of texts")

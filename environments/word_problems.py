@@ -153,10 +153,6 @@ class Demonstration:
     step: str
     computed: str | None
 
-    def text(self) -> str:
-        """As the policy is to write it."""
-        return f"<think> {self.thought}</think>\n{self.step}"
-
 
 @dataclass(frozen=True)
 class WordProblem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ STATE_FILE = "srl_state.json"
 
 
 def read_state(
-    checkpoint: Path, *, names: Sequence[str], logs: Collection[str]
+    checkpoint: Path, *, holds: Mapping[str, type], logs: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The state in a checkpoint's folder, and how far each log was written.
 
     Args:
         checkpoint: the folder.
-        names: what the state must hold beside the positions of the logs.
+        holds: what the state must hold beside the positions of the logs, and of which type.
         logs: names of the logs.
 
     Raises:
@@ -30,7 +30,11 @@ def read_state(
     path = checkpoint / STATE_FILE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        return {name: state[name] for name in names}, {n: int(state["positions"][n]) for n in logs}
+        found = {name: state[name] for name in holds}
+        for name, value in found.items():
+            if type(value) is not holds[name]:
+                raise TypeError(f"{name} is {value!r}")
+        return found, {name: int(state["positions"][name]) for name in logs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "

@@ -43,7 +43,7 @@ from srl.config import SRLConfig, check_evaluation, check_one_process
 from srl.errors import UsageError, libraries_refuse
 from srl.policy import context_limit, prompt_format
 from srl.progress import ProgressReport
-from srl.prompts import PromptFormat, ensure_pad
+from srl.prompts import TAG, PromptFormat, ensure_pad
 from srl.rollouts import LocalSampler
 from srl.rows import Rows
 from srl.run_log import RunLog
@@ -98,11 +98,14 @@ class ExpertRows:
         found = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
             completion = form.encode_expert(example)
-            if limit is not None and len(prompt) + len(completion) > limit:
+            if args.think and any(TAG.search(one) for one, _ in example.expert_writing):
+                # It would end its own thought, and teach what follows as a step.
+                found.dropped["a think tag inside a thought"] += 1
+            elif limit is not None and len(prompt) + len(completion) > limit:
                 found.dropped["too long for the policy's context"] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
                 # Trained on, it would teach what every evaluation counts as a failure.
-                found.dropped[f"the expert's step breaks the policy's format ({failure})"] += 1
+                found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
             else:
                 found.examples.append(example)
                 found.prompts.append(prompt)
@@ -213,8 +216,12 @@ class ExpertTrainer(SFTTrainer):
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
         args, count = self.settings, len(self.prompts)
+        thinking = sum(any(t for t, _ in row.expert_writing) for row in self.rows.examples)
+        thoughts = f", {thinking:,} with thoughts" if thinking else ""
+        if thinking and not args.think:
+            thoughts += ", which are left out (think: false)"
         return (
-            f"{count:,} rows of the expert's text{dropped(self.rows.dropped)}; "
+            f"{count:,} rows of the expert's text{thoughts}{dropped(self.rows.dropped)}; "
             f"{args.prompts_per_step} rows a step, micro-batches of at most "
             f"{args.micro_batch_tokens:,} tokens; {args.max_steps} steps, about "
             f"{args.max_steps * args.prompts_per_step / count:.2g} epochs"
@@ -336,7 +343,7 @@ class ExpertTrainer(SFTTrainer):
         }
 
     def _load_state(self, checkpoint: Path) -> None:
-        state, positions = read_state(checkpoint, names=("stream",), logs=self.run_log.paths)
+        state, positions = read_state(checkpoint, holds={"stream": dict}, logs=self.run_log.paths)
         self.stream.load_state_dict(state["stream"])  # refuses other data and another seed
         self.run_log.cut_back(positions)
 

@@ -181,7 +181,7 @@ def split_by_problem(
         by_problem, key=lambda problem: hashlib.sha256(f"{seed}:{problem}".encode()).digest()
     )
     ordered = [
-        sorted(by_problem[problem], key=lambda solution: (solution.source, solution.steps))
+        sorted(by_problem[problem], key=lambda one: (one.source, one.steps, one.thoughts))
         for problem in ranked
     ]
     return (

@@ -440,10 +440,10 @@ class SRLTrainer(Trainer):
 
     def _load_state(self, checkpoint: Path) -> None:
         state, positions = read_state(
-            checkpoint, names=("stream", "empty_steps"), logs=self.run_log.paths
+            checkpoint, holds={"stream": dict, "empty_steps": int}, logs=self.run_log.paths
         )
         self.stream.load_state_dict(state["stream"])
-        self._empty_steps = int(state["empty_steps"])
+        self._empty_steps = state["empty_steps"]
         self.run_log.cut_back(positions)
 
 

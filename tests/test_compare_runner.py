@@ -473,12 +473,29 @@ def test_rows_are_compared_on_the_same_held_out_problems(file: Path) -> None:
     starter = Starter(before=lambda words: sys.exit(3))  # nothing is trained here
     assert run(start=starter, rows=["other"])[0] == 1
     assert starter.names == ["train toy.other.0"]
-    for change in ({"data": {"limit": 12}}, {"test_problems": 5}, {"validation_problems": 1}):
+    changes: list[dict[str, object]] = [
+        *({"data": {"limit": 12}}, {"test_problems": 5}, {"validation_problems": 1}),
+        {"data": {"answer_column": "none"}},
+    ]
+    for change in changes:
         write(rows={"srl": {}, "other": {"like": "srl", **change}})
         with pytest.raises(UsageError) as refused:
             run(start=starter, rows=["other"])  # though the other row is not asked for
         assert "compare.yaml: row other holds out other problems than row srl" in str(refused.value)
         assert "Take out of the row what changes them" in str(refused.value)
+    assert len(starter.names) == 1
+    # Also where another difficulty has what the row makes of its own.
+    data = {"source": "files", "path": "data.jsonl"}
+    write(
+        rows={"srl": {}, "other": {"like": "srl", "data": {"limit": 12}}},
+        difficulties={"a": {"data": {**data, "limit": 12}}, "b": {"data": data}},
+    )
+    with pytest.raises(UsageError, match="than row srl in difficulty b"):
+        run(start=starter, difficulties=["a", "b"])
+    # And a training set that there is not is told before anything starts.
+    write(rows={"srl": {}, "other": {"train_problems": 1000}}, difficulties={"b": {"data": data}})
+    with pytest.raises(UsageError, match="train_problems is 1000, but"):
+        run(start=starter)
     assert len(starter.names) == 1
 
 

@@ -15,7 +15,7 @@ from environments.word_problems import WordProblem, draw_problems
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments" / "compare"))
 
-from curves import curve, page, updates_of  # noqa: E402
+from curves import curve, page, pictures, updates_of  # noqa: E402
 from first_errors import first_error  # noqa: E402
 
 DATA = {"seed": 9, "min_operations": 3, "max_operations": 5, "max_distractors": 3}
@@ -66,11 +66,15 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     (run / "summary.json").write_text("{}")
     data = {"source": "word_problems", "limit": 40, "thoughts": True, **DATA}
     (run / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    old = tmp_path / "medium.srl.0.old"  # moved away, so no cell
+    old.mkdir()
+    (old / "summary.json").write_text("{}")
     lines = []
     for number, problem in enumerate(PROBLEMS[:8]):
         trajectory = problem.trajectory()
         steps = trajectory.steps if number else trajectory.steps[:1]
         line = {"when": "after", "evaluation": 0, "mode": "whole", "steps": list(steps)}
+        line["correct"] = number < 2
         for sample in (0, 1):  # the second is no greedy one
             shown = {"problem_id": trajectory.problem_id, "sample": sample}
             lines.append(json.dumps(line | shown) + "\n")
@@ -80,7 +84,7 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()[2:]
     tried = sum(len(problem.trajectory().steps) for problem in PROBLEMS[1:8]) + 2
-    shown = ["medium", "whole", "srl", "8", "87.5", "0.0", "0.0", "0.0", "12.5"]
+    shown = ["medium", "whole", "srl", "8", "25.0", "87.5", "0.0", "0.0", "0.0", "12.5"]
     rates = ["0.0", "0.0", "0.0", f"{100 / tried:.1f}"]
     assert [cell.strip() for cell in line.strip("|").split("|")] == shown + rates
     command[-1] = str(tmp_path / "none")
@@ -89,9 +93,11 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     assert "no finished cell there; give the folder of a comparison" in done.stderr
 
 
-@pytest.mark.parametrize("step", ["So Ada has 4+5=9 pens", "the answer is 4."])
-def test_other_forms_are_no_steps(step: str) -> None:
-    assert first_error(PROBLEMS[0], [step]) == ("stopped", 1)
+def test_other_forms_are_no_steps() -> None:
+    first = PROBLEMS[0].trajectory().steps[0]
+    assert first_error(PROBLEMS[0], [first])[1] == 2  # tried, and right
+    for step in (first.removesuffix("."), first.lower(), f"{first} ", "the answer is 4."):
+        assert first_error(PROBLEMS[0], [step]) == ("stopped", 1)
 
 
 # ---- curves -------------------------------------------------------------------------------------
@@ -124,6 +130,16 @@ def test_curves_are_means_of_updates_and_seeds(tmp_path: Path) -> None:
     assert [value.value for value in kept.values if value] == [40 / 64, 12 / 16]
     reward = curve("rlvr", rows["rlvr"], "reward")
     assert [value.value for value in reward.values if value] == [0.5, 0.5]
+    (tmp_path / "easy.srl.1").rename(tmp_path / "easy.srl.1.old")
+    assert len(updates_of(tmp_path)["easy"]["srl"]) == 1
+    (tmp_path / "easy.srl.1.old").rename(tmp_path / "easy.srl.1")
     text = page(tmp_path)
     for words in ("<h2>easy</h2>", "Groups that teach", "rlvr", "srl", "62.5"):
         assert words in text, words
+
+
+def test_no_picture_is_without_srl() -> None:
+    assert list(pictures(["a", "srl", "b"])) == [["srl", "a", "b"]]
+    assert list(pictures(["srl"])) == [["srl"]]
+    assert list(pictures("abcdefg")) == [[*"abcdef"], ["g"]]
+    assert list(pictures([*"abcdef", "srl"])) == [["srl", *"abcde"], ["srl", "f"]]

@@ -23,7 +23,7 @@ from srl.prompts import PromptFormat, parse_text
 RECIPE = Path(__file__).parents[1] / "experiments" / "tiny"
 sys.path.insert(0, str(RECIPE))
 
-from demonstrations import choose_goal, solve_whole  # noqa: E402
+from demonstrations import choose_goal, solve_whole, write  # noqa: E402
 from make_base import (  # noqa: E402
     Row,
     _add_branch,
@@ -153,7 +153,7 @@ def test_thoughts_are_true() -> None:
 def test_demonstrations_keep_the_format() -> None:
     for problem in PROBLEMS:
         shown = problem.demonstrate(problem.target, problem.given)
-        parsed = parse_text(shown.text(), truncated=False)
+        parsed = parse_text(write(shown), truncated=False)
         assert (parsed.thought, parsed.action, parsed.failure) == (shown.thought, shown.step, None)
 
 

@@ -216,20 +216,28 @@ def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
         {"problem": "r", "solution": "a.\nb.", "thoughts": ["x"]},
         {"problem": "s", "solution": "a.\nb.", "thoughts": "x y"},
         {"problem": "t", "solution": "a.\nb.", "thoughts": ["x", 3]},
+        {"problem": "u", "solution": "a.\nb.", "thoughts": []},
+        {"problem": "p", "solution": "a.\nb.", "thoughts": ["x", "other"]},  # is no duplicate
     ]
     path = jsonl(tmp_path, rows, "mine.jsonl")
     report = LoadReport()
-    found = load_trajectories("files", path, report=report, max_dropped_share=1.0)
-    assert [one.thoughts for one in found] == [(" So, 3.\n", ""), ("x", "y"), ()]
-    assert all("thoughts" not in one.metadata for one in found)
+    found = load_trajectories(
+        "files", path, report=report, max_dropped_share=1.0, thoughts_column="thoughts"
+    )
+    assert [one.thoughts for one in found] == [
+        *((" So, 3.\n", ""), ("x", "y"), (), (), ("x", "other")),
+    ]
+    # Unless asked for they are a column like any other, and take no row away.
+    bare = load_trajectories("files", path)
+    assert [one.problem for one in bare] == [GOOD["problem"], *"pqrstu"]
+    assert not any(one.thoughts for one in bare)
+    assert bare[4].metadata == {"thoughts": "x y"}
     assert report.dropped == {
         "not as many thoughts as steps": 1,
         "thoughts is not a list of texts": 2,
     }
-    (other,) = load_trajectories(
-        "files", jsonl(tmp_path, [{**GOOD, "why": ["x", "y"]}]), thoughts_column="why"
-    )
-    assert other.thoughts == ("x", "y")
+    with pytest.raises(DataError, match="column 'why' is missing from every row"):
+        load_trajectories("files", path, thoughts_column="why")
     with pytest.raises(DataError, match="1 thoughts for 2 steps; give one for each step"):
         Trajectory("p", ("a", "b"), thoughts=("x",))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -219,8 +220,14 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
     rows = ExpertRows.of([*DATA[:2], tagged, long], form, args, 64)
     assert dict(rows.dropped) == {
         "too long for the policy's context": 2,  # the step, and the prompt that holds it
-        "the expert's step breaks the policy's format (repeated_tag)": 1,
+        "the expert's text breaks the policy's format (repeated_tag)": 1,
     }
+    thinking = Trajectory("four", ("a", "b"), thoughts=(" x</think>y<think>", " z"))
+    for targets, left in (("all", 1), ("whole", 0)):
+        other = SRLConfig(targets=targets, use_cpu=True)  # type: ignore[arg-type]
+        found = ExpertRows.of([DATA[0], thinking], form, other, None)
+        assert dict(found.dropped) == {"a think tag inside a thought": 1}
+        assert [one.expert_step for one in found.examples if one.problem == "four"] == ["b"] * left
     assert len(rows.examples) == 2 * 3 + 1
     assert max(rows.lengths) <= 64
     with pytest.raises(UsageError, match=r"no row can be trained on \(1 dropped: the expert's"):
@@ -280,6 +287,28 @@ def test_whole_solutions(sft: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summary["before"]["whole solution, greedy"]["value"] < 0.5
     assert summary["after"]["whole solution, greedy"]["value"] == 1.0
     assert read_jsonl(sft / "runs/one/metrics.jsonl")[-2]["eval_accuracy"] == 1.0
+
+
+def test_thoughts_are_learned_or_it_is_said_that_they_are_not(
+    sft: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"problem": one.problem, "steps": one.steps, "answer": one.answer}
+        | {"thoughts": [" hm"] * len(one.steps)}
+        for one in DATA
+    ]
+    (sft / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data", "{source: files, path: mine.jsonl, thoughts_column: thoughts}"]
+    words += ["--max_steps", "30", "--save_steps", "30", "--eval_strategy", "no"]
+    words += ["--validation_problems", "0", "--test_problems", "4"]
+    assert train(*words) == 0
+    assert "60 rows of the expert's text, 60 with thoughts; 4 rows" in capsys.readouterr().out
+    after = [one for one in read_jsonl(sft / "runs/one/eval.jsonl") if one["when"] == "after"]
+    assert len(after) == 4
+    assert all(str(one["text"]).startswith("<think> hm</think>\n") for one in after)
+    assert train(*words, "--think", "false", "--max_steps", "1", name="two") == 0
+    said = "60 rows of the expert's text, 60 with thoughts, which are left out (think: false); "
+    assert said in capsys.readouterr().out
 
 
 def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_been(

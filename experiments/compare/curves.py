@@ -2,7 +2,7 @@
 
 A point is the mean of four updates and of all seeds that are there.
 
-    python experiments/compare/curves.py [runs/compare] [--output curves.html]
+    python experiments/compare/curves.py [runs/compare]       # writes runs/compare/curves.html
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import html
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 
+from cells import finished
+
 from srl.logs.report.axes import Series, plain_series
-from srl.logs.report.charts import line_chart
+from srl.logs.report.charts import SERIES, line_chart
 from srl.records import read_rows
-from srl.run_folder import RunFolder
 
 UPDATES = 4  # to a point
 
@@ -28,14 +29,21 @@ Updates = list[Mapping[str, object]]
 def updates_of(output: Path) -> dict[str, dict[str, list[Updates]]]:
     """Difficulty -> row -> for each seed the updates of its training, of rows that roll out."""
     found: dict[str, dict[str, list[Updates]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(output.glob("*.*/summary.json")):
-        run = RunFolder(path.parent)
+    for difficulty, row, run in finished(output):
         if run.metrics.is_file():
             lines = [line for line in read_rows(run.metrics) if "groups_tried" in line]
-            difficulty, row = run.path.name.split(".")[:2]
             if lines:
                 found[difficulty][row].append(lines)
     return found
+
+
+def pictures(rows: Collection[str]) -> Iterator[list[str]]:
+    """The rows of each picture: at most so many as it can show, SRL in all of them."""
+    others = [row for row in rows if row != "srl"]
+    first = ["srl"] if "srl" in rows else []
+    room = SERIES - len(first)
+    for start in range(0, max(1, len(others)), room):
+        yield first + others[start : start + room]
 
 
 def curve(name: str, seeds: Iterable[Updates], figure: str, per: str | None = None) -> Series:
@@ -65,8 +73,9 @@ def page(output: Path) -> str:
             ("Reward", "Each row's own: similarity, or the answer.", "reward", None),
             ("Length", "Tokens of a rollout.", "completion_tokens", None),
         ):
-            lines = [curve(name, seeds, figure, per) for name, seeds in rows.items()]
-            parts.append(line_chart(title, caption, lines, share=per is not None))
+            for shown in pictures(rows):
+                lines = [curve(row, rows[row], figure, per) for row in shown]
+                parts.append(line_chart(title, caption, lines, share=per is not None))
         parts.append("</div></section>")
     if not parts:
         raise SystemExit(f"{output}: no finished training there; give the folder of a comparison")
@@ -80,11 +89,11 @@ def page(output: Path) -> str:
 def main() -> None:
     """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="?", default="runs/compare", type=Path)
-    parser.add_argument("--output", default="curves.html", type=Path)
-    args = parser.parse_args()
-    args.output.write_text(page(args.runs), encoding="utf-8")
-    print(args.output)
+    parser.add_argument("output", nargs="?", default="runs/compare", type=Path)
+    output = parser.parse_args().output
+    path = output / "curves.html"
+    path.write_text(page(output), encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 Every greedy attempt of a comparison's cells is read step by step until one is not right:
 
-    goal      a true step, or a true answer, about somebody whom the question does not need
-    copied    a step whose sum is true but whose numbers are not those of the person it is about
+    goal      a true step about somebody whom the question does not need, or such a one's number as
+              the answer
+    copied    a step whose sum is true but whose numbers are not those of the person it is about, or
+              an answer that is nobody's number
     sum       a false sum
     stopped   no answer: cut off, a step in no known form, or one that was there before
 
-and counted by difficulty, row and mode, all seeds together: the share of attempts solved, the share
-by kind of first error, and errors for a hundred steps tried. A step is tried if all before it were
-right.
+and counted by difficulty, row and mode, all seeds together: the share of attempts without an
+error, the share by kind of first error, and errors for a hundred steps tried. A step is tried if
+all before it were right. An attempt with an error may still end in the right answer: "solved"
+counts those too.
 
     python experiments/compare/first_errors.py [runs/compare]
 """
@@ -19,8 +22,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from cells import finished
 
 from environments.word_problems import WordProblem, draw_problems
 from srl.compare.figures import last_evaluation
@@ -62,20 +67,18 @@ def _error(problem: WordProblem, step: str, needed: set[str], done: set[str]) ->
     return "copied" if true[operation] else "sum"
 
 
-def cells(output: Path) -> Iterator[tuple[str, str, Mapping[str, WordProblem], RunFolder]]:
-    """Difficulty, row, problems by id and run folder of each finished cell."""
-    drawn: dict[str, dict[str, WordProblem]] = {}
-    for path in sorted(output.glob("*.*/summary.json")):
-        run = RunFolder(path.parent)
-        difficulty, row = run.path.name.split(".")[:2]
-        if difficulty not in drawn:
-            options = dict(run.read_config()["data"])  # type: ignore[call-overload]
-            if options.pop("source") != "word_problems":
-                raise SystemExit(f"{run.path}: only the embedded word_problems can be read")
-            options.pop("thoughts", None)
-            problems = draw_problems(options.pop("limit"), **options)
-            drawn[difficulty] = {one.trajectory().problem_id: one for one in problems}
-        yield difficulty, row, drawn[difficulty], run
+def problems_of(run: RunFolder) -> dict[str, WordProblem]:
+    """The problems of a run, by id; those of `environments.word_problems.load`, by its defaults.
+
+    Raises:
+        SystemExit: it has others.
+    """
+    options = {"limit": 1000, "seed": 0, **run.read_config()["data"]}  # type: ignore[dict-item]
+    if options.pop("source") != "word_problems":
+        raise SystemExit(f"{run.path}: only the embedded word_problems can be read")
+    options.pop("thoughts", None)
+    problems = draw_problems(options.pop("limit"), **options)  # type: ignore[arg-type]
+    return {one.trajectory().problem_id: one for one in problems}
 
 
 def main() -> None:
@@ -84,21 +87,26 @@ def main() -> None:
     parser.add_argument("output", nargs="?", default="runs/compare", type=Path)
     found: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     output = parser.parse_args().output
-    for difficulty, row, problems, run in cells(output):
+    problems: dict[str, dict[str, WordProblem]] = {}
+    for difficulty, row, run in finished(output):
+        if difficulty not in problems:
+            problems[difficulty] = problems_of(run)
         for line in last_evaluation(read_rows(run.eval)):
             if line["sample"] == 0:
                 steps = [str(step) for step in line["steps"]]  # type: ignore[attr-defined]
-                kind, tried = first_error(problems[str(line["problem_id"])], steps)
+                kind, tried = first_error(problems[difficulty][str(line["problem_id"])], steps)
                 found[difficulty, str(line["mode"]), row].update(
-                    {"attempts": 1, "steps": tried, kind or "solved": 1}
+                    {"attempts": 1, "steps": tried, kind or "none": 1}
+                    | {"solved": int(bool(line["correct"]))}
                 )
     if not found:
         raise SystemExit(f"{output}: no finished cell there; give the folder of a comparison")
-    head = ["difficulty", "mode", "row", "n", "solved %", *(f"{kind} %" for kind in KINDS)]
+    head = ["difficulty", "mode", "row", "n", "solved %", "no error %"]
+    head += [f"{kind} %" for kind in KINDS]
     head += [f"{kind} / 100 steps" for kind in KINDS]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for (difficulty, mode, row), counts in sorted(found.items()):
-        shares = [100 * counts[kind] / counts["attempts"] for kind in ("solved", *KINDS)]
+        shares = [100 * counts[kind] / counts["attempts"] for kind in ("solved", "none", *KINDS)]
         rates = [100 * counts[kind] / counts["steps"] for kind in KINDS]
         values = [difficulty, mode, row, str(counts["attempts"])]
         values += [f"{value:.1f}" for value in shares + rates]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 
-from environments.word_problems import WordProblem
+from environments.word_problems import Demonstration, WordProblem
 
 # Quantities in the problem -> how often the goal is what the question asks for. Between 5 and 8
 # the share falls gradually, because the number of facts is all that tells short from long.
@@ -34,13 +34,18 @@ def choose_goal(problem: WordProblem, rng: random.Random) -> str:
     return computed[-1] if rng.random() < LAST_READ_SHARE else rng.choice(computed)
 
 
+def write(demonstration: Demonstration) -> str:
+    """As the policy is to write it."""
+    return f"<think> {demonstration.thought}</think>\n{demonstration.step}"
+
+
 def solve_whole(problem: WordProblem, rng: random.Random) -> str:
     """A whole solution in one piece, every step with its monologue; at most 12 steps."""
     known = problem.given
     lines: list[str] = []
     for _ in range(12):
         demonstration = problem.demonstrate(choose_goal(problem, rng), known)
-        lines.append(demonstration.text())
+        lines.append(write(demonstration))
         if demonstration.computed is None:
             break
         known.add(demonstration.computed)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from demonstrations import choose_goal, solve_whole
+from demonstrations import choose_goal, solve_whole, write
 from induction import wire_induction
 from tokenizers import (
     Regex,
@@ -228,7 +228,7 @@ def write_steps(
     branches: list[str] = []
     while len(branches) < 12:
         demonstration = problem.demonstrate(choose_goal(problem, rng), known)
-        branches.append(demonstration.text())
+        branches.append(write(demonstration))
         taken = demonstration
         if follow_expert:
             taken = problem.demonstrate(problem.target, known)

@@ -2,7 +2,8 @@
 
 One run, a cell, is one difficulty, one row and one seed; the base policy, which is not trained, has
 no seed. Its settings are those of `settings`, then of its difficulty, then of its row: what comes
-later wins, but a row's `data` is added to its difficulty's. All cells are checked before any is
+later wins, but a row's options of `data` are added to those of its difficulty, and of the row it is
+like. All cells are checked before any is
 started, so that a wrong key in the last row is not found after a night.
 """
 
@@ -414,7 +415,11 @@ def _with_like(
     chain = _chain(name, {row: block.get("like") for row, block in rows.items()}, "like", where)
     settings: dict[str, object] = {}
     for row in reversed(chain):
-        settings |= {key: value for key, value in rows[row].items() if key not in ROW_WORDS}
+        own = {key: value for key, value in rows[row].items() if key not in ROW_WORDS}
+        if "data" in own and "data" in settings:
+            place = f"{where}, row {row}: data"
+            own["data"] = {**_block(settings["data"], place), **_block(own["data"], place)}
+        settings |= own
     if rows[name].get("after") is not None:
         settings.pop("model", None)
     return settings

@@ -304,8 +304,8 @@ def _same_problems(cells: Sequence[CellResult], plan: Plan) -> int:
             name, problems = seen.setdefault(figure, (cell.cell.name, set(values)))
             if problems != set(values):
                 raise UsageError(
-                    f"{cell.cell.name} and {name} have solved different problems, though their "
-                    f"settings are the same: the data has changed. Move both out of {plan.output} "
-                    "to make them again"
+                    f"{cell.cell.name} and {name} have solved different problems: the data has "
+                    f"changed since one of them was made. Move both out of {plan.output} to make "
+                    "them again"
                 )
     return max((len(problems) for _, problems in seen.values()), default=0)

@@ -472,10 +472,11 @@ def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
 
     begun = {cell.difficulty for cell in missing}
     seen = []
-    held_out: dict[str, tuple[Cell, tuple[set[str], ...]]] = {}
+    held_out: dict[str, tuple[Cell, tuple[set[tuple[str, str | None]], ...]]] = {}
     for cell in plan.cells:
         args = cell.experiment.args
-        split = (cell.experiment.data, args.validation_problems, args.test_problems, args.data_seed)
+        sizes = (args.train_problems, args.validation_problems, args.test_problems)
+        split = (cell.difficulty, cell.experiment.data, sizes)
         if cell.difficulty not in begun or split in seen:
             continue
         seen.append(split)
@@ -483,15 +484,16 @@ def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
         told = console if cell.difficulty not in held_out else Console(quiet=True)
         splits = load_splits(cell.experiment, told)
         problems = tuple(
-            {one.problem_id for one in part} for part in (splits.validation, splits.test)
+            {(one.problem_id, one.answer) for one in part}
+            for part in (splits.validation, splits.test)
         )
         first, theirs = held_out.setdefault(cell.difficulty, (cell, problems))
         if problems != theirs:
             raise UsageError(
                 f"{plan.source}: row {cell.row} holds out other problems than row {first.row} in "
-                f"difficulty {cell.difficulty}; rows are compared on the same problems. Take out "
-                "of the row what changes them: options of data such as limit or seed, "
-                "validation_problems, test_problems"
+                f"difficulty {cell.difficulty}, or has other answers to them; rows are compared on "
+                "the same problems. Take out of the row what changes them: options of data such as "
+                "limit or seed, validation_problems, test_problems"
             )
 
 
