@@ -129,6 +129,8 @@ def test_quick_changes_what_it_names(tmp_path: Path) -> None:
     assert cells["hard.srl.0"].rewards == {"similarity": 1.0, "length": 0.1}
     full = plan_of(tmp_path, quick=quick)
     assert {cell.experiment.args.max_steps for cell in full.cells} == {2}
+    without = plan_of(tmp_path, small=True, quick={**quick, "difficulties": {"hard": None}})
+    assert without.difficulties == ("easy",)
     named = plan_of(tmp_path, small=True, quick={**quick, "output": "other"})
     assert named.output == Path("other")
     with pytest.raises(UsageError, match="has no quick: block"):

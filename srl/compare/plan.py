@@ -223,7 +223,11 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
         if key != "settings":
             _known(new, old, at)
             for name, part in new.items():
-                new[name] = _merged(_block(old[name], at), _block(part, f"{at}.{name}"))
+                if part is None:
+                    del old[name]  # left out
+                else:
+                    old[name] = _merged(_block(old[name], at), _block(part, f"{at}.{name}"))
+            new = {}
         result[key] = {**old, **new}
     return result
 
@@ -416,10 +420,7 @@ def _with_like(
     settings: dict[str, object] = {}
     for row in reversed(chain):
         own = {key: value for key, value in rows[row].items() if key not in ROW_WORDS}
-        if "data" in own and "data" in settings:
-            place = f"{where}, row {row}: data"
-            own["data"] = {**_block(settings["data"], place), **_block(own["data"], place)}
-        settings |= own
+        settings = _merged(settings, own)
     if rows[name].get("after") is not None:
         settings.pop("model", None)
     return settings
