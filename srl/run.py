@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from environments.types import LoadReport, Trajectory
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
 from srl.experiment import Experiment, parse_experiment
@@ -27,81 +25,21 @@ from srl.lora import add_adapter, is_adapted
 from srl.policy import load_policy
 from srl.progress import ProgressReport, say
 from srl.run_folder import RunFolder, check_checkpoint, write_json
+from srl.splits import load_splits
 from srl.stages import refuse_trained_on
-from srl.steps import build_examples, split_by_problem
+from srl.steps import build_examples
 from srl.trainer import SRLTrainer
 
 if TYPE_CHECKING:
     from srl.sft import ExpertTrainer
-
 
 # Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
 # float32, and far less than training an adapter changes.
 MERGED_WITHIN = 2e-5
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Trajectories by what they are for; no problem is in two of them."""
-
-    train: list[Trajectory]
-    validation: list[Trajectory]
-    test: list[Trajectory]
-
-
 class InterruptedRunError(Exception):
     """Ctrl-C: a checkpoint was saved, and the run can be resumed."""
-
-
-def load_splits(experiment: Experiment, console: Console) -> Splits:
-    """Read the experiment's data and hold out whole problems.
-
-    Raises:
-        DataError, UsageError: data that cannot be used, or too little of it.
-    """
-    report = LoadReport()
-    trajectories = experiment.load_trajectories(report)
-    args = experiment.args
-    held_out: list[Trajectory] = []
-    train = trajectories
-    seed = args.seed if args.data_seed is None else args.data_seed
-    wanted = args.validation_problems + args.test_problems
-    distinct = len({trajectory.problem_id for trajectory in trajectories})
-    if wanted and wanted >= distinct:
-        raise UsageError(
-            f"validation_problems {args.validation_problems} and test_problems "
-            f"{args.test_problems} leave nothing to train on: the data has {distinct:,} distinct "
-            f"problems; try --validation_problems {distinct // 10} --test_problems "
-            f"{distinct // 5}, or give more data"
-        )
-    if wanted:
-        train, held_out = split_by_problem(
-            trajectories,
-            held_out=wanted,
-            seed=seed,
-        )
-    validation, test = held_out, []
-    if args.test_problems and not args.validation_problems:
-        validation, test = [], held_out
-    elif args.test_problems:
-        validation, test = split_by_problem(held_out, held_out=args.test_problems, seed=seed)
-    left = distinct - wanted
-    if args.train_problems > left:
-        raise UsageError(
-            f"train_problems is {args.train_problems}, but {left:,} of the data's {distinct:,} "
-            f"distinct problems are left to train on; set train_problems to {left} or less (0 "
-            "takes all), or give more data"
-        )
-    if 0 < args.train_problems < left:
-        train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
-    drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
-    say(
-        console,
-        f"data: {experiment.data['source']}, {report.kept:,} of {report.rows:,} rows kept{drops}; "
-        f"{len(train):,} trajectories to train on, {len(validation):,} to validate, "
-        f"{len(test):,} to test",
-    )
-    return Splits(train, validation, test)
 
 
 def train_run(
@@ -163,7 +101,7 @@ def _train(
         stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
     splits = load_splits(experiment, console)
-    _refuse_trained_on(splits.test, experiment.model, console)
+    refuse_trained_on(splits.test, experiment.model, lambda line: say(console, line))
     model, tokenizer = load_policy(experiment.model)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
@@ -274,7 +212,7 @@ def evaluate_policy(
         raise UsageError(
             "the config holds no problems out: give --test_problems N, with N of at least 1"
         )
-    _refuse_trained_on(problems, model_name, console)
+    refuse_trained_on(problems, model_name, lambda line: say(console, line))
     if rows := build_examples(problems, targets=experiment.args.targets):
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
@@ -301,17 +239,6 @@ def evaluate_into(
         raise
     say(console, f"figures: {run.summary}   attempts: {run.eval}")
     return run.path
-
-
-def _refuse_trained_on(problems: Sequence[Trajectory], model: str, console: Console) -> None:
-    """Other settings than those of the stages before may hold out problems they trained on."""
-    if problems:
-        refuse_trained_on(
-            problems,
-            model,
-            lambda experiment: load_splits(experiment, Console(quiet=True)).train,
-            lambda line: say(console, line),
-        )
 
 
 def _save_policy(

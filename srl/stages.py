@@ -8,15 +8,18 @@ that are new to it may be old to the policy.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 from environments.types import DataError, Trajectory
 from srl.errors import UsageError
-from srl.experiment import Experiment, parse_experiment, short_path
+from srl.experiment import parse_experiment, short_path
 from srl.lora import base_of, is_adapter_folder
 from srl.records import read_records
 from srl.run_folder import RunFolder
+from srl.splits import load_splits
 
 _POLICY = re.compile(r"policy|adapter|checkpoint-\d+")
 
@@ -36,29 +39,33 @@ def stages_of(model: str) -> Iterator[RunFolder]:
             return
 
 
+def trained_on(model: str, say: Callable[[str], None]) -> Iterator[tuple[RunFolder, set[str]]]:
+    """Each stage of a model with the ids of the problems that it trained on.
+
+    Args:
+        model: a model's folder or hub name.
+        say: told of a stage whose problems cannot be found out any more, which is left out.
+    """
+    for run in stages_of(model):
+        try:
+            yield run, _problems_of(run)
+        except (UsageError, DataError) as error:
+            say(f"not checked: whether {short_path(run.path)} trained on these problems: {error}")
+
+
 def refuse_trained_on(
-    problems: Sequence[Trajectory],
-    model: str,
-    training_problems: Callable[[Experiment], Collection[Trajectory]],
-    say: Callable[[str], None],
+    problems: Sequence[Trajectory], model: str, say: Callable[[str], None]
 ) -> None:
     """Refuse to measure a model on problems that it was trained on, in whichever stage.
 
     Args:
         problems: what is to be solved.
-        model: a model's folder or hub name.
-        training_problems: what an experiment trains on.
-        say: told of a stage whose problems cannot be found out any more.
+        model, say: as in `trained_on`.
 
     Raises:
         UsageError: a stage trained on some of them.
     """
-    for run in stages_of(model):
-        try:
-            trained = _trained_on(run, training_problems)
-        except (UsageError, DataError) as error:
-            say(f"not checked: whether {short_path(run.path)} trained on these problems: {error}")
-            continue
+    for run, trained in trained_on(model, say):
         if seen := sum(problem.problem_id in trained for problem in problems):
             config = run.read_config()
             seed = config.get("data_seed")
@@ -71,12 +78,10 @@ def refuse_trained_on(
             )
 
 
-def _trained_on(
-    run: RunFolder, training_problems: Callable[[Experiment], Collection[Trajectory]]
-) -> set[str]:
+def _problems_of(run: RunFolder) -> set[str]:
     """Ids of the problems of a run's rollouts; without a log of them, of all it could train on."""
     if run.steps.is_file():
         records = read_records(run.steps)
         return {record.problem_id for record in records if record.phase == "train"}
     experiment = parse_experiment(run.read_config(), where=str(run.config))
-    return {one.problem_id for one in training_problems(experiment)}
+    return {one.problem_id for one in load_splits(experiment, Console(quiet=True)).train}

@@ -31,7 +31,7 @@ from srl.errors import UsageError
 from srl.experiment import load_experiment
 from srl.policy import load_policy
 from srl.progress import ProgressReport
-from srl.run import Splits, load_splits
+from srl.splits import Splits, load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 

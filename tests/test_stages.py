@@ -14,7 +14,7 @@ from rich.console import Console
 
 from srl.cli import main
 from srl.experiment import load_experiment
-from srl.run import load_splits
+from srl.splits import load_splits
 from srl.stages import stages_of
 
 SFT = {"method": "sft", "lora": None}
@@ -85,6 +85,28 @@ def test_problems_of_any_stage_are_refused(
     )
     assert evaluate("--model", first, *CONFIG) == 0
     assert not seen & {*test}
+
+
+def test_a_benchmark_is_asked_and_told_what_was_trained_on(
+    home: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = stage(home, "first", toy_policy, **SFT)
+    splits = load_splits(load_experiment("config.yaml"), Console(quiet=True))
+    rows = [*splits.train[:3], *splits.test[:2]]
+    Path("mine.jsonl").write_text(
+        "".join(json.dumps({"problem": one.problem, "answer": one.answer}) + "\n" for one in rows)
+    )
+    words = ["--whole_max_completion_length", "12", "--whole_system_prompt", "null"]
+    words += ["--use_cpu", "true", "--samples", "0", "--reward_workers", "1"]
+    for model, seen in ((policy, {"mine": {"runs/first": 3}}), (str(toy_policy), {})):
+        name = f"bench{len(seen)}"
+        bench = ["eval", "--model", model, "--bench", "mine.jsonl", "--run-name", name, *words]
+        assert main(bench) == 0
+        summary = json.loads(Path(f"runs/{name}/summary.json").read_text())
+        assert summary["trained on"] == seen
+        assert summary["benchmarks"]["mine"]["solutions"] == 5
+        told = "3 of the 5 problems of mine were trained on in runs/first: what is solved"
+        assert (told in capsys.readouterr().out) is bool(seen)
 
 
 def test_a_stage_whose_data_is_gone_is_named(

@@ -34,12 +34,13 @@ from srl.benchmarks.figures import figures_of, table_of
 from srl.benchmarks.samples import Chunk, Solver, verified
 from srl.config import SRLConfig
 from srl.errors import UsageError
-from srl.experiment import parse_experiment
+from srl.experiment import parse_experiment, short_path
 from srl.lora import base_of, is_adapter_folder
 from srl.policy import load_policy
 from srl.progress import say
 from srl.records import RecordWriter, truncate_to
 from srl.run_folder import RunFolder, changed_keys, write_json
+from srl.stages import trained_on
 
 SAMPLES = "samples.jsonl"
 # The settings of a training that say how a whole solution is asked for, sampled and checked.
@@ -140,6 +141,7 @@ def run_benchmark(
     loaded = [load_benchmark(find_benchmark(one), limit=plan.limit) for one in plan.benchmarks]
     for one in loaded:
         say(console, _about(one, plan))
+    seen = _trained_on(plan.model, loaded, console)
     # First of all what takes no time: nothing is loaded for a folder that refuses.
     settings = _resolved(plan, loaded)
     run = _open(root, name)
@@ -159,7 +161,7 @@ def run_benchmark(
                 say(console, f"kept: {samples}; {again}")
             raise
     if figures.get("seconds") is None:
-        figures["seconds"] = time.monotonic() - started
+        figures |= {"trained on": seen, "seconds": time.monotonic() - started}
         write_json(run.summary, figures)
     say(console, f"policy: {plan.model}")
     console.print(table_of(figures))
@@ -171,6 +173,27 @@ def run_benchmark(
         )
     say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
     return figures
+
+
+def _trained_on(
+    model: str, loaded: Sequence[LoadedBenchmark], console: Console
+) -> dict[str, dict[str, int]]:
+    """Benchmark -> stage of the model -> how many of the problems it trained on, where it did.
+
+    A benchmark is asked all the same: it is not ours to say what it is for. But it is told.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for run, trained in trained_on(model, lambda line: say(console, line)):
+        for one in loaded:
+            if seen := sum(problem.problem_id in trained for problem in one.problems):
+                stage = str(short_path(run.path))
+                found.setdefault(one.name, {})[stage] = seen
+                say(
+                    console,
+                    f"{seen:,} of the {len(one.problems):,} problems of {one.name} were trained on "
+                    f"in {stage}: what is solved of them says nothing of new ones",
+                )
+    return found
 
 
 def _mostly_silent(summary: Mapping[str, object]) -> list[str]:

@@ -468,7 +468,7 @@ def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
         UsageError: a row holds out other problems than another; rows are compared on the same.
         DataError: data that cannot be used.
     """
-    from srl.run import load_splits
+    from srl.splits import load_splits  # transformers, which nothing else here waits for
 
     begun = {cell.difficulty for cell in missing}
     seen = []
