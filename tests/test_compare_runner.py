@@ -464,7 +464,7 @@ class MadeUp(Starter):
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_PAUSE", 0.01)
-    monkeypatch.setattr(runner, "_try_data", lambda plan, missing, console: None)
+    monkeypatch.setattr(runner, "check_problems", lambda plan, missing, console: None)
 
 
 def test_rows_are_compared_on_the_same_held_out_problems(file: Path) -> None:

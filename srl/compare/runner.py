@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from rich.console import Console
 import srl
 from srl.compare.origin import write_start
 from srl.compare.plan import Cell, Plan
+from srl.compare.problems import check_problems
 from srl.compare.results import (
     SESSIONS,
     State,
@@ -111,7 +112,7 @@ def compare(
         refuse_mixed_runs(plan, chosen)
         missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
-        _try_data(plan, missing, console)
+        check_problems(plan, missing, console)
         at_once = min(jobs or cores(), max(1, len(missing)))
         queue = Queue(plan, missing, at_once, lock, start or start_process, console)
         code = queue.run()
@@ -459,42 +460,6 @@ def _make_folders(output: Path) -> None:
             f"cannot write the comparison's folder {output}: {error.strerror or error}. Name "
             "another one with output:"
         ) from error
-
-
-def _try_data(plan: Plan, missing: Collection[Cell], console: Console) -> None:
-    """Read the data of the difficulties that are begun: what is wrong is told before that.
-
-    Raises:
-        UsageError: a row holds out other problems than another; rows are compared on the same.
-        DataError: data that cannot be used.
-    """
-    from srl.splits import load_splits  # transformers, which nothing else here waits for
-
-    begun = {cell.difficulty for cell in missing}
-    seen = []
-    held_out: dict[str, tuple[Cell, tuple[set[tuple[str, str | None]], ...]]] = {}
-    for cell in plan.cells:
-        args = cell.experiment.args
-        sizes = (args.train_problems, args.validation_problems, args.test_problems)
-        split = (cell.difficulty, cell.experiment.data, sizes)
-        if cell.difficulty not in begun or split in seen:
-            continue
-        seen.append(split)
-        # What is dropped, and how many are left, is told once for a difficulty.
-        told = console if cell.difficulty not in held_out else Console(quiet=True)
-        splits = load_splits(cell.experiment, told)
-        problems = tuple(
-            {(one.problem_id, one.answer) for one in part}
-            for part in (splits.validation, splits.test)
-        )
-        first, theirs = held_out.setdefault(cell.difficulty, (cell, problems))
-        if problems != theirs:
-            raise UsageError(
-                f"{plan.source}: row {cell.row} holds out other problems than row {first.row} in "
-                f"difficulty {cell.difficulty}, or has other answers to them; rows are compared on "
-                "the same problems. Take out of the row what changes them: options of data such as "
-                "limit or seed, validation_problems, test_problems"
-            )
 
 
 def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:

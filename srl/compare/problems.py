@@ -1,0 +1,46 @@
+"""The problems of a comparison: read before anything starts, and the same held out for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich.console import Console
+
+from srl.compare.plan import Cell, Plan
+from srl.errors import UsageError
+
+
+def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> None:
+    """Read the data of the difficulties that are begun: what is wrong is told before that.
+
+    Raises:
+        UsageError: a row holds out other problems than another; rows are compared on the same.
+        DataError: data that cannot be used.
+    """
+    from srl.splits import load_splits  # transformers, which nothing else here waits for
+
+    begun = {cell.difficulty for cell in missing}
+    seen = []
+    held_out: dict[str, tuple[Cell, tuple[set[tuple[str, str | None]], ...]]] = {}
+    for cell in plan.cells:
+        args = cell.experiment.args
+        sizes = (args.train_problems, args.validation_problems, args.test_problems)
+        split = (cell.difficulty, cell.experiment.data, sizes)
+        if cell.difficulty not in begun or split in seen:
+            continue
+        seen.append(split)
+        # What is dropped, and how many are left, is told once for a difficulty.
+        told = console if cell.difficulty not in held_out else Console(quiet=True)
+        splits = load_splits(cell.experiment, told)
+        problems = tuple(
+            {(one.problem_id, one.answer) for one in part}
+            for part in (splits.validation, splits.test)
+        )
+        first, theirs = held_out.setdefault(cell.difficulty, (cell, problems))
+        if problems != theirs:
+            raise UsageError(
+                f"{plan.source}: row {cell.row} holds out other problems than row {first.row} in "
+                f"difficulty {cell.difficulty}, or has other answers to them; rows are compared on "
+                "the same problems. Take out of the row what changes them: options of data such as "
+                "limit or seed, validation_problems, test_problems"
+            )
