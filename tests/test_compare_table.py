@@ -1,0 +1,112 @@
+"""What a comparison's table says of its cells, which are made up."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from comparing import (
+    MadeUp,
+    fixture_file,  # noqa: F401
+    fixture_no_fork_is_left,  # noqa: F401
+    fixture_quick_looks,  # noqa: F401
+    run,
+    write,
+)
+from conftest import read_jsonl
+
+from srl.errors import UsageError
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_a_table_tells_what_its_cells_were_made_with(file: Path) -> None:
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/toy.srl.1/environment.json")
+    other = json.loads(path.read_text())
+    other["packages"]["torch"] = "1.0"
+    other["git"] = {"commit": "f" * 40, "dirty": True}
+    path.write_text(json.dumps(other))
+    assert run(start=MadeUp())[0] == 0
+    table = json.loads(Path("runs/c/table.json").read_text())
+    assert [made["cells"] for made in table["made_with"] if made["torch"] == "1.0"] == [
+        ["toy.srl.1"]
+    ]
+    text = Path("runs/c/table.md").read_text()
+    assert "torch 1.0 (1 cells)" in text
+    assert f"commit {'f' * 10} with changes" in text
+    assert "so not all cells were made alike" in text
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_only_what_the_run_that_is_there_took_is_counted(file: Path) -> None:
+    write(rows={"srl": {}}, contrasts=[], seeds=[0])
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/sessions.jsonl")
+    [line] = read_jsonl(path)
+    earlier = {**line, "started": "2020-01-01T00:00:00+00:00", "seconds": 5000.0}
+    path.write_text(json.dumps(earlier) + "\n" + path.read_text())
+    for _ in range(2):
+        assert run(start=MadeUp())[0] == 0
+        cell = json.loads(Path("runs/c/table.json").read_text())["cells"]["toy.srl.0"]
+        assert len(cell["commands"]) == 1
+        assert cell["seconds"] < 5000
+        Path("runs/c/starts.jsonl").unlink(missing_ok=True)  # as an earlier version left it
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_contrasts_of_two_figures(file: Path) -> None:
+    write(metric=["steps greedy", "steps avg@2"])
+    assert run(start=MadeUp())[0] == 0
+    [part] = json.loads(Path("runs/c/table.json").read_text())["difficulties"]
+    assert [(c["figure"], c["first"]) for c in part["contrasts"]] == [
+        *(("steps greedy", "srl"), ("steps greedy", "two")),
+        *(("steps avg@2", "srl"), ("steps avg@2", "two")),
+    ]
+    text = Path("runs/c/table.md").read_text()
+    assert text.index("difference in steps greedy") < text.index("difference in steps avg@2")
+    # Both with intervals, and what contrasts are not about without.
+    assert re.search(
+        r"^\| SRL \| 100.0 \[[^]]+\] \|( 100.0 \|){2} 100.0 \[[^]]+\] \| 100.0 \|",
+        text,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_intervals_over_problems_alone_are_marked(file: Path) -> None:
+    rows = yaml.safe_load(file.read_text())["rows"]
+    rows["more"] = {"train": False, "temperature": 0.5}
+    write(rows=rows, contrasts=[["srl", "base"], ["more", "base"]])
+    assert run(start=MadeUp({"toy.srl.1": 3}))[0] == 1
+    text = Path("runs/c/table.md").read_text()
+    assert re.search(r"\| SRL \| 100.0 \[[\d., ]+\] \(p\) \(1 of 2 cells\) \|", text)
+    assert "those with (p) over problems alone" in text
+    assert run(start=MadeUp())[0] == 0
+    text = Path("runs/c/table.md").read_text()
+    assert re.search(r"\| SRL \| 100.0 \[[\d., ]+\] \| 100.0 \|", text)
+    assert re.search(r"\| base policy \| 100.0 \[[\d., ]+\] \(p\) \|", text)
+    assert re.search(r"\| SRL less base policy \| \+0.0 \[[-+\d., ]+\] \| 0, 1 \|", text)
+    # Of two that are not trained the problems are all that is drawn.
+    assert re.search(
+        r"\| more less base policy \| \+0.0 \[[-+\d., ]+\] \(p\) \| - \| not told apart", text
+    )
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_problems_that_are_not_the_same_are_not_compared(file: Path) -> None:
+    assert run(start=MadeUp())[0] == 0
+    path = Path("runs/c/toy.srl.1/eval.jsonl")
+    path.write_text(path.read_text().replace('"problem_id": "a"', '"problem_id": "z"'))
+    with pytest.raises(UsageError, match=r"toy.srl.1 and toy.base have solved different problems"):
+        run(start=MadeUp())
+
+
+def test_the_titles_of_a_table_cannot_break_it(file: Path, quick_looks: None) -> None:
+    write(rows={"a": {"title": "x | [bold]y\x1b[2J"}}, contrasts=[], seeds=[0])
+    code, shown = run(start=MadeUp())
+    assert code == 0
+    assert r"x | [bold]y\u{1b}[2J" in shown
+    assert r"| x \| [bold]y\u{1b}[2J | 100.0" in Path("runs/c/table.md").read_text()
