@@ -83,7 +83,9 @@ def test_a_whole_comparison(
         cell = table["cells"][name]
         assert cell["state"] == "done"
         assert cell["seconds"] > 0
-        assert len(cell["commands"]) == 1
+        [command] = cell["commands"]
+        assert command.startswith("python -m srl ")
+        assert command.endswith(f"--run-name {name}")
         assert (out / "logs" / f"{name}.log").read_text().startswith("--- ")
         if name != "toy.base":
             assert cell["summary"]["tokens_written"] > 0

@@ -122,7 +122,7 @@ class CellResult:
         behaviour: aspect of whole greedy solutions -> problem -> number; likewise.
         seconds: of the sessions of the run that is there, those that failed or were stopped
             included; not of earlier runs that were moved away.
-        commands: of the same sessions, as they were typed.
+        commands: of the same sessions, as one would type them.
         summary: the numbers of its summary.json, such as tokens.
         made_with: the code and the machine; None unless it is done.
     """
@@ -153,7 +153,8 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
             continue
         if isinstance(command, list) and _is_of_run(line, seconds, name, plan.output):
             found[name].seconds += seconds
-            found[name].commands.append(shlex.join(map(str, command)))
+            # Of whoever's Python it was: a table is there to be shown.
+            found[name].commands.append(shlex.join(["python", *map(str, command[1:])]))
     for name, result in found.items():
         run = RunFolder(plan.output / name)
         if result.state is State.TO_DO and last_exit.get(name) not in (None, 0, 130):
