@@ -237,6 +237,12 @@ def test_neither_problems_alone_nor_seeds_alone_would() -> None:
     assert both / 300 > 0.915
 
 
+def test_no_count_is_below_nothing() -> None:
+    found = row_mean([{"a": 0.0, "b": 1.0}, {"a": 30.0, "b": 40.0}])
+    assert (found.value, found.low) == (17.75, 0.0)
+    assert found.high > 40
+
+
 def test_means_of_numbers_that_are_no_shares() -> None:
     rng = random.Random(3)
     seeds = [{str(p): 100 * rng.random() + 10 * s for p in range(30)} for s in range(3)]

@@ -309,9 +309,8 @@ def test_one_call_at_a_time_in_a_folder(file: Path, monkeypatch: pytest.MonkeyPa
     assert start.asked == []  # it was done by then
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the kernel tells children")
 def test_a_process_of_ours_keeps_the_lock_and_is_told_when_we_die(tmp_path: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("only there the kernel tells children")
     code = (
         "import signal, sys, time\n"
         "def told(*_):\n    print('told', flush=True)\n    sys.exit(5)\n"

@@ -3,8 +3,8 @@
 One run, a cell, is one difficulty, one row and one seed; the base policy, which is not trained, has
 no seed. Its settings are those of `settings`, then of its difficulty, then of its row: what comes
 later wins, but a row's options of `data` are added to those of its difficulty, and of the row it is
-like. All cells are checked before any is
-started, so that a wrong key in the last row is not found after a night.
+like. All cells are checked before any is started, so that a wrong key in the last row is not found
+after a night. `quick` changes what it names, and leaves out a difficulty or row that is null there.
 """
 
 from __future__ import annotations
