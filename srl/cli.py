@@ -452,7 +452,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
         why = "shows all cells" if args.table else "starts none"
         raise UsageError(f"{instead} {why}; leave {', '.join(given)} away, or {instead}")
     _quieten()
-    from srl.compare.plan import load_plan
+    from srl.compare.plan_file import load_plan
     from srl.compare.runner import compare, list_cells, show_table
 
     plan = load_plan(Path(args.config), quick=args.quick)

@@ -24,7 +24,8 @@ from rich.console import Console
 
 from srl.cli import main
 from srl.compare import runner
-from srl.compare.plan import Plan, load_plan
+from srl.compare.plan import Plan
+from srl.compare.plan_file import load_plan
 from srl.compare.runner import compare
 from srl.run_folder import RunFolder, describe_environment, plain
 

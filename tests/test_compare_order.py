@@ -31,7 +31,7 @@ from conftest import read_jsonl
 from rich.console import Console
 
 from srl.compare import runner
-from srl.compare.plan import load_plan
+from srl.compare.plan_file import load_plan
 from srl.compare.results import State, state_of
 from srl.compare.runner import start_process
 from srl.errors import UsageError

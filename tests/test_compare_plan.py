@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import TOY_SETTINGS
 
-from srl.compare.plan import Plan, load_plan
+from srl.compare.plan import Plan
+from srl.compare.plan_file import load_plan
 from srl.compare.runner import first_first
 from srl.errors import UsageError
 from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
@@ -271,15 +272,19 @@ def different(one: dict[str, object], other: dict[str, object]) -> set[str]:
     return {key for key in {*one, *other} if one.get(key) != other.get(key)}
 
 
-@pytest.mark.parametrize("name", ["ablations", "one_step"])
+@pytest.mark.parametrize("name", ["ablations", "hard"])
 def test_an_ablation_changes_one_thing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     rows = shipped(name)
     srl = rows.pop("srl")
     del rows["base"]
-    if name == "one_step":  # crossed, but for the corner that is SRL itself
+    if name == "hard":  # crossed, but for the corner that is SRL itself
         both = rows.pop("one_step_autojunk")
         assert different(both, rows["one_step"]) == {"rewards"}
+        same = {"targets", "rewards", "format_failure_reward"}  # as the first comparison's RLVR
+        rlvr, first = rows.pop("rlvr_long"), shipped("compare")["rlvr"]
+        assert different(rlvr, rows["srl_long"]) == same
+        assert {key: rlvr[key] for key in same} == {key: first[key] for key in same}
     for row, settings in rows.items():
         changed = different(settings, srl)
         if row.startswith("group"):  # as many rollouts
@@ -291,7 +296,7 @@ def test_an_ablation_changes_one_thing(name: str, monkeypatch: pytest.MonkeyPatc
             assert len(changed) == 1, (row, changed)
 
 
-@pytest.mark.parametrize("name", ["ablations", "one_step", "data_size"])
+@pytest.mark.parametrize("name", ["ablations", "hard", "data_size"])
 def test_other_comparisons_train_srl_as_the_first_does(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

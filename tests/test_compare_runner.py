@@ -34,7 +34,7 @@ from srl.cli import main
 from srl.compare import runner
 from srl.compare.figures import figures_of
 from srl.compare.origin import cpu_name
-from srl.compare.plan import load_plan
+from srl.compare.plan_file import load_plan
 from srl.compare.results import State, state_of
 from srl.policy import load_policy
 

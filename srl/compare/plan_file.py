@@ -1,0 +1,395 @@
+"""The file of a comparison, strictly read, as the plan of its runs.
+
+A cell's settings are those of `settings`, then of its difficulty, then of its row: what comes
+later wins, but a row's options of `data` are added to those of its difficulty, and of the row it is
+like. All cells are checked before any is started, so that a wrong key in the last row is not found
+after a night. `quick` changes what it names, and leaves out a difficulty or row that is null there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from rewards import RewardSum
+from srl.compare.plan import Cell, Plan, Row, cell_name
+from srl.config import SRLConfig
+from srl.errors import UsageError
+from srl.experiment import Experiment, parse_experiment
+
+KEYS = (
+    "output",
+    "model",
+    "settings",
+    "difficulties",
+    "rows",
+    "contrasts",
+    "seeds",
+    "data_seed",
+    "metric",
+    "quick",
+)
+QUICK_KEYS = tuple(key for key in KEYS if key != "quick")
+ROW_WORDS = ("train", "title", "after", "like")
+"""What a row has beside the fields of an experiment file."""
+
+# A row's or a difficulty's name is a part of a folder's: hard.srl.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
+
+# Fields of an experiment that the plan sets for every cell.
+_PLANNED = {
+    "output_dir": "`output` says where the runs are",
+    "run_name": "a cell is named by its difficulty, row and seed",
+    "seed": "`seeds` lists them",
+    "data_seed": "it is one for all cells; write it at the top of the file",
+    "test_before": "the untrained policy is a row: `train: false`",
+}
+
+
+def load_plan(path: Path, *, quick: bool = False) -> Plan:
+    """Read a comparison's file.
+
+    Args:
+        path: the file.
+        quick: with the changes under its `quick`.
+
+    Raises:
+        UsageError: no such file, no YAML, an unknown key (the nearest is named), a row that is not
+            there, a circle of rows, settings that no experiment can have.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no comparison file {path}; name one with --config …")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold `key: value` lines, it holds {values!r}")
+    _known(values, KEYS, str(path))
+    if quick:
+        values = _made_quick(values, str(path))
+    return _plan(values, path, quick=quick)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A key that stands twice is refused: of two rows with one name the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key!r} stands twice in the block of line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
+    changes = _block(values.get("quick"), f"{where}: quick")
+    if not changes:
+        raise UsageError(
+            f"{where} has no quick: block; it says what --quick changes, such as "
+            "quick: {seeds: [0], settings: {max_steps: 2}}"
+        )
+    at = f"{where}, quick"
+    _known(changes, QUICK_KEYS, at)
+    # Never in the same folder: its finished cells would have other settings.
+    result = {**values, "output": f"{values.get('output')}-quick", **changes}
+    result["settings"] = {
+        **_block(values.get("settings"), f"{where}: settings"),
+        **_block(changes.get("settings"), f"{at}: settings"),
+    }
+    for key in ("difficulties", "rows"):
+        blocks = _block(values.get(key), f"{where}: {key}")
+        changed = _block(changes.get(key), f"{at}: {key}")
+        _known(changed, blocks, f"{at}: {key}")
+        result[key] = {
+            name: _merged(
+                _block(block, f"{where}: {key}.{name}"),
+                _block(changed.get(name), f"{at}: {key}.{name}"),
+            )
+            for name, block in blocks.items()
+            if name not in changed or changed[name] is not None
+        }
+    return result
+
+
+def _merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """`new` over `old`; the options of data one by one."""
+    result = {**old, **new}
+    before, after = old.get("data"), new.get("data")
+    if isinstance(before, dict) and isinstance(after, dict):
+        result["data"] = {**before, **after}
+    return result
+
+
+def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
+    where = str(path)
+    fields_known = _experiment_fields()
+    output = values.get("output")
+    if not isinstance(output, str) or not output:
+        raise UsageError(
+            f"{where}: output is {output!r}; give a folder for the runs, such as "
+            "output: runs/compare"
+        )
+    settings = _block(values.get("settings"), f"{where}: settings")
+    _settings_known(settings, fields_known, f"{where}, settings")
+    for key, place in (("model", "at the top of the file"), ("data", "into a difficulty")):
+        if key in settings:
+            raise UsageError(f"{where}, settings: write {key} {place}")
+    difficulties = _blocks(values.get("difficulties"), f"{where}: difficulties")
+    for name, block in difficulties.items():
+        _settings_known(block, fields_known, f"{where}, difficulty {name}")
+        if "data" not in block:
+            raise UsageError(
+                f"{where}, difficulty {name}: it has no data; give its problems, such as "
+                "data: {source: word_problems, limit: 2000}"
+            )
+    rows = _blocks(values.get("rows"), f"{where}: rows")
+    table = tuple(_row(name, block, rows, where) for name, block in rows.items())
+    for name, block in rows.items():
+        own = {key: value for key, value in block.items() if key not in ROW_WORDS}
+        _settings_known(own, (*fields_known, *ROW_WORDS), f"{where}, row {name}")
+        if "model" in own and block.get("after") is not None:
+            raise UsageError(
+                f"{where}, row {name}: it starts after row {block['after']}, so it has no model of "
+                "its own; give one of the two"
+            )
+    seeds, data_seed = _seeds(values, where)
+    own_settings = {name: _with_like(name, rows, where) for name in rows}
+    cells = []
+    for difficulty, problems in difficulties.items():
+        for row in _behind_their_first(table, where):
+            given = {
+                "model": values.get("model"),
+                **settings,
+                **problems,
+                **own_settings[row.name],
+            }
+            # What a row says of its data is added: `compare` checks that the same problems are
+            # held out for all rows.
+            given["data"] = {
+                **_block(problems["data"], f"{where}, difficulty {difficulty}: data"),
+                **_block(own_settings[row.name].get("data"), f"{where}, row {row.name}: data"),
+            }
+            for seed in seeds if row.trained else (None,):
+                name = cell_name(difficulty, row.name, seed)
+                after = cell_name(difficulty, row.after, seed) if row.after is not None else None
+                cell: dict[str, object] = {
+                    **given,
+                    # The untrained policy draws its samples by the seed of the problems.
+                    "seed": data_seed if seed is None else seed,
+                    "data_seed": data_seed,
+                    "test_before": False,
+                    "output_dir": output,
+                }
+                if after is not None:
+                    cell["model"] = str(Path(output) / after / "policy")
+                place = f"{where}, row {row.name}, difficulty {difficulty}"
+                experiment = parse_experiment(cell, where=place)
+                try:
+                    RewardSum(experiment.rewards)
+                except ValueError as error:
+                    raise UsageError(f"{place}: rewards: {error}") from error
+                cells.append(Cell(name, difficulty, row.name, seed, after, cell, experiment))
+    return Plan(
+        source=path,
+        quick=quick,
+        output=Path(output),
+        difficulties=tuple(difficulties),
+        rows=table,
+        seeds=seeds,
+        contrasts=_contrasts(values.get("contrasts", []), rows, where),
+        metrics=_metrics(values.get("metric", "steps greedy"), cells, where),
+        cells=tuple(cells),
+    )
+
+
+def figure_names(experiment: Experiment) -> list[str]:
+    """The figures that an evaluation under these settings has, as `figures_of` calls them."""
+    args = experiment.args
+    samples = {"steps": args.solve_samples}
+    if args.solve_whole:
+        whole = args.solve_samples if args.whole_samples is None else args.whole_samples
+        samples = {"whole": whole, **samples}
+    return [
+        f"{mode} {figure}"
+        for mode, k in samples.items()
+        for figure in ("greedy", *((f"avg@{k}", f"pass@{k}", f"maj@{k}") if k else ()))
+    ]
+
+
+def _experiment_fields() -> tuple[str, ...]:
+    own = [f.name for f in fields(Experiment) if f.name != "args"]
+    return (*own, *(f.name for f in fields(SRLConfig) if f.init))
+
+
+def _known(values: Mapping[str, object], known: Collection[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            few = f"; allowed: {', '.join(known)}" if len(known) <= len(KEYS) else ""
+            raise UsageError(f"{where}: unknown key {key!r}{_near(key, known) or few}")
+
+
+def _near(word: object, known: Collection[str]) -> str:
+    near = get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _settings_known(values: Mapping[str, object], known: Collection[str], where: str) -> None:
+    _known(values, known, where)
+    for key, why in _PLANNED.items():
+        if key in values:
+            raise UsageError(f"{where}: {key} is the plan's: {why}")
+
+
+def _block(value: object, where: str) -> dict[str, object]:
+    """A mapping with text as keys; nothing is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is {value!r}; it must hold `key: value` lines")
+    for key in value:
+        if not isinstance(key, str):
+            raise UsageError(f"{where}: the key {key!r} is no text; put it in quotes")
+    return dict(value)
+
+
+def _blocks(value: object, where: str) -> dict[str, dict[str, object]]:
+    """Named blocks, one at least."""
+    blocks = _block(value, where)
+    if not blocks:
+        raise UsageError(f"{where} is empty; it must name one or more")
+    for name in blocks:
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{where}: the name {name!r} becomes a part of a folder's: it has letters, digits "
+                "and _ + - only, and starts with a letter or digit"
+            )
+    return {name: _block(block, f"{where}.{name}") for name, block in blocks.items()}
+
+
+def _row(name: str, block: Mapping[str, object], rows: Collection[str], where: str) -> Row:
+    where = f"{where}, row {name}"
+    trained, title = block.get("train", True), block.get("title", name)
+    if not isinstance(trained, bool):
+        raise UsageError(f"{where}: train is {trained!r}; allowed: true, false")
+    if not isinstance(title, str):
+        raise UsageError(f"{where}: title is {title!r}; give a text")
+    for key in ("after", "like"):
+        other = block.get(key)
+        if other is not None and (not isinstance(other, str) or other not in rows):
+            raise UsageError(
+                f"{where}: {key} is {other!r}, which is none of the rows {', '.join(rows)}"
+                f"{_near(other, rows)}"
+            )
+    after = block.get("after")
+    if after is not None and not trained:
+        raise UsageError(f"{where}: after is for rows that are trained; take it or train away")
+    return Row(name, title, trained, None if after is None else str(after))
+
+
+def _with_like(
+    name: str, rows: Mapping[str, Mapping[str, object]], where: str
+) -> dict[str, object]:
+    """A row's settings: those of the row it is like, its own above them."""
+    chain = _chain(name, {row: block.get("like") for row, block in rows.items()}, "like", where)
+    settings: dict[str, object] = {}
+    for row in reversed(chain):
+        own = {key: value for key, value in rows[row].items() if key not in ROW_WORDS}
+        settings = _merged(settings, own)
+    if rows[name].get("after") is not None:
+        settings.pop("model", None)
+    return settings
+
+
+def _behind_their_first(rows: Sequence[Row], where: str) -> Iterator[Row]:
+    """The rows, each behind the one whose policies it starts from."""
+    after = {row.name: row.after for row in rows}
+    by_name = {row.name: row for row in rows}
+    for row in rows:
+        if row.after is not None and not by_name[row.after].trained:
+            raise UsageError(
+                f"{where}, row {row.name}: it starts after {row.after}, which is not trained; "
+                "leave `after` away: every row starts from model"
+            )
+    yield from sorted(rows, key=lambda row: len(_chain(row.name, after, "after", where)))
+
+
+def _chain(name: str, next_of: Mapping[str, object], word: str, where: str) -> list[str]:
+    """`name`, the row that its `word` names, that one's, and so on."""
+    chain = [name]
+    while (following := next_of[chain[-1]]) is not None:
+        if following in chain:
+            raise UsageError(
+                f"{where}: rows {word} each other in a circle: {' -> '.join([*chain, name])}"
+            )
+        chain.append(str(following))
+    return chain
+
+
+def _seeds(values: Mapping[str, object], where: str) -> tuple[tuple[int, ...], int]:
+    given, data_seed = values.get("seeds", [0]), values.get("data_seed", 0)
+    seeds = tuple(given) if isinstance(given, list) else ()
+    whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"{where}: seeds is {given!r}; give different whole numbers from 0 on, such as "
+            "[0, 1, 2]"
+        )
+    if type(data_seed) is not int or data_seed < 0:
+        raise UsageError(f"{where}: data_seed is {data_seed!r}; give a whole number from 0 on")
+    return seeds, data_seed
+
+
+def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[str, str], ...]:
+    pairs = value if isinstance(value, list) else [value]
+    found = []
+    for pair in pairs:
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or pair[0] == pair[1]
+            or not all(isinstance(row, str) for row in pair)
+        ):
+            raise UsageError(
+                f"{where}: contrasts has {pair!r}; give pairs of rows, such as "
+                "contrasts: [[srl, rlvr], [srl, base]]"
+            )
+        for row in pair:
+            if row not in rows:
+                raise UsageError(
+                    f"{where}: contrasts names {row!r}, which is none of the rows "
+                    f"{', '.join(rows)}{_near(row, rows)}"
+                )
+        found.append((pair[0], pair[1]))
+    return tuple(found)
+
+
+def _metrics(given: object, cells: Sequence[Cell], where: str) -> tuple[str, ...]:
+    metrics = given if isinstance(given, list) else [given]
+    if not metrics or len(set(map(str, metrics))) < len(metrics):
+        raise UsageError(
+            f"{where}: metric is {given!r}; give a figure, or several different ones as a list, "
+            "the main one first"
+        )
+    for cell in cells:
+        place = f"row {cell.row}, difficulty {cell.difficulty}"
+        if cell.experiment.args.test_problems < 1:
+            raise UsageError(
+                f"{where}, {place}: test_problems is 0: nothing would be solved; give how many, "
+                "under settings"
+            )
+        there = figure_names(cell.experiment)
+        for metric in metrics:
+            if metric not in there:
+                whole = "" if "whole greedy" in there else " (more with solve_whole: true)"
+                raise UsageError(
+                    f"{where}: metric is {metric!r}, which {place} does not have; it has "
+                    f"{', '.join(there)}{whole}"
+                )
+    return tuple(map(str, metrics))
