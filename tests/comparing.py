@@ -23,7 +23,7 @@ from conftest import TOY_SETTINGS, write_toy_data
 from rich.console import Console
 
 from srl.cli import main
-from srl.compare import runner
+from srl.compare import processes, runner
 from srl.compare.plan import Plan
 from srl.compare.plan_file import load_plan
 from srl.compare.runner import compare
@@ -116,7 +116,7 @@ class Starter:
 
         def work() -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            runner.end_with_parent()
+            processes.end_with_parent()
             self.before(words)
             return main(words[3:])
 

@@ -32,8 +32,8 @@ from rich.console import Console
 
 from srl.compare import runner
 from srl.compare.plan_file import load_plan
+from srl.compare.processes import start_process
 from srl.compare.results import State, state_of
-from srl.compare.runner import start_process
 from srl.errors import UsageError
 
 

@@ -4,32 +4,21 @@ What is done is seen on the disk alone, so the same command goes on after anythi
 is passed over, one with a checkpoint is resumed, one without is moved aside and started again.
 Nothing is deleted. Cells that others wait for go first, the longest chain before all.
 
-Ctrl-C goes to this process; it tells the cells, which are in process groups of their own, and they
-save. Killed outright it cannot tell them: then the kernel does (Linux), perhaps more than once, so
-that they end with their last checkpoint rather than a new one. Until the last of them has ended
-they hold the output folder's lock, which they inherit: no cell is ever run twice at a time. A
-second lock, which they do not inherit, is this process's own: it tells a call that is at work from
-cells that an earlier one has left.
+Ctrl-C goes to this process; it tells the cells, and they save.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
-from typing import Protocol
 
 import yaml
 from rich.console import Console
@@ -38,6 +27,7 @@ import srl
 from srl.compare.origin import write_start
 from srl.compare.plan import Cell, Plan
 from srl.compare.problems import check_problems
+from srl.compare.processes import Process, Start, locked, start_process
 from srl.compare.results import (
     SESSIONS,
     State,
@@ -58,23 +48,7 @@ from srl.run_folder import RunFolder, replace_file
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _PAUSE = 0.1  # seconds between looks at the running cells
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-# Found here and not in a child between fork and exec, where other threads' locks may be held.
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-
-class Process(Protocol):
-    """A running cell."""
-
-    def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
-
-    def send_signal(self, sig: int, /) -> None: ...
-
-
-Start = Callable[[Sequence[str], Mapping[str, str], Path, int], Process]
-"""Starts a command line with an environment; its output is appended to a file, and it keeps a
-lock's file descriptor open as long as it lives."""
+_CODE = Path(srl.__file__).resolve().parent.parent
 
 
 def compare(
@@ -107,7 +81,8 @@ def compare(
         raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
     refuse_mixed_runs(plan, chosen)
     _make_folders(plan.output)
-    with _locked(plan.output, console) as lock:
+    waiting = "waiting for cells that an earlier call left running"
+    with locked(plan.output, lambda: _say(console, waiting)) as lock:
         # An earlier call's cells may have ended while we waited.
         refuse_mixed_runs(plan, chosen)
         missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
@@ -385,70 +360,6 @@ class _Running:
     began: float
     log: Path
     interrupts: int = 0
-
-
-_CODE = Path(srl.__file__).resolve().parent.parent
-
-
-def start_process(
-    words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
-) -> subprocess.Popen[bytes]:
-    """A cell's process: see `Start`. It is told when this one dies."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            list(words),
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            pass_fds=(lock,),
-            preexec_fn=None if _PRCTL is None else end_with_parent,
-        )
-
-
-def end_with_parent() -> None:
-    """Ask the kernel for a Ctrl-C to this process when the one that started it is gone.
-
-    A parent with threads has each of them tell it; the second Ctrl-C ends it without saving.
-    """
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGINT)
-
-
-@contextmanager
-def _locked(output: Path, console: Console) -> Iterator[int]:
-    """The folder's lock; held until the last process that inherits it has ended.
-
-    Raises:
-        UsageError: another call holds it.
-    """
-    with (output / ".caller").open("a+") as own, (output / ".lock").open("a+") as shared:
-        try:
-            # Of this process alone, whatever it starts; it is gone when the process is.
-            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            own.seek(0)
-            raise UsageError(
-                f"another comparison runs in {output} (process {own.read().strip()}); wait for it, "
-                "or look at what is done with --table"
-            ) from None
-        own.truncate(0)
-        own.write(str(os.getpid()))
-        own.flush()
-        told = False
-        while True:
-            try:
-                fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    _say(console, "waiting for cells that an earlier call left running")
-                    told = True
-                time.sleep(_PAUSE)
-        yield shared.fileno()
 
 
 def _make_folders(output: Path) -> None:
