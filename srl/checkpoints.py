@@ -42,6 +42,29 @@ def read_state(
         ) from error
 
 
+def why_kept(state: TrainerState, metric: str) -> str:
+    """A line on the best checkpoint, and on others that validation could not tell from it.
+
+    Args:
+        state: of a finished training with a best checkpoint.
+        metric: what it was chosen by, with or without `eval_`.
+    """
+    step = int(str(state.best_model_checkpoint).rpartition("-")[2])
+    name = f"eval_{metric.removeprefix('eval_')}"
+    equal = [
+        line["step"]
+        for line in state.log_history
+        if line.get(name) == state.best_metric and line["step"] != step
+    ]
+    kept = f"policy of step {step}, the best on validation: {metric} {state.best_metric:.3f}"
+    if not equal:
+        return kept
+    return (
+        f"{kept}; so has step {', '.join(map(str, equal))}, and the first is kept: more "
+        "validation_problems, or another metric_for_best_model, may tell them apart"
+    )
+
+
 class SaveState(TrainerCallback):
     """Puts our state into every checkpoint as its last file, which makes it whole.
 

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from srl.checkpoints import why_kept
 from srl.errors import UsageError
 from srl.evaluate import try_rewards
 from srl.experiment import Experiment, parse_experiment
@@ -145,12 +146,7 @@ def _train(
     if progress.interrupted:
         raise InterruptedRunError(f"saved; go on with: make resume RUN={run.name}")
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        step = trainer.state.best_model_checkpoint.rpartition("-")[2]
-        say(
-            console,
-            f"policy of step {step}, the best on validation: {args.metric_for_best_model} "
-            f"{trainer.state.best_metric:.3f}",
-        )
+        say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
     after = test(_save_policy(trainer, tokenizer, run), "after")
     before = _read_before(before_path)
     write_json(

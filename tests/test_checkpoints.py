@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import TrainerState
 
-from srl.checkpoints import STATE_FILE, read_state
+from srl.checkpoints import STATE_FILE, read_state, why_kept
 from srl.errors import UsageError
 
 HOLDS = {"stream": dict, "empty_steps": int}
@@ -42,3 +43,27 @@ def test_what_is_missing_or_damaged(tmp_path: Path, text: str | None, why: str) 
     start = f"{tmp_path} is not a checkpoint of this trainer: {STATE_FILE} is missing or damaged ("
     assert str(refused.value).startswith(start)
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.5, 0.75, 0.25), "policy of step 20, the best on validation: accuracy 0.750"),
+        (
+            (0.5, 0.5, 0.5),
+            "policy of step 10, the best on validation: accuracy 0.500; so has step 20, 30, and "
+            "the first is kept: more validation_problems, or another metric_for_best_model, may "
+            "tell them apart",
+        ),
+    ],
+)
+def test_why_a_checkpoint_was_kept(values: tuple[float, ...], said: str) -> None:
+    history = [{"step": 10 * k, "eval_accuracy": value} for k, value in enumerate(values, start=1)]
+    best = history[values.index(max(values))]
+    state = TrainerState(
+        log_history=[{"step": 10, "eval_reward": 0.5}, *history],
+        best_metric=best["eval_accuracy"],
+        best_model_checkpoint=f"runs/one/checkpoint-{best['step']}",
+    )
+    assert why_kept(state, "accuracy") == why_kept(state, "eval_accuracy").replace("eval_", "")
+    assert why_kept(state, "accuracy") == said
