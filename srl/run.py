@@ -145,7 +145,8 @@ def _train(
         progress.close()
     if progress.interrupted:
         raise InterruptedRunError(f"saved; go on with: make resume RUN={run.name}")
-    if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+    best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
+    if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
     after = test(_save_policy(trainer, tokenizer, run), "after")
     before = _read_before(before_path)
@@ -155,8 +156,8 @@ def _train(
             "before": before,
             "after": after,
             "steps": trainer.state.global_step,
-            "best_checkpoint": trainer.state.best_model_checkpoint,
-            "best_metric": trainer.state.best_metric,
+            "best_checkpoint": best,
+            "best_metric": None if best is None else trainer.state.best_metric,
             "tokens_written" if experiment.method == "srl" else "tokens_read": sum(
                 int(line.get("tokens", 0)) for line in trainer.state.log_history
             ),

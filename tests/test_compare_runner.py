@@ -97,7 +97,7 @@ def test_a_whole_comparison(
     assert made["cpu"] == cpu_name()
     text = (out / "table.md").read_text()
     [header, _, base, srl] = text.partition("\n\n## toy")[2].split("\n")[2:6]
-    assert header.endswith("| tokens | time |")
+    assert header.endswith("| updates | tokens | time |")
     assert base.split("|")[-3].strip() == "-"  # nothing was trained
     written = table["cells"]["toy.srl.0"]["summary"]["tokens_written"]
     assert srl.split("|")[-3].strip() == f"{written:,}"

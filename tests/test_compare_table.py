@@ -57,6 +57,25 @@ def test_only_what_the_run_that_is_there_took_is_counted(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_looks")
+def test_which_policies_were_tested(file: Path) -> None:
+    write(rows={"base": {"train": False}, "srl": {}}, contrasts=[], seeds=[0, 1])
+    for best, updates in (
+        ((None, None), "4"),
+        (("runs/c/x/checkpoint-2", "runs/c/x/checkpoint-4"), "2, 4 of 4"),
+    ):
+        assert run(start=MadeUp())[0] == 0
+        for seed, checkpoint in enumerate(best):
+            path = Path(f"runs/c/toy.srl.{seed}/summary.json")
+            summary = {**json.loads(path.read_text()), "steps": 4, "best_checkpoint": checkpoint}
+            path.write_text(json.dumps(summary))
+        assert run(start=MadeUp())[0] == 0
+        text = Path("runs/c/table.md").read_text()
+        [header, _, base, srl] = text.partition("\n\n## toy")[2].split("\n")[2:6]
+        column = header.split("|").index(" updates ")
+        assert [row.split("|")[column].strip() for row in (base, srl)] == ["-", updates]
+
+
+@pytest.mark.usefixtures("quick_looks")
 def test_contrasts_of_two_figures(file: Path) -> None:
     write(metric=["steps greedy", "steps avg@2"])
     assert run(start=MadeUp())[0] == 0

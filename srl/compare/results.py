@@ -124,6 +124,8 @@ class CellResult:
             included; not of earlier runs that were moved away.
         commands: of the same sessions, as one would type them.
         summary: the numbers of its summary.json, such as tokens.
+        policy_step: the training step of the policy that was tested: the last, or the best on
+            validation; None where nothing was trained.
         made_with: the code and the machine; None unless it is done.
     """
 
@@ -134,6 +136,7 @@ class CellResult:
     seconds: float = 0.0
     commands: list[str] = field(default_factory=list)
     summary: Mapping[str, float] = field(default_factory=dict)
+    policy_step: int | None = None
     made_with: MadeWith | None = None
 
     @property
@@ -164,6 +167,7 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
             result.values, result.behaviour = figures_of(attempts), behaviour_of(attempts)
             summary = read_json(run.summary)
             result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
+            result.policy_step = _policy_step(summary)
             result.made_with = _made_with(run, read_start(name, plan.output))
     return found
 
@@ -178,6 +182,12 @@ def _is_of_run(session: Mapping[str, object], seconds: float, name: str, output:
     if began is None or started is None:
         return run.path.is_dir()
     return started + timedelta(seconds=seconds) >= began
+
+
+def _policy_step(summary: Mapping[str, object]) -> int | None:
+    best = str(summary.get("best_checkpoint")).rpartition("checkpoint-")[2]
+    steps = int(best) if best.isdecimal() else summary.get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _made_with(run: RunFolder, start: Mapping[str, object]) -> MadeWith:

@@ -80,6 +80,7 @@ def as_json(
                 "seconds": round(result.seconds, 1),
                 "commands": result.commands,
                 "summary": dict(result.summary),
+                "policy_step": result.policy_step,
                 "commit": result.made_with.commit if result.made_with else None,
             }
             for name, result in results.items()
@@ -167,8 +168,9 @@ def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) 
     )
     if any(result.tokens is not None for result in results.values()):
         found.append(
-            "Tokens and time are sums over a row's cells: tokens that the policy wrote in "
-            "training, or that SFT read; time with evaluations."
+            "Updates are those of the policies that were tested, seed by seed where validation "
+            "picked them. Tokens and time are sums over a row's cells: tokens that the policy "
+            "wrote in training, or that SFT read; time with evaluations."
         )
     seconds = sum(result.seconds for result in results.values())
     found.append(
@@ -241,7 +243,8 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
             name for figures in part.figures.values() for name in figures if name != plan.metric
         )
     )
-    header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others, "tokens", "time"]
+    header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others]
+    header += ["updates", "tokens", "time"]
     rows = []
     for row, cells in part.rows:
         figures = part.figures[row.name]
@@ -253,6 +256,7 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
                 _interval(figures.get(plan.metric), mark) + _short_of(cells),
                 *(_seed_cell(by_seed.get(seed), plan.metric) for seed in plan.seeds),
                 *(_other(figures.get(name), name in plan.metrics, mark) for name in others),
+                _updates(cells),
                 _tokens(cells),
                 clock(sum(cell.seconds for cell in cells)),
             ]
@@ -287,6 +291,17 @@ def _seed_cell(result: CellResult | None, metric: str) -> str:
 def _short_of(cells: Sequence[CellResult]) -> str:
     done = sum(bool(cell.values) for cell in cells)
     return "" if done == len(cells) else f" ({done} of {len(cells)} cells)"
+
+
+def _updates(cells: Sequence[CellResult]) -> str:
+    """Of the policies that were tested, and of how many where an earlier one was the best."""
+    tested = [cell.policy_step for cell in cells if cell.policy_step is not None]
+    if not tested:
+        return "-"
+    last = max(int(cell.summary.get("steps", 0)) for cell in cells)
+    if set(tested) == {last}:
+        return str(last)
+    return f"{', '.join(map(str, tested))} of {last}"
 
 
 def _tokens(cells: Sequence[CellResult]) -> str:
