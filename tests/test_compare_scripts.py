@@ -82,11 +82,23 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     command = [sys.executable, "experiments/compare/first_errors.py", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    [line] = done.stdout.splitlines()[2:]
+    table, by_step = done.stdout.split("\n\n")
+    [line] = table.splitlines()[2:]
     tried = sum(len(problem.trajectory().steps) for problem in PROBLEMS[1:8]) + 2
     shown = ["medium", "whole", "srl", "8", "25.0", "87.5", "0.0", "0.0", "0.0", "12.5"]
     rates = ["0.0", "0.0", "0.0", f"{100 / tried:.1f}"]
     assert [cell.strip() for cell in line.strip("|").split("|")] == shown + rates
+    # The first attempt has one step of its several, so it was wrong at the second.
+    [line] = by_step.splitlines()[2:]
+    lengths = [2, *(len(problem.trajectory().steps) for problem in PROBLEMS[1:8])]
+    left = [sum(length >= step for length in lengths) for step in range(1, max(lengths) + 1)]
+    wrong = [f"{100 * (step == 2) / n:.1f} of {n}" for step, n in enumerate(left, start=1)]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        "medium",
+        "whole",
+        "srl",
+        *wrong,
+    ]
     command[-1] = str(tmp_path / "none")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -12,7 +12,8 @@ Every greedy attempt of a comparison's cells is read step by step until one is n
 and counted by difficulty, row and mode, all seeds together: the share of attempts without an
 error, the share by kind of first error, and errors for a hundred steps tried. A step is tried if
 all before it were right. An attempt with an error may still end in the right answer: "solved"
-counts those too.
+counts those too. A second table has the share of errors among those that tried the first step, the
+second, and so on.
 
     python experiments/compare/first_errors.py [runs/compare]
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cells import finished
@@ -82,10 +83,11 @@ def problems_of(run: RunFolder) -> dict[str, WordProblem]:
 
 
 def main() -> None:
-    """Prints the table as Markdown."""
+    """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", nargs="?", default="runs/compare", type=Path)
     found: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    ends: dict[tuple[str, str, str], Counter[tuple[int, bool]]] = defaultdict(Counter)
     output = parser.parse_args().output
     problems: dict[str, dict[str, WordProblem]] = {}
     for difficulty, row, run in finished(output):
@@ -95,22 +97,50 @@ def main() -> None:
             if line["sample"] == 0:
                 steps = [str(step) for step in line["steps"]]  # type: ignore[attr-defined]
                 kind, tried = first_error(problems[difficulty][str(line["problem_id"])], steps)
-                found[difficulty, str(line["mode"]), row].update(
+                shown = difficulty, str(line["mode"]), row
+                found[shown].update(
                     {"attempts": 1, "steps": tried, kind or "none": 1}
                     | {"solved": int(bool(line["correct"]))}
                 )
+                ends[shown].update([(tried, kind is not None)])
     if not found:
         raise SystemExit(f"{output}: no finished cell there; give the folder of a comparison")
     head = ["difficulty", "mode", "row", "n", "solved %", "no error %"]
     head += [f"{kind} %" for kind in KINDS]
     head += [f"{kind} / 100 steps" for kind in KINDS]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    lines = []
     for (difficulty, mode, row), counts in sorted(found.items()):
         shares = [100 * counts[kind] / counts["attempts"] for kind in ("solved", "none", *KINDS)]
         rates = [100 * counts[kind] / counts["steps"] for kind in KINDS]
-        values = [difficulty, mode, row, str(counts["attempts"])]
-        values += [f"{value:.1f}" for value in shares + rates]
-        print("| " + " | ".join(values) + " |")
+        values = [f"{value:.1f}" for value in shares + rates]
+        lines.append([difficulty, mode, row, str(counts["attempts"]), *values])
+    print_table(head, lines)
+    print()
+    most = max(step for counts in ends.values() for step, _ in counts)
+    head = ["difficulty", "mode", "row", *(f"step {k}: wrong % of n" for k in range(1, most + 1))]
+    print_table(head, [[*shown, *wrong_by_step(ends[shown], most)] for shown in sorted(ends)])
+
+
+def wrong_by_step(ends: Mapping[tuple[int, bool], int], most: int) -> list[str]:
+    """Of those that tried a step, the share in % that was wrong there, and how many they were.
+
+    Args:
+        ends: (the last step that was tried, whether it was wrong) -> how many attempts.
+        most: steps of the longest.
+    """
+    cells = []
+    for step in range(1, most + 1):
+        tried = sum(count for (last, _), count in ends.items() if last >= step)
+        wrong = ends.get((step, True), 0)
+        cells.append(f"{100 * wrong / tried:.1f} of {tried}" if tried else "-")
+    return cells
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As Markdown."""
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
 
 
 if __name__ == "__main__":
