@@ -1,0 +1,80 @@
+"""The pages that lead a reader are whole: titles, links, make targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "experiments/README.md")
+] + sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "experiments").glob("*/README.md")])
+# What a reader may run or read; cells.py is what the scripts share.
+OF_THE_COMPARISON = sorted(
+    {*(ROOT / "experiments/compare").glob("*.*")} - {ROOT / "experiments/compare/cells.py"}
+)
+
+
+def without_code(text: str) -> str:
+    """The prose: fenced blocks left out, for what they hold is no Markdown."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings: lower case, punctuation dropped, blanks as hyphens."""
+    titles = re.findall(r"^#+ +(.+?) *$", without_code(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue  # out of the house, which tests do not leave
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text("utf-8"))):
+            found.append(target)
+    return found
+
+
+def unknown_targets(text: str, makefile: str) -> set[str]:
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, flags=re.MULTILINE))
+    return named - set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def page(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_a_page_begins_with_its_title(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_the_make_targets_named_are_there(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert unknown_targets(page.read_text(encoding="utf-8"), makefile) == set()
+
+
+@pytest.mark.parametrize("path", OF_THE_COMPARISON, ids=lambda path: path.name)
+def test_the_page_of_experiments_names_every_file_of_the_comparison(path: Path) -> None:
+    assert path.name in (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+
+
+def test_the_checks_find_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# A title: of `two` parts\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](there.md) [b](there.md#a-title-of-two-parts) [c](gone.md) [d](there.md#gone)\n"
+        "[e](https://example.org)\n```\n[f](code.md)\nmake code\n```\n`make train`, `make up`\n"
+    )
+    assert broken_links(page) == ["gone.md", "there.md#gone"]
+    assert unknown_targets(page.read_text(), "train: x\n") == {"code", "up"}
