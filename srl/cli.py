@@ -472,7 +472,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
 
 def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
     """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
-    import yaml
+    from srl.settings_text import read_value
 
     options: dict[str, object] = {}
     rewards: dict[str, object] = {}
@@ -485,10 +485,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]
             raise UsageError(f"{key} has no value: options are given as --key value")
         name, has_value, text = key[2:].partition("=")
         text = text if has_value else rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{key}: {text!r} cannot be read: {error}") from error
+        value = read_value(text, key)
         if name.startswith("rewards."):
             rewards[name.removeprefix("rewards.")] = value
         else:

@@ -18,8 +18,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Union
 
-import yaml
-
 from environments import load_trajectories
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepReward
@@ -27,6 +25,7 @@ from srl.config import ExpertConfig, SRLConfig
 from srl.errors import UsageError
 from srl.lora import LoraSettings
 from srl.private import SECRETS
+from srl.settings_text import read_settings, read_value
 
 Method = Literal["srl", "sft"]
 
@@ -149,13 +148,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold settings as `key: value` lines, it holds {values!r}")
-    return parse_experiment(apply_overrides(values, overrides), where=str(path))
+    return parse_experiment(apply_overrides(read_settings(path), overrides), where=str(path))
 
 
 def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
@@ -177,10 +170,7 @@ def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"--{key} has no value; write --{key} VALUE")
             text = rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--{key}: {text!r} cannot be read: {error}") from error
+        value = read_value(text, f"--{key}")
         block, _, inner = key.partition(".")
         block = block.replace("-", "_")
         if not inner:

@@ -13,6 +13,7 @@ from srl.compare.plan_file import load_plan
 from srl.compare.runner import first_first
 from srl.errors import UsageError
 from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+from srl.settings_text import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"source": "files", "path": "data.jsonl"}
@@ -180,7 +181,7 @@ ROWS = values()["rows"]
         ),
         (
             {"rows": {"a": {"like": "b"}, "b": {"like": "b"}}},
-            r"rows like each other in a circle: a -> b -> a|b -> b",
+            r"rows like each other in a circle: b -> b",
         ),
         (
             {"rows": {"base": {"train": False}, "a": {"after": "base"}}},
@@ -233,11 +234,23 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_plan(tmp_path / "none.yaml")
     for text, message in (
         ("a: [1", "is not YAML"),
-        ("[1, 2]", "must hold `key: value` lines"),
+        ("[1, 2]", "must hold settings as `key: value` lines"),
         ("rows:\n  srl: {}\n  srl: {}\n", r"the key 'srl' stands twice in the block of line 2"),
     ):
         with pytest.raises(UsageError, match=message):
             load_plan(write(tmp_path / "bad.yaml", text))
+
+
+def test_a_block_may_be_merged_into_another(tmp_path: Path) -> None:
+    text = "settings: &all {test_problems: 2, seed: 1}\nquick:\n  <<: *all\n  seed: 2\n"
+    path = write(tmp_path / "merged.yaml", text)
+    assert read_settings(path)["quick"] == {"test_problems": 2, "seed": 2}
+
+
+def test_quick_makes_up_no_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "quick: {seeds: [0]}\n")
+    with pytest.raises(UsageError, match=r"output is None; give a folder"):
+        load_plan(path, quick=True)
 
 
 def test_samples_are_figures(tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_overrides() -> None:
         (["--seed", "--beta", "1"], "--seed has no value"),
         (["--seed", "1", "2"], "'2' is not an option"),
         (["--seed", "[1"], r"--seed: '\[1' cannot be read"),
+        (["--seed", "2024-13-45"], r"--seed: '2024-13-45' cannot be read: month must be"),
         (["--seed.x", "1"], "--seed.x: seed is one value, 3, and has no parts"),
     ],
 )
@@ -323,6 +324,10 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         (b"- model", "must hold settings as `key: value` lines"),
         (b"", "must hold settings as .*, it holds None"),
         (b"just words", "it holds 'just words'"),
+        (b"seed: 1\nseed: 2\n", "the key 'seed' stands twice in the block of line 1"),
+        (b"seed: 2024-13-45", "e.yaml is not YAML: month must be in 1..12"),
+        (b"a: " + b"[" * 5000, "e.yaml is not YAML: it is nested too deeply"),
+        (b"1: 2", "the key 1 is no text; put it in quotes"),
     ],
 )
 def test_files_that_hold_no_settings(tmp_path: Path, content: bytes, message: str) -> None:

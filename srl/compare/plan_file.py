@@ -14,13 +14,12 @@ from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
 from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.experiment import Experiment, parse_experiment
+from srl.settings_text import read_settings
 
 KEYS = (
     "output",
@@ -64,28 +63,11 @@ def load_plan(path: Path, *, quick: bool = False) -> Plan:
     """
     if not path.is_file():
         raise UsageError(f"there is no comparison file {path}; name one with --config …")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold `key: value` lines, it holds {values!r}")
+    values = read_settings(path)
     _known(values, KEYS, str(path))
     if quick:
         values = _made_quick(values, str(path))
     return _plan(values, path, quick=quick)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A key that stands twice is refused: of two rows with one name the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} stands twice in the block of line {line}")
-        return super().construct_mapping(node, deep)
 
 
 def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
@@ -98,7 +80,9 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
     at = f"{where}, quick"
     _known(changes, QUICK_KEYS, at)
     # Never in the same folder: its finished cells would have other settings.
-    result = {**values, "output": f"{values.get('output')}-quick", **changes}
+    result = {**values, **changes}
+    if "output" not in changes and isinstance(output := values.get("output"), str) and output:
+        result["output"] = f"{output}-quick"
     result["settings"] = {
         **_block(values.get("settings"), f"{where}: settings"),
         **_block(changes.get("settings"), f"{at}: settings"),
@@ -325,9 +309,8 @@ def _chain(name: str, next_of: Mapping[str, object], word: str, where: str) -> l
     chain = [name]
     while (following := next_of[chain[-1]]) is not None:
         if following in chain:
-            raise UsageError(
-                f"{where}: rows {word} each other in a circle: {' -> '.join([*chain, name])}"
-            )
+            circle = [*chain[chain.index(str(following)) :], str(following)]
+            raise UsageError(f"{where}: rows {word} each other in a circle: {' -> '.join(circle)}")
         chain.append(str(following))
     return chain
 
