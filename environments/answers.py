@@ -53,6 +53,11 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     return left_number is not None and left_number == right_number
 
 
+def is_number(answer: str) -> bool:
+    """Whether `same_answer` takes it for a number: then it settles whether it equals another."""
+    return _number(_plain(answer)) is not None
+
+
 def _plain(answer: str) -> str:
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer.strip())
     answer = answer.replace("\\!", "").replace("\\$", "").replace("\\%", "%")

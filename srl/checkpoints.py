@@ -7,9 +7,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from srl.errors import UsageError
+from srl.run_folder import replace_file
 
 STATE_FILE = "srl_state.json"
 
@@ -65,6 +72,13 @@ def why_kept(state: TrainerState, metric: str) -> str:
     )
 
 
+def add_saving(trainer: Trainer, state_dict: Callable[[], Mapping[str, object]]) -> None:
+    """Have every checkpoint of `trainer` hold what `state_dict` gives."""
+    # The first callback is transformers' own, which says when to save. Trackers stand behind it and
+    # may upload for minutes; the older checkpoints have gone by then, so ours goes between.
+    trainer.callback_handler.callbacks.insert(1, SaveState(state_dict))
+
+
 class SaveState(TrainerCallback):
     """Puts our state into every checkpoint as its last file, which makes it whole.
 
@@ -89,4 +103,4 @@ class SaveState(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        (folder / STATE_FILE).write_text(json.dumps(self._state_dict()), encoding="utf-8")
+        replace_file(folder / STATE_FILE, json.dumps(self._state_dict()).encode())

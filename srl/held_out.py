@@ -35,10 +35,12 @@ from srl.solving import (
     accuracy,
     by_length,
     by_problem,
+    one_each,
     solve_step_by_step,
     solve_whole,
 )
 from srl.steps import build_examples
+from srl.verdicts import judged
 
 BEHAVIOUR = "behaviour"
 
@@ -59,7 +61,8 @@ def measure(
     args = experiment.args
     started = time.monotonic()
     number = 0 if run is None else _next_evaluation(run.eval)
-    say(console, f"{when}: solving {len(problems):,} held-out problems")
+    asked = one_each(problems)
+    say(console, f"{when}: solving {len(asked):,} held-out problems")
     form = prompt_format(
         model,
         tokenizer,
@@ -80,8 +83,9 @@ def measure(
         torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)),
     ):
         torch.manual_seed(args.seed)
-        attempts = _solve(sampler, form, problems, args, context_limit(model))
+        attempts = _solve(sampler, form, asked, args, context_limit(model))
         steps = _steps(sampler, form, problems, args, rewards, context_limit(model))
+    attempts = judged(attempts, args)
     if run is not None:
         with RecordWriter(run.eval) as writer:
             writer.write(

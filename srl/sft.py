@@ -38,7 +38,7 @@ from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.checkpoints import SaveState, read_state
+from srl.checkpoints import add_saving, read_state
 from srl.config import SRLConfig, check_evaluation, check_one_process
 from srl.errors import UsageError, libraries_refuse
 from srl.policy import context_limit, prompt_format
@@ -52,6 +52,7 @@ from srl.solving import accuracy, solve_validation
 from srl.start_lines import dropped
 from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import check_installed
+from srl.verdicts import judged
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
@@ -207,7 +208,7 @@ class ExpertTrainer(SFTTrainer):
             )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(SaveState(self.state_dict))
+        add_saving(self, self.state_dict)
         if not args.disable_tqdm and not any(
             isinstance(c, ProgressReport) for c in callbacks or ()
         ):
@@ -287,6 +288,7 @@ class ExpertTrainer(SFTTrainer):
                 self.settings,
                 context_limit=self.context_limit,
             )
+        attempts = judged(attempts, self.settings)
         short = [a for a in attempts if len(a.trajectory.steps) <= self.settings.short_steps]
         values = {
             "problems": len(attempts),

@@ -38,7 +38,8 @@ class Attempt:
         text: all it wrote, monologues and tags included, an opening tag that the prompt already had
             too; one completion behind another.
         answer: what it stated, or None.
-        correct: the answer is the expert's.
+        correct: the answer is the expert's; by text and exact numbers, until `srl.verdicts` has
+            looked.
         failure: why there is no answer: a format failure, "no_answer", "context_limit", or None.
         tokens: tokens it wrote.
     """
@@ -219,6 +220,15 @@ def solves_whole(args: SRLConfig) -> bool:
     return (args.targets if args.validate_by == "auto" else args.validate_by) == "whole"
 
 
+def one_each(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The first expert solution of each problem: a problem is solved as often, however many it
+    has."""
+    found: dict[str, Trajectory] = {}
+    for trajectory in trajectories:
+        found.setdefault(trajectory.problem_id, trajectory)
+    return list(found.values())
+
+
 def solve_validation(
     sampler: Sampler,
     form: PromptFormat,
@@ -228,6 +238,7 @@ def solve_validation(
     context_limit: int | None,
 ) -> list[Attempt]:
     """One greedy attempt at each problem, in the way that `validate_by` wants."""
+    problems = one_each(problems)
     if solves_whole(args):
         longest = args.whole_max_completion_length
         params = SamplingParams(longest, temperature=0, stop_ids=form.stop_ids)
@@ -243,10 +254,7 @@ def solve_validation(
 
 
 def accuracy(attempts: Sequence[Attempt]) -> Estimate:
-    """The share of problems solved; with several attempts at one, its mean over them.
-
-    Two solutions of the same problem in the data make two attempts at one problem.
-    """
+    """The share of problems solved; with several attempts at one, its mean over them."""
     return over_problems([avg_at_k([one.correct for one in of]) for of in by_problem(attempts)])
 
 

@@ -43,7 +43,7 @@ from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.advantages import group_advantages
 from srl.batch import Batch, Group, MicroBatch
-from srl.checkpoints import SaveState, read_state
+from srl.checkpoints import add_saving, read_state
 from srl.config import SRLConfig, check_evaluation, check_one_process
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluate import ScoredStep, sample_steps, step_metrics, try_rewards
@@ -57,12 +57,20 @@ from srl.rollouts import Completion, LocalSampler, SamplingParams
 from srl.rows import Rows
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import PromptStream, collect_groups
-from srl.solving import Attempt, accuracy, solve_validation, solves_whole, whole_attempt
+from srl.solving import (
+    Attempt,
+    accuracy,
+    one_each,
+    solve_validation,
+    solves_whole,
+    whole_attempt,
+)
 from srl.start_lines import arithmetic, dropped, nothing_left, reward_report
 from srl.steps import StepExample, trajectory_numbers
 from srl.trackers import TABLES, RolloutTables, check_installed, names_of
 from srl.tree_models import attending_over_trees, refusal
 from srl.trl_parts import CompletionScores, completion_log_probs
+from srl.verdicts import judged
 
 
 class NothingToTrainOnError(RuntimeError):
@@ -164,7 +172,7 @@ class SRLTrainer(Trainer):
         # Its own accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(SaveState(self.state_dict))
+        add_saving(self, self.state_dict)
         if not args.disable_tqdm and not any(
             isinstance(c, ProgressReport) for c in callbacks or ()
         ):
@@ -272,7 +280,7 @@ class SRLTrainer(Trainer):
         rows = self.validation_rows
         groups = self._sample(rows.examples, rows.prompts, 1, self.greedy)
         steps = [step for group in groups for step in group]
-        attempts = self._attempts(steps)
+        attempts = judged(self._attempts(steps), self.args)
         short = [a for a in attempts if len(a.trajectory.steps) <= self.args.short_steps]
         values = {
             "problems": len(attempts),
@@ -327,9 +335,10 @@ class SRLTrainer(Trainer):
 
     def _attempts(self, steps: Sequence[ScoredStep]) -> list[Attempt]:
         """One greedy attempt at every validation problem, whose rows were sampled as `steps`."""
-        problems = self.validation_trajectories
-        rows_left_out = len(steps) < len(problems)
-        if self.args.targets == "whole" and solves_whole(self.args) and not rows_left_out:
+        problems = one_each(self.validation_trajectories)
+        rows = [step.example.trajectory.problem_id for step in steps]
+        rows_are_problems = rows == [problem.problem_id for problem in problems]
+        if self.args.targets == "whole" and solves_whole(self.args) and rows_are_problems:
             return [
                 whole_attempt(
                     self.form,

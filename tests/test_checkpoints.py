@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import TrainerState
+from transformers import (
+    AutoModelForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
-from srl.checkpoints import STATE_FILE, read_state, why_kept
+from srl.checkpoints import STATE_FILE, add_saving, read_state, why_kept
 from srl.errors import UsageError
+from srl.run_folder import missing_from_checkpoint
 
 HOLDS = {"stream": dict, "empty_steps": int}
 GOOD = {"stream": {"epoch": 1}, "empty_steps": 2, "positions": {"a.jsonl": 30, "b.jsonl": 0}}
@@ -67,3 +74,25 @@ def test_why_a_checkpoint_was_kept(values: tuple[float, ...], said: str) -> None
     )
     assert why_kept(state, "accuracy") == why_kept(state, "eval_accuracy").replace("eval_", "")
     assert why_kept(state, "accuracy") == said
+
+
+def test_it_is_whole_before_anybody_looks(tmp_path: Path, toy_policy: Path) -> None:
+    """Trackers upload when a checkpoint is saved, and the older ones are gone by then."""
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_save(self, args: object, state: TrainerState, control: object, **_: object) -> None:
+            seen.append(missing_from_checkpoint(tmp_path / f"checkpoint-{state.global_step}"))
+
+    model = AutoModelForCausalLM.from_pretrained(toy_policy)
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, save_steps=1, save_total_limit=1, use_cpu=True, report_to=[]
+    )
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 2
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[Tracker()])
+    add_saving(trainer, lambda: GOOD)
+    trainer.train()
+    assert seen == [[], []]
+    assert read_state(tmp_path / "checkpoint-2", holds=HOLDS, logs=["a.jsonl"])[1] == {
+        "a.jsonl": 30
+    }
