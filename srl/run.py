@@ -102,7 +102,12 @@ def _train(
         stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
     splits = load_splits(experiment, console)
-    refuse_trained_on(splits.test, experiment.model, lambda line: say(console, line))
+    refuse_trained_on(
+        splits.test,
+        experiment.model,
+        lambda line: say(console, line),
+        validation=splits.validation,
+    )
     model, tokenizer = load_policy(experiment.model)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
@@ -210,7 +215,8 @@ def evaluate_policy(
             "the config holds no problems out: give --test_problems N, with N of at least 1"
         )
     refuse_trained_on(problems, model_name, lambda line: say(console, line))
-    if rows := build_examples(problems, targets=experiment.args.targets):
+    rows = build_examples(problems, targets=experiment.args.targets)
+    if rows and experiment.args.test_rows:
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)

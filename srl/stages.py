@@ -17,15 +17,20 @@ from environments.types import DataError, Trajectory
 from srl.errors import UsageError
 from srl.experiment import parse_experiment, short_path
 from srl.lora import base_of, is_adapter_folder
-from srl.records import read_records
+from srl.records import read_rows
 from srl.run_folder import RunFolder
 from srl.splits import load_splits
 
 _POLICY = re.compile(r"policy|adapter|checkpoint-\d+")
 
 
-def stages_of(model: str) -> Iterator[RunFolder]:
-    """The runs that `model` went through, the last one first; none of a model from elsewhere."""
+def stages_of(model: str, say: Callable[[str], None] = lambda _: None) -> Iterator[RunFolder]:
+    """The runs that `model` went through, the last one first; none of a model from elsewhere.
+
+    Args:
+        model: a model's folder or hub name.
+        say: told where the way back ends at a folder that has gone.
+    """
     seen: set[Path] = set()
     while (path := Path(model).resolve()) not in seen:
         seen.add(path)
@@ -36,6 +41,8 @@ def stages_of(model: str) -> Iterator[RunFolder]:
         elif is_adapter_folder(path):
             model = base_of(path)
         else:
+            if _POLICY.fullmatch(path.name):
+                say(f"not checked: what {model} was trained on; its run's config.yaml is not there")
             return
 
 
@@ -46,7 +53,7 @@ def trained_on(model: str, say: Callable[[str], None]) -> Iterator[tuple[RunFold
         model: a model's folder or hub name.
         say: told of a stage whose problems cannot be found out any more, which is left out.
     """
-    for run in stages_of(model):
+    for run in stages_of(model, say):
         try:
             yield run, _problems_of(run)
         except (UsageError, DataError) as error:
@@ -54,23 +61,34 @@ def trained_on(model: str, say: Callable[[str], None]) -> Iterator[tuple[RunFold
 
 
 def refuse_trained_on(
-    problems: Sequence[Trajectory], model: str, say: Callable[[str], None]
+    problems: Sequence[Trajectory],
+    model: str,
+    say: Callable[[str], None],
+    *,
+    validation: Sequence[Trajectory] = (),
 ) -> None:
     """Refuse to measure a model on problems that it was trained on, in whichever stage.
 
     Args:
         problems: what is to be solved.
         model, say: as in `trained_on`.
+        validation: what picks the checkpoint. That is not measured, so it is told, not refused.
 
     Raises:
         UsageError: a stage trained on some of them.
     """
+    asked, picking = ({one.problem_id for one in few} for few in (problems, validation))
     for run, trained in trained_on(model, say):
-        if seen := sum(problem.problem_id in trained for problem in problems):
+        if seen := len(trained & picking):
+            say(
+                f"{seen} of the {len(picking)} validation problems were trained on in "
+                f"{short_path(run.path)}: the checkpoint that they pick may be one that remembers"
+            )
+        if seen := len(trained & asked):
             config = run.read_config()
             seed = config.get("data_seed")
             raise UsageError(
-                f"{seen} of the {len(problems)} problems to solve were trained on in "
+                f"{seen} of the {len(asked)} problems to solve were trained on in "
                 f"{short_path(run.path)}; keep that run's data, its data_seed "
                 f"({config.get('seed', 42) if seed is None else seed}) and its "
                 f"validation_problems ({config.get('validation_problems')}), and ask for no more "
@@ -81,7 +99,7 @@ def refuse_trained_on(
 def _problems_of(run: RunFolder) -> set[str]:
     """Ids of the problems of a run's rollouts; without a log of them, of all it could train on."""
     if run.steps.is_file():
-        records = read_records(run.steps)
-        return {record.problem_id for record in records if record.phase == "train"}
+        lines = read_rows(run.steps)  # two fields of a line: no record need be checked for them
+        return {str(line.get("problem_id")) for line in lines if line.get("phase") == "train"}
     experiment = parse_experiment(run.read_config(), where=str(run.config))
     return {one.problem_id for one in load_splits(experiment, Console(quiet=True)).train}

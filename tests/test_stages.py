@@ -50,6 +50,13 @@ def test_stages_are_found_from_the_last_to_the_first(home: Path, toy_policy: Pat
     (elsewhere / "adapter_config.json").write_text(json.dumps(words))
     (elsewhere / "adapter_model.safetensors").touch()
     assert [run.name for run in stages_of("elsewhere")] == ["two", "one"]
+    # The way back ends at a run whose folder has gone, and that is said.
+    shutil.rmtree("runs/one")
+    said: list[str] = []
+    assert [run.name for run in stages_of(two, said.append)] == ["two"]
+    assert said == [
+        "not checked: what runs/one/policy was trained on; its run's config.yaml is not there"
+    ]
     stage(home, "round", "runs/round/policy")
     assert [run.name for run in stages_of("runs/round/policy")] == ["round"]
 
@@ -85,6 +92,16 @@ def test_problems_of_any_stage_are_refused(
     )
     assert evaluate("--model", first, *CONFIG) == 0
     assert not seen & {*test}
+    # What only picks the checkpoint is told: it is not measured.
+    words = ["--seed", "7", "--test_problems", "0", "--max_steps", "1"]
+    other = load_splits(load_experiment("config.yaml", words), Console(quiet=True))
+    told = sum(one.problem_id in seen for one in other.validation)
+    assert told > 0
+    assert train("--model", first, *words, name="fourth") == 0
+    assert (
+        f"{told} of the 4 validation problems were trained on in runs/first: the checkpoint that "
+        "they pick may be one that remembers"
+    ) in capsys.readouterr().out
 
 
 def test_a_benchmark_is_asked_and_told_what_was_trained_on(
