@@ -165,7 +165,7 @@ def write(**changes: object) -> None:
     path.write_text(yaml.safe_dump({**plan, **old, **changes}, sort_keys=False))
 
 
-def run(*, start: Starter, jobs: int = 1, **choice: object) -> tuple[int, str]:
+def run(*, start: Starter, jobs: int | None = 1, **choice: object) -> tuple[int, str]:
     plan = load_plan(Path("compare.yaml"))
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     cells = plan.choose(**choice)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from comparing import (
     LONG,
@@ -34,6 +35,7 @@ from srl.compare import runner
 from srl.compare.plan_file import load_plan
 from srl.compare.processes import start_process
 from srl.compare.results import State, state_of
+from srl.config import SRLConfig
 from srl.errors import UsageError
 
 
@@ -140,6 +142,31 @@ def test_as_many_at_a_time_as_asked_for(file: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize(("device", "at_once"), [("cpu", 3), ("cuda", 1)])
+def test_how_many_run_at_a_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch, device: str, at_once: int
+) -> None:
+    """A cell a core; but on a GPU they would share its memory."""
+    monkeypatch.setattr(runner, "cores", lambda: 3)
+    monkeypatch.setattr(SRLConfig, "device", torch.device(device))
+    given = []
+    monkeypatch.setattr(runner, "Queue", lambda plan, cells, jobs, *_: given.append(jobs) or Idle())
+    run(start=MadeUp(), jobs=None)
+    run(start=MadeUp(), jobs=2)
+    assert given == [at_once, 2]
+
+
+class Idle:
+    """A queue in which nothing is done."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
+
+    def run(self) -> int:
+        return 0
+
+
+@pytest.mark.usefixtures("quick_looks")
 def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
     assert run(start=MadeUp())[0] == 0
     rows = yaml.safe_load(file.read_text())["rows"]
@@ -154,6 +181,11 @@ def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
     assert "  mv runs/c/toy.srl.0 runs/c/toy.srl.0.old" in message
     assert start.asked == []
     assert Path("runs/c/toy.srl.0/summary.json").is_file()
+    # How fast it was made is no other setting.
+    write(rows=rows, settings={**yaml.safe_load(file.read_text())["settings"], "reward_workers": 2})
+    assert run(start=start)[0] == 0
+    assert start.asked == []
+    write(rows={**rows, "srl": {**rows["srl"], "learning_rate": 0.5, "temperature": 0.7}})
     # The table shows it, and uses no number of it.
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     runner.show_table(load_plan(file), console)

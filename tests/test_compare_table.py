@@ -18,6 +18,7 @@ from comparing import (
 )
 from conftest import read_jsonl
 
+from srl.compare.table import cores
 from srl.errors import UsageError
 
 
@@ -38,6 +39,12 @@ def test_a_table_tells_what_its_cells_were_made_with(file: Path) -> None:
     assert "torch 1.0 (1 cells)" in text
     assert f"commit {'f' * 10} with changes" in text
     assert "so not all cells were made alike" in text
+    assert f"threads a cell: {cores()};" in text
+    starts = read_jsonl(Path("runs/c/starts.jsonl"))
+    starts[-1]["threads"] = 7
+    Path("runs/c/starts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in starts))
+    assert run(start=MadeUp())[0] == 0
+    assert "threads a cell: 7 (1 cells)" in Path("runs/c/table.md").read_text()
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -27,13 +27,14 @@ STARTS = "starts.jsonl"
 """In the output folder: a line for every time that a cell was started anew, not resumed."""
 
 
-def write_start(cell: Cell, output: Path, started: str) -> None:
+def write_start(cell: Cell, output: Path, started: str, *, threads: int) -> None:
     """Write down what `cell` starts from now.
 
     Args:
         cell: which.
         output: the comparison's folder.
         started: date and time, ISO 8601.
+        threads: how many it computes with, on which the rounding of its sums depends.
     """
     model = cell.experiment.model
     stamp = _stamp(model)
@@ -44,6 +45,7 @@ def write_start(cell: Cell, output: Path, started: str) -> None:
         "weights": _digest(model, stamp),
         "stamp": stamp,
         "cpu": cpu_name(),
+        "threads": threads,
     }
     with RecordWriter(output / STARTS) as writer:
         writer.write([line])

@@ -36,6 +36,10 @@ SESSIONS = "sessions.jsonl"
 """In the output folder: a line for every time that a cell was started and ended."""
 
 
+# How fast, where to and what is shown: cells that differ in them are the same.
+_FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to")
+
+
 class State(StrEnum):
     """What is there of a cell."""
 
@@ -73,7 +77,11 @@ def changes_of(cell: Cell, plan: Plan) -> list[str]:
     with suppress(UsageError):  # a field that there is no more is told as it is
         # A field that is newer than the run has its default, which is what the run did.
         old = parse_experiment(old, where=str(run.config)).resolved()
-    return changed_keys(old, new)
+    before, after = (
+        {key: value for key, value in settings.items() if key not in _FREE}
+        for settings in (old, new)
+    )
+    return changed_keys(before, after)
 
 
 def other_start(cell: Cell, plan: Plan) -> str | None:
@@ -106,6 +114,7 @@ class MadeWith:
 
     cpu: str | None
     cpu_count: int | None
+    threads: int | None
     torch: str | None
     commit: str | None
     dirty: bool | None
@@ -199,10 +208,14 @@ def _made_with(run: RunFolder, start: Mapping[str, object]) -> MadeWith:
     def text(value: object) -> str | None:
         return value if isinstance(value, str) else None
 
-    count, dirty = environment.get("cpu_count"), code.get("dirty")
+    def whole(value: object) -> int | None:
+        return value if isinstance(value, int) else None
+
+    dirty = code.get("dirty")
     return MadeWith(
         cpu=text(start.get("cpu")),
-        cpu_count=count if isinstance(count, int) else None,
+        cpu_count=whole(environment.get("cpu_count")),
+        threads=whole(start.get("threads")),
         torch=text(versions.get("torch")),
         commit=text(code.get("commit")),
         dirty=dirty if isinstance(dirty, bool) else None,

@@ -65,7 +65,7 @@ def compare(
         plan: the comparison.
         console: where to say how it goes.
         cells: those to run, all of the plan unless given.
-        jobs: how many at a time; a core each unless given.
+        jobs: how many at a time; unless given a core each, and one where they run on a GPU.
         start: how a cell's process is started; as one of this Python unless given.
 
     Returns:
@@ -88,7 +88,7 @@ def compare(
         missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
         check_problems(plan, missing, console)
-        at_once = min(jobs or cores(), max(1, len(missing)))
+        at_once = min(jobs or _at_once(missing), max(1, len(missing)))
         queue = Queue(plan, missing, at_once, lock, start or start_process, console)
         code = queue.run()
     show_table(plan, console)
@@ -267,7 +267,7 @@ class Queue:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"--- {started}: {' '.join(words)}\n")
         if state is not State.INTERRUPTED:
-            write_start(cell, plan.output, started)
+            write_start(cell, plan.output, started, threads=self._threads)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
@@ -292,7 +292,6 @@ class Queue:
                         "started": one.started,
                         "seconds": round(seconds, 3),
                         "exit": code,
-                        "threads": self._threads,
                         "command": one.words,
                     }
                 ]
@@ -382,6 +381,12 @@ def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
         if cell is not None and line.get("exit") == 0 and isinstance(seconds, int | float):
             found.append((cell.difficulty, cell.row, float(seconds)))
     return found
+
+
+def _at_once(cells: Sequence[Cell]) -> int:
+    """Cells on a GPU would share its memory: one at a time."""
+    on_cpu = all(cell.experiment.args.device.type == "cpu" for cell in cells)
+    return cores() if on_cpu else 1
 
 
 def _move_aside(path: Path, into: Path) -> Path:

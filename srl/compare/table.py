@@ -186,6 +186,7 @@ def _makings(results: Mapping[str, CellResult]) -> list[str]:
     found = [
         _counted(one.cpu for one in made),
         _counted(None if one.cpu_count is None else f"{one.cpu_count} cores" for one in made),
+        _counted(None if one.threads is None else f"threads a cell: {one.threads}" for one in made),
         _counted(None if one.torch is None else f"torch {one.torch}" for one in made),
         _counted(
             None
