@@ -24,7 +24,8 @@ CHECKING = re.compile(
     r"|checking (?:that|if|the|my))\b"
     r"|\b(?:is|does) (?:that|this|it) (?:right|correct|make sense)\b"
     r"|\bplug(?:ging)? (?:it|this|that|these|them)? ?back\b"
-    r"|\bwait\b(?=[,.!:;\s-])",
+    # As an interjection: cars and people wait as well, for something or three hours.
+    r"|(?:^|[.!?:>\n]\s*|\b(?:but|oh|hmm|no|ah),?\s+)wait\b(?!\s+(?:for|until|till)\b)",
     re.IGNORECASE,
 )
 PLANNING = re.compile(

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from srl.run_folder import RunFolder
 
 INTERRUPTED = 130
+# Commands of a name and of options that argparse does not know.
+_NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = _parser(words).parse_known_args(_with_minus(words))
         if rest and args.command in ("inspect", "report", "compare"):
             raise UsageError(_unknown(args.command, rest))
+        if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
+            what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
+            raise UsageError(f"write {what} first: python -m srl {args.command} {what} --key value")
         return int(args.run(args, rest, [sys.executable, "-m", "srl", *words], console))
     except UsageError as error:
         _complain(errors, str(error))
@@ -111,12 +116,24 @@ def _is_known_failure(error: RuntimeError) -> bool:
     return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)
 
 
+class _Unabbreviated(argparse.ArgumentParser):
+    """An abbreviation might be a field of a config that is meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of all commands; of readers of logs, which load Arrow, only what `words` need."""
     parser = argparse.ArgumentParser(
         prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        parser_class=_Unabbreviated,
+    )
 
     train = commands.add_parser(
         "train", help="train a policy; --key value overrides any field of the config"
@@ -218,7 +235,7 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     compare.add_argument("--rows", metavar="A,B", help="run these only, and what they start from")
     compare.add_argument("--seeds", metavar="0,1", help="run these only")
     compare.add_argument("--difficulties", metavar="A,B", help="run these only")
-    compare.add_argument("--jobs", type=int, help="runs at a time; default: one a core")
+    compare.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or a GPU")
     instead = compare.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
     instead.add_argument("--dry-run", action="store_true", help="only list the runs")

@@ -344,15 +344,20 @@ BEST_BY = ("eval_accuracy", "eval_reward")
 
 
 def check_one_process(config: SRLConfig) -> None:
-    """Both trainers run in one process.
+    """Both trainers run in one process, on one device.
 
     Raises:
-        UsageError: a launcher started several.
+        UsageError: a launcher started several, or there are several GPUs.
     """
     if config.world_size > 1:
         raise UsageError(
             f"{config.world_size} processes were started; this trainer runs in one. "
             "Start it without torchrun or accelerate launch"
+        )
+    if config.n_gpu > 1:  # transformers would spread every batch over all of them
+        raise UsageError(
+            f"this process sees {config.n_gpu} GPUs; this trainer uses one. Show it one, as in: "
+            "CUDA_VISIBLE_DEVICES=0 make train"
         )
 
 

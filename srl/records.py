@@ -176,7 +176,7 @@ def read_rows(path: Path) -> Iterator[dict[str, object]]:
         UsageError: the file is missing, or a line is no JSON object (names the line).
     """
     for line, where in _lines(path):
-        yield _object(line, where)
+        yield read_object(line, where)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
@@ -255,7 +255,12 @@ def _decimal(digits: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_constant, parse_int=_whole, parse_float=_decimal)
 
 
-def _object(line: bytes, where: str) -> dict[str, object]:
+def read_object(line: bytes, where: str) -> dict[str, object]:
+    """The JSON object in one line of a log; `where` names the line in messages.
+
+    Raises:
+        UsageError: it is not JSON, or no object.
+    """
     try:
         row = _DECODER.decode(line.decode())  # of bytes, json would guess the encoding
     except (ValueError, RecursionError) as error:  # bad UTF-8 as well as bad JSON
@@ -271,7 +276,7 @@ def parse_record(line: bytes, where: str) -> StepRecord:
     Raises:
         UsageError: the line is no record of schema 1.
     """
-    row = _object(line, where)
+    row = read_object(line, where)
     if row.get("schema") != SCHEMA:
         raise UsageError(
             f"{where}: schema {row.get('schema')!r}; this version of srl reads schema {SCHEMA}"

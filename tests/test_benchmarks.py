@@ -357,7 +357,9 @@ def test_a_whole_evaluation(
     assert config["samples"] == 5
 
 
-def test_an_evaluation_cut_anywhere_goes_on_to_the_same_file(bench: Path, toy_policy: Path) -> None:
+def test_an_evaluation_cut_anywhere_goes_on_to_the_same_file(
+    bench: Path, toy_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(toy_policy, samples=2) == 0
     log = Path("runs/one/samples.jsonl")
     whole, summary = log.read_bytes(), json.loads(Path("runs/one/summary.json").read_text())
@@ -369,6 +371,14 @@ def test_an_evaluation_cut_anywhere_goes_on_to_the_same_file(bench: Path, toy_po
         again = json.loads(Path("runs/one/summary.json").read_text())
         assert again["benchmarks"] == summary["benchmarks"]
     assert Path("runs/one/command.txt").read_text().count("\n") == 4
+    # What a power cut may leave is no line of ours: named, and nothing is lost
+    Path("runs/one/summary.json").unlink()
+    for damage in (b"\0" * 9 + b"\n", b"[]\n"):
+        log.write_bytes(damage + whole)
+        capsys.readouterr()
+        assert evaluate(toy_policy, samples=2) == 2
+        assert "runs/one/samples.jsonl, line 1: " in capsys.readouterr().err
+        assert log.read_bytes() == damage + whole
 
 
 def test_a_complete_evaluation_is_not_made_again(

@@ -326,6 +326,25 @@ def test_resume_with_other_settings_lists_them(
     assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "what"), [(["resume", "--max_steps", "3", "one"], "RUN"),
+                        (["check-data", "--limit", "10", "gsm8k"], "DATA")],
+)  # fmt: skip
+def test_a_name_stands_before_the_options(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the first option's value would be taken for it."""
+    assert main(words) == 2
+    assert f"write {what} first: python -m srl {words[0]} {what} --key value" in (
+        capsys.readouterr().err
+    )
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--config", "c.yaml", "--seed", "1"]) == 2
+    assert "unknown words: --seed 1; did you mean --seeds?" in capsys.readouterr().err
+
+
 def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", "nothing"]) == 2
     assert "runs/nothing is not a run folder: no such folder" in capsys.readouterr().err

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from environments.types import LoadReport
-from srl.config import _UNUSED, SRLConfig
+from srl.config import _UNUSED, SRLConfig, check_one_process
 from srl.errors import UsageError
 from srl.experiment import apply_overrides, load_experiment, parse_experiment
 from srl.prompts import PAPER_SYSTEM_PROMPT
@@ -417,3 +418,12 @@ def test_no_is_text_only_for_strategies() -> None:
 def test_python_is_read_as_strictly_as_a_file(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SRLConfig(output_dir="runs", **changes)  # type: ignore[arg-type]
+
+
+def test_one_process_and_one_gpu() -> None:
+    check_one_process(SimpleNamespace(world_size=1, n_gpu=1))  # type: ignore[arg-type]
+    check_one_process(SimpleNamespace(world_size=1, n_gpu=0))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="4 processes were started; .* without torchrun"):
+        check_one_process(SimpleNamespace(world_size=4, n_gpu=1))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="sees 2 GPUs; .* CUDA_VISIBLE_DEVICES=0 make train"):
+        check_one_process(SimpleNamespace(world_size=1, n_gpu=2))  # type: ignore[arg-type]

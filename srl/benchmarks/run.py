@@ -38,7 +38,7 @@ from srl.experiment import parse_experiment, short_path
 from srl.lora import base_of, is_adapter_folder
 from srl.policy import load_policy
 from srl.progress import say
-from srl.records import RecordWriter, truncate_to
+from srl.records import RecordWriter, read_object, truncate_to
 from srl.run_folder import RunFolder, changed_keys, write_json
 from srl.stages import trained_on
 
@@ -372,7 +372,7 @@ def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            row = json.loads(line)
+            row = read_object(line, f"{samples}, line {count + 1}")
             found = (row.get("benchmark"), row.get("number"), row.get("sample"))
             if count >= len(keys) or found != keys[count]:
                 raise UsageError(
