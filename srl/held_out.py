@@ -32,6 +32,7 @@ from srl.run_folder import RunFolder
 from srl.sample_metrics import over_problems, sample_figures
 from srl.solving import (
     Attempt,
+    Tick,
     accuracy,
     by_length,
     by_problem,
@@ -43,6 +44,7 @@ from srl.steps import build_examples
 from srl.verdicts import judged
 
 BEHAVIOUR = "behaviour"
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def measure(
@@ -83,8 +85,9 @@ def measure(
         torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)),
     ):
         torch.manual_seed(args.seed)
-        attempts = _solve(sampler, form, asked, args, context_limit(model))
-        steps = _steps(sampler, form, problems, args, rewards, context_limit(model))
+        limit, tick = context_limit(model), _now_and_then(when, console)
+        attempts = _solve(sampler, form, asked, args, limit, tick)
+        steps = _steps(sampler, form, problems, args, rewards, limit)
     attempts = judged(attempts, args)
     if run is not None:
         with RecordWriter(run.eval) as writer:
@@ -94,6 +97,19 @@ def measure(
     figures = _figures(attempts, args)
     say(console, f"{when}: done in {time.monotonic() - started:.0f} s")
     return {**figures, **steps}
+
+
+def _now_and_then(when: str, console: Console) -> Tick:
+    """Says how far an evaluation is, where one would begin to wonder."""
+    told = time.monotonic()
+
+    def tick(words: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            say(console, f"{when}: {words}")
+
+    return tick
 
 
 def _next_evaluation(path: Path) -> int:
@@ -110,6 +126,7 @@ def _solve(
     problems: Sequence[Trajectory],
     args: SRLConfig,
     limit: int | None,
+    tick: Tick,
 ) -> list[Attempt]:
     def params(longest: int, *, sampled: bool) -> SamplingParams:
         if not sampled:
@@ -123,21 +140,27 @@ def _solve(
             stop_ids=form.stop_ids,
         )
 
+    def rounds(samples: int) -> list[tuple[int, int]]:
+        """First sample and how many: greedy, then sampled."""
+        return [(0, 1), (1, samples)] if samples else [(0, 1)]
+
     attempts: list[Attempt] = []
-    for sample in range(args.solve_samples + 1):
+    for first, count in rounds(args.solve_samples):
         attempts += solve_step_by_step(
             sampler,
             form,
             problems,
-            params=params(args.max_completion_length, sampled=sample > 0),
+            params=params(args.max_completion_length, sampled=first > 0),
             max_steps=args.solve_max_steps,
             context_limit=limit,
-            sample=sample,
+            num_samples=count,
+            first_sample=first,
+            tick=tick,
         )
     if args.solve_whole:
         samples = args.solve_samples if args.whole_samples is None else args.whole_samples
-        rounds = [(0, 1), (1, samples)] if samples else [(0, 1)]  # greedy, then sampled
-        for first, count in rounds:
+        for first, count in rounds(samples):
+            tick(f"whole solutions, {count * len(problems):,} attempts")
             attempts += solve_whole(
                 sampler,
                 form,

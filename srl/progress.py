@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from srl.logs.terminal.pen import clock
+
 # Changes smaller than this are noise on some sixty validation problems.
 _RISE, _FALL = 0.01, 0.03
 
@@ -103,7 +105,7 @@ class ProgressReport(TrainerCallback):
             words = f"loss {_number(logs['loss'])}"
         if "tokens" in logs:
             words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
-        words += f"  {_clock(left)} left"
+        words += f"  {clock(left)} left"
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, description=words)
         else:
@@ -199,9 +201,3 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1%}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -77,6 +77,7 @@ class _State:
     """A problem while it is being solved step by step."""
 
     trajectory: Trajectory
+    sample: int
     steps: tuple[str, ...] = ()
     answer: str | None = None
     failure: str | None = None
@@ -92,10 +93,11 @@ def solve_step_by_step(
     params: SamplingParams,
     max_steps: int,
     context_limit: int | None,
-    sample: int = 0,
+    num_samples: int = 1,
+    first_sample: int = 0,
     tick: Tick | None = None,
 ) -> list[Attempt]:
-    """One attempt at each problem, the policy's own steps fed back.
+    """Attempts at each problem, all side by side, the policy's own steps fed back.
 
     Args:
         sampler: the policy.
@@ -104,10 +106,15 @@ def solve_step_by_step(
         params: how to choose tokens; temperature 0 is greedy.
         max_steps: give up after so many steps.
         context_limit: give up on prompts that leave no room for a completion.
-        sample: number of the attempt, for the record.
+        num_samples: attempts at each problem.
+        first_sample: number of the first of them, for the record.
         tick: told once a round how far it is.
+
+    Returns:
+        All problems' first attempts, then their second ones, and so on.
     """
-    states = [_State(trajectory) for trajectory in problems]
+    numbers = range(first_sample, first_sample + num_samples)
+    states = [_State(trajectory, sample) for sample in numbers for trajectory in problems]
     active = list(states)
     for round_number in range(1, max_steps + 1):
         ready, prompts = [], []
@@ -121,7 +128,7 @@ def solve_step_by_step(
         if not ready:
             break
         if tick is not None:
-            tick(f"step {round_number}, {len(ready)} of {len(states)} problems open")
+            tick(f"step {round_number}, {len(ready):,} of {len(states):,} attempts open")
         active = []
         for state, completions in zip(ready, sampler(prompts, 1, params), strict=True):
             completion = completions[0]
@@ -141,7 +148,7 @@ def solve_step_by_step(
         Attempt(
             trajectory=state.trajectory,
             mode="steps",
-            sample=sample,
+            sample=state.sample,
             steps=state.steps,
             answer=state.answer,
             correct=same_answer(state.answer, state.trajectory.answer),

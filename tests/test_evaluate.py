@@ -85,7 +85,7 @@ def test_own_steps_are_fed_back_until_an_answer(form: PromptFormat) -> None:
         params=PARAMS,
         max_steps=9,
         context_limit=None,
-        sample=7,
+        first_sample=7,
         tick=told.append,
     )
     assert [len(words) for words in policy.asked] == [2, 1, 1]
@@ -96,8 +96,50 @@ def test_own_steps_are_fed_back_until_an_answer(form: PromptFormat) -> None:
     assert a.sample == 7
     # Every token counts, thoughts and end tokens as well
     assert b.tokens == len(step("\nThe answer is 3. ")) + 1
-    assert told[0] == "step 1, 2 of 2 problems open"
-    assert told[2] == "step 3, 1 of 2 problems open"
+    assert told[0] == "step 1, 2 of 2 attempts open"
+    assert told[2] == "step 3, 1 of 2 attempts open"
+
+
+class InTurn(ScriptedPolicy):
+    """Asked for the same prompt again, it writes the next of its completions."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
+    ) -> list[list[Completion]]:
+        words = [self.tokenizer.decode(list(prompt)) for prompt in prompts]
+        self.asked.append(words)
+        return [[self.write(self.script[key].pop(0))] for key in words]
+
+
+def test_samples_are_taken_side_by_side(form: PromptFormat) -> None:
+    script = {
+        prompt("A"): [step("one"), step("The answer is 2."), step("one")],
+        prompt("B"): [step("The answer is 2."), step("two"), step("two")],
+        prompt("A", "one"): [step("The answer is 2."), step("The answer is 3.")],
+        prompt("B", "two"): [step("three"), step("The answer is 2.")],
+        prompt("B", "two", "three"): [step("The answer is 4.")],
+    }
+    policy = InTurn(form.tokenizer, script)
+    found = solve_step_by_step(
+        policy,
+        form,
+        [problem("A"), problem("B")],
+        params=PARAMS,
+        max_steps=9,
+        context_limit=None,
+        num_samples=3,
+        first_sample=1,
+    )
+    assert [len(words) for words in policy.asked] == [6, 4, 1]
+    assert [(a.trajectory.problem, a.sample, a.answer) for a in found] == [
+        *(("A", 1, "2"), ("B", 1, "2")),
+        *(("A", 2, "2"), ("B", 2, "4")),
+        *(("A", 3, "3"), ("B", 3, "2")),
+    ]
 
 
 @pytest.mark.parametrize(

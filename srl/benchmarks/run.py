@@ -35,6 +35,7 @@ from srl.benchmarks.samples import Chunk, Solver, verified
 from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.experiment import parse_experiment, short_path
+from srl.logs.terminal.pen import clock
 from srl.lora import base_of, is_adapter_folder
 from srl.policy import load_policy
 from srl.progress import say
@@ -248,7 +249,7 @@ def _run(
                 if now - told >= _SECONDS_BETWEEN_LINES and made < total:
                     told = now
                     left = (total - made) * (now - began) / (made - at_first)
-                    say(console, f"{made:,} of {total:,} solutions  {_clock(left)} left")
+                    say(console, f"{made:,} of {total:,} solutions  {clock(left)} left")
     finally:
         verifier.close()
     return {"model": plan.model, "samples": plan.samples, "benchmarks": figures_of(samples)}
@@ -394,8 +395,3 @@ def _about(one: LoadedBenchmark, plan: BenchmarkPlan) -> str:
     if counts and plan.limit is None and len(one.problems) != counts:
         other = f" (the published set has {counts:,})"
     return f"{one.name}: {len(one.problems):,} problems{other}{drops}, from {one.path}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -35,7 +35,7 @@ from statistics import fmean
 
 from srl.behaviour import behaviour
 from srl.estimates import Estimate, student_t
-from srl.sample_metrics import avg_at_k, maj_at_k, pass_at_k, votes_of
+from srl.sample_metrics import sample_figures
 
 Values = Mapping[str, float]
 """One number a problem, by the problem's id; from 0 to 1 where it is a share."""
@@ -86,16 +86,8 @@ def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, 
             found[f"{mode} greedy"] = {p: float(hit) for p, hit in greedy[mode].items()}
         if mode not in sampled:
             continue
-        k = min(len(samples) for samples in sampled[mode].values())
-        for problem, samples in sampled[mode].items():
-            hits = [correct for correct, _ in samples]
-            votes = votes_of([answer for _, answer in samples], hits)
-            for name, value in (
-                (f"avg@{k}", avg_at_k(hits)),
-                (f"pass@{k}", pass_at_k(hits, k)),
-                (f"maj@{k}", maj_at_k(votes, k)),
-            ):
-                found.setdefault(f"{mode} {name}", {})[problem] = value
+        for name, values in sample_figures([*sampled[mode].values()], only_most=True).items():
+            found[f"{mode} {name}"] = dict(zip(sampled[mode], values, strict=True))
     return found
 
 
