@@ -7,6 +7,7 @@ Pickled weights are refused, because loading them runs their code.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from srl.errors import UsageError
 from srl.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
 from srl.prompts import PromptFormat, ensure_pad
+
+# Of a model's folder, all that a loaded model and its prompts follow from.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -187,3 +191,30 @@ def _check_folder(path: Path, name: str) -> None:
                 "model.save_pretrained(folder), which writes model.safetensors"
             )
         raise UsageError(f"{path} has no weights: model.safetensors is missing")
+
+
+def fingerprint(model: str) -> str | None:
+    """A digest of a model's folder, so that another model under its name is noticed.
+
+    Of everything that solutions follow from: weights, tokenizer, chat template, the tokens that end
+    a text; and of an adapter's base, likewise. None for a hub name: what was loaded is then the
+    hub's newest.
+
+    Raises:
+        UsageError: an adapter's folder that cannot be used.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    folders = [folder]
+    for folder in folders:  # grows by the bases
+        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
+            with file.open("rb") as opened:
+                digest.update(file.name.encode())
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        if is_adapter_folder(folder):
+            base = Path(base_of(folder))
+            if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
+                folders.append(base)
+    return digest.hexdigest()[:16]

@@ -26,10 +26,11 @@ from environments.types import DataError
 from rewards import RewardSum
 from rewards.answer import verify_answer
 from srl.benchmarks.figures import figures_of
-from srl.benchmarks.run import _alone_in, _mostly_silent, fingerprint
+from srl.benchmarks.run import _alone_in, _mostly_silent
 from srl.benchmarks.samples import Chunk, Solution, Solver, verified
 from srl.cli import main
 from srl.estimates import wilson
+from srl.policy import fingerprint
 from srl.run_folder import RunFolder
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
 from tests.conftest import read_jsonl, refused, write_config

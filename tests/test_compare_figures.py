@@ -23,10 +23,10 @@ from srl.compare.figures import (
     figures_of,
     last_evaluation,
     row_estimate,
-    row_mean,
+    row_estimate_of_counts,
     verdict,
 )
-from srl.estimates import Estimate, student_t
+from srl.estimates import Estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "compare"))
 
@@ -215,8 +215,10 @@ def test_intervals_hold_what_they_promise(seed_spread: float, share: float) -> N
     found = coverage(
         share=share, problem_spread=1.0, seed_spread=seed_spread, problems=60, repeats=300
     )
-    assert found["row"] > 0.915
-    assert found["contrast"] > 0.915
+    for kind in ("row", "contrast"):
+        assert found[kind] > 0.915
+        # And they say something: no wider than Student's t of 2 degrees of freedom explains.
+        assert 1.8 < found[f"{kind} half width"] / found[f"{kind} error"] < 4.3
 
 
 def test_neither_problems_alone_nor_seeds_alone_would() -> None:
@@ -238,27 +240,20 @@ def test_neither_problems_alone_nor_seeds_alone_would() -> None:
 
 
 def test_no_count_is_below_nothing() -> None:
-    found = row_mean([{"a": 0.0, "b": 1.0}, {"a": 30.0, "b": 40.0}])
+    found = row_estimate_of_counts([{"a": 0.0, "b": 1.0}, {"a": 30.0, "b": 40.0}])
     assert (found.value, found.low) == (17.75, 0.0)
     assert found.high > 40
 
 
 def test_means_of_numbers_that_are_no_shares() -> None:
-    rng = random.Random(3)
-    seeds = [{str(p): 100 * rng.random() + 10 * s for p in range(30)} for s in range(3)]
-    found = row_mean(seeds)
-    table = [list(values.values()) for values in seeds]
-    means = [statistics.fmean(row) for row in table]
-    columns = [statistics.fmean(column) for column in zip(*table, strict=True)]
-    of_problems = statistics.variance(columns) / 30
-    of_seeds = statistics.variance(means) / 3
-    total = of_problems + of_seeds
-    degrees = int(total**2 / (of_problems**2 / 29 + of_seeds**2 / 2))
-    half = student_t(degrees) * math.sqrt(total)
-    assert found.value == pytest.approx(statistics.fmean(means))
-    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
-    assert found.n == 30
-    same = row_mean([{"a": 7.0, "b": 7.0}] * 3)
+    # Seeds' means 25, 27, 29: variance 4, of their mean 4/3. Problems' means 12, 22, 32, 42: 500/3,
+    # of their mean 125/3. Together 43, with 43^2 / ((125/3)^2 / 3 + (4/3)^2 / 2) = 3.19 degrees of
+    # freedom, so 3, whose t is 3.1824: 3.1824 * sqrt(43) = 20.869.
+    seeds = [{str(p): 10.0 * p + 2 * s for p in range(1, 5)} for s in range(3)]
+    found = row_estimate_of_counts(seeds)
+    assert (found.value, found.n) == (27.0, 4)
+    assert (found.low, found.high) == pytest.approx((6.131, 47.869), abs=1e-3)
+    same = row_estimate_of_counts([{"a": 7.0, "b": 7.0}] * 3)
     assert (same.low, same.value, same.high) == (7.0, 7.0, 7.0)
 
 

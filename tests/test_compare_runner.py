@@ -137,14 +137,26 @@ def test_stage_two_starts_from_stage_one(
     assert not same_weights(policies["toy.srl.0"], weights(load_policy(str(toy_policy))[0]))
 
 
-def killed_comparison(at: str) -> None:
-    """A comparison in a process of its own, killed with its cells once `at` is in a cell's log."""
-    work = fork(lambda: run(start=Starter())[0], Path("parent.log"))
+def killed_comparison(after: int) -> None:
+    """A comparison in a process of its own, killed with its cells when those have taken so many
+    steps, and saved after each."""
+
+    def waits(words: Sequence[str]) -> None:
+        from srl.progress import ProgressReport
+
+        def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
+            if state.global_step == after:
+                print("waits to be killed", flush=True)  # noqa: T201
+                time.sleep(LONG)
+
+        ProgressReport.on_step_begin = on_step_begin  # type: ignore[method-assign]
+
+    work = fork(lambda: run(start=Starter(before=waits))[0], Path("parent.log"))
     seen = Path("runs/c/logs")
 
     def there() -> bool:
         assert work.poll() is None, Path("parent.log").read_text()
-        return any(at in log.read_text() for log in seen.glob("*.log"))
+        return any("waits to be killed" in log.read_text() for log in seen.glob("*.log"))
 
     try:
         wait_for(there)
@@ -156,20 +168,22 @@ def killed_comparison(at: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for child processes in /proc")
+@pytest.mark.parametrize(
+    ("after", "state", "goes_on"),
+    [(0, State.CUT_OFF, "train toy.srl.0"), (1, State.INTERRUPTED, "resume toy.srl.0")],
+)
 def test_killed_and_called_again_it_ends_with_the_same_table(
-    file: Path, straight: tuple[Path, Starter, str]
+    file: Path, straight: tuple[Path, Starter, str], after: int, state: State, goes_on: str
 ) -> None:
     write(seeds=[0], rows={"srl": {}}, contrasts=[])
-    killed_comparison("step 1/2")
+    killed_comparison(after)
     out, plan = Path("runs/c"), load_plan(Path("compare.yaml"))
     assert not (out / "table.json").exists()
-    state = state_of(plan.cells[0], plan)
-    assert state in (State.INTERRUPTED, State.CUT_OFF)
+    assert state_of(plan.cells[0], plan) is state
     start = Starter()
     code, shown = run(start=start)
     assert code == 0, shown
-    first = "resume toy.srl.0" if state is State.INTERRUPTED else "train toy.srl.0"
-    assert start.names == [first]
+    assert start.names == [goes_on]
     cells = without_times(out / "table.json")["cells"]
     uninterrupted = without_times(straight[0] / out / "table.json")["cells"]
     assert cells["toy.srl.0"] == uninterrupted["toy.srl.0"]  # type: ignore[index]

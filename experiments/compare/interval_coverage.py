@@ -38,7 +38,8 @@ def coverage(
     repeats: int = 2000,
     random_seed: int = 0,
 ) -> dict[str, float]:
-    """The share of intervals that hold the truth, for a row and for a contrast of two.
+    """The share of intervals that hold the truth, for a row and for a contrast of two; how wide
+    they are, and how far off the estimates (root of the mean square).
 
     Args:
         share: what a policy solves of problems of the middle kind.
@@ -55,6 +56,7 @@ def coverage(
     truth = [chance(ability, spread) for ability in (first, first + BETTER)]
     held = {"row": 0, "contrast": 0}
     widths: dict[str, list[float]] = {"row": [], "contrast": []}
+    squares: dict[str, list[float]] = {"row": [], "contrast": []}
     between = []
     for _ in range(repeats):
         hard = [draw.gauss(0, problem_spread) for _ in range(problems)]
@@ -73,11 +75,14 @@ def coverage(
         ):
             held[kind] += found.low <= true <= found.high
             widths[kind].append((found.high - found.low) / 2)
+            squares[kind].append((found.value - true) ** 2)
     return {
         "row": held["row"] / repeats,
         "contrast": held["contrast"] / repeats,
         "row half width": fmean(widths["row"]),
         "contrast half width": fmean(widths["contrast"]),
+        "row error": math.sqrt(fmean(squares["row"])),
+        "contrast error": math.sqrt(fmean(squares["contrast"])),
         "seed std": fmean(between),
         "truth": truth[0],
         "difference": truth[1] - truth[0],

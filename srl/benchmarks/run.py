@@ -15,7 +15,6 @@ check that was killed has verified nothing: the sample counts as not right, and 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -36,8 +35,7 @@ from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.experiment import parse_experiment, short_path
 from srl.logs.terminal.pen import clock
-from srl.lora import base_of, is_adapter_folder
-from srl.policy import load_policy
+from srl.policy import fingerprint, load_policy
 from srl.progress import say
 from srl.records import RecordWriter, read_object, truncate_to
 from srl.run_folder import RunFolder, changed_keys, write_json
@@ -66,8 +64,6 @@ SETTINGS = (
 # How fast, and where to: they change no sample, so a resumed evaluation may have others.
 _FREE = ("reward_workers", "output_dir")
 _SECONDS_BETWEEN_LINES = 10.0
-# Of a model's folder, all that a loaded model and its prompts follow from.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -268,33 +264,6 @@ def _resolved(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[st
         "limit": plan.limit,
         **{name: getattr(plan.args, name) for name in SETTINGS},
     }
-
-
-def fingerprint(model: str) -> str | None:
-    """A digest of a model's folder, so that another model under its name is noticed.
-
-    Of everything that solutions follow from: weights, tokenizer, chat template, the tokens that end
-    a text; and of an adapter's base, likewise. None for a hub name: what was loaded is then the
-    hub's newest.
-
-    Raises:
-        UsageError: an adapter's folder that cannot be used.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    folders = [folder]
-    for folder in folders:  # grows by the bases
-        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
-            with file.open("rb") as opened:
-                digest.update(file.name.encode())
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        if is_adapter_folder(folder):
-            base = Path(base_of(folder))
-            if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
-                folders.append(base)
-    return digest.hexdigest()[:16]
 
 
 def _open(root: Path, name: str | None) -> RunFolder:

@@ -106,7 +106,7 @@ def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str
     return found
 
 
-def row_mean(seeds: Sequence[Values]) -> Estimate:
+def row_estimate_of_counts(seeds: Sequence[Values]) -> Estimate:
     """`row_estimate` of counts and lengths: from 0 on, and nothing added to the spread.
 
     Args:

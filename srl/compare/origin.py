@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from srl.benchmarks.run import fingerprint
 from srl.compare.plan import Cell
 from srl.lora import is_adapter_folder
+from srl.policy import fingerprint
 from srl.records import RecordWriter, read_rows
 from srl.run_folder import RunFolder
 

@@ -20,7 +20,7 @@ from srl.compare.figures import (
     figures_of,
     last_evaluation,
     row_estimate,
-    row_mean,
+    row_estimate_of_counts,
     verdict,
 )
 from srl.compare.origin import began_at, other_weights, read_json, read_start, time_of
@@ -293,7 +293,9 @@ def build(plan: Plan, results: Mapping[str, CellResult]) -> list[Part]:
             figures[row.name] = {n: row_estimate([values[n] for values in done]) for n in names}
             seen = [cell.behaviour for cell in cells if cell.behaviour]
             aspects = seen[0] if seen else ()
-            shown[row.name] = {a: row_mean([values[a] for values in seen]) for a in aspects}
+            shown[row.name] = {
+                a: row_estimate_of_counts([values[a] for values in seen]) for a in aspects
+            }
         by_row = {row.name: cells for row, cells in rows}
         contrasts = [
             _contrast(*pair, by_row, metric) for metric in plan.metrics for pair in plan.contrasts
