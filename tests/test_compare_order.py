@@ -324,6 +324,13 @@ def test_one_call_at_a_time_in_a_folder(file: Path, monkeypatch: pytest.MonkeyPa
     wait_for(lambda: log.is_file() and "at work" in log.read_text(), said=Path("parent.log"))
     with pytest.raises(UsageError, match=f"another comparison runs in runs/c .process {first.pid}"):
         run(start=MadeUp())
+    # Looking on is allowed, and says so.
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    plan = load_plan(file)
+    runner.list_cells(plan, plan.cells, console)
+    runner.show_table(plan, console)
+    told = f"process {first.pid} is making cells in runs/c now; those it works on are shown as if"
+    assert console.export_text().count(told) == 2
     # Killed, it leaves a cell running, which keeps the lock until it ends.
     first.send_signal(signal.SIGKILL)
     first.wait()

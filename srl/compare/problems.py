@@ -8,6 +8,7 @@ from rich.console import Console
 
 from srl.compare.plan import Cell, Plan
 from srl.errors import UsageError
+from srl.splits import load_splits
 
 
 def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> None:
@@ -17,8 +18,6 @@ def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> N
         UsageError: a row holds out other problems than another; rows are compared on the same.
         DataError: data that cannot be used.
     """
-    from srl.splits import load_splits  # transformers, which nothing else here waits for
-
     begun = {cell.difficulty for cell in missing}
     seen = []
     held_out: dict[str, tuple[Cell, tuple[set[tuple[str, str | None]], ...]]] = {}

@@ -70,6 +70,20 @@ def end_with_parent() -> None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
+def at_work(output: Path) -> str | None:
+    """The process that makes cells in the folder now; None if there is none."""
+    if not (output / ".caller").is_file():
+        return None
+    with (output / ".caller").open("r+") as own:
+        try:
+            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return own.read().strip()
+    return None
+
+
 @contextmanager
 def locked(output: Path, waits: Callable[[], object]) -> Iterator[int]:
     """The folder's lock; held until the last process that inherits it has ended.

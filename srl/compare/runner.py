@@ -27,7 +27,7 @@ import srl
 from srl.compare.origin import write_start
 from srl.compare.plan import Cell, Plan
 from srl.compare.problems import check_problems
-from srl.compare.processes import Process, Start, locked, start_process
+from srl.compare.processes import Process, Start, at_work, locked, start_process
 from srl.compare.results import (
     SESSIONS,
     State,
@@ -101,6 +101,7 @@ def compare(
 
 def show_table(plan: Plan, console: Console) -> None:
     """The table of what is there, shown and written."""
+    _tell_who_is_at_work(plan, console)
     results = read_results(plan)
     parts = build(plan, results)
     show(plan, results, parts, console)
@@ -111,6 +112,7 @@ def show_table(plan: Plan, console: Console) -> None:
 
 def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
     """What a call would do with each cell: `--dry-run`."""
+    _tell_who_is_at_work(plan, console)
     for cell in first_first(cells):
         state = state_of(cell, plan)
         from_ = f", from {cell.after}" if cell.after is not None else ""
@@ -381,6 +383,16 @@ def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
         if cell is not None and line.get("exit") == 0 and isinstance(seconds, int | float):
             found.append((cell.difficulty, cell.row, float(seconds)))
     return found
+
+
+def _tell_who_is_at_work(plan: Plan, console: Console) -> None:
+    """Cells that are being made look on the disk like cells that were stopped."""
+    if (process := at_work(plan.output)) is not None:
+        _say(
+            console,
+            f"process {process} is making cells in {plan.output} now; those it works on are shown "
+            "as if they had been stopped",
+        )
 
 
 def _at_once(cells: Sequence[Cell]) -> int:
