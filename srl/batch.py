@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from srl.evaluate import ScoredStep
 from srl.loss import LossScale
 from srl.prefix_tree import PrefixTree, Row, pack_trees
+from srl.scored_steps import ScoredStep
 
 # A tree's attention is in more pieces than that of padded rows. It pays where padded rows have so
 # many times its tokens; measured, docs/prefix_tree.md.

@@ -21,7 +21,6 @@ from rewards import RewardSum
 from srl.behaviour import behaviour, mean_behaviour
 from srl.config import SRLConfig
 from srl.estimates import Estimate, bootstrap, share_of_rows
-from srl.evaluate import ScoredStep, sample_steps, step_metrics
 from srl.experiment import Experiment
 from srl.policy import context_limit, prompt_format
 from srl.progress import say
@@ -30,6 +29,7 @@ from srl.records import RecordWriter, read_rows
 from srl.rollouts import LocalSampler, SamplingParams
 from srl.run_folder import RunFolder
 from srl.sample_metrics import over_problems, sample_figures
+from srl.scored_steps import ScoredStep, sample_steps, step_metrics
 from srl.solving import (
     Attempt,
     Tick,

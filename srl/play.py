@@ -15,11 +15,11 @@ from rich.text import Text
 
 from environments.types import LoadReport
 from srl.errors import UsageError
-from srl.evaluate import try_rewards
 from srl.experiment import Experiment
 from srl.logs.text import visible
 from srl.sampling import PromptStream
 from srl.score import show
+from srl.scored_steps import try_rewards
 from srl.steps import StepExample, build_examples
 
 HELP = "Type the next step and press Enter; :skip shows the expert's, :next another problem, :quit."

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from srl.checkpoints import why_kept
 from srl.errors import UsageError
-from srl.evaluate import try_rewards
 from srl.experiment import Experiment, parse_experiment
 from srl.held_out import comparison, measure
 from srl.lora import add_adapter, is_adapted
 from srl.policy import load_policy
 from srl.progress import ProgressReport, say
 from srl.run_folder import RunFolder, check_checkpoint, write_json
+from srl.scored_steps import try_rewards
 from srl.splits import load_splits
 from srl.stages import refuse_trained_on
 from srl.steps import build_examples

@@ -16,10 +16,10 @@ from typing import Literal
 from environments.types import Trajectory
 from srl.batch import Group
 from srl.errors import UsageError
-from srl.evaluate import ScoredStep, step_metrics
 from srl.prompts import FAILURES
 from srl.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
 from srl.sampling import Collected
+from srl.scored_steps import ScoredStep, step_metrics
 
 # Figures of which the log gives the total since the last line; of all others it gives the mean.
 _TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")

@@ -46,7 +46,6 @@ from srl.batch import Batch, Group, MicroBatch
 from srl.checkpoints import add_saving, read_state
 from srl.config import SRLConfig, check_evaluation, check_one_process
 from srl.errors import UsageError, libraries_refuse
-from srl.evaluate import ScoredStep, sample_steps, step_metrics, try_rewards
 from srl.experiment import sum_rewards
 from srl.loss import LossStats, policy_loss
 from srl.policy import context_limit, load_policy, prompt_format
@@ -57,6 +56,7 @@ from srl.rollouts import Completion, LocalSampler, SamplingParams
 from srl.rows import Rows
 from srl.run_log import RunLog, collect_metrics
 from srl.sampling import PromptStream, collect_groups
+from srl.scored_steps import ScoredStep, sample_steps, step_metrics, try_rewards
 from srl.solving import (
     Attempt,
     accuracy,

@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
 from srl.errors import UsageError
-from srl.evaluate import try_rewards
 from srl.prompts import (
     PAPER_EVALUATION_PROMPT,
     PAPER_SYSTEM_PROMPT,
@@ -32,6 +31,7 @@ from srl.prompts import (
     Template,
     leading_ids,
 )
+from srl.scored_steps import try_rewards
 from srl.steps import StepExample, StepTitle, Targets, build_examples
 
 RewardFunc = Callable[..., list[float | None]]

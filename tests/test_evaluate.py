@@ -13,9 +13,9 @@ from environments.types import Trajectory
 from rewards import RewardSum, similarity
 from srl.behaviour import behaviour
 from srl.estimates import bootstrap, wilson
-from srl.evaluate import sample_steps, step_metrics
 from srl.prompts import PromptFormat
 from srl.rollouts import Completion, OnReady, SamplingParams
+from srl.scored_steps import sample_steps, step_metrics
 from srl.solving import Attempt, accuracy, by_length, by_problem, solve_step_by_step, solve_whole
 from srl.steps import build_examples
 
