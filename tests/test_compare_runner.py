@@ -97,7 +97,15 @@ def test_a_whole_comparison(
     assert made["cpu"] == cpu_name()
     text = (out / "table.md").read_text()
     [header, _, base, srl] = text.partition("\n\n## toy")[2].split("\n")[2:6]
-    assert header.endswith("| updates | tokens | time |")
+    assert header.endswith("| groups used | updates | tokens | time |")
+    lines = read_jsonl(out / "toy.srl.0/metrics.jsonl")
+    kept, tried = (
+        sum(line[name] for line in lines if name in line)
+        for name in ("groups_kept", "groups_tried")
+    )
+    assert 0 < kept <= tried
+    assert srl.split("|")[-5].strip() == f"{100 * kept / tried:.0f} %"
+    assert base.split("|")[-5].strip() == "-"
     assert base.split("|")[-3].strip() == "-"  # nothing was trained
     written = table["cells"]["toy.srl.0"]["summary"]["tokens_written"]
     assert srl.split("|")[-3].strip() == f"{written:,}"

@@ -135,6 +135,8 @@ class CellResult:
         summary: the numbers of its summary.json, such as tokens.
         policy_step: the training step of the policy that was tested: the last, or the best on
             validation; None where nothing was trained.
+        groups: in training, groups that updates were made of, and all that were sampled; None where
+            there are no rollouts.
         made_with: the code and the machine; None unless it is done.
     """
 
@@ -146,6 +148,7 @@ class CellResult:
     commands: list[str] = field(default_factory=list)
     summary: Mapping[str, float] = field(default_factory=dict)
     policy_step: int | None = None
+    groups: tuple[float, float] | None = None
     made_with: MadeWith | None = None
 
     @property
@@ -177,6 +180,7 @@ def read_results(plan: Plan) -> dict[str, CellResult]:
             summary = read_json(run.summary)
             result.summary = {k: v for k, v in summary.items() if type(v) in (int, float)}  # type: ignore[misc]
             result.policy_step = _policy_step(summary)
+            result.groups = _groups(run)
             result.made_with = _made_with(run, read_start(name, plan.output))
     return found
 
@@ -197,6 +201,15 @@ def _policy_step(summary: Mapping[str, object]) -> int | None:
     best = str(summary.get("best_checkpoint")).rpartition("checkpoint-")[2]
     steps = int(best) if best.isdecimal() else summary.get("steps")
     return steps if isinstance(steps, int) else None
+
+
+def _groups(run: RunFolder) -> tuple[float, float] | None:
+    lines = list(read_rows(run.metrics)) if run.metrics.is_file() else []
+    kept, tried = (
+        sum(value for line in lines if isinstance(value := line.get(name), int | float))
+        for name in ("groups_kept", "groups_tried")
+    )
+    return (kept, tried) if tried else None
 
 
 def _made_with(run: RunFolder, start: Mapping[str, object]) -> MadeWith:

@@ -81,6 +81,8 @@ def as_json(
                 "commands": result.commands,
                 "summary": dict(result.summary),
                 "policy_step": result.policy_step,
+                "groups_kept": result.groups[0] if result.groups else None,
+                "groups_tried": result.groups[1] if result.groups else None,
                 "commit": result.made_with.commit if result.made_with else None,
             }
             for name, result in results.items()
@@ -168,9 +170,11 @@ def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) 
     )
     if any(result.tokens is not None for result in results.values()):
         found.append(
-            "Updates are those of the policies that were tested, seed by seed where validation "
-            "picked them. Tokens and time are sums over a row's cells: tokens that the policy "
-            "wrote in training, or that SFT read; time with evaluations."
+            "Groups used are those that updates were made of, of all that were sampled: dynamic "
+            "sampling leaves out groups whose rollouts earned the same. Updates are those of the "
+            "policies that were tested, seed by seed where validation picked them. Tokens and time "
+            "are sums over a row's cells: tokens that the policy wrote in training, or that SFT "
+            "read; time with evaluations."
         )
     seconds = sum(result.seconds for result in results.values())
     found.append(
@@ -245,7 +249,7 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
         )
     )
     header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others]
-    header += ["updates", "tokens", "time"]
+    header += ["groups used", "updates", "tokens", "time"]
     rows = []
     for row, cells in part.rows:
         figures = part.figures[row.name]
@@ -257,6 +261,7 @@ def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
                 _interval(figures.get(plan.metric), mark) + _short_of(cells),
                 *(_seed_cell(by_seed.get(seed), plan.metric) for seed in plan.seeds),
                 *(_other(figures.get(name), name in plan.metrics, mark) for name in others),
+                _groups_used(cells),
                 _updates(cells),
                 _tokens(cells),
                 clock(sum(cell.seconds for cell in cells)),
@@ -292,6 +297,13 @@ def _seed_cell(result: CellResult | None, metric: str) -> str:
 def _short_of(cells: Sequence[CellResult]) -> str:
     done = sum(bool(cell.values) for cell in cells)
     return "" if done == len(cells) else f" ({done} of {len(cells)} cells)"
+
+
+def _groups_used(cells: Sequence[CellResult]) -> str:
+    """The share of the sampled groups that updates were made of."""
+    found = [cell.groups for cell in cells if cell.groups is not None]
+    kept, tried = (sum(pair[i] for pair in found) for i in (0, 1))
+    return f"{100 * kept / tried:.0f} %" if tried else "-"
 
 
 def _updates(cells: Sequence[CellResult]) -> str:
