@@ -444,11 +444,15 @@ def test_what_a_function_started_ends_with_its_worker(mine: str) -> None:
 
 
 def children() -> set[int]:
-    """Processes that started as one of our workers, by the command line, which forks inherit."""
+    """Processes that started as one of our workers, by the command line, which forks inherit; not
+    those of tests that run beside these in another process, by the environment."""
+    names = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
+    ours = {f"{name}={os.environ[name]}".encode() for name in names if name in os.environ}
     found = set()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"rewards.worker" in entry.read_bytes():
+            environment = (entry.parent / "environ").read_bytes().split(b"\0")
+            if b"rewards.worker" in entry.read_bytes() and ours <= {*environment}:
                 found.add(int(entry.parent.name))
         except OSError:
             continue
