@@ -319,6 +319,7 @@ def test_what_is_closed_or_dropped_leaves_nothing_behind(
     started = time.perf_counter()
     total = RewardSum({mine + "sleeps": 1.0}, deadline=60)
     total.score([step("good")])
+    assert children() - before  # so that one would be seen
     pending = total.submit([step("bad")] * 3)
     total.close()
     with pytest.raises((RuntimeError, CancelledError)):
