@@ -40,10 +40,13 @@ class ScriptedPolicy:
     ) -> list[list[Completion]]:
         words = [self.tokenizer.decode(list(prompt)) for prompt in prompts]
         self.asked.append(words)
-        done = [[self.write(text) for text in self.script[key][:num_samples]] for key in words]
+        done = [self.completions(key, num_samples) for key in words]
         if on_ready is not None:
             on_ready(dict(reversed(list(enumerate(done)))))  # any order will do
         return done
+
+    def completions(self, key: str, count: int) -> list[Completion]:
+        return [self.write(text) for text in self.script[key][:count]]
 
     def write(self, text: str) -> Completion:
         ids = self.tokenizer.encode(text.removesuffix(CUT), add_special_tokens=False)
@@ -103,16 +106,8 @@ def test_own_steps_are_fed_back_until_an_answer(form: PromptFormat) -> None:
 class InTurn(ScriptedPolicy):
     """Asked for the same prompt again, it writes the next of its completions."""
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        num_samples: int,
-        params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
-        words = [self.tokenizer.decode(list(prompt)) for prompt in prompts]
-        self.asked.append(words)
-        return [[self.write(self.script[key].pop(0))] for key in words]
+    def completions(self, key: str, count: int) -> list[Completion]:
+        return [self.write(self.script[key].pop(0)) for _ in range(count)]
 
 
 def test_samples_are_taken_side_by_side(form: PromptFormat) -> None:
