@@ -1,4 +1,4 @@
-"""Benchmarks: how rows are read, and whole evaluations, cut short and gone on with."""
+"""Benchmarks: verdicts, and whole evaluations, cut short and gone on with."""
 
 from __future__ import annotations
 
@@ -6,223 +6,21 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from environments.benchmarks import (
-    BENCHMARKS,
-    Benchmark,
-    BenchmarkProblem,
-    clean_gold,
-    find_benchmark,
-    gold_of_any,
-    load_benchmark,
-    problems_from_rows,
-)
-from environments.types import DataError
+from environments.benchmarks import BenchmarkProblem
 from rewards import RewardSum
-from rewards.answer import verify_answer
 from srl.benchmarks.figures import figures_of
 from srl.benchmarks.run import _alone_in, _mostly_silent
 from srl.benchmarks.samples import Chunk, Solution, Solver, verified
 from srl.cli import main
 from srl.estimates import wilson
-from srl.policy import fingerprint
 from srl.run_folder import RunFolder
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
 from tests.conftest import read_jsonl, refused, write_config
-
-# ---- reading ------------------------------------------------------------------------------------
-
-# A made-up row in the shape of each data set, and the golds that are read from it
-ROWS: dict[str, list[tuple[dict[str, object], tuple[str, ...]]]] = {
-    "gsm8k": [
-        ({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}, ("4",)),
-        ({"question": "A lot?", "answer": "It is much.\n#### 1,234,000"}, ("1234000",)),
-        ({"question": "Debt?", "answer": "Less.\n####  -7 "}, ("-7",)),
-    ],
-    "math500": [
-        ({"problem": "p", "solution": r"\boxed{9}", "answer": r"\frac{1}{2}"}, (r"\frac{1}{2}",)),
-        ({"problem": "p", "answer": r"\left( 3, \frac{\pi}{2} \right)"},
-         (r"\left( 3, \frac{\pi}{2} \right)",)),
-    ],
-    "amc23": [
-        ({"id": 0, "question": "p", "answer": 27.0}, ("27",)),
-        ({"id": 1, "question": "p", "answer": "36.0"}, ("36.0",)),
-        ({"id": 2, "question": "p", "answer": 0.5}, ("0.5",)),
-    ],
-    "aime24": [
-        ({"problem": "p", "solution": "...", "answer": "073"}, ("073",)),
-        ({"problem": "p", "solution": r"so \boxed{204}.", "url": "x"}, ("204",)),
-        ({"problem": "p", "answer": 25}, ("25",)),
-    ],
-    "aime25": [({"problem": "p", "answer": "70", "id": "0"}, ("70",))],
-    "minerva": [
-        ({"question": "p", "answer": "4.5e33"}, (r"4.5 \times 10^{33}",)),
-        ({"problem": "p", "solution": r"Hence $\boxed{\frac{k}{m}}$."}, (r"\frac{k}{m}",)),
-        ({"problem": "p", "solution": r"\boxed{2.5e-3} \mathrm{~m}", "type": "Physics"},
-         (r"2.5 \times 10^{-3}",)),
-    ],
-    "olympiadbench": [
-        ({"question": "p", "final_answer": ["$2$"], "is_multiple_answer": False}, ("2",)),
-        ({"question": "p", "final_answer": ["$1,2$"], "is_multiple_answer": True}, ("1,2",)),
-        ({"question": "p", "final_answer": ["$1$", "$2$"], "is_multiple_answer": True}, ("1, 2",)),
-        ({"question": "p", "final_answer": [r"$\frac12$", "$0.5$"], "is_multiple_answer": False},
-         (r"\frac12", "0.5")),
-        ({"question": "p", "answer": "7"}, ("7",)),
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_rows_of_each_benchmark(name: str) -> None:
-    rows = [row for row, _ in ROWS[name]]
-    loaded = problems_from_rows(BENCHMARKS[name], rows)
-    assert [problem.golds for problem in loaded.problems] == [golds for _, golds in ROWS[name]]
-    assert [problem.number for problem in loaded.problems] == list(range(len(rows)))
-    assert loaded.report.kept == loaded.report.rows == len(rows)
-    for problem in loaded.problems:
-        assert all(verify_answer(gold, gold) for gold in problem.golds)
-
-
-def test_cleaned_golds_are_those_that_policies_match() -> None:
-    gold = problems_from_rows(BENCHMARKS["minerva"], [ROWS["minerva"][0][0]]).problems[0].golds[0]
-    assert verify_answer("4.5e33", gold)
-    assert verify_answer(r"4.5 \cdot 10^{33}", gold)
-    assert not verify_answer("4.5", gold)
-    both = problems_from_rows(BENCHMARKS["olympiadbench"], [ROWS["olympiadbench"][2][0]])
-    assert verify_answer("2, 1", both.problems[0].golds[0])
-    assert not verify_answer("1", both.problems[0].golds[0])  # all of the list is wanted
-
-
-@pytest.mark.parametrize(
-    ("text", "gold"),
-    [
-        (r"$\frac{1}{2}$", r"\frac{1}{2}"),
-        (r"\boxed{3}", "3"),
-        (r"$\boxed{\{1,2\}}$.", r"\{1,2\}"),
-        (r"\(7\)", "7"),
-        (r"$$x+1$$", "x+1"),
-        ("$a$, $b$", "$a$, $b$"),
-        (r"\$5", r"\$5"),
-        ("5.", "5"),
-        ("1.5", "1.5"),
-        ("2e", "2e"),
-        ("1e-3 m", r"1 \times 10^{-3} m"),
-        (r"\boxed{1} \text{ and } \boxed{2}", r"\boxed{1} \text{ and } \boxed{2}"),
-        ("$", ""),
-        ("  ", ""),
-    ],
-)
-def test_clean_gold(text: str, gold: str) -> None:
-    assert clean_gold(text) == gold
-
-
-@pytest.mark.parametrize(
-    ("row", "golds"),
-    [
-        ({"answer": "72"}, ("72",)),
-        ({"answer": 72}, ("72",)),
-        ({"answer": "half of it\n#### 72"}, ("72",)),
-        ({"answer": r"so \boxed{72}"}, ("72",)),
-        ({"answer": ["1/2", "0.5"]}, ("1/2", "0.5")),
-        ({"answer": None, "solution": r"so \boxed{x+1}"}, ("x+1",)),
-        ({"solution": "so 5\n#### 5"}, ("5",)),
-        ({"final_answer": ["$3$"], "answer": "no"}, ("3",)),
-    ],
-)
-def test_the_gold_of_a_users_row(row: dict[str, object], golds: tuple[str, ...]) -> None:
-    assert gold_of_any(row) == golds
-
-
-def test_rows_that_cannot_be_used_are_counted() -> None:
-    rows: list[dict[str, object]] = [
-        {"problem": "p", "answer": "1"},
-        {"problem": "p", "answer": ""},
-        {"problem": "p", "solution": "no box"},
-        {"problem": "p", "answer": float("nan")},
-        {"problem": "p", "answer": []},
-        {"answer": "1"},
-        {"problem": " ", "answer": "1"},
-        {"problem": 3, "answer": "1"},
-    ]
-    loaded = problems_from_rows(Benchmark("mine", "mine.jsonl", gold_of_any), rows)
-    assert len(loaded.problems) == 1
-    assert loaded.report.dropped == {"no answer": 4, "no problem": 2, "problem is not text": 1}
-    with pytest.raises(DataError, match=r"mine.jsonl: none of 1 rows .* columns are 'question'"):
-        problems_from_rows(Benchmark("m", "mine.jsonl", gold_of_any), [{"question": "?"}])
-
-
-def test_a_problem_that_stands_twice_is_asked_twice() -> None:
-    rows = [{"problem": "p", "answer": "1"}] * 2
-    problems = problems_from_rows(Benchmark("m", "m.jsonl", gold_of_any), rows).problems
-    assert [problem.number for problem in problems] == [0, 1]
-    assert len({problem.problem_id for problem in problems}) == 1
-
-
-def test_files_of_both_kinds_say_the_same(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(5)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    one, two = (
-        load_benchmark(find_benchmark(str(tmp_path / f"a.{kind}"))) for kind in ("jsonl", "parquet")
-    )
-    assert one.problems == two.problems
-    assert one.digest == two.digest
-    limited = load_benchmark(find_benchmark(str(tmp_path / "a.jsonl")), limit=2)
-    assert limited.problems == one.problems[:2]
-
-
-def test_an_unreachable_hub_says_how_to_give_a_copy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(DataError, match=r"ConnectionError: no route.* by gsm8k=FILE$"):
-        load_benchmark(find_benchmark("gsm8k"))
-    # A file that is named already is not told so again.
-    with pytest.raises(DataError, match=r"no such file \(looked from [^)]+\)\.$"):
-        load_benchmark(find_benchmark(f"gsm8k={tmp_path / 'none.jsonl'}"))
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("MATH-500", "math500"),
-        ("Minerva_Math", "minerva"),
-        ("AIME 2024", "aime24"),
-        ("GSM8K", "gsm8k"),
-        ("OlympiadBench", "olympiadbench"),
-    ],
-)
-def test_names_are_not_told_apart_by_case_and_dashes(name: str, found: str) -> None:
-    assert find_benchmark(name) == BENCHMARKS[found]
-
-
-def test_a_copy_is_read_as_the_named_one() -> None:
-    copy = find_benchmark("amc23=copies/amc.parquet")
-    assert copy == replace(BENCHMARKS["amc23"], path="copies/amc.parquet")
-    assert copy.counts == 40
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("gms8k", r"unknown benchmark 'gms8k'; there are gsm8k, .* Did you mean gsm8k\?"),
-        ("mine=a.jsonl", "unknown benchmark 'mine' in 'mine=a.jsonl'"),
-    ],
-)
-def test_unknown_names(name: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        find_benchmark(name)
-
 
 # ---- verdicts -----------------------------------------------------------------------------------
 
@@ -469,34 +267,6 @@ def test_other_settings_are_refused(
     assert evaluate(toy_policy, samples=1) == 2
     assert "bench.toy.digest" in capsys.readouterr().err
     assert Path("runs/one/samples.jsonl").read_bytes() == before
-
-
-def test_changed_weights_are_noticed(toy_policy: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(toy_policy, tmp_path / "copy")
-    first = fingerprint(str(toy_policy))
-    assert fingerprint(str(copy)) == first
-    # An adapter stands for its base too
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    words = {"base_model_name_or_path": str(copy), "peft_type": "LORA"}
-    (adapter / "adapter_config.json").write_text(json.dumps(words))
-    (adapter / "adapter_model.safetensors").write_bytes(b"some")
-    adapted = fingerprint(str(adapter))
-    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "config.json"):
-        held = (copy / name).read_bytes()
-        (copy / name).write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
-        assert fingerprint(str(copy)) != first, name
-        assert fingerprint(str(adapter)) != adapted, name
-        (copy / name).write_bytes(held)
-    assert (fingerprint(str(copy)), fingerprint(str(adapter))) == (first, adapted)
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert fingerprint(str(copy)) != first
-    (adapter / "adapter_model.safetensors").write_bytes(b"other")
-    assert fingerprint(str(adapter)) != adapted
-    words["base_model_name_or_path"] = str(adapter)  # loading says so
-    (adapter / "adapter_config.json").write_text(json.dumps(words))
-    assert fingerprint(str(adapter))
-    assert fingerprint("owner/name") is None
 
 
 def test_a_second_process_in_a_folder_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from srl.errors import UsageError
-from srl.policy import context_limit, load_policy, prompt_format, stop_ids
+from srl.policy import context_limit, fingerprint, load_policy, prompt_format, stop_ids
 
 WEIGHTS = "model.safetensors"
 
@@ -202,3 +204,31 @@ def test_the_prompt_format_knows_every_stop_token() -> None:
 def test_no_context_limit() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=1))
     assert context_limit(model) is None
+
+
+def test_changed_weights_are_noticed(toy_policy: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(toy_policy, tmp_path / "copy")
+    first = fingerprint(str(toy_policy))
+    assert fingerprint(str(copy)) == first
+    # An adapter stands for its base too
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    words = {"base_model_name_or_path": str(copy), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    (adapter / "adapter_model.safetensors").write_bytes(b"some")
+    adapted = fingerprint(str(adapter))
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "config.json"):
+        held = (copy / name).read_bytes()
+        (copy / name).write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+        assert fingerprint(str(copy)) != first, name
+        assert fingerprint(str(adapter)) != adapted, name
+        (copy / name).write_bytes(held)
+    assert (fingerprint(str(copy)), fingerprint(str(adapter))) == (first, adapted)
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert fingerprint(str(copy)) != first
+    (adapter / "adapter_model.safetensors").write_bytes(b"other")
+    assert fingerprint(str(adapter)) != adapted
+    words["base_model_name_or_path"] = str(adapter)  # loading says so
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    assert fingerprint(str(adapter))
+    assert fingerprint("owner/name") is None

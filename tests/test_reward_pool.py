@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from rewards import RewardError, RewardSum, StepContext
-from rewards.loading import LoadedReward, RewardNameError, RewardSpec, bind, load_reward
+from rewards.loading import RewardSpec
 from rewards.pool import RewardPool
 
 ROOT = Path(__file__).parents[1]
@@ -558,49 +558,3 @@ def test_the_check_tells_what_each_reward_says_and_takes(mine: str) -> None:
         ("nothing", 0.5, None),
     ]
     assert all(0 <= c.seconds < 1 for c in checks)
-
-
-# ---- single or batched ---------------------------------------------------------------
-
-
-def single_unnamed(s): ...  # type: ignore[no-untyped-def]
-def single_annotated(s: StepContext) -> float: ...  # type: ignore[empty-body]
-def batch_named(steps): ...  # type: ignore[no-untyped-def]
-def batch_list(s: list[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
-def batch_sequence(s: Sequence[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
-def any_number(*s): ...  # type: ignore[no-untyped-def]
-
-
-class BatchCall:
-    def __call__(self, s: list[StepContext]) -> list[float]: ...  # type: ignore[empty-body]
-
-
-@pytest.mark.parametrize(
-    ("function", "batched"),
-    [
-        (single_unnamed, False),
-        (single_annotated, False),
-        (any_number, False),
-        (batch_named, True),
-        (batch_list, True),
-        (batch_sequence, True),
-        (BatchCall, True),
-        (BatchCall(), True),
-    ],
-)
-def test_how_a_batched_function_is_told(function: object, batched: bool) -> None:
-    assert bind(function, {}, "it").batched is batched
-
-
-def test_built_ins_load() -> None:
-    from rewards import BUILT_INS
-
-    for name in BUILT_INS:
-        loaded = load_reward(RewardSpec(name, name))
-        assert isinstance(loaded, LoadedReward)
-        assert not loaded.batched
-
-
-def test_an_unknown_reward_is_a_wrong_name() -> None:
-    with pytest.raises(RewardNameError):
-        RewardSum({"similarty": 1.0})
