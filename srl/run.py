@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from srl.checkpoints import why_kept
 from srl.errors import UsageError
 from srl.experiment import Experiment, parse_experiment
-from srl.held_out import comparison, measure
+from srl.held_out import comparison, measure, paired_changes
 from srl.lora import add_adapter, is_adapted
 from srl.policy import load_policy
 from srl.progress import ProgressReport, say
@@ -173,6 +173,8 @@ def _train(
     before_path.unlink(missing_ok=True)
     if before and after:
         console.print(comparison(before, after))
+        if (changes := paired_changes(run)) is not None:
+            say(console, changes)
     kept = [int(line["groups_kept"]) for line in trainer.state.log_history if "groups_kept" in line]
     if kept and not any(kept):
         say(

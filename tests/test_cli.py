@@ -28,6 +28,7 @@ from rich.console import Console
 
 from srl.cli import main
 from srl.errors import UsageError
+from srl.estimates import paired_change
 from srl.experiment import load_experiment
 from srl.policy import load_policy
 from srl.progress import ProgressReport
@@ -81,6 +82,19 @@ def test_what_is_printed_is_what_is_recorded(
     for when in ("before", "after"):
         figure = summary[when]["step by step, greedy"]
         assert f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}," in line
+    said = next(line for line in shown.out.splitlines() if line.startswith("changed, problem by"))
+    for mode, words in (("steps", "step by step"), ("whole", "whole solution")):
+        solved = [
+            {
+                a["problem_id"]
+                for a in attempts
+                if (a["when"], a["mode"], a["sample"]) == (when, mode, 0) and a["correct"]
+            }
+            for when in ("before", "after")
+        ]
+        change = paired_change(len(solved[1] - solved[0]), len(solved[0] - solved[1]), 8)
+        value, low, high = (100 * part for part in (change.value, change.low, change.high))
+        assert f"{words}, greedy {value:+.1f} [{low:+.1f}, {high:+.1f}]" in said
     tokens = sum(int(m.get("tokens", 0)) for m in read_jsonl(run / "metrics.jsonl"))  # type: ignore[call-overload]
     rollouts = [r for r in read_jsonl(run / "steps.jsonl") if r["phase"] == "train"]
     assert summary["tokens_written"] == tokens

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from srl.errors import UsageError
-from srl.estimates import Estimate, bootstrap, paired_change, wilson
+from srl.estimates import Estimate, wilson
+from srl.logs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts, solved_by
+from srl.logs.checked_rows import Row, checked_rows, is_step, is_text
 from srl.logs.index import Log, Told
-from srl.records import StepRecord, read_rows
+from srl.records import StepRecord
 from srl.run_folder import RunFolder
 
-Row = Mapping[str, object]
 Points = list[tuple[int, float]]
 
 # Figures that metrics.jsonl sums over the training steps since the line before; see srl/run_log.py.
@@ -37,64 +38,6 @@ class Problem:
     text: str
     steps: tuple[str, ...]
     answer: str | None
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A line of eval.jsonl: one attempt at one held-out problem.
-
-    Attributes:
-        when: `before`, `after`, or `eval`, with a number from the second of these on.
-        problem: which: its id, and its number among the solutions of that problem.
-        mode: `steps` (step by step) or `whole`.
-        sample: 0 is greedy.
-        source: of the problem.
-        num_steps: how many steps the expert takes.
-        written: how many steps the policy took.
-        correct: it was solved.
-        failure: why there is no answer, or None.
-    """
-
-    when: str
-    problem: tuple[str, int]
-    mode: str
-    sample: int
-    source: str
-    num_steps: int
-    written: int
-    correct: bool
-    failure: str | None
-
-    @property
-    def shortfall(self) -> str | None:
-        """Why it was not solved; None if it was.
-
-        An answer given after fewer steps than the expert takes is mostly one that came too early.
-        """
-        if self.correct:
-            return None
-        if self.failure is not None:
-            return self.failure
-        early = self.mode == "steps" and self.written < self.num_steps
-        return "wrong answer, fewer steps than the expert" if early else "wrong answer"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How many held-out problems were solved, at one time and in one way.
-
-    Attributes:
-        when, mode: as in `Attempt`.
-        sampled: sampled, or greedy.
-        estimate: share of problems solved; `n` counts problems.
-        failures: why attempts failed -> how many of them; see `Attempt.shortfall`.
-    """
-
-    when: str
-    mode: str
-    sampled: bool
-    estimate: Estimate
-    failures: Mapping[str, int]
 
 
 class RunData:
@@ -185,7 +128,7 @@ class RunData:
         Raises:
             UsageError: a line is none of that file.
         """
-        return list(_rows(self.folder.metrics, {"step": _is_step}))
+        return list(checked_rows(self.folder.metrics, {"step": is_step}))
 
     def training_figures(self) -> dict[str, Points]:
         """Each figure of training in metrics.jsonl -> (training step, value), in order."""
@@ -278,7 +221,7 @@ class RunData:
             UsageError: a line is none of that file.
         """
         found: dict[str, list[Problem]] = {}
-        for row in _rows(self.folder.problems, {"problem_id": _is_text, "problem": _is_text}):
+        for row in checked_rows(self.folder.problems, {"problem_id": is_text, "problem": is_text}):
             steps, answer = row.get("steps"), row.get("answer")
             found.setdefault(str(row["problem_id"]), []).append(
                 Problem(
@@ -300,147 +243,34 @@ class RunData:
 
     @cached_property
     def attempts(self) -> list[Attempt]:
-        """The attempts at held-out problems; of `before` and `after` those of the newest.
-
-        An evaluation that was made again, after a kill or with other settings, is another one, by
-        its number in the lines.
+        """The attempts at held-out problems.
 
         Raises:
             UsageError: a line is none of that file.
         """
-        rows = list(_rows(self.folder.eval, _ATTEMPT))
-        numbers: dict[str, list[object]] = {}
-        for row in rows:
-            known = numbers.setdefault(str(row["when"]), [])
-            if (number := row.get("evaluation")) not in known:  # None: the logs had none at first
-                known.append(number)
-        seen: Counter[tuple[object, ...]] = Counter()
-        found = []
-        for row in rows:
-            when, number = str(row["when"]), row.get("evaluation")
-            known = numbers[when]
-            if when in ("before", "after"):
-                if number != known[-1]:
-                    continue
-            elif number != known[0]:
-                when = f"{when} {known.index(number) + 1}"
-            key = (when, row["mode"], row["sample"], row["problem_id"])
-            failure = row["failure"]
-            found.append(
-                Attempt(
-                    when=when,
-                    problem=(str(row["problem_id"]), seen[key]),
-                    mode=str(row["mode"]),
-                    sample=int(str(row["sample"])),
-                    source=str(row["source"]),
-                    num_steps=int(str(row["num_steps"])),
-                    written=len(row["steps"]),  # type: ignore[arg-type]
-                    correct=row["correct"] is True,
-                    failure=None if failure is None else str(failure),
-                )
-            )
-            seen[key] += 1
-        return found
+        return read_attempts(self.folder.eval)
 
     def accuracies(self) -> list[Accuracy]:
         """Held-out problems solved, as summary.json has it, by time, mode and sampling."""
-        parts: dict[tuple[str, str, bool], list[Attempt]] = {}
-        for one in self.attempts:
-            parts.setdefault((one.when, one.mode, one.sample > 0), []).append(one)
-        return [
-            Accuracy(when, mode, sampled, _accuracy(rows), _failures(rows))
-            for (when, mode, sampled), rows in parts.items()
-        ]
+        return accuracies(self.attempts)
 
     def solved_by(self, column: str) -> dict[str, dict[object, Estimate]]:
         """Greedy accuracy, step by step, by `num_steps` or `source`: when -> value -> share."""
-        parts: dict[str, dict[object, list[Attempt]]] = {}
-        for one in self.attempts:
-            if one.mode == "steps" and one.sample == 0:
-                parts.setdefault(one.when, {}).setdefault(getattr(one, column), []).append(one)
-        return {
-            when: {value: _accuracy(rows) for value, rows in sorted(by.items())}
-            for when, by in parts.items()
-        }
+        return solved_by(self.attempts, column)
 
     def gain(self, mode: str = "steps") -> Estimate | None:
-        """Greedy accuracy after minus before, problem by problem, with its 95 % interval.
-
-        None where one of them is missing, or they were not asked the same problems.
-        """
-        solved: dict[str, dict[tuple[str, int], bool]] = {"before": {}, "after": {}}
-        for one in self.attempts:
-            if one.mode == mode and one.sample == 0 and one.when in solved:
-                solved[one.when][one.problem] = one.correct
-        before, after = solved["before"], solved["after"]
-        if not before or before.keys() != after.keys():
-            return None
-        won = sum(after[key] and not before[key] for key in before)
-        lost = sum(before[key] and not after[key] for key in before)
-        return paired_change(won, lost, len(before))
+        """Greedy accuracy after minus before, problem by problem; see `attempts.gain`."""
+        return gain([one for one in self.attempts if one.mode == mode and one.sample == 0])
 
 
 def has_ended(folder: RunFolder) -> bool:
     """A run has ended by itself. A trainer used from Python says so in metrics.jsonl alone."""
     if folder.summary.is_file() or folder.config.is_file():
         return folder.summary.is_file()
-    return any("train_runtime" in row for row in _rows(folder.metrics, {}))
+    return any("train_runtime" in row for row in checked_rows(folder.metrics, {}))
 
 
-def _accuracy(rows: Iterable[Attempt]) -> Estimate:
-    by_problem: dict[tuple[str, int], list[bool]] = {}
-    for row in rows:
-        by_problem.setdefault(row.problem, []).append(row.correct)
-    hits = list(by_problem.values())
-    if all(len(one) == 1 for one in hits):
-        return wilson(sum(one[0] for one in hits), len(hits))
-    return bootstrap([sum(one) / len(one) for one in hits])
-
-
-def _failures(rows: Iterable[Attempt]) -> dict[str, int]:
-    return dict(Counter(why for row in rows if (why := row.shortfall) is not None))
-
-
-# ---- rows that may be anything ------------------------------------------------------------------
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_step(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-_ATTEMPT: dict[str, Callable[[object], bool]] = {
-    "when": _is_text,
-    "problem_id": _is_text,
-    "mode": _is_text,
-    "sample": _is_step,
-    "source": _is_text,
-    "num_steps": _is_step,
-    "steps": lambda value: isinstance(value, list),
-    "correct": lambda value: isinstance(value, bool),
-    "failure": lambda value: value is None or isinstance(value, str),
-}
-
-
-def _rows(path: Path, fields: Mapping[str, Callable[[object], bool]]) -> Iterable[Row]:
-    """The rows of a log; none where there is no file.
-
-    Raises:
-        UsageError: a row lacks one of `fields`, or has something else in it (names the line).
-    """
-    if not path.is_file():
-        return
-    for number, row in enumerate(read_rows(path), start=1):
-        for name, fits in fields.items():
-            if name not in row:
-                raise UsageError(f"{path}, line {number}: {name} is missing")
-            if not fits(row[name]):
-                shown = json.dumps(row[name])[:40]
-                raise UsageError(f"{path}, line {number}: {name} is {shown}, which it cannot be")
-        yield row
+# ---- values that may be anything ------------------------------------------------------------
 
 
 def _number(value: object) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
 
+from srl.logs.attempts import Accuracy
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -19,7 +20,7 @@ from srl.logs.figures import (
 )
 from srl.logs.report.curves import Named
 from srl.logs.report.markup import Raw, figure_cell, number, points, table, text
-from srl.logs.run_data import Accuracy, RunData
+from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedStep
 from srl.private import shareable, shareable_command
 from srl.records import StepRecord

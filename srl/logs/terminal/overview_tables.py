@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.estimates import Estimate
+from srl.logs.attempts import Accuracy
 from srl.logs.figures import (
     REWARD_METRIC,
     Cells,
@@ -27,7 +28,7 @@ from srl.logs.figures import (
 )
 from srl.logs.filters import Filter
 from srl.logs.index import Log
-from srl.logs.run_data import Accuracy, RunData
+from srl.logs.run_data import RunData
 from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
 from srl.logs.terminal.pen import Pen, clock, figure, interval, number, percent, tally
 from srl.logs.tried_steps import TriedStep
