@@ -21,21 +21,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
 from rewards.calling import DEADLINE, Outcome, call
-from rewards.loading import (
-    BUILT_INS,
-    LoadedReward,
-    RewardNameError,
-    RewardSpec,
-    bind,
-    found_target,
-)
+from rewards.loading import LoadedReward, RewardNameError, RewardSpec
 from rewards.pool import RewardPool
+from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
 
 FORMAT_FAILURE_REWARD = -1.0
@@ -149,8 +141,19 @@ class RewardSum:
         self._weights: dict[str, float] = {}
         self._local: dict[str, LoadedReward] = {}
         self._specs: dict[str, RewardSpec] = {}
-        for reward, settings in rewards.items():
-            self._add(reward, settings)
+        for key, settings in rewards.items():
+            one = read_settings(key, settings)
+            if one.name in self._weights:
+                raise ValueError(
+                    f"two step rewards are called {one.name!r}; the log needs one name for each: "
+                    f"rename one of the functions, or write a_name: {{name: {one.shown}, "
+                    "weight: 1.0}"
+                )
+            self._weights[one.name] = one.weight
+            if isinstance(one.reward, RewardSpec):
+                self._specs[one.name] = one.reward
+            else:
+                self._local[one.name] = one.reward
         if not self._weights or (for_training and not any(self._weights.values())):
             raise ValueError(
                 f"nothing to optimise: the step rewards are {self._weights or 'none at all'}; "
@@ -180,38 +183,6 @@ class RewardSum:
             if theirs
             else None
         )
-
-    def _add(self, reward: str | StepReward, settings: object) -> None:
-        weight: object = settings
-        options: object = {}
-        target = reward
-        key = None
-        if isinstance(settings, Mapping):
-            unknown = sorted(set(map(str, settings)) - {"weight", "options", "name"})
-            if unknown or "weight" not in settings:
-                wrong = f"{', '.join(unknown)} in it is unknown" if unknown else "it has no weight"
-                raise ValueError(
-                    f"step reward {reward!r} is {dict(settings)}: {wrong}; give a number, or "
-                    "{weight: 0.5, options: {...}, name: similarity}"
-                )
-            weight, options = settings["weight"], settings.get("options") or {}
-            if "name" in settings:
-                key, target = str(reward), settings["name"]
-        if not isinstance(options, Mapping):
-            raise ValueError(f"the options of step reward {reward!r} are {options!r}, no mapping")
-        built_in = target if isinstance(target, str) else _built_in_of(target)
-        name = key or name_of(target)
-        if name in self._weights:
-            shown = target if isinstance(target, str) else "the function"
-            raise ValueError(
-                f"two step rewards are called {name!r}; the log needs one name for each: rename "
-                f"one of the functions, or write a_name: {{name: {shown}, weight: 1.0}}"
-            )
-        self._weights[name] = _finite_weight(name, weight)
-        if built_in is not None:
-            self._specs[name] = RewardSpec(name, found_target(built_in), dict(options))
-        else:
-            self._local[name] = bind(target, options, f"step reward {name!r}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -464,55 +435,10 @@ class PendingScores:
         ]
 
 
-def name_of(reward: object) -> str:
-    """What the log calls a reward that was given without a name of its own.
-
-    A built-in keeps its name, however it was passed; `file.py:name` is called by its last part, a
-    function by its own name, a `partial` by that of the function inside, and an instance by its
-    class.
-
-    Raises:
-        RewardNameError: neither a name nor callable.
-    """
-    if isinstance(reward, str):
-        return reward if reward in BUILT_INS else reward.rpartition(":")[2]
-    if not callable(reward):
-        raise RewardNameError(
-            f"a step reward is a name or a function of a StepContext, not {reward!r}; "
-            f"built in: {', '.join(BUILT_INS)}"
-        )
-    built_in = _built_in_of(reward)
-    if built_in is not None:
-        return built_in
-    while isinstance(reward, partial):
-        reward = reward.func
-    return str(getattr(reward, "__name__", type(reward).__name__))
-
-
-def _built_in_of(function: object) -> str | None:
-    """The name of a built-in that was passed as a function."""
-    place = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
-    return next((name for name, target in BUILT_INS.items() if target == place), None)
-
-
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _finite_weight(name: str, weight: object) -> float:
-    try:
-        # YAML reads 1e-1 as text.
-        number = float(weight) if isinstance(weight, Real | str) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if isinstance(weight, bool) or not math.isfinite(number):
-        raise ValueError(
-            f"the weight of step reward {name!r} is {weight!r}; "
-            "give a finite number (0 records without optimising)"
-        )
-    return number
 
 
 def _place(step: StepContext) -> str:

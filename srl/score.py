@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewards import BUILT_INS, RewardSum, StepContext, StepScore, normalize
-from rewards.combine import name_of
+from rewards.settings import name_of
 from rewards.similarity import matching_blocks
 from srl.errors import UsageError
 from srl.logs.text import visible

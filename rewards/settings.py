@@ -1,0 +1,120 @@
+"""A reward as people write it, checked: `similarity: 0.5`, `{name: mine.py:units, weight: 1}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+
+from rewards.loading import (
+    BUILT_INS,
+    LoadedReward,
+    RewardNameError,
+    RewardSpec,
+    bind,
+    found_target,
+)
+from rewards.types import StepReward
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One reward of a sum.
+
+    Attributes:
+        name: what the log calls it.
+        weight: finite; 0 records only, a negative one punishes.
+        reward: what it is: to be found by its name, or a function that was given as such.
+        shown: how to write it in a message.
+    """
+
+    name: str
+    weight: float
+    reward: RewardSpec | LoadedReward
+    shown: str
+
+
+def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
+    """What stands under one key of `rewards`.
+
+    Args:
+        reward: the key: a name, or a function.
+        settings: its weight, or a mapping of weight, options and name.
+
+    Raises:
+        ValueError: something in it is unknown, missing or cannot be.
+    """
+    weight: object = settings
+    options: object = {}
+    target = reward
+    key = None
+    if isinstance(settings, Mapping):
+        unknown = sorted(set(map(str, settings)) - {"weight", "options", "name"})
+        if unknown or "weight" not in settings:
+            wrong = f"{', '.join(unknown)} in it is unknown" if unknown else "it has no weight"
+            raise ValueError(
+                f"step reward {reward!r} is {dict(settings)}: {wrong}; give a number, or "
+                "{weight: 0.5, options: {...}, name: similarity}"
+            )
+        weight, options = settings["weight"], settings.get("options") or {}
+        if "name" in settings:
+            key, target = str(reward), settings["name"]
+    if not isinstance(options, Mapping):
+        raise ValueError(f"the options of step reward {reward!r} are {options!r}, no mapping")
+    built_in = target if isinstance(target, str) else _built_in_of(target)
+    name = key or name_of(target)
+    number = _finite_weight(name, weight)
+    found: RewardSpec | LoadedReward
+    if built_in is not None:
+        found = RewardSpec(name, found_target(built_in), dict(options))
+    else:
+        found = bind(target, options, f"step reward {name!r}")
+    shown = target if isinstance(target, str) else "the function"
+    return WeightedReward(name, number, found, shown)
+
+
+def name_of(reward: object) -> str:
+    """What the log calls a reward that was given without a name of its own.
+
+    A built-in keeps its name, however it was passed; `file.py:name` is called by its last part, a
+    function by its own name, a `partial` by that of the function inside, and an instance by its
+    class.
+
+    Raises:
+        RewardNameError: neither a name nor callable.
+    """
+    if isinstance(reward, str):
+        return reward if reward in BUILT_INS else reward.rpartition(":")[2]
+    if not callable(reward):
+        raise RewardNameError(
+            f"a step reward is a name or a function of a StepContext, not {reward!r}; "
+            f"built in: {', '.join(BUILT_INS)}"
+        )
+    built_in = _built_in_of(reward)
+    if built_in is not None:
+        return built_in
+    while isinstance(reward, partial):
+        reward = reward.func
+    return str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def _built_in_of(function: object) -> str | None:
+    """The name of a built-in that was passed as a function."""
+    place = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    return next((name for name, target in BUILT_INS.items() if target == place), None)
+
+
+def _finite_weight(name: str, weight: object) -> float:
+    try:
+        # YAML reads 1e-1 as text.
+        number = float(weight) if isinstance(weight, Real | str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(weight, bool) or not math.isfinite(number):
+        raise ValueError(
+            f"the weight of step reward {name!r} is {weight!r}; "
+            "give a finite number (0 records without optimising)"
+        )
+    return number
