@@ -81,6 +81,10 @@ def _load(
             f"{name!r} has no tokenizer that can write {words!r}: are its files, such as "
             "tokenizer.json, missing? Save it there with tokenizer.save_pretrained"
         )
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped and model.config._attn_implementation == "sdpa":
+        # sdpa has no soft-cap; transformers 5.17 takes it for Gemma 2 and leaves the cap out.
+        model.set_attn_implementation("eager")
     if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token  # one that was added and has no embedding
     ensure_pad(tokenizer)

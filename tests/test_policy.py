@@ -11,7 +11,15 @@ import pytest
 import torch
 from conftest import build_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, BloomForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma2PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from srl.errors import UsageError
 from srl.policy import context_limit, fingerprint, load_policy, prompt_format, stop_ids
@@ -199,6 +207,29 @@ def test_the_prompt_format_knows_every_stop_token() -> None:
     )
     assert form.stop_ids == {7, 9, 256}
     assert form.template == "plain"
+
+
+def test_a_soft_cap_of_the_scores_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    eights = ("hidden_size", "intermediate_size", "head_dim")
+    sizes = {**dict.fromkeys(ones, 1), **dict.fromkeys(eights, 8)}
+    config = Gemma2Config(vocab_size=260, attn_logit_softcapping=0.1, **sizes)
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    attention = model.model.layers[0].self_attn
+    attention.q_proj.weight.data *= 1000  # scores far above the cap
+    model.save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    # As transformers 5.17 has it; newer versions take eager attention by themselves.
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    again, _ = load_policy(str(tmp_path))
+    ids = torch.arange(1, 40)[None]
+    logits = again.eval()(ids).logits
+    torch.testing.assert_close(logits, model(ids).logits)
+    attention.attn_logit_softcapping = None
+    assert not torch.allclose(logits, model(ids).logits, rtol=0.01)
 
 
 def test_no_context_limit() -> None:

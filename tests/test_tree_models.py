@@ -48,7 +48,13 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": (
         "Gemma2",
-        {"head_dim": 16, "sliding_window": 10, "attn_logit_softcapping": 1.0},
+        {
+            "head_dim": 16,
+            "sliding_window": 10,
+            "attn_logit_softcapping": 1.0,
+            # As load_policy has it, whatever the version of transformers takes by default
+            "attn_implementation": "eager",
+        },
     ),
     "gemma3": ("Gemma3", {"head_dim": 16, "sliding_window": 10}),
     "olmo2": ("Olmo2", {}),
