@@ -97,7 +97,7 @@ _SHORT_UNITS = frozenset(["mm", "cm", "km", "kg", "ft", "in", "lb", "mi", "hr"])
 _NOT_UNITS = frozenset([
     "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "squared", "cubed",
     "over", "plus", "minus", "times", "point", "divided", "choose", "base", "mod", "not", "and",
-    "am", "pm",
+    "am", "pm", "or",
 ])  # fmt: skip
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _LETTER_OF_ANY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
@@ -382,6 +382,8 @@ def _unit(text: str, *, plain: bool = False) -> tuple[str, str]:
     else:
         return text, ""
     names = re.findall("[a-z]+", words.lower())
+    if re.search(r"(?<![A-Za-z^-])\d", words):  # another number, as in 5\text{ or 6}; not m2
+        return text, ""
     if not _NOT_UNITS.isdisjoint(names):
         return text, ""
     unit = " ".join(name.removesuffix("s") for name in names) + re.sub("[{}]", "", power)

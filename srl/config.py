@@ -171,7 +171,7 @@ class SRLConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and not self.fp16
+            self.bf16 = torch.cuda.is_available()
         _check_choices(self)
         _check_sizes(self)
         if self.samples_rows:
@@ -234,6 +234,8 @@ _UNUSED = {
             "dataloader_persistent_workers",
             "dataloader_prefetch_factor",
         ),
+        "a step without groups has no gradients, which its loss scaling cannot do without; "
+        "set bf16": ("fp16",),
         "the objective has advantages, not labels": ("label_smoothing_factor", "label_names"),
         "evaluation generates, within rollout_token_budget, and has its own metrics": (
             "per_device_eval_batch_size",
@@ -278,6 +280,10 @@ def _check_sizes(config: SRLConfig) -> None:
                 else ""
             )
             raise UsageError(f"{name} is {value}; it must be {least} or more{reason}")
+    for name in ("seed", "data_seed"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 2**32:
+            raise UsageError(f"{name} is {value}; it must be from 0 to {2**32 - 1}")
     if not 0 < config.temperature < math.inf:
         raise UsageError(
             f"temperature is {config.temperature}; rollouts are sampled, so it must be above 0 "
@@ -313,6 +319,14 @@ def _check_sizes(config: SRLConfig) -> None:
     strategy = getattr(config.save_strategy, "value", config.save_strategy)
     saved_after = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
     every = None if saved_after is None else getattr(config, saved_after)
+    if strategy == "best" and every is None:
+        saved_after, every = "logging_steps", config.logging_steps  # as transformers has it
+    if every is not None and 0 < every < 1 and config.num_iterations > 1:
+        raise UsageError(
+            f"{saved_after} is {every:g}, a share of the steps, and num_iterations "
+            f"{config.num_iterations}: a checkpoint in the middle of a batch could not be resumed; "
+            f"give {saved_after} in steps, a multiple of {config.num_iterations}"
+        )
     if every is not None and every >= 1 and every % config.num_iterations:
         raise UsageError(
             f"{saved_after} is {every:g} and num_iterations {config.num_iterations}: "

@@ -165,6 +165,7 @@ class _Memory:
     """Keys and values of n prompts and of their n * g completions; attention of one more token.
 
     Prompts are padded on the right to P tokens. Of the completions, L tokens are written so far.
+    Keys are kept in float32 at least, which scores are summed in; values in the model's type.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class _Memory:
         self.lengths = torch.tensor([len(path) for path in tree.paths], device=device)  # [n]
         self.n, self.g, self.written = len(tree.paths), g, 0
         self.prompts = {
-            layer: (_of_prompts(keys, nodes), _of_prompts(values, nodes))
+            layer: (_of_prompts(keys, nodes).to(wide(keys)), _of_prompts(values, nodes))
             for layer, (keys, values) in seen.items()
         }  # [n, H_kv, P, D] each
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # [n, H_kv, g, room, D] each
@@ -202,11 +203,12 @@ class _Memory:
         heads, groups = k.shape[1], q.shape[1] // k.shape[1]
         keys, values = self._write(layer, k, v)  # [n, H_kv, g, L, D]
         prompt_keys, prompt_values = self.prompts[layer]
-        q = q.view(n, g, heads, groups, -1).transpose(1, 2)  # [n, H_kv, g, H / H_kv, D]
+        # Scores as exact as in the update: rounded to bf16 they would be another policy's.
+        q = q.to(wide(q)).view(n, g, heads, groups, -1).transpose(1, 2)  # [n, H_kv, g, H / H_kv, D]
         scores = torch.cat(
             [q.flatten(2, 3) @ prompt_keys.mT, (q @ keys.mT).flatten(2, 3)], dim=-1
         )  # [n, H_kv, g * H / H_kv, P + L]
-        scores = scores.to(wide(q)) * how.scale
+        scores = scores * how.scale
         if how.softcap is not None:
             scores = torch.tanh(scores / how.softcap) * how.softcap
         weights = (scores + self._mask(how.window, scores)).softmax(-1).to(v.dtype)
@@ -232,7 +234,7 @@ class _Memory:
 
     def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the new token's key and value [n * g, H_kv, 1, D] behind the others."""
-        new = [x.view(self.n, self.g, -1, x.shape[-1]).transpose(1, 2) for x in (k, v)]
+        new = [x.view(self.n, self.g, -1, x.shape[-1]).transpose(1, 2) for x in (k.to(wide(k)), v)]
         own = self.own.get(layer)
         if own is None or own[0].shape[3] < self.written:
             room = max(_ROOM, 2 * self.written)

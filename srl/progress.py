@@ -164,6 +164,7 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         if self._asked_to_stop and state.global_step % self._multiple == 0:
             control.should_save = True
+            control.should_log = True  # what waits for its line is in no checkpoint
             control.should_training_stop = True
             self.interrupted = True
 

@@ -305,7 +305,7 @@ def parse_text(
         "text_before_think": think and bool(before.strip()),
         "unexpected_tag": not think and (OPEN in text or CLOSE in text),
         "empty_action": not action,
-        "several_steps": _holds_several_steps(action),
+        "several_steps": holds_several_steps(action),
     }
     failure = next((name for name in FAILURES if holds[name]), None)
     return ParsedStep(thought, action, failure)
@@ -365,7 +365,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-def _holds_several_steps(action: str) -> bool:
+def holds_several_steps(action: str) -> bool:
     marks = list(_STEP_MARK.finditer(action))
     if not marks:
         return False

@@ -224,12 +224,21 @@ def _draw(probabilities: Tensor) -> Tensor:
     less likely than 1e-7 would never come.
     """
     if probabilities.device.type != "cpu":
-        return torch.multinomial(probabilities, 1).squeeze(1)
+        return _race(probabilities)
     cumulative = probabilities.double().cumsum(-1)
     drawn = torch.rand(len(probabilities), 1, dtype=torch.float64)
     # The first place above it: a word of probability 0 is never the first.
     found = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
     return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)
+
+
+def _race(probabilities: Tensor) -> Tensor:
+    """The same, with a random number for every word: the first of so many exponential clocks.
+
+    So `torch.multinomial` draws one token too; but on a GPU it asserts that the probabilities are
+    finite, which ends the process's CUDA for good before a message could be given.
+    """
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
 
 def _chunks(

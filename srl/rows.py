@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from environments.types import Trajectory
 from srl.errors import UsageError
-from srl.prompts import PromptFormat
+from srl.prompts import PromptFormat, holds_several_steps
 from srl.steps import StepExample, build_examples
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows and their prompts, without those too long for the policy.
+    """Rows and their prompts, without those too long for the policy or impossible to copy.
 
     Attributes:
         examples: the rows.
@@ -50,10 +50,15 @@ class Rows:
         Raises:
             UsageError: no row fits.
         """
-        examples = build_examples(trajectories, targets=args.targets, step_title=args.step_title)
+        built = build_examples(trajectories, targets=args.targets, step_title=args.step_title)
+        examples = [one for one in built if one.whole or not holds_several_steps(one.expert_step)]
+        dropped: Counter[str] = Counter()
+        if n := len(built) - len(examples):
+            # A perfect copy of it would be punished as a format failure.
+            dropped["the expert's step reads as several"] = n
         prompts = [form.encode_example(example) for example in examples]
         if context_limit is None:
-            return cls(examples, prompts, Counter())
+            return cls(examples, prompts, dropped)
         room = context_limit - args.completion_length
         fits = [len(prompt) <= room for prompt in prompts]
         if examples and not any(fits):
@@ -62,9 +67,10 @@ class Rows:
                 f"takes {min(map(len, prompts))} and {args.length_field} {args.completion_length}; "
                 f"use a policy with a longer context, or a smaller {args.length_field}"
             )
-        too_long = {"too long for the policy's context": n} if (n := fits.count(False)) else {}
+        if n := fits.count(False):
+            dropped["too long for the policy's context"] = n
         return cls(
             [example for example, fit in zip(examples, fits, strict=True) if fit],
             [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
-            Counter(too_long),
+            dropped,
         )

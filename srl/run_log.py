@@ -21,8 +21,10 @@ from srl.records import RecordWriter, StepRecord, json_line, read_rows, truncate
 from srl.sampling import Collected
 from srl.scored_steps import ScoredStep, step_metrics
 
-# Figures of which the log gives the total since the last line; of all others it gives the mean.
+# Figures of which the log gives the total, or the largest, since the last line; of all others the
+# mean.
 _TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
+_LARGEST = ("max_log_ratio",)
 
 
 class RunLog:
@@ -182,6 +184,8 @@ def _merge(name: str, values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if name.startswith(_TOTALS):
         return sum(known)
+    if name in _LARGEST:
+        return max(known, default=math.nan)
     return sum(known) / len(known) if known else math.nan
 
 

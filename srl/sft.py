@@ -234,6 +234,9 @@ class ExpertTrainer(SFTTrainer):
         """Train; with a checkpoint's folder, go on exactly where it was saved."""
         if resume_from_checkpoint:
             self._load_state(Path(resume_from_checkpoint))
+            self.args.eval_on_start = (
+                False  # of a training that has started, it would be told twice
+            )
         else:
             self.run_log.refuse_another()
         try:

@@ -228,6 +228,9 @@ class SRLTrainer(Trainer):
                 raise UsageError(f"{folder} has no checkpoint to go on from")
         if resume_from_checkpoint:
             self._load_state(Path(str(resume_from_checkpoint)))
+            self.args.eval_on_start = (
+                False  # of a training that has started, it would be told twice
+            )
         else:
             self.run_log.refuse_another()
         try:

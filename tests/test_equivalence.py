@@ -139,8 +139,9 @@ class Crash(TrainerCallback):
         {"num_iterations": 3, "beta": 0.1, "loss_type": "dapo"},
         {"dynamic_sampling": False, "lr_scheduler_type": "cosine", "weight_decay": 0.1},
         {"logging_steps": 4},  # no line is due at the checkpoint, nor at the end
+        {"eval_on_start": True},  # which is when the training starts, and not when it goes on
     ],
-    ids=["dropping", "several passes and KL", "schedule", "between two lines of the log"],
+    ids=["dropping", "several passes and KL", "schedule", "between two lines", "told at the start"],
 )
 def test_a_resumed_run_equals_a_straight_one(
     toy_policy: Path, tmp_path: Path, changes: dict[str, object]

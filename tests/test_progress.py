@@ -123,6 +123,7 @@ def test_ctrl_c_asks_for_a_checkpoint_at_the_end_of_the_step() -> None:
     shown.call("on_step_end")
     assert shown.control.should_training_stop
     assert shown.control.should_save
+    assert shown.control.should_log  # what waits for its line is in no checkpoint
     assert shown.report.interrupted
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)

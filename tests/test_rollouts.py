@@ -22,7 +22,9 @@ from transformers import (
 
 from srl import decoding, rollouts
 from srl.errors import DivergedError
-from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks
+from srl.prefix_tree import PrefixTree
+from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks, _race
+from srl.tree_attention import How
 
 VOCABULARY = 24
 PAD = 0
@@ -284,6 +286,34 @@ def test_sampling_options() -> None:
         assert 2 <= len(tokens) < VOCABULARY
         expected = torch.zeros_like(probs).index_copy(0, tokens, probs[tokens])
         assert_drawn_from(first_tokens(model, 4000, **{name: value}), expected / expected.sum())
+
+
+def test_tokens_are_drawn_alike_on_other_devices() -> None:
+    """What stands for `torch.multinomial` there; NaN is found later, with a message."""
+    probs = next_token_probs(build(lambda: qwen2(initializer_range=0.2)), PROMPTS[0]).clone()
+    probs[int(probs.argmin())] = 0.0
+    torch.manual_seed(1)
+    assert_drawn_from(_race(probs.expand(4000, -1)).tolist(), probs / probs.sum())
+    assert _race(torch.full((2, 5), torch.nan)).lt(5).all()
+
+
+def test_scores_of_the_memory_are_as_exact_as_in_the_update() -> None:
+    """Keys with a large bias in common, as Qwen 2.5 has: in bf16 scores would lose what differs."""
+    torch.manual_seed(0)
+    tree = PrefixTree.of([(list(range(1, 33)), ())])
+    keys, values = torch.randn(2, 1, 32, 16).bfloat16()  # [H_kv, N, D] each
+    keys = (keys + 40).bfloat16()
+    q, k, v = torch.randn(3, 1, 1, 1, 16).bfloat16()
+    q, k = (q + 1).bfloat16(), (k + 40).bfloat16()
+    memory = decoding._Memory(tree, {0: (keys, values)}, 1, torch.device("cpu"))
+    memory.advance()
+    found = memory.attend(0, q, k, v, How(16**-0.5))[0, 0, 0]
+    every_key, every_value = (
+        torch.cat([old, new[0]], dim=1)[0].double() for old, new in ((keys, k), (values, v))
+    )
+    expected = (every_key @ q[0, 0, 0].double() / 4).softmax(-1) @ every_value
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() / expected.norm() < 0.01  # .1 with scores in bf16
 
 
 def test_the_global_seed_decides() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean, pstdev, stdev
 
@@ -127,3 +128,15 @@ def test_logs_are_cut_back_to_the_checkpoint_even_if_not_written_now(tmp_path: P
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="metrics.jsonl has 0 bytes, but the checkpoint"):
         log.cut_back({"steps": 3, "problems": 0, "metrics": 3})
+
+
+def test_what_a_line_says_of_several_steps(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, log_completions=False)
+    log.note({"tokens": 3, "groups_kept": 1, "max_log_ratio": 0.0, "kl": math.nan})
+    log.note({"tokens": 4, "groups_kept": 0, "max_log_ratio": 0.5, "kl": 0.2})
+    assert log.take_noted() == {
+        "tokens": 7,  # the sum
+        "groups_kept": 0.5,  # the mean
+        "max_log_ratio": 0.5,  # the largest
+        "kl": 0.2,
+    }

@@ -30,6 +30,8 @@ from rewards import RewardError, StepContext, similarity_reward
 from srl.config import SRLConfig
 from srl.errors import UsageError
 from srl.policy import load_policy
+from srl.prompts import PromptFormat
+from srl.rows import Rows
 from srl.trainer import NothingToTrainOnError, SRLTrainer
 
 STEPS, RATE = 30, 1e-3
@@ -515,6 +517,25 @@ def test_a_best_checkpoint_needs_a_metric_that_counts_failures(
     message = "best checkpoint cannot be chosen by.*allowed: eval_accuracy, eval_reward"
     with pytest.raises(UsageError, match=message):
         SRLTrainer(str(toy_policy), args, EASY[1:], validation_trajectories=EASY[:1])
+
+
+def test_steps_that_no_copy_could_be_paid_for_are_dropped_and_counted(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    """A step of one's own list may be several by the rule that solutions are cut by."""
+    _, tokenizer = load_policy(str(toy_policy))
+    form = PromptFormat(tokenizer, system_prompt=None)
+    cases = "Two cases:\n1. **even**: 2k.\n2. **odd**: 2k + 1."
+    rows = Rows.of(
+        [Trajectory("p", (cases, "So it is 4."), answer="4")],
+        form,
+        toy_config(tmp_path, targets="all"),
+        None,
+    )
+    assert [(one.expert_step, one.previous_steps) for one in rows.examples] == [
+        ("So it is 4.", (cases,))
+    ]
+    assert rows.dropped == {"the expert's step reads as several": 1}
 
 
 def test_rows_too_long_are_dropped_and_counted(toy_policy: Path, tmp_path: Path) -> None:
