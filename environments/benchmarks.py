@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class LoadedBenchmark:
 
 
 def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
-    r"""The answer in a column; a whole solution there is asked for its ``####`` or its box.
+    r"""The answer in a column.
 
     A list holds alternatives. Numbers are written out.
 
@@ -157,22 +158,22 @@ def golds_of_olympiad(row: Row) -> tuple[str, ...]:
 
 
 def gold_of_any(row: Row) -> tuple[str, ...]:
-    r"""Of a user's own file: `final_answer`, or `answer` (a solution with ``####`` or a box in it
-    too), or the last ``\boxed{}`` or ``####`` of `solution`.
+    r"""Of a user's own file: `final_answer`, else `answer` (a solution with ``####`` or a box in it
+    too), else the last ``\boxed{}`` or ``####`` of `solution`; a column that says nothing is none.
 
     Raises:
         UnusableRowError: none of them states an answer.
     """
     if row.get("final_answer") is not None:
-        return golds_of_olympiad(row)
+        with suppress(UnusableRowError):
+            return golds_of_olympiad(row)
     for column in ("answer", "solution"):
-        value = row.get(column)
-        if isinstance(value, str) and (stated := _stated(value)) is not None:
-            return (clean_gold(stated),)
-        if column == "answer" and value is not None and _text(value):
-            return gold_of_column(row)
-        if column == "answer" and isinstance(value, list):
-            return gold_of_column(row)
+        stated = _stated(_text(row.get(column)))
+        if stated is not None and (gold := clean_gold(stated)):
+            return (gold,)
+        if column == "answer":
+            with suppress(UnusableRowError):
+                return gold_of_column(row)
     raise UnusableRowError(NO_GOLD)
 
 
@@ -220,6 +221,8 @@ def clean_gold(text: str) -> str:
                 text = inner_box
         if text.endswith(".") and len(text) > 1:
             text = text[:-1].rstrip()
+    if text in ("\\boxed{}", "\\fbox{}"):
+        return ""
     return _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
 
 
@@ -232,7 +235,7 @@ def find_benchmark(name: str) -> Benchmark:
         DataError: neither a name nor a file.
     """
     known, equals, path = name.partition("=")
-    if equals and path:
+    if equals and path and not Path(name).exists():
         named = _named(known)
         if named is None:
             raise DataError(
@@ -242,7 +245,9 @@ def find_benchmark(name: str) -> Benchmark:
     if (found := _named(name)) is not None:
         return found
     if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
-        return Benchmark(Path(name).stem, name, gold_of_any)
+        # Not under the name of a published set, which it may be but is not read as.
+        stem = Path(name).stem
+        return Benchmark(stem if _named(stem) is None else Path(name).name, name, gold_of_any)
     near = difflib.get_close_matches(_folded(name), BENCHMARKS, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
     raise DataError(

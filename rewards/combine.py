@@ -8,6 +8,7 @@ A function of the user's that fails stops the run, with the row saved: an except
 a reward of 0 would train the policy on the bug. `errors="record"` makes it a null that is counted.
 A call that outlives its deadline is a null that is counted, for everybody; so is a built-in that
 trips over what a policy wrote, because no text may stop a run. A null adds nothing to the sum.
+But `answer` is 0 then: a check that had to be killed has verified nothing.
 """
 
 from __future__ import annotations
@@ -312,7 +313,11 @@ class RewardSum:
             raise RewardError(self._told(name, steps, said, stops[0]))
         if failed and name not in self._told_of:
             message = self._told(name, steps, said, failed[0])
-            _log.warning("%s. This and further failures are nulls, counted in the metrics", message)
+            worth = self._specs[name].target if self._is_built_in(name) else ""
+            shown = "nulls" if worth not in _AFTER_FAILURE else f"{_AFTER_FAILURE[worth]:g}"
+            _log.warning(
+                "%s. This and further failures are %s, counted in the metrics", message, shown
+            )
 
     def _told(
         self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome], place: int

@@ -56,7 +56,9 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     whose.add_argument(
         "--bench", metavar="NAME[,NAME]", help="benchmarks instead: gsm8k, math500, ..., or a file"
     )
-    evaluate.add_argument("--run-name", help="the evaluation's own folder; an old one goes on")
+    evaluate.add_argument(
+        "--run-name", help="the evaluation's own folder; with --bench an old one goes on"
+    )
     evaluate.add_argument(
         "--samples", type=int, metavar="K", help="with --bench: samples a problem (default 0)"
     )

@@ -260,9 +260,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
     words = list(rest)
     # Not argparse's: it would take the value of an option it does not know for the file.
     file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
-    if len(words) % 2 and not words[-1].startswith("--"):
-        raise UsageError(f"{words[-1]!r} is one word too many; a FILE comes first: srl score FILE")
-    options, asked = _options(words)
+    options, asked = _options(words, "it is one word too many; a FILE comes first: srl score FILE")
     if options:
         raise UsageError(f"unknown words: {' '.join(words)}; see: python -m srl score --help")
     pair = args.action is not None and args.expert is not None
@@ -348,7 +346,9 @@ _COMMANDS = {
 }
 
 
-def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
+def _options(
+    words: Sequence[str], no_option: str = "options are given as --key value"
+) -> tuple[dict[str, object], dict[str, object]]:
     """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
     from srl.settings_text import read_value
 
@@ -358,7 +358,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, object], dict[str, object]
     while rest:
         key = rest.pop(0)
         if not key.startswith("--"):
-            raise UsageError(f"{key!r}: options are given as --key value")
+            raise UsageError(f"{key!r}: {no_option}")
         if not rest and "=" not in key:
             raise UsageError(f"{key} has no value: options are given as --key value")
         name, has_value, text = key[2:].partition("=")

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from environments.types import DataError
 from srl.checkpoints import why_kept
 from srl.errors import UsageError
 from srl.experiment import Experiment, parse_experiment
@@ -86,8 +87,14 @@ def resume_run(
             f"make train RUN={run.name}-2"
         )
     check_checkpoint(checkpoint)
-    run.add_command(argv)
-    return _train(experiment, run, checkpoint, console)
+    before = run.read_config()
+    run.write_config(values)  # with changes that were accepted: the next resume goes on with them
+    try:
+        run.add_command(argv)
+        return _train(experiment, run, checkpoint, console)
+    except (UsageError, DataError):
+        run.write_config(before)
+        raise
 
 
 def _train(
@@ -166,8 +173,9 @@ def _train(
             "tokens_written" if experiment.method == "srl" else "tokens_read": sum(
                 int(line.get("tokens", 0)) for line in trainer.state.log_history
             ),
-            "seconds_training": result.metrics["train_runtime"],
-            "seconds": time.monotonic() - started,
+            # Of the last session alone, where a run was resumed
+            "seconds_training_last_session": result.metrics["train_runtime"],
+            "seconds_last_session": time.monotonic() - started,
         },
     )
     before_path.unlink(missing_ok=True)
@@ -175,13 +183,13 @@ def _train(
         console.print(comparison(before, after))
         if (changes := paired_changes(run)) is not None:
             say(console, changes)
-    kept = [int(line["groups_kept"]) for line in trainer.state.log_history if "groups_kept" in line]
-    if kept and not any(kept):
+    kept = [line["groups_kept"] for line in trainer.state.log_history if "groups_kept" in line]
+    if kept and not any(kept):  # means over the steps since the line before
         say(
             console,
-            f"no group was kept in any of {len(kept)} updates, so the policy is the one that the "
-            "run started from: the rollouts of every group earned the same. Look at the records, "
-            "and take harder problems, or easier ones, or another reward",
+            f"no group was kept in any of {trainer.state.global_step} steps, so the policy is the "
+            "one that the run started from: the rollouts of every group earned the same. Look at "
+            "the records, and take harder problems, or easier ones, or another reward",
         )
     if experiment.method == "srl":
         looking = f"records: {run.steps}   look at them with: make inspect RUN={run.name}"

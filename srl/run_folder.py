@@ -149,10 +149,14 @@ class RunFolder:
 
     def write_start(self, config: Mapping[str, object], argv: Sequence[str]) -> None:
         """Write down how the run starts: config.yaml, command.txt and environment.json."""
-        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-        replace_file(self.config, text.encode())
+        self.write_config(config)
         replace_file(self.command, _command_line(argv).encode())
         write_json(self.environment, describe_environment())
+
+    def write_config(self, config: Mapping[str, object]) -> None:
+        """Write config.yaml."""
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        replace_file(self.config, text.encode())
 
     def add_command(self, argv: Sequence[str]) -> None:
         """Append a later command line, a resume, to command.txt."""

@@ -98,6 +98,7 @@ def test_cleaned_golds_are_those_that_policies_match() -> None:
         (r"\boxed{1} \text{ and } \boxed{2}", r"\boxed{1} \text{ and } \boxed{2}"),
         ("$", ""),
         ("  ", ""),
+        (r"\boxed{}", ""),
     ],
 )
 def test_clean_gold(text: str, gold: str) -> None:
@@ -115,6 +116,11 @@ def test_clean_gold(text: str, gold: str) -> None:
         ({"answer": None, "solution": r"so \boxed{x+1}"}, ("x+1",)),
         ({"solution": "so 5\n#### 5"}, ("5",)),
         ({"final_answer": ["$3$"], "answer": "no"}, ("3",)),
+        # A column that says nothing hides none
+        ({"final_answer": "", "answer": "5"}, ("5",)),
+        ({"final_answer": float("nan"), "answer": "5"}, ("5",)),
+        ({"answer": [], "solution": r"so \boxed{3}"}, ("3",)),
+        ({"answer": r"\boxed{}", "solution": "so 4\n#### 4"}, ("4",)),
     ],
 )
 def test_the_gold_of_a_users_row(row: dict[str, object], golds: tuple[str, ...]) -> None:
@@ -193,6 +199,17 @@ def test_a_copy_is_read_as_the_named_one() -> None:
     copy = find_benchmark("amc23=copies/amc.parquet")
     assert copy == replace(BENCHMARKS["amc23"], path="copies/amc.parquet")
     assert copy.counts == 40
+
+
+def test_a_file_is_not_taken_for_a_published_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.jsonl").write_text("")
+    assert find_benchmark("here/mine.jsonl").name == "mine"
+    assert find_benchmark("here/gsm8k.jsonl").name == "gsm8k.jsonl"
+    assert find_benchmark("here/gsm8k.jsonl").counts == 0
+    assert find_benchmark("a=b.jsonl").path == "a=b.jsonl"
 
 
 @pytest.mark.parametrize(

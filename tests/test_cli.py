@@ -125,7 +125,7 @@ def test_a_run_that_taught_nothing_says_so(
 ) -> None:
     words = ("--dynamic_sampling_epsilon", "9", "--max_empty_steps", "99", "--eval_strategy", "no")
     assert train(*words, "--test_problems", "0") == 0
-    assert "no group was kept in any of 4 updates" in capsys.readouterr().out
+    assert "no group was kept in any of 4 steps" in capsys.readouterr().out
     assert same_weights(
         *(weights(load_policy(str(path))[0]) for path in ("runs/one/policy", toy_policy))
     )
@@ -338,6 +338,22 @@ def test_resume_with_other_settings_lists_them(
     assert "--accept-changes" in shown
     assert main(["resume", "one", *changes, "--accept-changes"]) == 0
     assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 3
+
+
+def test_changes_that_were_accepted_are_kept(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in ([], ["--max_steps", "5", "--accept-changes"]):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 4 if words else 2)
+            assert (main(["resume", "one", *words]) if words else train()) == 130
+    config = home / "runs/one/config.yaml"
+    assert yaml.safe_load(config.read_text())["max_steps"] == 5
+    refused_words = ["--data.path", "gone.jsonl", "--accept-changes"]
+    assert main(["resume", "one", *refused_words]) == 2
+    assert yaml.safe_load(config.read_text())["data"]["path"] == "data.jsonl"  # not half-changed
+    assert main(["resume", "one"]) == 0  # as the program said
+    assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 5
 
 
 @pytest.mark.parametrize(

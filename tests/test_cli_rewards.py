@@ -315,7 +315,12 @@ def test_score_of_an_old_run_with_a_new_reward(
         (["rows.jsonl"], "", "rows.jsonl has no steps to score"),
         (["rows.jsonl", "--rewards.similarty", "1"], "{}", "no step reward is called 'similarty'"),
         (["rows.jsonl", "--colour", "red"], "{}", "unknown words: --colour red"),
-        (["--rewards.similarity", "1", "rows.jsonl"], "{}", "'rows.jsonl' is one word too many; a"),
+        (
+            ["--rewards.similarity", "1", "rows.jsonl"],
+            "{}",
+            "'rows.jsonl': it is one word too many",
+        ),
+        (["--rewards.equation=1", "rows.jsonl"], "{}", "'rows.jsonl': it is one word too many"),
         (["rows.jsonl", "--deadline", "0"], "{}", "deadline of rewards is 0.0; give seconds"),
     ],
 )

@@ -421,6 +421,17 @@ def test_a_call_past_its_deadline_is_ended_and_the_rest_goes_on(
     assert [row["failures"] for row in found] == [{}, {name: "deadline"}, {}]
 
 
+def test_an_answer_that_could_not_be_verified_earns_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (found,) = ask({"answer": 1.0, "equation": 0.1}, "so x(x+1)", deadline=1e-5)
+    assert found["answer"] == 0.0  # others are nulls
+    assert found["similarity"] is found["equation"] is None
+    said = {record.getMessage().split("'")[1]: record.getMessage() for record in caplog.records}
+    assert "This and further failures are 0, counted" in said["answer"]
+    assert "This and further failures are nulls, counted" in said["equation"]
+
+
 def test_what_a_function_prints_stays_out_of_the_output(
     mine: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,7 +114,10 @@ def plan_from_words(
         raise UsageError(f"--bench is {benchmarks!r}; give one or more of {', '.join(BENCHMARKS)}")
     called = [find_benchmark(name).name for name in names]
     if twice := [name for name in called if called.count(name) > 1]:
-        raise UsageError(f"--bench {benchmarks}: {twice[0]} is named twice; name each once")
+        raise UsageError(
+            f"--bench {benchmarks}: {twice[0]} is named twice; name each once, "
+            "and rename one of two files of one name"
+        )
     # A training's sizes, which do not matter here, must not refuse a small budget.
     unused = {"num_generations": 2, "max_completion_length": 1}
     values = {"model": model, "data": {"source": "files"}, **unused, **settings}
@@ -157,8 +160,8 @@ def run_benchmark(
                 again = f"the same command with --run-name {run.name} goes on"
                 say(console, f"kept: {samples}; {again}")
             raise
-    if figures.get("seconds") is None:
-        figures |= {"trained on": seen, "seconds": time.monotonic() - started}
+    if figures.get("seconds_last_session") is None:
+        figures |= {"trained on": seen, "seconds_last_session": time.monotonic() - started}
         write_json(run.summary, figures)
     say(console, f"policy: {plan.model}")
     console.print(table_of(figures))

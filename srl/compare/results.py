@@ -205,10 +205,15 @@ def _policy_step(summary: Mapping[str, object]) -> int | None:
 
 def _groups(run: RunFolder) -> tuple[float, float] | None:
     lines = list(read_rows(run.metrics)) if run.metrics.is_file() else []
-    kept, tried = (
-        sum(value for line in lines if isinstance(value := line.get(name), int | float))
-        for name in ("groups_kept", "groups_tried")
-    )
+    kept = tried = 0.0
+    last = 0
+    for line in lines:
+        found = [line.get(name) for name in ("groups_kept", "groups_tried", "step")]
+        if all(isinstance(value, int | float) for value in found):
+            mean_kept, mean_tried, step = map(float, found)  # type: ignore[arg-type]
+            kept += mean_kept * (step - last)  # means over the steps since the line before
+            tried += mean_tried * (step - last)
+            last = int(step)
     return (kept, tried) if tried else None
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srl.estimates import Estimate, bootstrap, paired_change, wilson
+from srl.estimates import Estimate, paired_change
 from srl.logs.checked_rows import Fields, checked_rows, is_step, is_text
+from srl.sample_metrics import avg_at_k, over_problems
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,7 @@ def _accuracy(rows: Iterable[Attempt]) -> Estimate:
     by_problem: dict[tuple[str, int], list[bool]] = {}
     for row in rows:
         by_problem.setdefault(row.problem, []).append(row.correct)
-    hits = list(by_problem.values())
-    if all(len(one) == 1 for one in hits):
-        return wilson(sum(one[0] for one in hits), len(hits))
-    return bootstrap([sum(one) / len(one) for one in hits])
+    return over_problems([avg_at_k(one) for one in by_problem.values()])
 
 
 def _failures(rows: Iterable[Attempt]) -> dict[str, int]:
