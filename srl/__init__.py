@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from environments import load_trajectories as load_trajectories
-    from srl.config import SRLConfig as SRLConfig
-    from srl.trainer import SRLTrainer as SRLTrainer
+    from srl.config.settings import SRLConfig as SRLConfig
+    from srl.training.trainer import SRLTrainer as SRLTrainer
 
 __version__ = "0.1.0"
 __all__ = ["SRLConfig", "SRLTrainer", "__version__", "load_trajectories"]
 
 _HOMES = {
-    "SRLConfig": "srl.config",
-    "SRLTrainer": "srl.trainer",
+    "SRLConfig": "srl.config.settings",
+    "SRLTrainer": "srl.training.trainer",
     "load_trajectories": "environments",
 }
 

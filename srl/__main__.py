@@ -2,6 +2,6 @@
 
 import sys
 
-from srl.cli import main
+from srl.commands.cli import main
 
 sys.exit(main())

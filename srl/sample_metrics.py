@@ -17,7 +17,7 @@ from fractions import Fraction
 from math import comb
 
 from environments.answers import same_answer
-from srl.estimates import Estimate, bootstrap, wilson
+from srl.stats import Estimate, bootstrap, wilson
 
 Sample = tuple[bool, str | None]
 """Whether a sample's answer is right, and the answer; None: it has none."""

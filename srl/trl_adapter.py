@@ -21,18 +21,13 @@ from dataclasses import dataclass
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
+from srl.data.prompts import PromptFormat, Template, leading_ids
+from srl.data.steps import StepExample, StepTitle, Targets, build_examples
 from srl.errors import UsageError
-from srl.prompts import (
-    PAPER_EVALUATION_PROMPT,
-    PAPER_SYSTEM_PROMPT,
-    PromptFormat,
-    Template,
-    leading_ids,
-)
-from srl.scored_steps import try_rewards
-from srl.steps import StepExample, StepTitle, Targets, build_examples
+from srl.rollout.scored import try_rewards
 
 RewardFunc = Callable[..., list[float | None]]
 """As TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and the columns."""

@@ -22,12 +22,12 @@ import yaml
 from conftest import TOY_SETTINGS, write_toy_data
 from rich.console import Console
 
-from srl.cli import main
+from srl.commands.cli import main
 from srl.compare import processes, runner
 from srl.compare.plan import Plan
 from srl.compare.plan_file import load_plan
 from srl.compare.runner import compare
-from srl.run_folder import RunFolder, describe_environment, plain
+from srl.runs.folder import RunFolder, describe_environment, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("toy.base", "toy.srl.0", "toy.two.0")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-    from srl.config import SRLConfig
+    from srl.config.settings import SRLConfig
 
 # A test run that a shell started in the background inherits an ignored Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -197,8 +197,8 @@ def toy_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
-    from srl.prompts import PromptFormat
-    from srl.steps import build_examples
+    from srl.data.prompts import PromptFormat
+    from srl.data.steps import build_examples
 
     tokenizer = toy_tokenizer()
     model = toy_model(tokenizer)
@@ -243,7 +243,7 @@ TOY_SETTINGS: dict[str, object] = {
 
 def toy_config(folder: Path, **changes: object) -> SRLConfig:
     """The toy settings as Python takes them, for three steps."""
-    from srl.config import SRLConfig
+    from srl.config.settings import SRLConfig
 
     more = {
         "output_dir": str(folder),
@@ -311,7 +311,7 @@ def write_config(path: Path, **changes: object) -> None:
 
 
 def train(*words: str, name: str = "one") -> int:
-    from srl.cli import main
+    from srl.commands.cli import main
 
     return main(["train", "--config", "config.yaml", "--run-name", name, *words])
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import step_logs
 from conftest import train, write_config, write_toy_data
 
-from srl.records import RecordWriter, StepRecord
+from srl.runs.records import RecordWriter, StepRecord
 
 Row = Mapping[str, object]
 VOID = {"meta", "input", "br", "link", "img"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 
-from srl.records import RecordWriter, StepRecord
+from srl.runs.records import RecordWriter, StepRecord
 
 RECORD = StepRecord(
     train_step=1,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.advantages import ADVANTAGE_EPS, group_advantages, group_stats
 from srl.errors import UsageError
+from srl.training.advantages import ADVANTAGE_EPS, group_advantages, group_stats
 
 reward = st.floats(-1, 1).map(lambda x: round(x, 6))
 groups = st.lists(reward, min_size=2, max_size=16)

@@ -19,20 +19,41 @@ ALLOWED = {
 }
 # The one place where the two leaves touch: where a text states its final answer.
 TOUCHES = {("rewards/answer.py", "environments"), ("rewards/scalars.py", "environments")}
+# The floors of `srl/`, from the ground up: a module imports its own floor and those before it. What
+# lies in `srl/` itself is named; a package stands for all of its modules.
+FLOORS = (
+    ("srl.errors", "srl.console", "srl.redaction", "srl.guard", "srl.stats", "srl.sample_metrics"),
+    ("srl.config",),
+    ("srl.runs",),
+    ("srl.logs",),
+    ("srl.data",),
+    ("srl.models",),
+    ("srl.rollout",),
+    ("srl.evaluation",),
+    ("srl.training",),
+    ("srl.compare",),
+    ("srl.trl_adapter",),
+    ("srl.commands",),
+)
+# The package itself, which looks public names up when they are asked for, and `python -m srl`.
+ABOVE_ALL = {"srl", "srl.__main__"}
+MOST_MODULES_IN_SRL = 14
+# Views are opened on machines that only hold a run's folder.
+VIEWS_SEE = {"srl.logs", "srl.runs", *FLOORS[0]}
 # What must work, and be quick to start, on a machine without torch.
 WITHOUT_TORCH = [
     "srl",
     "srl.errors",
     "srl.guard",
-    "srl.records",
-    "srl.run_folder",
-    "srl.steps",
-    "srl.check_data",
-    "srl.advantages",
-    "srl.prefix_tree",
-    "srl.behaviour",
+    "srl.runs.records",
+    "srl.runs.folder",
+    "srl.data.steps",
+    "srl.commands.check_data",
+    "srl.training.advantages",
+    "srl.models.prefix_tree",
+    "srl.evaluation.behaviour",
     "srl.sample_metrics",
-    "srl.benchmarks.figures",
+    "srl.evaluation.benchmarks.figures",
     "srl.compare.figures",
 ]
 # Readers of logs: all of them, but for those that need an extra.
@@ -76,6 +97,79 @@ def test_the_check_finds_an_edge_that_points_back(tmp_path: Path) -> None:
         "environments/b.py imports rewards",
         "srl/c.py imports tests",
     ]
+
+
+def floor_of(module: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            return number
+    raise AssertionError(f"{module} stands on no floor: give it a room in FLOORS")
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules of `srl` that the code imports, wherever in it the import stands.
+
+    `from srl.x import y` counts as `srl.x.y` too where that is a module: see `climbing_edges`.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.startswith("srl.")}
+
+
+def climbing_edges(root: Path) -> list[str]:
+    """Imports inside `srl/` that point up, and those of views that see more than a run's folder."""
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted((root / "srl").rglob("*.py"))
+    }
+    edges = []
+    for module, path in paths.items():
+        if module in ABOVE_ALL:
+            continue
+        wanted = imported_modules(path.read_text(encoding="utf-8")) & paths.keys()
+        for name in sorted(wanted):
+            blind = module.startswith("srl.logs") and not any(
+                name == seen or name.startswith(f"{seen}.") for seen in VIEWS_SEE
+            )
+            if floor_of(name) > floor_of(module) or blind:
+                edges.append(f"{module} imports {name}")
+    return edges
+
+
+def test_imports_point_down() -> None:
+    assert climbing_edges(ROOT) == []
+
+
+def test_the_check_finds_an_import_that_points_up(tmp_path: Path) -> None:
+    for name, source in {
+        "__init__": "",
+        "errors": "def f():\n    from srl.data import steps\n",
+        "data/__init__": "",
+        "data/steps": "import srl.errors\nfrom srl.runs.records import FIELDS\n",
+        "runs/__init__": "",
+        "runs/records": "from srl.data.steps import StepExample\n",
+        "logs/__init__": "from srl.config import settings",
+        "config/__init__": "",
+        "config/settings": "",
+    }.items():
+        path = tmp_path / "srl" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    assert climbing_edges(tmp_path) == [
+        "srl.errors imports srl.data",
+        "srl.errors imports srl.data.steps",
+        "srl.logs imports srl.config",
+        "srl.logs imports srl.config.settings",
+        "srl.runs.records imports srl.data.steps",
+    ]
+
+
+def test_few_modules_lie_beside_the_packages() -> None:
+    assert len(list((ROOT / "srl").glob("*.py"))) <= MOST_MODULES_IN_SRL
 
 
 def modules_of(package: str) -> list[str]:

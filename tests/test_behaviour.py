@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from srl.behaviour import CHECKING, PLANNING, Behaviour, behaviour, mean_behaviour
+from srl.evaluation.behaviour import CHECKING, PLANNING, Behaviour, behaviour, mean_behaviour
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from step_row import step_row
 from sweep_rows import nested, sweep_rows
 from update_rows import PADDED, TREE, nested_row, update_row
 
-from srl.prefix_tree import PrefixTree
+from srl.models.prefix_tree import PrefixTree
 
 TOY = Shape(K=2, Q=24, s=8, G=3, C=6)
 

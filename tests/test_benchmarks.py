@@ -13,13 +13,13 @@ import yaml
 
 from environments.benchmarks import BenchmarkProblem
 from rewards import RewardSum
-from srl.benchmarks.figures import figures_of
-from srl.benchmarks.run import _alone_in, _mostly_silent
-from srl.benchmarks.samples import Chunk, Solution, Solver, verified
-from srl.cli import main
-from srl.estimates import wilson
-from srl.run_folder import RunFolder
+from srl.commands.cli import main
+from srl.evaluation.benchmarks.figures import figures_of
+from srl.evaluation.benchmarks.run import _alone_in, _mostly_silent
+from srl.evaluation.benchmarks.samples import Chunk, Solution, Solver, verified
+from srl.runs.folder import RunFolder
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
+from srl.stats import wilson
 from tests.conftest import read_jsonl, refused, write_config
 
 # ---- verdicts -----------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ SMALL = [
 def bench(tmp_path: Path, verifier: RewardSum, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven problems of the toy; two of them it cannot solve."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srl.benchmarks.run.RewardSum", lambda *_, **__: verifier)
+    monkeypatch.setattr("srl.evaluation.benchmarks.run.RewardSum", lambda *_, **__: verifier)
     rows = [{"problem": f"case {i}", "answer": "4" if i % 4 else "9"} for i in range(7)]
     path = tmp_path / "toy.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -188,7 +188,7 @@ def test_a_complete_evaluation_is_not_made_again(
 ) -> None:
     assert evaluate(toy_policy, samples=0) == 0
     capsys.readouterr()
-    monkeypatch.setattr("srl.benchmarks.run.load_policy", None)  # nothing is loaded
+    monkeypatch.setattr("srl.evaluation.benchmarks.run.load_policy", None)  # nothing is loaded
     assert evaluate(toy_policy, samples=0) == 0
     shown = capsys.readouterr().out
     assert "complete: nothing is solved again" in shown

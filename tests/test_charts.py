@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from report_pages import Page
 
 import srl.logs.report
-from srl.estimates import Estimate
 from srl.logs.report.axes import Scale, Series, plain_series, span_of, ticks
 from srl.logs.report.charts import RAMP, SERIES, heat_map, line_chart, stacked_bars
 from srl.logs.report.markup import figure_cell, number, seconds, size, table, text
 from srl.logs.report.markup import points as in_points
+from srl.stats import Estimate
 
 NAN = math.nan
 STYLE = (Path(srl.logs.report.__file__).parent / "page" / "page.css").read_text(encoding="utf-8")

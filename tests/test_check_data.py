@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import srl.check_data
+import srl.commands.check_data
 from environments import LoadReport, Trajectory, load_trajectories
 from rewards import StepContext, StepScore
 from rewards.similarity import similarity
-from srl.check_data import Spread, check_data, render
+from srl.commands.check_data import Spread, check_data, render
+from srl.commands.score import Values
 from srl.errors import UsageError
-from srl.score import Values
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -96,7 +96,7 @@ def test_tricks_are_what_they_say() -> None:
             return [StepScore({"spy": 1.0}, 1.0) for _ in steps]
 
     places = [(0, 1)]
-    srl.check_data._measure(rows, places, random.Random(0), Spy())  # type: ignore[arg-type]
+    srl.commands.check_data._measure(rows, places, random.Random(0), Spy())  # type: ignore[arg-type]
     assert written == [
         ("bbb = 2", "bbb = 2"),
         ("aaa 1\nbbb = 2", "aaa 1"),

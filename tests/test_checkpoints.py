@@ -14,9 +14,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from srl.checkpoints import STATE_FILE, add_saving, read_state, why_kept
 from srl.errors import UsageError
-from srl.run_folder import missing_from_checkpoint
+from srl.runs.folder import missing_from_checkpoint
+from srl.training.checkpoints import STATE_FILE, add_saving, read_state, why_kept
 
 HOLDS = {"stream": dict, "empty_steps": int}
 GOOD = {"stream": {"epoch": 1}, "empty_steps": 2, "positions": {"a.jsonl": 30, "b.jsonl": 0}}

@@ -26,13 +26,13 @@ from conftest import (
 )
 from rich.console import Console
 
-from srl.cli import main
+from srl.commands.cli import main
+from srl.config.experiment import load_experiment
+from srl.data.splits import Splits, load_splits
 from srl.errors import UsageError
-from srl.estimates import paired_change
-from srl.experiment import load_experiment
-from srl.policy import load_policy
-from srl.progress import ProgressReport
-from srl.splits import Splits, load_splits
+from srl.models.loading import load_policy
+from srl.stats import paired_change
+from srl.training.progress import ProgressReport
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -316,7 +316,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     def interrupted(*args: object, **kwargs: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("srl.held_out.solve_step_by_step", interrupted)
+    monkeypatch.setattr("srl.evaluation.held_out.solve_step_by_step", interrupted)
     assert train() == 130
     assert capsys.readouterr().err == "srl: stopped\n"
     assert signal.getsignal(signal.SIGINT) is handler

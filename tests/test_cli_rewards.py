@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TOY_STEPS, read_jsonl, refused, train
 
-from srl.cli import main
+from srl.commands.cli import main
 
 # A rollout is hit if its step is not the one on the row that rewards are tried on.
 MINE = f"""

@@ -26,7 +26,7 @@ from srl.compare.figures import (
     row_estimate_of_counts,
     verdict,
 )
-from srl.estimates import Estimate
+from srl.stats import Estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "compare"))
 

@@ -35,7 +35,7 @@ from srl.compare import runner
 from srl.compare.plan_file import load_plan
 from srl.compare.processes import start_process
 from srl.compare.results import State, state_of
-from srl.config import SRLConfig
+from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 
 

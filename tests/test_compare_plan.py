@@ -8,12 +8,12 @@ import pytest
 import yaml
 from conftest import TOY_SETTINGS
 
+from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from srl.compare.plan import Plan
 from srl.compare.plan_file import load_plan
 from srl.compare.runner import first_first
+from srl.config.strict_yaml import read_settings
 from srl.errors import UsageError
-from srl.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
-from srl.settings_text import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"source": "files", "path": "data.jsonl"}

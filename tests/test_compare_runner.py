@@ -30,13 +30,13 @@ from comparing import (
 )
 from conftest import read_jsonl, same_weights, weights, write_toy_data
 
-from srl.cli import main
+from srl.commands.cli import main
 from srl.compare import runner
 from srl.compare.figures import figures_of
 from srl.compare.origin import cpu_name
 from srl.compare.plan_file import load_plan
 from srl.compare.results import State, state_of
-from srl.policy import load_policy
+from srl.models.loading import load_policy
 
 # ---- real cells ---------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ def killed_comparison(after: int) -> None:
     steps, and saved after each."""
 
     def waits(words: Sequence[str]) -> None:
-        from srl.progress import ProgressReport
+        from srl.training.progress import ProgressReport
 
         def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
             if state.global_step == after:
@@ -210,7 +210,7 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
         time.sleep(LONG)  # its own Ctrl-C ends it
 
     def in_training(words: Sequence[str]) -> None:
-        from srl.progress import ProgressReport
+        from srl.training.progress import ProgressReport
 
         def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
             if state.global_step == 1:

@@ -21,7 +21,7 @@ from conftest import read_jsonl
 from srl.compare.results import _groups
 from srl.compare.table import cores
 from srl.errors import UsageError
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
 
 
 def test_groups_are_counted_over_all_steps(tmp_path: Path) -> None:

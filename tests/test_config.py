@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
+from environments.prompts import PAPER_SYSTEM_PROMPT
 from environments.types import LoadReport
-from srl.config import _UNUSED, SRLConfig, check_one_process
+from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
+from srl.config.settings import _UNUSED, SRLConfig, check_one_process
 from srl.errors import UsageError
-from srl.experiment import apply_overrides, load_experiment, parse_experiment
-from srl.prompts import PAPER_SYSTEM_PROMPT
-from srl.run_folder import plain
+from srl.runs.folder import plain
 
 MINIMAL: dict[str, object] = {"model": "some/model", "data": {"source": "word_problems"}}
 
@@ -274,8 +274,8 @@ def test_bf16_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     seen: list[bool | None] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("srl.config._check_sizes", lambda config: seen.append(config.bf16))
-    monkeypatch.setattr("srl.config.TrainingArguments.__post_init__", lambda config: None)
+    monkeypatch.setattr("srl.config.settings._check_sizes", lambda config: seen.append(config.bf16))
+    monkeypatch.setattr("srl.config.settings.TrainingArguments.__post_init__", lambda config: None)
     SRLConfig()
     SRLConfig(bf16=False)
     assert seen == [True, False]

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 from environments.answers import stated_answer
 from environments.paper_sums import work_out
 from environments.word_problems import WordProblem, draw_problems
-from srl.policy import load_policy
-from srl.prompts import PromptFormat, parse_text
+from srl.data.prompts import PromptFormat, parse_text
+from srl.models.loading import load_policy
 
 RECIPE = Path(__file__).parents[1] / "experiments" / "tiny"
 sys.path.insert(0, str(RECIPE))

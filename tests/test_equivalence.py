@@ -10,12 +10,12 @@ from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, wei
 from torch import Tensor
 from transformers import TrainerCallback
 
-import srl.rollouts
-import srl.trainer
+import srl.rollout.local
+import srl.training.trainer
 from rewards import StepContext, similarity_reward
 from srl.errors import UsageError
-from srl.policy import load_policy
-from srl.trainer import NothingToTrainOnError, SRLTrainer
+from srl.models.loading import load_policy
+from srl.training.trainer import NothingToTrainOnError, SRLTrainer
 
 DATA = toy_trajectories(24)
 
@@ -82,16 +82,16 @@ def test_neither_micro_batches_nor_trees_change_a_step(
 ) -> None:
     start = weights(load_policy(str(toy_policy))[0])
     calls = 0
-    policy_loss = srl.trainer.policy_loss
+    policy_loss = srl.training.trainer.policy_loss
 
     def counted(*args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
         return policy_loss(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(srl.trainer, "policy_loss", counted)
+    monkeypatch.setattr(srl.training.trainer, "policy_loss", counted)
     # One decoder for all: each draws random numbers in an order of its own.
-    monkeypatch.setattr(srl.rollouts, "refusal", lambda model: "asked for")
+    monkeypatch.setattr(srl.rollout.local, "refusal", lambda model: "asked for")
 
     def update(tokens: int, prefix_tree: bool = True) -> tuple[int, Tensor, float]:
         nonlocal calls

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.estimates import bootstrap, paired_change, share_of_rows, student_t, wilson
+from srl.stats import bootstrap, paired_change, share_of_rows, student_t, wilson
 
 
 @pytest.mark.parametrize(

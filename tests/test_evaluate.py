@@ -11,13 +11,20 @@ from transformers import PreTrainedTokenizerFast
 
 from environments.types import Trajectory
 from rewards import RewardSum, similarity
-from srl.behaviour import behaviour
-from srl.estimates import bootstrap, wilson
-from srl.prompts import PromptFormat
-from srl.rollouts import Completion, OnReady, SamplingParams
-from srl.scored_steps import sample_steps, step_metrics
-from srl.solving import Attempt, accuracy, by_length, by_problem, solve_step_by_step, solve_whole
-from srl.steps import build_examples
+from srl.data.prompts import PromptFormat
+from srl.data.steps import build_examples
+from srl.evaluation.behaviour import behaviour
+from srl.evaluation.solving import (
+    Attempt,
+    accuracy,
+    by_length,
+    by_problem,
+    solve_step_by_step,
+    solve_whole,
+)
+from srl.rollout.local import Completion, OnReady, SamplingParams
+from srl.rollout.scored import sample_steps, step_metrics
+from srl.stats import bootstrap, wilson
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)
 CUT = "<cut>"  # at the end of a script's text: the length limit cut it there

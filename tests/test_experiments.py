@@ -10,7 +10,7 @@ import yaml
 
 from environments import ENVIRONMENTS, _check_options
 from rewards import RewardSum, StepContext
-from srl.experiment import Experiment, load_experiment
+from srl.config.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).parents[1]
 # A comparison is a file of another kind: tests/test_compare_plan.py reads it.

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from srl.errors import UsageError
 from srl.logs import card, export
 from srl.logs.export import export_parquet
-from srl.records import FIELDS, StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import FIELDS, StepRecord
 
 RECORD = StepRecord(
     train_step=3, phase="train", source="gsm8k", problem_id="00ff00ff00ff00ff", step_index=1,

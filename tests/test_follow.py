@@ -23,8 +23,8 @@ from srl.logs.filters import Comparison, Filter
 from srl.logs.index import Log, LogChangedError
 from srl.logs.terminal import follow
 from srl.logs.terminal.follow import Watch, follow_lines, follow_live, looks
-from srl.records import StepRecord, truncate_to
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord, truncate_to
 
 RECORDS = random_records(3, train_steps=6)
 EVERYTHING = Filter("all")

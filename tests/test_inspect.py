@@ -22,12 +22,12 @@ from rich.cells import cell_len
 from step_logs import RECORD, write_log
 
 from rewards.similarity import matching_blocks
-from srl.cli import main
+from srl.commands.cli import main
+from srl.console import visible
 from srl.errors import UsageError
 from srl.logs import index, reading
 from srl.logs.terminal.pen import Pen
 from srl.logs.terminal.rollout_view import marked
-from srl.logs.text import visible
 
 FAILED = replace(
     RECORD,
@@ -472,7 +472,7 @@ def test_a_reader_that_has_enough(run: Path) -> None:
 
 def test_it_starts_without_torch() -> None:
     code = (
-        "import sys; from srl.cli import main; main(['inspect', '/no/run']);"
+        "import sys; from srl.commands.cli import main; main(['inspect', '/no/run']);"
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

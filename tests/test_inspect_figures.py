@@ -17,9 +17,9 @@ from inspecting import FILTERS, Row, shown, write_run
 from step_logs import RECORD, write_log
 
 from rewards.similarity import normalize
-from srl.cli import main
+from srl.commands.cli import main
 from srl.errors import UsageError
-from srl.estimates import student_t, wilson
+from srl.stats import student_t, wilson
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from conftest import read_jsonl
 from rich.console import Console
 from step_logs import RECORD, random_records, write_log
 
-from srl.cli import main
+from srl.commands.cli import main
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.terminal import command
-from srl.records import StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord
 
 pytest.importorskip("textual")
 

@@ -14,12 +14,12 @@ import pytest
 from step_logs import RECORD, random_records, write_log
 
 from rewards.similarity import normalize
-from srl.estimates import Estimate, student_t, wilson
 from srl.logs import figures
 from srl.logs.figures import REWARD_METRIC, Metric, metrics_of
 from srl.logs.index import Log
 from srl.logs.tried_steps import extremes, tried_steps
-from srl.records import StepRecord
+from srl.runs.records import StepRecord
+from srl.stats import Estimate, student_t, wilson
 
 RECORDS = random_records(21, train_steps=12)
 # t at 97.5 %, from a printed table.

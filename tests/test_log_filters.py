@@ -18,7 +18,7 @@ from rewards.similarity import normalize
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
 from srl.logs.index import Log
-from srl.records import StepRecord
+from srl.runs.records import StepRecord
 
 RECORDS = random_records(11)
 Test = Callable[[StepRecord], bool]

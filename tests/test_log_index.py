@@ -21,7 +21,7 @@ from rewards.similarity import normalize
 from srl.errors import UsageError
 from srl.logs import index
 from srl.logs.index import Log, LogChangedError, folder_of
-from srl.records import StepRecord, json_line, read_records
+from srl.runs.records import StepRecord, json_line, read_records
 
 # Not of the record: where it stands, and what the texts say.
 OWN = {"start", "step_text", "steps_left", "exact", "copied"}

@@ -22,14 +22,15 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import srl.lora
-import srl.run
-from srl.cli import main
+import srl.commands.train
+import srl.models.lora
+from srl.commands.cli import main
+from srl.config.lora import LoraSettings
 from srl.errors import UsageError
-from srl.lora import LoraSettings, add_adapter, is_adapter_folder
-from srl.policy import load_policy
-from srl.progress import ProgressReport
-from srl.trainer import SRLTrainer
+from srl.models.loading import load_policy
+from srl.models.lora import add_adapter, is_adapter_folder
+from srl.training.progress import ProgressReport
+from srl.training.trainer import SRLTrainer
 
 pytest.importorskip("peft")
 
@@ -73,7 +74,7 @@ def test_every_stage_starts_from_what_the_last_one_trained(
     """SFT with an adapter, SRL with another on it, then RLVR on whole solutions."""
     started: dict[str, Tensor] = {}
     trained: dict[str, Tensor] = {}
-    save, load = srl.run._save_policy, srl.run.load_policy
+    save, load = srl.commands.train._save_policy, srl.commands.train.load_policy
     tokenizer = load(str(toy_policy))[1]
     ids = torch.tensor([tokenizer.encode("case 0 0 7", add_special_tokens=False)])
 
@@ -90,8 +91,8 @@ def test_every_stage_starts_from_what_the_last_one_trained(
         trained[now] = say(trainer.model)  # the adapter still beside its base
         return save(trainer, tokenizer, run)
 
-    monkeypatch.setattr(srl.run, "load_policy", loading)
-    monkeypatch.setattr(srl.run, "_save_policy", saving)
+    monkeypatch.setattr(srl.commands.train, "load_policy", loading)
+    monkeypatch.setattr(srl.commands.train, "_save_policy", saving)
     words = ("--lora", LORA, "--validation_problems", "0", "--eval_strategy", "'no'")
     now = "sft"
     assert run(*words, name=now, config="sft.yaml") == 0
@@ -121,8 +122,8 @@ def test_every_stage_starts_from_what_the_last_one_trained(
 def test_a_policy_that_was_not_saved_as_trained_fails_loudly(
     quick: Path, monkeypatch: pytest.MonkeyPatch, toy_policy: Path
 ) -> None:
-    monkeypatch.setattr(srl.lora, "merge_from", lambda model, folder: model)
-    monkeypatch.setattr("srl.policy.merge_from", lambda model, folder: model)
+    monkeypatch.setattr(srl.models.lora, "merge_from", lambda model, folder: model)
+    monkeypatch.setattr("srl.models.loading.merge_from", lambda model, folder: model)
     with pytest.raises(RuntimeError, match="saved in runs/one/adapter is not the one .* differ by"):
         run("--lora", LORA, name="one", config="sft.yaml")
 
@@ -140,7 +141,7 @@ def test_rounding_that_grows_with_the_logits_is_no_other_policy(
     assert run(*words, name="one", config="sft.yaml") == 0
     assert logits("runs/one/policy").abs().max() > 1e4
     assert far(logits("runs/one/policy"), logits("loud")) > 1
-    monkeypatch.setattr("srl.policy.merge_from", lambda model, folder: model)
+    monkeypatch.setattr("srl.models.loading.merge_from", lambda model, folder: model)
     with pytest.raises(RuntimeError, match="saved in runs/two/adapter is not the one .* differ by"):
         run(*words, name="two", config="sft.yaml")
 
@@ -279,7 +280,7 @@ def test_without_peft(
     quick: Path, adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.move(adapter, quick / "elsewhere")
-    monkeypatch.setattr(srl.lora, "find_spec", lambda name: None)
+    monkeypatch.setattr(srl.models.lora, "find_spec", lambda name: None)
     install = r"needs peft, which is not installed: pip install 'stepwise-srl\[lora\]'"
     refused(capsys, train("--lora", "{r: 4}"), f"lora {install}")
     refused(capsys, train("--model", "elsewhere"), f"elsewhere, an adapter, {install}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srl.errors import UsageError
-from srl.loss import LossScale, LossStats, LossType, policy_loss
+from srl.training.loss import LossScale, LossStats, LossType, policy_loss
 
 LOSS_TYPES: list[LossType] = ["grpo", "dapo", "dr_grpo"]
 LOW, HIGH, LONGEST = 0.2, 0.28, 9

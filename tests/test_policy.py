@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from srl.errors import UsageError
-from srl.policy import context_limit, fingerprint, load_policy, prompt_format, stop_ids
+from srl.models.loading import context_limit, fingerprint, load_policy, prompt_format, stop_ids
 
 WEIGHTS = "model.safetensors"
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl import prefix_tree
-from srl.prefix_tree import PrefixTree, Row, common_prefix, pack_trees, trunks_and_leaves
+from srl.models import prefix_tree
+from srl.models.prefix_tree import PrefixTree, Row, common_prefix, pack_trees, trunks_and_leaves
 
 NEAR, TRUNK = prefix_tree._NEAR, prefix_tree._TRUNK
 # Runs of one token, of lengths around those at which a trunk is cut or begun.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srl.private import shareable, shareable_command, told_apart, without_secrets
+from srl.redaction import shareable, shareable_command, told_apart, without_secrets
 
 
 @pytest.mark.parametrize(

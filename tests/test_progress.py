@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from srl.progress import ProgressReport
+from srl.training.progress import ProgressReport
 
 LOGS = {
     "reward": 0.25,

@@ -13,20 +13,12 @@ from conftest import CHATML, TokenizerMaker, build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from environments.splitting import split_numbered
 from environments.types import Trajectory
+from srl.data.prompts import FAILURES, ParsedStep, PromptFormat, ensure_pad, parse_text, parse_whole
+from srl.data.steps import build_examples
 from srl.errors import UsageError
-from srl.prompts import (
-    FAILURES,
-    PAPER_EVALUATION_PROMPT,
-    PAPER_SYSTEM_PROMPT,
-    ParsedStep,
-    PromptFormat,
-    ensure_pad,
-    parse_text,
-    parse_whole,
-)
-from srl.steps import build_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

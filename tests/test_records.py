@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srl.errors import UsageError
-from srl.records import (
+from srl.runs.records import (
     FIELDS,
     RecordWriter,
     StepRecord,

@@ -11,8 +11,8 @@ from report_pages import RECORD, made_up, write_run
 
 from srl.logs.report.remarks import remarks_of
 from srl.logs.run_data import RunData
-from srl.records import StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord
 
 Record = dict[str, object]
 

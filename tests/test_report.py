@@ -22,8 +22,8 @@ from report_pages import (
 )
 
 from rewards.similarity import normalize
-from srl.estimates import student_t
 from srl.logs.report.report import write_report
+from srl.stats import student_t
 
 Record = dict[str, object]
 REWARDS = ("--rewards.similarity", "1.0", "--rewards.novelty", "0.2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_pages import inside, made_up, write_run
 
-from srl.cli import main
+from srl.commands.cli import main
 from srl.errors import UsageError
 from srl.logs.report.report import MARKER, ROLLOUTS, write_report
 

@@ -20,11 +20,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from srl import decoding, rollouts
 from srl.errors import DivergedError
-from srl.prefix_tree import PrefixTree
-from srl.rollouts import Completion, LocalSampler, SamplingParams, _chunks, _race
-from srl.tree_attention import How
+from srl.models.prefix_tree import PrefixTree
+from srl.models.tree_attention import How
+from srl.rollout import decoding
+from srl.rollout import local as rollouts
+from srl.rollout.local import Completion, LocalSampler, SamplingParams, _chunks, _race
 
 VOCABULARY = 24
 PAD = 0

@@ -12,11 +12,11 @@ import pytest
 from step_logs import RECORD, write_log
 
 from srl.errors import UsageError
-from srl.estimates import paired_change, wilson
 from srl.logs.run_data import Problem, RunData
-from srl.records import json_line
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import json_line
 from srl.sample_metrics import over_problems
+from srl.stats import paired_change, wilson
 
 
 def lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from srl import run_folder
 from srl.errors import UsageError
-from srl.run_folder import (
+from srl.runs import folder as run_folder
+from srl.runs.folder import (
     RunFolder,
     changed_keys,
     check_checkpoint,

@@ -9,11 +9,11 @@ from statistics import fmean, pstdev, stdev
 import pytest
 from conftest import groups_of, read_jsonl, toy_config, toy_trajectories
 
+from srl.data.prompts import FAILURES
 from srl.errors import UsageError
-from srl.prompts import FAILURES
-from srl.records import FIELDS
-from srl.run_log import RunLog
-from srl.trainer import SRLTrainer
+from srl.runs.records import FIELDS
+from srl.training.run_log import RunLog
+from srl.training.trainer import SRLTrainer
 
 
 def test_records_agree_with_the_rewards(toy_policy: Path, tmp_path: Path) -> None:

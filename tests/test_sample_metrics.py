@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.estimates import wilson
 from srl.sample_metrics import (
     RIGHT,
     Sample,
@@ -24,6 +23,7 @@ from srl.sample_metrics import (
     sizes_up_to,
     votes_of,
 )
+from srl.stats import wilson
 
 Votes = list[int | None]
 

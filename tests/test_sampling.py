@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srl.data.stream import PromptStream
 from srl.errors import UsageError
-from srl.sampling import FLAT_GROUP, PromptStream, collect_groups, filter_groups
+from srl.training.groups import FLAT_GROUP, collect_groups, filter_groups
 
 sizes = st.integers(1, 30)
 seeds = st.integers(0, 2**31)

@@ -29,15 +29,15 @@ from torch import Tensor
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.cli import main
-from srl.config import SRLConfig
+from srl.commands.cli import main
+from srl.config.settings import SRLConfig
+from srl.data.prompts import PromptFormat
+from srl.data.steps import build_examples
+from srl.data.stream import PromptStream
 from srl.errors import UsageError
-from srl.policy import load_policy
-from srl.progress import ProgressReport
-from srl.prompts import PromptFormat
-from srl.sampling import PromptStream
-from srl.sft import ExpertRows, ExpertTrainer, micro_batches
-from srl.steps import build_examples
+from srl.models.loading import load_policy
+from srl.training.progress import ProgressReport
+from srl.training.sft import ExpertRows, ExpertTrainer, micro_batches
 
 DATA = toy_trajectories(24)
 PLAIN_SGD: dict[str, object] = {

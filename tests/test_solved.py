@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from environments.types import Trajectory
-from srl import verdicts
-from srl.config import SRLConfig
-from srl.solving import Attempt, one_each
-from srl.verdicts import judged
+from srl.config.settings import SRLConfig
+from srl.evaluation import judging as verdicts
+from srl.evaluation.judging import judged
+from srl.evaluation.solving import Attempt, one_each
 
 ARGS = SRLConfig(use_cpu=True, reward_workers=1)
 

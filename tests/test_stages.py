@@ -12,10 +12,10 @@ import yaml
 from conftest import train
 from rich.console import Console
 
-from srl.cli import main
-from srl.experiment import load_experiment
-from srl.splits import load_splits
-from srl.stages import stages_of
+from srl.commands.cli import main
+from srl.config.experiment import load_experiment
+from srl.data.splits import load_splits
+from srl.evaluation.contamination import stages_of
 
 SFT = {"method": "sft", "lora": None}
 CONFIG = ["--config", "config.yaml"]

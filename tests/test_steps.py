@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from environments.types import Trajectory
+from srl.data.steps import StepExample, build_examples, split_by_problem, trajectory_numbers
 from srl.errors import UsageError
-from srl.steps import StepExample, build_examples, split_by_problem, trajectory_numbers
 
 
 def solution(problem: str, num_steps: int, source: str = "expert") -> Trajectory:

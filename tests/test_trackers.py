@@ -20,10 +20,10 @@ import pytest
 from conftest import read_jsonl, refused, toy_config, toy_trajectories, train
 from transformers import TrainerControl, TrainerState
 
-from srl import trackers
-from srl.records import FIELDS, StepRecord, read_records
-from srl.trackers import MAX_ROWS, MLFLOW_TABLES, RolloutTables, rollout_table
-from srl.trainer import SRLTrainer
+from srl.runs.records import FIELDS, StepRecord, read_records
+from srl.training import trackers
+from srl.training.trackers import MAX_ROWS, MLFLOW_TABLES, RolloutTables, rollout_table
+from srl.training.trainer import SRLTrainer
 
 RECORD = StepRecord(
     train_step=1, phase="train", source="toy", problem_id="12", step_index=0, num_steps=2,

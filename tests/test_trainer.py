@@ -27,12 +27,12 @@ from transformers import TrainerCallback
 
 from environments.types import Trajectory
 from rewards import RewardError, StepContext, similarity_reward
-from srl.config import SRLConfig
+from srl.config.settings import SRLConfig
+from srl.data.prompts import PromptFormat
+from srl.data.rows import Rows
 from srl.errors import UsageError
-from srl.policy import load_policy
-from srl.prompts import PromptFormat
-from srl.rows import Rows
-from srl.trainer import NothingToTrainOnError, SRLTrainer
+from srl.models.loading import load_policy
+from srl.training.trainer import NothingToTrainOnError, SRLTrainer
 
 STEPS, RATE = 30, 1e-3
 EASY = toy_trajectories(40, long=False)  # with targets "literal", the expert always adds

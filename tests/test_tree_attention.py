@@ -14,9 +14,9 @@ from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from srl import tree_attention as attention
-from srl.prefix_tree import PrefixTree, Row
-from srl.tree_attention import How, TreePlan, tree_attention
+from srl.models import tree_attention as attention
+from srl.models.prefix_tree import PrefixTree, Row
+from srl.models.tree_attention import How, TreePlan, tree_attention
 
 
 def forest(seed: int) -> PrefixTree:

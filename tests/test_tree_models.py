@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
-from srl import trl_parts
-from srl.prefix_tree import Row
-from srl.tree_models import attending_over_trees, refusal
-from srl.trl_parts import CompletionScores, completion_log_probs
+from srl.models import scoring as trl_parts
+from srl.models.prefix_tree import Row
+from srl.models.scoring import CompletionScores, completion_log_probs
+from srl.models.tree_models import attending_over_trees, refusal
 
 # ---- model families: a tree against repeated rows -----------------------------------------------
 

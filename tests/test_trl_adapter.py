@@ -19,10 +19,10 @@ from trl import GRPOConfig, GRPOTrainer
 from environments import Trajectory
 from rewards import StepContext
 from srl import SRLTrainer
-from srl.advantages import group_advantages
 from srl.errors import UsageError
-from srl.policy import load_policy
-from srl.rollouts import Completion, OnReady, SamplingParams
+from srl.models.loading import load_policy
+from srl.rollout.local import Completion, OnReady, SamplingParams
+from srl.training.advantages import group_advantages
 from srl.trl_adapter import adapt
 
 G = 4

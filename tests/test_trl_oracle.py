@@ -30,10 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
-from srl import trl_parts
-from srl.advantages import group_advantages
-from srl.loss import LossScale, LossType, policy_loss
-from srl.trl_parts import completion_log_probs
+from srl.models import scoring as trl_parts
+from srl.models.scoring import completion_log_probs
+from srl.training.advantages import group_advantages
+from srl.training.loss import LossScale, LossType, policy_loss
 
 LOSS_TYPES: list[LossType] = ["grpo", "dapo", "dr_grpo"]
 Row = tuple[list[int], list[int]]

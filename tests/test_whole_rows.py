@@ -9,11 +9,11 @@ import pytest
 from conftest import read_jsonl, toy_config, toy_trajectories
 
 from rewards import similarity
-from srl.config import SRLConfig
+from srl.config.settings import SRLConfig
 from srl.errors import UsageError
-from srl.rollouts import LocalSampler
-from srl.solving import solve_whole
-from srl.trainer import SRLTrainer
+from srl.evaluation.solving import solve_whole
+from srl.rollout.local import LocalSampler
+from srl.training.trainer import SRLTrainer
 
 PROBLEMS = toy_trajectories(48)
 WHOLE = "\n".join(PROBLEMS[0].steps)

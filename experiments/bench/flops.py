@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from srl.prefix_tree import PrefixTree
+from srl.models.prefix_tree import PrefixTree
 
 
 def update_flops(config: PreTrainedConfig, tree: PrefixTree) -> float:

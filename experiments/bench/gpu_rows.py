@@ -40,10 +40,10 @@ from trl_update import trl_trainer, trls
 from update import Case, Cut, Update, as_trained, differences, ours, padded
 
 from rewards import StepContext
-from srl.batch import MicroBatch, micro_batches
-from srl.prefix_tree import PrefixTree
-from srl.rollouts import LocalSampler, SamplingParams
-from srl.tree_attention import TreePlan
+from srl.models.prefix_tree import PrefixTree
+from srl.models.tree_attention import TreePlan
+from srl.rollout.local import LocalSampler, SamplingParams
+from srl.training.batch import MicroBatch, micro_batches
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NO_CUDA = (

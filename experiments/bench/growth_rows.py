@@ -27,7 +27,7 @@ from flops import update_flops
 from shapes import Shape, tiny_model
 from update import Case, one_tree, ours
 
-from srl.prefix_tree import PrefixTree
+from srl.models.prefix_tree import PrefixTree
 
 SIZES = (2048, 4096, 8192, 16384, 32768)
 SHAPE = Shape(K=4, Q=256, s=64, G=8, C=18)  # 1,024 nodes a trajectory

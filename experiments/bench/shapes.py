@@ -20,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from srl.prefix_tree import Row
+from srl.models.prefix_tree import Row
 
 BASE = Path(__file__).resolve().parents[1] / "tiny" / "base"
 

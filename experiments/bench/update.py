@@ -17,12 +17,12 @@ from shapes import Shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from srl.advantages import group_advantages
-from srl.batch import MicroBatch, micro_batches
-from srl.loss import LossScale, policy_loss
-from srl.prefix_tree import Row
-from srl.tree_models import attending_over_trees
-from srl.trl_parts import completion_log_probs
+from srl.models.prefix_tree import Row
+from srl.models.scoring import completion_log_probs
+from srl.models.tree_models import attending_over_trees
+from srl.training.advantages import group_advantages
+from srl.training.batch import MicroBatch, micro_batches
+from srl.training.loss import LossScale, policy_loss
 
 EPSILON = 0.2
 # `SRLConfig.micro_batch_tokens` unless told otherwise.

@@ -24,7 +24,7 @@ from update import (
     per_group,
 )
 
-from srl.prefix_tree import PrefixTree
+from srl.models.prefix_tree import PrefixTree
 
 ROW_3 = Shape(K=1, Q=512, s=0, G=8, C=64)
 ROW_4 = Shape(K=6, Q=256, s=64, G=8, C=48)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
 
 # hard.srl.0, or hard.base without a seed; what was moved away (hard.srl.0.old) is no cell.
 _CELL = re.compile(r"([^.]+)\.([^.]+)(\.\d+)?")

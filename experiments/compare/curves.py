@@ -19,7 +19,7 @@ from cells import finished
 
 from srl.logs.report.axes import Series, plain_series
 from srl.logs.report.charts import SERIES, line_chart
-from srl.records import read_rows
+from srl.runs.records import read_rows
 
 UPDATES = 4  # to a point
 

@@ -30,8 +30,8 @@ from cells import finished
 
 from environments.word_problems import WordProblem, draw_problems
 from srl.compare.figures import last_evaluation
-from srl.records import read_rows
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import read_rows
 
 KINDS = ("goal", "copied", "sum", "stopped")
 _STEP = re.compile(r"So (\w+) has (\d+)([-+*/])(\d+)=(\d+) \w+\.")

@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from environments.word_problems import WordProblem, draw_problems
-from srl.prompts import PromptFormat
+from srl.data.prompts import PromptFormat
 
 HERE = Path(__file__).parent
 CHAT_TEMPLATE = (

@@ -18,8 +18,8 @@ import yaml
 from make_base import HERE, collate, write_steps
 
 from environments.word_problems import OBJECTS, PEOPLE, draw_problems
-from srl.policy import load_policy
-from srl.prompts import PromptFormat
+from srl.data.prompts import PromptFormat
+from srl.models.loading import load_policy
 
 PROBLEMS = 12
 

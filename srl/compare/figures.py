@@ -33,9 +33,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from srl.behaviour import behaviour
-from srl.estimates import Estimate, student_t
+from srl.evaluation.behaviour import behaviour
 from srl.sample_metrics import sample_figures
+from srl.stats import Estimate, student_t
 
 Values = Mapping[str, float]
 """One number a problem, by the problem's id; from 0 to 1 where it is a share."""
@@ -95,7 +95,7 @@ def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str
     """How the greedy whole solutions of one evaluation reason, as one number a problem.
 
     Returns:
-        each aspect of `srl.behaviour.Behaviour` -> problem id -> number.
+        each aspect of `srl.evaluation.behaviour.Behaviour` -> problem id -> number.
     """
     found: dict[str, dict[str, float]] = {}
     for line in attempts:

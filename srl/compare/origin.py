@@ -18,10 +18,10 @@ from functools import cache
 from pathlib import Path
 
 from srl.compare.plan import Cell
-from srl.lora import is_adapter_folder
-from srl.policy import fingerprint
-from srl.records import RecordWriter, read_rows
-from srl.run_folder import RunFolder
+from srl.models.loading import fingerprint
+from srl.models.lora import is_adapter_folder
+from srl.runs.folder import RunFolder
+from srl.runs.records import RecordWriter, read_rows
 
 STARTS = "starts.jsonl"
 """In the output folder: a line for every time that a cell was started anew, not resumed."""

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from srl.config.experiment import Experiment
 from srl.errors import UsageError
-from srl.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
-from srl.config import SRLConfig
+from srl.config.experiment import Experiment, parse_experiment
+from srl.config.settings import SRLConfig
+from srl.config.strict_yaml import read_settings
 from srl.errors import UsageError
-from srl.experiment import Experiment, parse_experiment
-from srl.settings_text import read_settings
 
 KEYS = (
     "output",

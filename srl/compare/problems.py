@@ -7,8 +7,8 @@ from collections.abc import Collection
 from rich.console import Console
 
 from srl.compare.plan import Cell, Plan
+from srl.data.splits import load_splits
 from srl.errors import UsageError
-from srl.splits import load_splits
 
 
 def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> None:

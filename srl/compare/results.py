@@ -25,12 +25,12 @@ from srl.compare.figures import (
 )
 from srl.compare.origin import began_at, other_weights, read_json, read_start, time_of
 from srl.compare.plan import Cell, Plan, Row
-from srl.config import SRLConfig
+from srl.config.experiment import parse_experiment
+from srl.config.settings import SRLConfig
 from srl.errors import UsageError
-from srl.estimates import Estimate
-from srl.experiment import parse_experiment
-from srl.records import read_rows
-from srl.run_folder import RunFolder, changed_keys
+from srl.runs.folder import RunFolder, changed_keys
+from srl.runs.records import read_rows
+from srl.stats import Estimate
 
 SESSIONS = "sessions.jsonl"
 """In the output folder: a line for every time that a cell was started and ended."""

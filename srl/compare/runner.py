@@ -40,11 +40,10 @@ from srl.compare.results import (
     values_of,
 )
 from srl.compare.table import cores, show, write_table
+from srl.console import clock, visible
 from srl.errors import UsageError
-from srl.logs.terminal.pen import clock
-from srl.logs.text import visible
-from srl.records import RecordWriter
-from srl.run_folder import RunFolder, replace_file
+from srl.runs.folder import RunFolder, replace_file
+from srl.runs.records import RecordWriter
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _PAUSE = 0.1  # seconds between looks at the running cells

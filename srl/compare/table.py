@@ -16,10 +16,9 @@ from rich.text import Text
 
 from srl.compare.plan import Plan
 from srl.compare.results import CellResult, MadeWith, Part, State
-from srl.estimates import Estimate
-from srl.logs.terminal.pen import clock
-from srl.logs.text import visible
-from srl.run_folder import replace_file, write_json
+from srl.console import clock, visible
+from srl.runs.folder import replace_file, write_json
+from srl.stats import Estimate
 
 # ---- for programs -------------------------------------------------------------------------------
 

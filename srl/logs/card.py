@@ -19,9 +19,9 @@ import yaml
 
 import srl
 from srl.errors import UsageError
-from srl.private import shareable
-from srl.records import FIELDS, StepRecord, utf8
-from srl.run_folder import RunFolder
+from srl.redaction import shareable
+from srl.runs.folder import RunFolder
+from srl.runs.records import FIELDS, StepRecord, utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from srl.errors import UsageError
 from srl.logs.card import STEPS, Survey, card, column_type
-from srl.records import FIELDS, StepRecord, utf8
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import FIELDS, StepRecord, utf8
 
 if TYPE_CHECKING:
     pass

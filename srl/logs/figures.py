@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srl.estimates import Estimate, student_t, wilson
 from srl.logs.index import REWARD, Log
+from srl.stats import Estimate, student_t, wilson
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from srl.errors import UsageError
 from srl.logs.index import REWARD, Log
-from srl.records import MOST
+from srl.runs.records import MOST
 
 _COMPARE = {
     "lt": pc.less,

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from rewards.similarity import normalize
 from srl.errors import UsageError
-from srl.records import StepRecord, parse_record, utf8
+from srl.runs.records import StepRecord, parse_record, utf8
 
 # Records of a part. A tail of nearly as many is read at every look: half a second.
 PART_RECORDS = 16_384

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from srl.logs.text import visible
+from srl.console import visible
 
 
 def say(text: str) -> None:

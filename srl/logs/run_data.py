@@ -17,16 +17,16 @@ from functools import cached_property
 from pathlib import Path
 
 from srl.errors import UsageError
-from srl.estimates import Estimate, wilson
-from srl.logs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts, solved_by
-from srl.logs.checked_rows import Row, checked_rows, is_step, is_text
 from srl.logs.index import Log, Told
-from srl.records import StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts, solved_by
+from srl.runs.checked_rows import Row, checked_rows, is_step, is_text
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord
+from srl.stats import Estimate, wilson
 
 Points = list[tuple[int, float]]
 
-# Figures that metrics.jsonl sums over the training steps since the line before; see srl/run_log.py.
+# What metrics.jsonl sums over the training steps since the line before (training/run_log.py).
 _SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")
 _MOST_PROBLEMS = 10**9
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from srl.estimates import Estimate
 from srl.logs.report.markup import text
+from srl.stats import Estimate
 
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 34

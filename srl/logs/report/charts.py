@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from srl.estimates import Estimate
 from srl.logs.report.axes import (
     HEIGHT,
     LEFT,
@@ -30,6 +29,7 @@ from srl.logs.report.axes import (
     where,
 )
 from srl.logs.report.markup import interval, number, table, text, with_interval
+from srl.stats import Estimate
 
 SERIES = 6  # how many series the style sheet can tell apart
 RAMP = 16  # colours of a heat map

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from srl.estimates import Estimate
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -34,6 +33,7 @@ from srl.logs.index import REWARD
 from srl.logs.report.axes import Series, bins_of, drawable, plain_series, ticks
 from srl.logs.report.charts import SERIES, heat_map, line_chart, stacked_bars
 from srl.logs.run_data import RunData
+from srl.stats import Estimate
 
 BINS = 60
 COLUMNS = 40  # of a heat map

@@ -25,7 +25,7 @@ from srl.logs.figures import codes
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedSteps
-from srl.records import StepRecord, utf8
+from srl.runs.records import StepRecord, utf8
 
 # Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.
 LONGEST_TEXT = 200_000

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 import pyarrow.compute as pc
 
-from srl.estimates import Estimate
 from srl.logs.figures import FIXED, metrics_of, sampling_yield
 from srl.logs.index import REWARD
 from srl.logs.report.axes import span_of, steps_of
@@ -18,6 +17,7 @@ from srl.logs.report.curves import Named
 from srl.logs.report.markup import interval, number, points, seconds, text
 from srl.logs.report.remarks import fifths, remarks_of
 from srl.logs.run_data import RunData
+from srl.stats import Estimate
 
 
 def header(runs: Sequence[Named]) -> str:

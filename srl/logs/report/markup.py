@@ -14,8 +14,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from srl.estimates import Estimate
-from srl.logs.text import spelt
+from srl.console import spelt
+from srl.stats import Estimate
 
 # No name, setting or label is as long; texts of rollouts do not come this way.
 LONGEST = 2_000

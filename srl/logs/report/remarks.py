@@ -33,7 +33,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from srl.estimates import Estimate
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -50,6 +49,7 @@ from srl.logs.index import REWARD
 from srl.logs.report.axes import span_of, steps_of
 from srl.logs.report.markup import number, points, with_interval
 from srl.logs.run_data import RunData
+from srl.stats import Estimate
 
 RISE, FALL = 0.01, 0.03
 FAILURES, COLLAPSE, CUT, COPIES, KEPT, LONGER = 0.2, 0.1, 0.1, 0.1, 0.5, 2.0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from srl.console import spelt
 from srl.errors import UsageError
 from srl.logs.figures import rows_of
 from srl.logs.index import Told
@@ -27,10 +28,9 @@ from srl.logs.report.curves import Named
 from srl.logs.report.embedded import Chosen, choose, pack, run_json
 from srl.logs.report.markup import size, text
 from srl.logs.run_data import RunData
-from srl.logs.text import spelt
 from srl.logs.tried_steps import TriedStep, extremes, tried_steps
-from srl.private import told_apart
-from srl.run_folder import RunFolder, replace_file
+from srl.redaction import told_apart
+from srl.runs.folder import RunFolder, replace_file
 
 ROLLOUTS = 20_000
 OF_NOTE = 10  # best, worst, most improved steps: that many of each

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
 
-from srl.logs.attempts import Accuracy
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -22,9 +21,10 @@ from srl.logs.report.curves import Named
 from srl.logs.report.markup import Raw, figure_cell, number, points, table, text
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedStep
-from srl.private import shareable, shareable_command
-from srl.records import StepRecord
-from srl.run_folder import changed_keys, flattened, plain
+from srl.redaction import shareable, shareable_command
+from srl.runs.attempts import Accuracy
+from srl.runs.folder import changed_keys, flattened, plain
+from srl.runs.records import StepRecord
 
 PROBLEMS = 20
 ROWS = 100

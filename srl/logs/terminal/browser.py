@@ -28,8 +28,8 @@ from srl.logs.run_data import RunData
 from srl.logs.terminal.pen import Pen, number
 from srl.logs.terminal.rollout_view import Section, group_rows, sections
 from srl.logs.terminal.rows_widget import Rows
-from srl.records import StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord
 
 # What the key `s` goes through; any other order is asked for in the filter line.
 _SORTS = (None, "group_mean", "-group_mean", "-group_std", "step_index")

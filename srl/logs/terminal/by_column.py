@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.errors import UsageError
-from srl.estimates import Estimate
 from srl.logs.figures import Cells, Metric, by, codes, metrics_of, values_of
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.terminal.overview import cells_json, table_of
 from srl.logs.terminal.pen import Pen, figure, interval
+from srl.stats import Estimate
 
 BY = (
     "step_index", "steps_left", "num_steps", "source", "problem", "problem_id", "train_step",

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
+from srl.console import is_unicode, visible
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
 from srl.logs.index import Log
@@ -34,9 +35,8 @@ from srl.logs.terminal.overview_tables import overview_parts
 from srl.logs.terminal.pen import Pen
 from srl.logs.terminal.records_view import newest_note, records_table
 from srl.logs.terminal.rollout_view import rollout
-from srl.logs.text import is_unicode, visible
-from srl.records import finite
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import finite
 
 INTERRUPTED = 130
 

@@ -27,8 +27,8 @@ from srl.logs.run_data import RunData, has_ended
 from srl.logs.terminal.overview import Overview, overview
 from srl.logs.terminal.overview_tables import overview_parts
 from srl.logs.terminal.pen import Pen, number
-from srl.records import StepRecord
-from srl.run_folder import RunFolder
+from srl.runs.folder import RunFolder
+from srl.runs.records import StepRecord
 
 # What tells a record from another in the same place: a resumed run does not write the same again.
 _TELLING = ("start", "train_step", "completion_tokens", "group_id", "reward")

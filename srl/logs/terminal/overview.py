@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srl.estimates import Estimate
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
@@ -34,6 +33,7 @@ from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedStep, extremes, tried_steps
+from srl.stats import Estimate
 
 # What a table of the overview has room for; `--by` shows the rest.
 TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])

@@ -18,8 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from srl.estimates import Estimate
-from srl.logs.attempts import Accuracy
+from srl.console import clock
 from srl.logs.figures import (
     REWARD_METRIC,
     Cells,
@@ -30,8 +29,10 @@ from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
 from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
-from srl.logs.terminal.pen import Pen, clock, figure, interval, number, percent, tally
+from srl.logs.terminal.pen import Pen, figure, interval, number, percent, tally
 from srl.logs.tried_steps import TriedStep
+from srl.runs.attempts import Accuracy
+from srl.stats import Estimate
 
 _GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 _SHORT = {"exact": "exact", "format_failures": "fail"}

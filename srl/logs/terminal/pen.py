@@ -16,9 +16,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from srl.estimates import Estimate
+from srl.console import is_unicode, visible
 from srl.logs.figures import Metric
-from srl.logs.text import is_unicode, visible
+from srl.stats import Estimate
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LETTERS = ".:-=+*#@"
@@ -147,13 +147,6 @@ def interval(metric: Metric, estimate: Estimate) -> str:
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return ""
     return f"[{figure(metric, estimate.low)}, {figure(metric, estimate.high)}]"
-
-
-def clock(seconds: float) -> str:
-    """`2:05`, or `1:02:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def tally(counts: Mapping[str, int], pen: Pen) -> str:

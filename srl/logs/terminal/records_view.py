@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.logs.terminal.pen import Pen, number
-from srl.records import StepRecord
+from srl.runs.records import StepRecord
 
 _ID_SHOWN = 8  # characters of a problem's id: enough to tell apart, and to type
 

@@ -23,7 +23,7 @@ from rewards.similarity import matching_blocks, normalize
 from srl.logs.index import Log
 from srl.logs.run_data import Problem, RunData
 from srl.logs.terminal.pen import Pen, number
-from srl.records import StepRecord
+from srl.runs.records import StepRecord
 
 # Characters of one text that are shown: a terminal scrolls for minutes beyond, and JSON has it all.
 SHOWN = 100_000

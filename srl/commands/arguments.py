@@ -1,0 +1,157 @@
+"""The commands of `python -m srl` and their options, as argparse knows them.
+
+A word that no command here knows may be a field of a config; `srl.commands.cli` looks at those.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+
+class _Unabbreviated(argparse.ArgumentParser):
+    """An abbreviation might be a field of a config that is meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
+def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of all commands; of readers of logs, which load Arrow, only what `words` need."""
+    parser = argparse.ArgumentParser(
+        prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
+    )
+    commands = parser.add_subparsers(
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        parser_class=_Unabbreviated,
+    )
+
+    train = commands.add_parser(
+        "train", help="train a policy; --key value overrides any field of the config"
+    )
+    train.add_argument("--config", required=True, help="an experiment file")
+    train.add_argument("--run-name", help="the run's folder in output_dir; default: date and time")
+
+    resume = commands.add_parser("resume", help="go on with an interrupted run")
+    resume.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
+    resume.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although --key value changes the config",
+    )
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a run's policy, or any model, on held-out problems or on benchmarks; --key "
+        "value as in train",
+    )
+    which = evaluate.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", dest="of_run", metavar="RUN", help="a run folder, or its name")
+    which.add_argument("--model", help="a model folder or a hub name")
+    whose = evaluate.add_mutually_exclusive_group()
+    whose.add_argument("--config", help="whose held-out problems; by default the run's own")
+    whose.add_argument(
+        "--bench", metavar="NAME[,NAME]", help="benchmarks instead: gsm8k, math500, ..., or a file"
+    )
+    evaluate.add_argument(
+        "--run-name", help="the evaluation's own folder; with --bench an old one goes on"
+    )
+    evaluate.add_argument(
+        "--samples", type=int, metavar="K", help="with --bench: samples a problem (default 0)"
+    )
+    evaluate.add_argument(
+        "--limit", type=int, metavar="N", help="with --bench: the first N problems of each"
+    )
+
+    inspect = commands.add_parser(
+        "inspect", help="what the policy learned, step by step: figures, records, one in full"
+    )
+    if "inspect" in words[:1]:
+        from srl.logs.terminal.command import add_inspect
+
+        add_inspect(inspect)
+
+    report = commands.add_parser(
+        "report", help="one or two runs as one HTML file: curves, tables, and every rollout to read"
+    )
+    report.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
+    report.add_argument("other", metavar="RUN2", nargs="?", help="a run to compare it with")
+    report.add_argument("--output", metavar="FILE", help="default: report.html in RUN's folder")
+    report.add_argument(
+        "--rollouts",
+        type=int,
+        metavar="N",
+        help="at most so many are in the page, whole groups (default 20000)",
+    )
+
+    check = commands.add_parser(
+        "check-data", help="check a data set without a model; --key value are the source's options"
+    )
+    check.add_argument(
+        "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
+    )
+
+    score = commands.add_parser(
+        "score",
+        help="rewards without a model, of one step or of a file; --rewards.NAME WEIGHT chooses",
+        usage="srl score (FILE | --action STEP --expert STEP) [--rewards.NAME WEIGHT ...] [...]",
+        description="FILE holds JSON lines with action and expert_step, as a run's steps.jsonl "
+        "does. Without --rewards.NAME WEIGHT every built-in reward is shown.",
+    )
+    score.add_argument("--action", help="the policy's step")
+    score.add_argument("--expert", help="the expert's step")
+    score.add_argument("--previous", action="append", default=[], help="a step before; may repeat")
+    score.add_argument("--problem", default="", help="the problem")
+    score.add_argument("--thought", default="", help="the policy's thought")
+    score.add_argument("--answer", help="the problem's final answer; the step is then the last one")
+    score.add_argument("--deadline", type=float, default=5.0, help="seconds a call may take (5)")
+    score.add_argument("--json", action="store_true", help="one line of JSON for each step")
+
+    play = commands.add_parser(
+        "play", help="you are the policy: type a step, see every reward; --key value as in train"
+    )
+    play.add_argument("--config", required=True, help="whose problems and rewards")
+
+    compare = commands.add_parser(
+        "compare", help="many runs from one file, those that are missing, and one table of them"
+    )
+    compare.add_argument("--config", required=True, help="a comparison's file")
+    compare.add_argument("--quick", action="store_true", help="with the changes under its `quick`")
+    compare.add_argument("--rows", metavar="A,B", help="run these only, and what they start from")
+    compare.add_argument("--seeds", metavar="0,1", help="run these only")
+    compare.add_argument("--difficulties", metavar="A,B", help="run these only")
+    compare.add_argument("--jobs", type=int, help="runs at a time; default: one a core, or a GPU")
+    instead = compare.add_mutually_exclusive_group()
+    instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
+    instead.add_argument("--dry-run", action="store_true", help="only list the runs")
+    return parser
+
+
+def with_minus(words: Sequence[str]) -> list[str]:
+    """`--sort -reward` as `--sort=-reward`: argparse would take the value for an option."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--sort" and word.startswith("-") and word[1:2] != "-":
+            found[-1] = f"--sort={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def unknown_words(command: str, words: Sequence[str]) -> str:
+    """Words that a command does not know, and the nearest option to the first."""
+    from difflib import get_close_matches
+
+    parser = parser_of([command])
+    known = [
+        option
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for option in action.choices[command]._option_string_actions
+    ]
+    near = get_close_matches(words[0].partition("=")[0], known, n=1)
+    meant = f"did you mean {near[0]}? All options" if near else "see"
+    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {command} --help"

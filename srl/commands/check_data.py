@@ -1,0 +1,315 @@
+"""A check of trajectories without a model: what `check-data` shows before anyone trains.
+
+It counts what was kept and why the rest was dropped, tests that every expert step scores exactly
+1.0 against itself and that every final answer verifies against itself, and measures each reward on
+this very data: how an expert's own steps are spread, and its floors, which are what a step of
+another problem earns, a copy of the previous step, and the right step with one step too many. A
+reward is only readable beside its floors (paper section 3.2 gives the reward, not the floors).
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from environments.types import LoadReport, Trajectory
+from rewards import RewardSum, StepContext
+from rewards.similarity import similarity
+from srl.commands.score import Values, built_ins_and, make_rewards
+from srl.data.steps import StepExample
+from srl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The smallest, the middle and the largest of some counts."""
+
+    low: int
+    median: float
+    high: int
+
+
+TRICKS = (
+    "one step more",
+    "all the rest",
+    "step before",
+    "problem",
+    "other step",
+    "1 + 1 = 2",
+    "look-alikes",
+)
+"""Cheap ways to fill a step, by what is written: the right step with the one after it, or with all
+that follow; the previous step again; the problem's text; a step of another problem; a true claim
+about nothing; the right step with letters and digits from other alphabets."""
+
+# Cyrillic and full-width signs that look like these.
+_LOOK_ALIKE = str.maketrans("aceopxy0123456789", "асеорху０１２３４５６７８９")
+
+
+@dataclass(frozen=True)
+class MeasuredReward:
+    """One reward on real data.
+
+    Attributes:
+        own: what it gives an expert's own steps.
+        tricks: a name in `TRICKS` -> what it pays for that; no steps of another problem where there
+            is one only.
+        failed: of the expert's own steps, those it failed on.
+    """
+
+    own: Values
+    tricks: dict[str, Values]
+    failed: int
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What the check found.
+
+    Attributes:
+        rows: rows read.
+        kept: rows that became trajectories.
+        dropped: reason -> rows dropped for it.
+        notes: what the loader did to rows it kept -> rows.
+        trajectories: trajectories checked.
+        problems: different problems among them.
+        steps: expert steps.
+        steps_per_trajectory: their spread over trajectories.
+        step_chars: characters of a step.
+        with_answer: trajectories that state a final answer.
+        with_thoughts: trajectories with a thought for each step.
+        repeated_steps: steps equal to the one before them (copying would score 1.0).
+        self_score_min: the smallest score of an expert step against itself; must be 1.0.
+        self_score_failures: steps that do not score exactly 1.0 against themselves.
+        unverified: final answers that do not verify against themselves.
+        pairs: places at which the rewards were measured.
+        rewards: name -> what it gives there.
+    """
+
+    rows: int
+    kept: int
+    dropped: Counter[str]
+    notes: Counter[str] = field(repr=False)
+    trajectories: int
+    problems: int
+    steps: int
+    steps_per_trajectory: Spread
+    step_chars: Spread
+    with_answer: int
+    with_thoughts: int
+    repeated_steps: int
+    self_score_min: float
+    self_score_failures: int
+    unverified: list[str]
+    pairs: int
+    rewards: dict[str, MeasuredReward]
+
+
+def check_data(
+    trajectories: Sequence[Trajectory],
+    report: LoadReport,
+    *,
+    rewards: Mapping[str, object] | None = None,
+    seed: int = 0,
+    max_pairs: int = 500,
+) -> DataCheck:
+    """Checks every step against itself, and the rewards at up to `max_pairs` places.
+
+    The places are drawn without repeats from all neighbouring steps; equal seeds give equal floors.
+
+    Args:
+        trajectories: what to check.
+        report: what became of the rows they were read from.
+        rewards: rewards to measure beside the built-in ones.
+        seed: of the draw.
+        max_pairs: how many places at most.
+
+    Raises:
+        UsageError: there are no trajectories, `max_pairs` is not positive, or no such reward.
+    """
+    if not trajectories:
+        raise UsageError("There are no trajectories to check; see the reasons in the load report.")
+    if max_pairs < 1:
+        raise UsageError(f"max_pairs is {max_pairs}; it must be 1 or more.")
+    self_scores = [similarity(step, step) for one in trajectories for step in one.steps]
+    places = [
+        (row, index) for row, one in enumerate(trajectories) for index in range(1, len(one.steps))
+    ]
+    rng = random.Random(seed)
+    drawn = rng.sample(places, min(max_pairs, len(places)))
+    notes: Counter[str] = Counter()
+    for one in trajectories:
+        noted = one.metadata.get("notes")
+        if isinstance(noted, tuple):
+            notes.update(str(note) for note in noted)
+    summed = make_rewards(built_ins_and(rewards or {}))
+    return DataCheck(
+        rows=report.rows,
+        kept=report.kept,
+        dropped=Counter(report.dropped),
+        notes=notes,
+        trajectories=len(trajectories),
+        problems=len({one.problem_id for one in trajectories}),
+        steps=len(self_scores),
+        steps_per_trajectory=_spread(len(one.steps) for one in trajectories),
+        step_chars=_spread(len(step) for one in trajectories for step in one.steps),
+        with_answer=sum(one.answer is not None for one in trajectories),
+        with_thoughts=sum(bool(one.thoughts) for one in trajectories),
+        repeated_steps=sum(
+            trajectories[row].steps[index] == trajectories[row].steps[index - 1]
+            for row, index in places
+        ),
+        self_score_min=min(self_scores, default=1.0),
+        self_score_failures=sum(score != 1.0 for score in self_scores),
+        unverified=_unverified(trajectories),
+        pairs=len(drawn),
+        rewards=_measure(trajectories, drawn, rng, summed),
+    )
+
+
+def _measure(
+    trajectories: Sequence[Trajectory],
+    drawn: Sequence[tuple[int, int]],
+    rng: random.Random,
+    summed: RewardSum,
+) -> dict[str, MeasuredReward]:
+    """Every reward at the places drawn, for the expert's own step and for cheap ones."""
+    own: list[StepContext] = []
+    tricks: dict[str, list[StepContext]] = {name: [] for name in TRICKS}
+    others = _unrelated(trajectories, drawn, rng)
+    for number, (row, index) in enumerate(drawn):
+        one = trajectories[row]
+        here, before = StepExample(one, index), StepExample(one, index - 1)
+        expert = one.steps[index]
+        own.append(here.context(expert, ""))
+        tricks["one step more"].append(
+            before.context("\n".join(one.steps[index - 1 : index + 1]), "")
+        )
+        tricks["all the rest"].append(before.context("\n".join(one.steps[index - 1 :]), ""))
+        tricks["step before"].append(here.context(one.steps[index - 1], ""))
+        tricks["problem"].append(here.context(one.problem, ""))
+        tricks["1 + 1 = 2"].append(here.context("1 + 1 = 2", ""))
+        tricks["look-alikes"].append(here.context(expert.translate(_LOOK_ALIKE), ""))
+        if others:
+            tricks["other step"].append(here.context(others[number], ""))
+    said_of_own = summed.score(own)
+    said = {trick: summed.score(steps) for trick, steps in tricks.items()}
+    return {
+        name: MeasuredReward(
+            Values.of(score.rewards[name] for score in said_of_own),
+            {
+                trick: Values.of(score.rewards[name] for score in scores)
+                for trick, scores in said.items()
+            },
+            sum(name in score.failures for score in said_of_own),
+        )
+        for name in summed.names
+    }
+
+
+def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
+    """Final answers that the reward `answer` would refuse although they are the right ones."""
+    answers = sorted({one.answer for one in trajectories if one.answer is not None})
+    stated = [
+        StepContext("", (), f"\\boxed{{{answer}}}", "", answer, 0, 1, answer=answer)
+        for answer in answers
+    ]
+    verifier = RewardSum({"answer": 1.0})
+    scores = verifier.score(stated)
+    verifier.close()
+    return [answer for answer, score in zip(answers, scores, strict=True) if score.reward != 1.0]
+
+
+def _unrelated(
+    trajectories: Sequence[Trajectory], drawn: Sequence[tuple[int, int]], rng: random.Random
+) -> list[str]:
+    """A random step of another problem for each drawn place; none with one problem only."""
+    ids = [one.problem_id for one in trajectories]
+    if len(set(ids)) < 2:
+        return []
+    steps: list[str] = []
+    for row, _ in drawn:
+        other = rng.randrange(len(trajectories))
+        while ids[other] == ids[row] or not trajectories[other].steps:
+            other = rng.randrange(len(trajectories))
+        steps.append(rng.choice(trajectories[other].steps))
+    return steps
+
+
+def _spread(counts: Iterable[int]) -> Spread:
+    found = list(counts) or [0]
+    return Spread(min(found), statistics.median(found), max(found))
+
+
+def render(check: DataCheck) -> str:
+    """The check as plain text: two columns, and a table of rewards."""
+    lines: list[tuple[str, str]] = [
+        ("rows read", f"{check.rows:,}"),
+        ("rows kept", f"{check.kept:,}"),
+        ("rows dropped", f"{check.dropped.total():,}"),
+        *((f"  {reason}", f"{count:,}") for reason, count in check.dropped.most_common()),
+        *((f"note: {note}", f"{count:,}") for note, count in check.notes.most_common()),
+        ("trajectories", f"{check.trajectories:,}"),
+        ("different problems", f"{check.problems:,}"),
+        ("with a final answer", f"{check.with_answer:,}"),
+        ("with thoughts", f"{check.with_thoughts:,}"),
+        ("expert steps", f"{check.steps:,}"),
+        ("steps per trajectory", _render_spread(check.steps_per_trajectory)),
+        ("characters per step", _render_spread(check.step_chars)),
+        ("steps that repeat the one before", f"{check.repeated_steps:,}"),
+        ("expert step against itself", _render_self_score(check)),
+        ("answers that verify", _render_unverified(check)),
+    ]
+    width = max(len(name) for name, _ in lines)
+    told = [f"{name:<{width}}  {value}".rstrip() for name, value in lines]
+    return "\n".join([*told, "", *_render_rewards(check)])
+
+
+def _render_unverified(check: DataCheck) -> str:
+    if not check.unverified:
+        return "all of them, against themselves"
+    shown = ", ".join(repr(answer) for answer in check.unverified[:5])
+    return f"all but {len(check.unverified):,}: {shown}"
+
+
+def _render_rewards(check: DataCheck) -> list[str]:
+    """Two tables, a line for each reward: the expert's own steps, and the tricks."""
+    names = max(len(name) for name in (*check.rewards, "reward"))
+    lines = [
+        f"rewards of the expert's own steps at {check.pairs:,} places:",
+        f"{'reward':<{names}}  {'n':>5}  {'mean':>6}  {'5 %':>6}  {'median':>6}  {'95 %':>6}",
+    ]
+    for name, reward in check.rewards.items():
+        own = reward.own
+        figures = "  ".join(f"{_figure(v):>6}" for v in (own.mean, own.low, own.median, own.high))
+        failed = f"  FAILED on {reward.failed:,}" if reward.failed else ""
+        lines.append(f"{name:<{names}}  {own.n:>5}  {figures}{failed}")
+    lines += [
+        "",
+        "what they pay for a cheap step in its place (mean):",
+        "  ".join([f"{'reward':<{names}}", *TRICKS]),
+    ]
+    for name, reward in check.rewards.items():
+        paid = [f"{_figure(reward.tricks[trick].mean):>{len(trick)}}" for trick in TRICKS]
+        lines.append("  ".join([f"{name:<{names}}", *paid]))
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _render_spread(spread: Spread) -> str:
+    return f"{spread.low:,} to {spread.high:,}, median {spread.median:g}"
+
+
+def _render_self_score(check: DataCheck) -> str:
+    if check.self_score_failures == 0:
+        return "exactly 1.0 for every step"
+    return (
+        f"FAILS for {check.self_score_failures:,} steps, lowest {check.self_score_min:.4f}: "
+        "they can never be fully rewarded"
+    )

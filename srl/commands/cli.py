@@ -1,0 +1,397 @@
+"""`python -m srl <command>`: every make target is a thin call of one of these.
+
+Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 130
+after Ctrl-C, with a checkpoint saved.
+
+Imports of torch and transformers happen inside the commands that need them: `--help`, `inspect`
+and `check-data` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from srl.commands.arguments import parser_of, unknown_words, with_minus
+from srl.console import visible
+from srl.errors import DivergedError, UsageError
+
+if TYPE_CHECKING:
+    from srl.runs.folder import RunFolder
+
+INTERRUPTED = 130
+# Commands of a name and of options that argparse does not know.
+_NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    errors = Console(stderr=True)
+    try:
+        # First of all: a foreign `rewards` package would fail in ways nobody could explain.
+        from srl.guard import check_packages_side_by_side
+
+        check_packages_side_by_side()
+        args, rest = parser_of(words).parse_known_args(with_minus(words))
+        if rest and args.command in ("inspect", "report", "compare"):
+            raise UsageError(unknown_words(args.command, rest))
+        if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
+            what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
+            raise UsageError(f"write {what} first: python -m srl {args.command} {what} --key value")
+        run = _COMMANDS[args.command]
+        return run(args, rest, [sys.executable, "-m", "srl", *words], console)
+    except UsageError as error:
+        _complain(errors, str(error))
+        return 2
+    except ValueError as error:
+        if not _is_wrong_use(error):
+            raise
+        _complain(errors, str(error))
+        return 2
+    except RuntimeError as error:
+        if not _is_known_failure(error):
+            raise
+        _complain(errors, str(error))
+        return 1
+    except KeyboardInterrupt:
+        _complain(errors, "stopped")
+        return INTERRUPTED
+
+
+def _complain(console: Console, message: str) -> None:
+    # It may name a path, a key, a reward: somebody's text.
+    lines = [visible(line, console.encoding) for line in f"srl: {message}".split("\n")]
+    console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_wrong_use(error: ValueError) -> bool:
+    """Data that cannot be used: said where it is read."""
+    from environments.types import DataError
+
+    return isinstance(error, DataError)
+
+
+def _is_known_failure(error: RuntimeError) -> bool:
+    """A failure at run time whose message says all there is to say."""
+    from rewards import RewardError
+
+    if isinstance(error, (RewardError, DivergedError)):
+        return True
+    trainer = sys.modules.get("srl.training.trainer")
+    return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)
+
+
+def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.train import InterruptedRunError, train_run
+    from srl.config.experiment import load_experiment
+
+    try:
+        train_run(load_experiment(args.config, rest), args.run_name, argv, console)
+    except InterruptedRunError as interrupted:
+        console.print(str(interrupted), highlight=False)
+        return INTERRUPTED
+    return 0
+
+
+def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.runs.folder import RunFolder, changed_keys
+
+    run = RunFolder.open(_run_path(args.name))
+    old = run.read_config()
+    _quieten()
+    from srl.commands.train import InterruptedRunError, resume_run
+    from srl.config.experiment import apply_overrides
+
+    new = apply_overrides(old, rest)
+    changed = changed_keys(old, new)
+    if changed and not args.accept_changes:
+        raise UsageError(
+            "the config would differ from the one the run was started with:\n  "
+            + "\n  ".join(changed)
+            + "\nThe resumed run would not equal an uninterrupted one. To go on all the same, add "
+            "--accept-changes"
+        )
+    try:
+        resume_run(run, new, argv, console)
+    except InterruptedRunError as interrupted:
+        console.print(str(interrupted), highlight=False)
+        return INTERRUPTED
+    return 0
+
+
+def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.runs.folder import RunFolder
+
+    run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
+    model = args.model
+    if run is not None:
+        best = run.policy if run.policy.is_dir() else run.latest_checkpoint()
+        if best is None:
+            raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
+        model = str(best)
+    if args.bench is not None:
+        return _eval_bench(args, rest, argv, console, model, run)
+    if run is None and not args.config:
+        raise UsageError(
+            "--model needs --bench NAME, or --config: it says which problems, and how to prompt"
+        )
+    for option in ("samples", "limit"):
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"--{option} goes with --bench; for held-out problems give --solve_samples K or "
+                "--test_problems N"
+            )
+    if run is not None and args.run_name:
+        raise UsageError(
+            f"--run-name goes with --model or --bench; what --run {args.of_run} finds on held-out "
+            "problems goes into the run's own folder"
+        )
+    _quieten()
+    from srl.commands.train import evaluate_into, evaluate_policy
+    from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
+
+    if args.config or run is None:
+        experiment = load_experiment(args.config, rest)
+    else:
+        experiment = parse_experiment(
+            apply_overrides(run.read_config(), rest), where=str(run.config)
+        )
+    if args.run_name:
+        evaluate_into(args.run_name, model, experiment, argv, console)
+    else:
+        evaluate_policy(model, experiment, run, console)
+    return 0
+
+
+def _eval_bench(
+    args: argparse.Namespace,
+    rest: list[str],
+    argv: list[str],
+    console: Console,
+    model: str,
+    run: RunFolder | None,
+) -> int:
+    _quieten()
+    from srl.config.experiment import apply_overrides
+    from srl.evaluation.benchmarks.run import SETTINGS, plan_from_words, run_benchmark
+
+    # A run's policy is asked as it was trained to be.
+    its_own = {} if run is None else run.read_config()
+    plan = plan_from_words(
+        model,
+        args.bench,
+        samples=args.samples or 0,
+        limit=args.limit,
+        settings={
+            **{key: its_own[key] for key in SETTINGS if key in its_own and key != "output_dir"},
+            **apply_overrides({}, rest),
+        },
+    )
+    run_benchmark(plan, args.run_name, argv, console)
+    return 0
+
+
+def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.logs.terminal.command import inspect_run
+
+    return inspect_run(_log_path(args.name), args, console)
+
+
+def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.logs.reading import Reading
+    from srl.logs.report.report import ROLLOUTS, write_report
+
+    with Reading() as reading:
+        report = write_report(
+            _log_path(args.name),
+            None if args.other is None else _log_path(args.other),
+            output=None if args.output is None else Path(args.output),
+            rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
+            told=reading,
+        )
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _check_data(
+    args: argparse.Namespace, rest: list[str], argv: list[str], console: Console
+) -> int:
+    from environments import ENVIRONMENTS, LoadReport, load_trajectories
+    from srl.commands.check_data import check_data, render
+
+    options, asked = _options(rest)
+    source = args.data
+    # Whatever looks like a path is one: a missing file is then called missing.
+    if source not in ENVIRONMENTS and (Path(source).exists() or "/" in source or "." in source):
+        options.setdefault("path", source)
+        source = str(options.pop("source", "files"))
+    report = LoadReport()
+    trajectories = load_trajectories(source, report=report, **options)  # type: ignore[arg-type]
+    check = check_data(trajectories, report, rewards=asked)
+    console.print(render(check), highlight=False, markup=False)
+    if check.self_score_failures:
+        _complain(
+            Console(stderr=True),
+            f"{check.self_score_failures} expert steps do not score 1.0 against themselves",
+        )
+        return 1
+    if failed := [name for name, reward in check.rewards.items() if reward.failed]:
+        _complain(Console(stderr=True), f"rewards that failed: {', '.join(failed)}")
+        return 1
+    return 0
+
+
+def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    import json
+
+    from srl.commands.score import as_row, built_ins_and, make_rewards, score_file, show, step_from
+
+    words = list(rest)
+    # Not argparse's: it would take the value of an option it does not know for the file.
+    file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
+    options, asked = _options(words, "it is one word too many; a FILE comes first: srl score FILE")
+    if options:
+        raise UsageError(f"unknown words: {' '.join(words)}; see: python -m srl score --help")
+    pair = args.action is not None and args.expert is not None
+    if pair == (file is not None):
+        raise UsageError(
+            "give a file of steps, or one step with --action and --expert, as in: "
+            "python -m srl score --action '2 + 2 = 5' --expert '2 + 2 = 4'"
+        )
+    rewards = make_rewards(asked or built_ins_and({}), deadline=args.deadline)
+    if file is not None:
+        return 1 if score_file(file, rewards, console, as_json=args.json) else 0
+    row = {
+        "problem": args.problem,
+        "previous_steps": args.previous,
+        "action": args.action,
+        "thought": args.thought,
+        "expert_step": args.expert,
+        "answer": args.answer,
+        # With an answer the step is the last one, else one more follows.
+        "num_steps": len(args.previous) + (1 if args.answer is not None else 2),
+    }
+    step = step_from(row, "the command line")
+    score = rewards.score([step])[0]
+    if args.json:
+        print(json.dumps(as_row(score), allow_nan=False))
+    else:
+        show(step, score, rewards, console)
+    return 1 if score.failures else 0
+
+
+def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.play import play
+    from srl.config.experiment import load_experiment
+
+    play(load_experiment(args.config, rest), sys.stdin, console)
+    return 0
+
+
+def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    def listed(words: str | None) -> list[str] | None:
+        return None if words is None else [word.strip() for word in words.split(",")]
+
+    seeds = listed(args.seeds)
+    if seeds is not None and not all(seed.isdecimal() for seed in seeds):
+        raise UsageError(f"--seeds is {args.seeds!r}; give whole numbers, such as --seeds 0,1")
+    # What a call would not do must not look as if it had been done.
+    idle = ["jobs"] if args.dry_run else []
+    idle = ["rows", "seeds", "difficulties", "jobs"] if args.table else idle
+    if given := [f"--{name}" for name in idle if getattr(args, name) is not None]:
+        instead = "--table" if args.table else "--dry-run"
+        why = "shows all cells" if args.table else "starts none"
+        raise UsageError(f"{instead} {why}; leave {', '.join(given)} away, or {instead}")
+    _quieten()
+    from srl.compare.plan_file import load_plan
+    from srl.compare.runner import compare, list_cells, show_table
+
+    plan = load_plan(Path(args.config), quick=args.quick)
+    cells = plan.choose(
+        rows=listed(args.rows),
+        seeds=None if seeds is None else [int(seed) for seed in seeds],
+        difficulties=listed(args.difficulties),
+    )
+    if args.dry_run:
+        list_cells(plan, cells, console)
+        return 0
+    if args.table:
+        show_table(plan, console)
+        return 0
+    return compare(plan, console, cells=cells, jobs=args.jobs)
+
+
+_COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "inspect": _inspect,
+    "report": _report,
+    "check-data": _check_data,
+    "score": _score,
+    "play": _play,
+    "compare": _compare,
+}
+
+
+def _options(
+    words: Sequence[str], no_option: str = "options are given as --key value"
+) -> tuple[dict[str, object], dict[str, object]]:
+    """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
+    from srl.config.strict_yaml import read_value
+
+    options: dict[str, object] = {}
+    rewards: dict[str, object] = {}
+    rest = list(words)
+    while rest:
+        key = rest.pop(0)
+        if not key.startswith("--"):
+            raise UsageError(f"{key!r}: {no_option}")
+        if not rest and "=" not in key:
+            raise UsageError(f"{key} has no value: options are given as --key value")
+        name, has_value, text = key[2:].partition("=")
+        text = text if has_value else rest.pop(0)
+        value = read_value(text, key)
+        if name.startswith("rewards."):
+            rewards[name.removeprefix("rewards.")] = value
+        else:
+            options[name.replace("-", "_")] = value
+    return options, rewards
+
+
+def _run_path(name: str) -> Path:
+    """`name` as a path if it is one, else a folder of runs/."""
+    path = Path(name)
+    return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / name
+
+
+def _log_path(name: str) -> Path:
+    """`name` as a run's path, or as the log itself."""
+    path = Path(name)
+    return path if path.is_file() else _run_path(name)
+
+
+def _quieten() -> None:
+    """No telemetry, no progress bars of libraries: what a run prints is ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # Newer versions call it activation_checkpointing, older ones know the old name only.
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+    # peft, of an adapter on a model that is an adapter's folder: the vocabulary is unchanged.
+    warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)

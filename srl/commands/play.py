@@ -1,0 +1,108 @@
+"""`srl play`: a human is the policy.
+
+Problems of an experiment's training data come one step at a time, as the policy sees them; what is
+typed is scored by the experiment's rewards and shown beside the expert's step, which then joins the
+context. It is the quickest way to feel what a reward pays for, and what it can be talked into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from environments.types import LoadReport
+from srl.commands.score import show
+from srl.config.experiment import Experiment
+from srl.console import visible
+from srl.data.steps import StepExample, build_examples
+from srl.data.stream import PromptStream
+from srl.errors import UsageError
+from srl.rollout.scored import try_rewards
+
+HELP = "Type the next step and press Enter; :skip shows the expert's, :next another problem, :quit."
+
+
+def play(experiment: Experiment, answers: TextIO, console: Console) -> None:
+    """Until `:quit` or the end of the input; then what was earned.
+
+    A line that ends in a backslash goes on in the next one.
+
+    Raises:
+        UsageError, DataError: rewards or data that cannot be used.
+    """
+    rewards = experiment.sum_rewards()
+    examples = build_examples(
+        experiment.load_trajectories(LoadReport()),
+        targets=experiment.args.targets,
+        step_title=experiment.args.step_title,
+    )
+    if not examples:
+        raise UsageError("the data has no step to play: each solution has one step only")
+    try_rewards(rewards, examples[0])
+    earned: list[float] = []
+    console.print(HELP, highlight=False)
+    lines = _typed(answers, console)
+    skip_problem = False
+    for example, is_new in _rows(examples, experiment.args.seed):
+        if skip_problem and not is_new:
+            continue
+        skip_problem = False
+        _show_context(example, is_new, console)
+        typed = next(lines, ":quit")
+        if typed == ":quit":
+            break
+        if typed == ":next":
+            skip_problem = True
+        elif typed in (":skip", ""):
+            _say(console, "expert", example.expert_step)
+        else:
+            step = example.context(typed, thought="")
+            score = rewards.score([step])[0]
+            earned.append(score.reward)
+            show(step, score, rewards, console)
+    mean = f", mean reward {sum(earned) / len(earned):.3f}" if earned else ""
+    console.print(f"{len(earned)} steps played{mean}", highlight=False)
+
+
+def _rows(examples: list[StepExample], seed: int) -> Iterator[tuple[StepExample, bool]]:
+    """Steps of one problem after the other, and whether a problem begins; without end."""
+    by_problem: dict[int, list[StepExample]] = {}
+    for example in examples:
+        by_problem.setdefault(id(example.trajectory), []).append(example)
+    problems = list(by_problem.values())
+    stream = PromptStream(len(problems), seed)
+    while True:
+        for place, example in enumerate(problems[stream.take(1)[0]]):
+            yield example, place == 0
+
+
+def _show_context(example: StepExample, is_new: bool, console: Console) -> None:
+    if is_new:
+        console.rule(style="dim")
+        _say(console, "problem", example.problem)
+        for number, step in enumerate(example.previous_steps, start=1):
+            _say(console, f"step {number}", step)
+    elif example.previous_steps:
+        _say(console, f"step {example.step_index}", example.previous_steps[-1])
+    if example.title is not None:
+        _say(console, "title", example.title)
+
+
+def _say(console: Console, head: str, text: str) -> None:
+    lines = "\n".join(visible(line) for line in text.splitlines())
+    console.print(Text(f"{head}: ", "bold").append(lines, "not bold"), soft_wrap=True)
+
+
+def _typed(answers: TextIO, console: Console) -> Iterator[str]:
+    """What is typed, step by step."""
+    while True:
+        console.print("step> ", end="", style="bold")
+        text = answers.readline()
+        if not text:
+            return
+        while text.endswith("\\\n"):
+            text = text[:-2] + "\n" + answers.readline()
+        yield text.strip()

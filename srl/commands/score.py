@@ -1,0 +1,294 @@
+"""`srl score`: rewards without a model, for one pair of steps or for a file of them.
+
+One pair is shown with what every reward says and with both steps aligned, so that one sees what
+matched. A file may be any JSON lines with an action and an expert's step, a run's own `steps.jsonl`
+among them: a new reward can be tried on an old run, and a row that a reward failed on again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from rewards import BUILT_INS, RewardSum, StepContext, StepScore, normalize
+from rewards.settings import name_of
+from rewards.similarity import matching_blocks
+from srl.console import visible
+from srl.errors import UsageError
+
+# So many rows of a file are shown one by one; more of them as a table of their distribution.
+SHOWN_ROWS = 3
+_BATCH = 256
+
+_TEXTS = ("problem", "thought", "answer", "source")
+
+
+def built_ins_and(asked: Mapping[str, object]) -> dict[str, object]:
+    """Every built-in reward with weight 1, and those asked for, which win where names clash."""
+    names = {key if isinstance(how, Mapping) else name_of(key) for key, how in asked.items()}
+    return {**{name: 1.0 for name in BUILT_INS if name not in names}, **asked}
+
+
+def make_rewards(weights: Mapping[str, object], *, deadline: float = 5.0) -> RewardSum:
+    """The rewards, loaded; failures of theirs are recorded.
+
+    Raises:
+        UsageError: an unknown name, or a weight that is none.
+    """
+    try:
+        rewards = RewardSum(weights, deadline=deadline, errors="record", for_training=False)
+        rewards.load()
+    except ValueError as error:
+        raise UsageError(f"rewards: {error}") from error
+    return rewards
+
+
+def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: bool) -> int:
+    """Score every row of a file; returns how many rows had a reward that failed.
+
+    Args:
+        path: JSON lines.
+        rewards: the rewards.
+        console: where to print.
+        as_json: one line of JSON a row, for scripts, in place of tables.
+
+    Raises:
+        UsageError: no such file, or a row that is none.
+    """
+    columns: dict[str, list[float | None]] = {name: [] for name in rewards.names}
+    failures = rows = skipped = 0
+    from_a_run = False
+    for batch in _batches(_read(path)):
+        skipped += sum(row.step is None for row in batch)
+        from_a_run = from_a_run or any(row.of_a_run for row in batch)
+        steps = [(row.line, row.step) for row in batch if row.step is not None]
+        scores = rewards.score([step for _, step in steps])
+        for (number, step), score in zip(steps, scores, strict=True):
+            rows += 1
+            failures += bool(score.failures)
+            for name, value in score.rewards.items():
+                columns[name].append(value)
+            if as_json:
+                told = json.dumps({"line": number, **as_row(score)}, allow_nan=False)
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
+            elif rows <= SHOWN_ROWS:
+                console.print(f"line {number}:", highlight=False)
+                show(step, score, rewards, console)
+    if not rows:
+        raise UsageError(f"{path} has no steps to score ({skipped} broke the format)")
+    if not as_json and rows > 1:
+        console.print(distributions(columns, title=f"{rows:,} steps of {path}"))
+    if not as_json and skipped:
+        console.print(f"{skipped:,} completions broke the format and were not scored")
+    if not as_json and failures:
+        console.print(f"steps with a reward that failed: {failures:,}; --json tells how")
+    if not as_json and from_a_run:
+        console.print(
+            "A run's log holds no problems, no answers, no metadata and only the step before: "
+            "a reward that looks at them sees nothing",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return failures
+
+
+def as_row(score: StepScore) -> dict[str, object]:
+    """A score as JSON."""
+    return {
+        "rewards": score.rewards,
+        "reward": score.reward,
+        "lift": score.lift,
+        "failures": score.failures,
+    }
+
+
+def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Console) -> None:
+    """One step: its rewards, and the two texts aligned."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("reward")
+    table.add_column("value", justify="right")
+    table.add_column("weight", justify="right")
+    for name, value in score.rewards.items():
+        said = "does not apply" if value is None else f"{value:.4f}"
+        if name in score.failures:
+            said = visible(score.failures[name])
+        table.add_row(visible(name), Text(said), f"{rewards.weights[name]:g}")
+    table.add_row("sum", f"{score.reward:.4f}", "")
+    texts = aligned(step.action, step.expert_step, width=console.width)
+    console.print(Group(table, Text(), texts, Text()), highlight=False)
+
+
+def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
+    """Both steps under one another, gaps where only one of them has text.
+
+    The third line marks what counts as matching; colours say the same. Both are normalised, and
+    control characters spelt out, so no text moves the cursor.
+    """
+    a, b = normalize(action), normalize(expert_step)
+    pieces: list[tuple[str, str, bool]] = []
+    i = j = 0
+    for start_a, start_b, size in [*matching_blocks(a, b), (len(a), len(b), 0)]:
+        pieces.append((a[i:start_a], b[j:start_b], False))
+        pieces.append((a[start_a : start_a + size], b[start_b : start_b + size], True))
+        i, j = start_a + size, start_b + size
+    rows = [Text(), Text(), Text()]
+    for ours, theirs, match in pieces:
+        ours, theirs = visible(ours), visible(theirs)
+        cells = max(cell_len(ours), cell_len(theirs))
+        rows[0].append(ours + " " * (cells - cell_len(ours)), "green" if match else "red")
+        rows[1].append(theirs + " " * (cells - cell_len(theirs)), "green" if match else "yellow")
+        rows[2].append(("=" if match else " ") * cells, "dim")
+    return _wrapped(rows, ("policy  ", "expert  ", "        "), max(20, width - 9))
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a reward gives to some steps.
+
+    Attributes:
+        n: steps that it applies to.
+        without: steps that it does not apply to.
+        mean: of the n; None where there is none.
+        low, median, high: 5, 50 and 95 % quantiles.
+    """
+
+    n: int
+    without: int
+    mean: float | None = None
+    low: float | None = None
+    median: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, given: Iterable[float | None]) -> Values:
+        values = list(given)
+        known = sorted(value for value in values if value is not None)
+        without = len(values) - len(known)
+        if not known:
+            return cls(0, without)
+        low, median, high = (known[round(q * (len(known) - 1))] for q in (0.05, 0.5, 0.95))
+        return cls(len(known), without, statistics.fmean(known), low, median, high)
+
+
+def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) -> Table:
+    """Each reward's values: how many there are, their mean and quantiles."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("reward")
+    for head in ("n", "no value", "mean", "5 %", "median", "95 %"):
+        table.add_column(head, justify="right")
+    for name, values in columns.items():
+        found = Values.of(values)
+        figures = (found.mean, found.low, found.median, found.high)
+        cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+        table.add_row(visible(name), f"{found.n:,}", f"{found.without:,}", *cells)
+    return table
+
+
+def step_from(row: object, where: str) -> StepContext:
+    """A row of a file as what a reward sees.
+
+    Wanted are `action` and `expert_step`; `previous_steps` or `previous_step`, `problem`,
+    `thought`, `answer`, `step_index`, `num_steps`, `source` and `metadata` as far as there are.
+
+    Raises:
+        UsageError: it is no such row.
+    """
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: a row is a JSON object with action and expert_step, not {row}")
+    for name in ("action", "expert_step"):
+        if not isinstance(row.get(name), str):
+            raise UsageError(
+                f"{where}: {name} is {row.get(name)!r}; a row needs the text of action and of "
+                "expert_step"
+            )
+    previous = row.get("previous_steps")
+    if previous is None:
+        previous = [] if row.get("previous_step") is None else [row["previous_step"]]
+    if not isinstance(previous, list) or not all(isinstance(one, str) for one in previous):
+        raise UsageError(f"{where}: previous_steps is {previous!r}; it must be a list of texts")
+    texts = {name: row.get(name) for name in _TEXTS}
+    for name, text in texts.items():
+        if not isinstance(text, str | None):
+            raise UsageError(f"{where}: {name} is {text!r}; it must be a text")
+    index = row.get("step_index", len(previous))
+    count = row.get("num_steps", index + 1 if isinstance(index, int) else 1)
+    if not (type(index) is int and type(count) is int and 0 <= index < count):
+        raise UsageError(
+            f"{where}: step_index is {index!r} of num_steps {count!r}; steps count from 0"
+        )
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise UsageError(f"{where}: metadata is {metadata!r}; it must be a JSON object")
+    return StepContext(
+        problem=texts["problem"] or "",
+        previous_steps=tuple(previous),
+        action=row["action"],
+        thought=texts["thought"] or "",
+        expert_step=row["expert_step"],
+        step_index=index,
+        num_steps=count,
+        answer=texts["answer"],
+        source=texts["source"] or "",
+        metadata=metadata,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a file; no step: a completion that broke the format."""
+
+    line: int
+    step: StepContext | None
+    of_a_run: bool
+
+
+def _read(path: Path) -> Iterator[_Row]:
+    """The rows of a file."""
+    try:
+        file = path.open(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        try:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"{where}: not JSON ({error})") from error
+                known = row if isinstance(row, dict) else {}
+                failed = known.get("format_failure") is not None
+                yield _Row(number, None if failed else step_from(row, where), "schema" in known)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Rows to score together; at least one batch, perhaps empty."""
+    batch: list[_Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _wrapped(rows: Sequence[Text], heads: Sequence[str], width: int) -> Text:
+    """Lines of equal length cut into pieces of `width`, those of one piece under one another."""
+    found = Text()
+    for start in range(0, max(1, len(rows[0])), width):
+        for row, head in zip(rows, heads, strict=True):
+            found.append(head).append(row[start : start + width]).append("\n")
+    found.rstrip()
+    return found

@@ -1,0 +1,1 @@
+"""Settings, strictly read: the fields of the trainers, and a whole experiment file."""

@@ -1,0 +1,68 @@
+"""The settings of an adapter, in peft's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+
+from srl.errors import UsageError
+
+_ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A LoRA adapter, in peft's names and with peft's meanings.
+
+    Attributes:
+        r: the rank.
+        lora_alpha: the adapter's output is multiplied by lora_alpha / r.
+        lora_dropout: dropout before the adapter, while it trains.
+        target_modules: "all-linear" is every linear layer but the head; or names of layers.
+    """
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = _ALL_LINEAR
+
+    @classmethod
+    def of(cls, values: object) -> LoraSettings | None:
+        """The settings in an experiment's `lora` block; none for null.
+
+        Raises:
+            UsageError: an unknown key (the nearest one is named), or a value that cannot be.
+        """
+        if values is None:
+            return None
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                f"lora is {values!r}; give a block such as lora: {{r: 16, lora_alpha: 32}}, "
+                "or null for none"
+            )
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(known)}"
+                raise UsageError(f"lora: unknown key {key!r}{hint}")
+        for key in ("r", "lora_alpha"):
+            value = values.get(key, 1)
+            if type(value) is not int or value < 1:
+                raise UsageError(f"lora.{key} is {value!r}; give a whole number of 1 or more")
+        dropout = values.get("lora_dropout", 0.0)
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise UsageError(f"lora.lora_dropout is {dropout!r}; give 0 or more, and less than 1")
+        modules = values.get("target_modules", _ALL_LINEAR)
+        names = modules if isinstance(modules, list) else [modules]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise UsageError(
+                f"lora.target_modules is {modules!r}; give {_ALL_LINEAR}, or names of layers such "
+                "as [q_proj, v_proj]"
+            )
+        return cls(**{**dict(values), "lora_dropout": float(dropout)})
+
+    def to_json(self) -> dict[str, object]:
+        """As an experiment file holds it."""
+        return asdict(self)

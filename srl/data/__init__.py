@@ -1,0 +1,1 @@
+"""From expert solutions to rows: steps, prompts, splits, and which row comes next."""

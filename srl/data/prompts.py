@@ -1,0 +1,422 @@
+"""The words around a step: context to prompt tokens, and completion tokens to thought and action.
+
+Every part of a context (problem, each step, the template's tail) is tokenised on its own. So the
+prompt of step k without its tail is a token prefix of the prompt of step k+1: shared work can be
+computed once, and no merge across a border makes one context read differently in another.
+
+Completions are decoded with their special tokens, because `<think>` is one for some policies and
+plain text for others, and some chat templates end the prompt with the opening tag. The format is
+one leading ``<think>...</think>`` followed by one step that is not empty (arXiv 2510.25992,
+section 3 and its appendix of prompts); anything else is a failure with a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from environments.prompts import PAPER_EVALUATION_PROMPT
+from srl.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from srl.data.steps import StepExample
+
+Template = Literal["auto", "chat", "plain"]
+
+OPEN, CLOSE = "<think>", "</think>"
+SEPARATOR = "\n\n"
+"""Stands between problem, steps and title."""
+
+FAILURES = (
+    "truncated",  # the length limit cut the completion, whatever it holds
+    "missing_open",  # no <think>
+    "missing_close",  # no </think> after the first <think>
+    "repeated_tag",  # a second <think> or </think>
+    "text_before_think",  # words before <think>
+    "unexpected_tag",  # a think tag from a policy that is told not to think
+    "empty_action",  # nothing after </think>
+    "several_steps",  # step `k. **...` goes on into step `k+1. **...`
+)
+"""Why a completion breaks the format. Where several hold, the first in this order is named."""
+
+TAG = re.compile(f"({OPEN}|{CLOSE})")
+_SENTINEL = "TheWordsOfTheUserStandHere"
+# Some templates print today's date; a run resumed tomorrow must still read the same prompts.
+_FIXED_DATE = "26 Jul 2024"
+_STEP_MARK = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+\*\*(?=\S)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class ParsedStep:
+    """A completion taken apart.
+
+    Attributes:
+        thought: the monologue between the tags; it may be empty.
+        action: the step after the monologue.
+        failure: None, or one of `FAILURES`; thought and action are then as far as they can be
+            read, for the log only.
+    """
+
+    thought: str
+    action: str
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the template puts before and after the user's words."""
+
+    head: str
+    tail: str
+
+
+class PromptFormat:
+    """Prompts for one policy, and the way back from its completions.
+
+    Attributes:
+        opens_thought: the prompt already ends in `<think>`, so completions lack it.
+        think: the policy writes a monologue before its step.
+        template: "chat" or "plain", after "auto" was resolved.
+        stop_ids: tokens that end a completion.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system_prompt: str | None,
+        template: Template = "auto",
+        think: bool = True,
+        whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT,
+        stop_ids: Collection[int] | None = None,
+    ) -> None:
+        """Read the tokenizer's template once and cut it around the user's words.
+
+        Args:
+            tokenizer: the policy's.
+            system_prompt: for one step; None sends no system message (a template may still add
+                one of its own). A template that cannot show it gets it in front of the user's
+                words.
+            template: "chat" needs a chat template, "plain" is text alone, "auto" takes "chat" if
+                there is one.
+            think: False for a policy without monologue: the whole completion is the step.
+            whole_system_prompt: the same as `system_prompt`, for whole solutions.
+            stop_ids: every token that ends a completion; by default the tokenizer's EOS alone,
+                though a generation config often lists more.
+
+        Raises:
+            UsageError: no token ends a completion, or the chat template cannot be used.
+        """
+        if template not in get_args(Template):
+            raise UsageError(f"template is {template!r}; allowed: {', '.join(get_args(Template))}")
+        if template == "chat" and not tokenizer.chat_template:
+            raise UsageError(
+                "template is 'chat', but the policy's tokenizer has no chat template; "
+                "give template: plain (or auto)"
+            )
+        if stop_ids is None:
+            stop_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        if not stop_ids:
+            raise UsageError(
+                "the policy's tokenizer has no EOS token, so no completion could end; "
+                "set tokenizer.eos_token in the policy's tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self.think = think
+        self.stop_ids = frozenset(stop_ids)
+        self.template: Literal["chat", "plain"]
+        if template == "plain" or not tokenizer.chat_template:
+            self.template = "plain"
+            self._first_ids = leading_ids(tokenizer)
+            self._step_frame = _plain_frame(system_prompt)
+            self._whole_frame = _plain_frame(whole_system_prompt)
+        else:
+            self.template = "chat"
+            self._first_ids = []  # the template writes BOS itself if the policy wants one
+            self._step_frame = _chat_frame(tokenizer, system_prompt, think=think)
+            self._whole_frame = _chat_frame(tokenizer, whole_system_prompt, think=think)
+        self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
+        self._outer_ids = self.stop_ids | _special_ids(tokenizer)
+        # Llama 2 and its kin put a space before every text they encode, so before every segment.
+        self._adds_space = " " in tokenizer.decode(_ids(tokenizer, "a") * 2)
+
+    def encode(
+        self, problem: str, previous_steps: Sequence[str], title: str | None = None
+    ) -> list[int]:
+        """The prompt for the step after `previous_steps`, as token ids.
+
+        Args:
+            problem: the problem's text.
+            previous_steps: the steps so far, the expert's or the policy's own.
+            title: the next step's title where it is given.
+        """
+        return [
+            token
+            for segment in self.encode_segments(problem, previous_steps, title)
+            for token in segment
+        ]
+
+    def encode_segments(
+        self, problem: str, previous_steps: Sequence[str], title: str | None = None
+    ) -> list[list[int]]:
+        """The same in parts: [template and problem, step 1, ..., step k, title and template]."""
+        hint = "" if title is None else f"{SEPARATOR}Next step: {title.strip()}"
+        return [
+            self._start(self._step_frame, problem),
+            *(self._continue(SEPARATOR + step.strip()) for step in previous_steps),
+            self._continue(hint) + self._continue(self._step_frame.tail),
+        ]
+
+    def encode_example(self, example: StepExample) -> list[int]:
+        """The prompt of one row."""
+        if example.whole:
+            return self.encode_whole(example.problem)
+        return self.encode(example.problem, example.previous_steps, example.title)
+
+    def encode_whole(self, problem: str) -> list[int]:
+        """The prompt for a whole solution, as token ids."""
+        frame = self._whole_frame
+        return self._start(frame, problem) + self._continue(frame.tail)
+
+    def encode_expert(self, example: StepExample) -> list[int]:
+        """What the expert wrote, as the completion of a policy, end token included.
+
+        A step has its thought before it, in tags; an empty one where the data has none and the
+        policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
+        have none where the data has none; but one that the prompt has opened must be closed.
+        """
+        pieces = []
+        for thought, step in example.expert_writing:
+            wanted = self.think and (bool(thought.strip()) or not example.whole)
+            pieces.append(f"{OPEN}{thought}{CLOSE}\n{step.strip()}" if wanted else step)
+        text = "\n".join(pieces).strip()
+        if self.opens_thought:
+            text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
+        end = self.tokenizer.eos_token_id
+        if end not in self.stop_ids:
+            end = min(self.stop_ids)
+        return [*self._continue(text), int(end)]
+
+    def parse(
+        self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
+    ) -> ParsedStep:
+        """Take a completion apart.
+
+        Args:
+            completion_ids: the tokens that the policy wrote; end and padding tokens may follow.
+            truncated: the length limit cut it before an end token.
+            whole: the action is a whole solution, under `parse_whole`'s rules.
+        """
+        parse = parse_whole if whole else parse_text
+        return parse(
+            self.read(completion_ids),
+            truncated,
+            think=self.think,
+            opens_thought=self.opens_thought,
+        )
+
+    def read(self, completion_ids: Sequence[int]) -> str:
+        """A completion as text, think tags included, without what ends or pads it."""
+        text: str = self.tokenizer.decode(
+            self._without_outer_tokens(completion_ids),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return text
+
+    def _start(self, frame: _Frame, problem: str) -> list[int]:
+        return self._first_ids + _ids(self.tokenizer, frame.head + problem.strip())
+
+    def _continue(self, text: str) -> list[int]:
+        """Tokens of a text that follows other text: no space of the tokenizer's own before it."""
+        if not text or not self._adds_space:
+            return _ids(self.tokenizer, text)
+        line_end = _ids(self.tokenizer, "\n")
+        ids = _ids(self.tokenizer, "\n" + text)
+        if ids[: len(line_end)] == line_end:
+            return ids[len(line_end) :]
+        return _ids(self.tokenizer, text)
+
+    def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
+        """Drop end, padding and role tokens at both ends; inside they stay and are seen."""
+        inner = [place for place, token in enumerate(ids) if token not in self._outer_ids]
+        return [int(token) for token in ids[inner[0] : inner[-1] + 1]] if inner else []
+
+
+def parse_text(
+    text: str,
+    truncated: bool,
+    *,
+    think: bool = True,
+    opens_thought: bool = False,
+) -> ParsedStep:
+    """Take a step's completion apart. Never raises.
+
+    Ambiguous cases, and what was decided:
+        White space around tags, thought and action is dropped. An empty thought is allowed.
+        If the prompt opened the thought, one more opening tag at the very start is accepted, as
+        policies trained on both kinds of template write it again.
+        Any text that names a tag counts as the tag: a thought that quotes ``</think>`` ends there.
+        A step is "several" when its first ``k. **`` line is followed by a ``k+1. **`` line that
+        stands no deeper, the rule by which the expert's solution was cut: inner lists are fine.
+
+    Args:
+        text: the completion without end tokens.
+        truncated: the length limit cut it.
+        think: the policy is to write a monologue; otherwise the whole text is the action.
+        opens_thought: the prompt ended in ``<think>``.
+    """
+    if think and opens_thought and not text.lstrip().startswith(OPEN):
+        text = OPEN + text
+    before, opened, rest = text.partition(OPEN)
+    thought, closed, action = (rest if opened else text).partition(CLOSE)
+    if not opened and not closed:
+        thought, action = "", text
+    thought, action = thought.strip(), action.strip()
+
+    holds = {
+        "truncated": truncated,
+        "missing_open": think and not opened,
+        "missing_close": think and not closed,
+        "repeated_tag": think and (text.count(OPEN) > 1 or text.count(CLOSE) > 1),
+        "text_before_think": think and bool(before.strip()),
+        "unexpected_tag": not think and (OPEN in text or CLOSE in text),
+        "empty_action": not action,
+        "several_steps": holds_several_steps(action),
+    }
+    failure = next((name for name in FAILURES if holds[name]), None)
+    return ParsedStep(thought, action, failure)
+
+
+def parse_whole(
+    text: str, truncated: bool, *, think: bool = True, opens_thought: bool = False
+) -> ParsedStep:
+    """Take a whole solution's completion apart. Never raises.
+
+    The paper's evaluation prompt allows thoughts anywhere, so there may be any number of them, or
+    none. The action is what stands outside of them, a piece a line; the thought, what stands
+    inside, likewise. Args as in `parse_text`. A thought that is never closed takes all the rest.
+    """
+    if think and opens_thought and not text.lstrip().startswith(OPEN):
+        text = OPEN + text
+    pieces = TAG.split(text)  # text, tag, text, tag, ... text
+    thoughts: list[str] = []
+    actions = [pieces[0]]
+    inside = False
+    balanced = {"missing_open": False, "missing_close": False, "repeated_tag": False}
+    for tag, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        balanced["missing_open"] |= tag == CLOSE and not inside
+        balanced["repeated_tag"] |= tag == OPEN and inside
+        inside = tag == OPEN
+        (thoughts if inside else actions).append(piece)
+    balanced["missing_close"] = inside
+    thought, action = (
+        "\n".join(part for piece in parts if (part := piece.strip()))
+        for parts in (thoughts, actions)
+    )
+    holds = {
+        "truncated": truncated,
+        **{name: think and broken for name, broken in balanced.items()},
+        "unexpected_tag": not think and len(pieces) > 1,
+        "empty_action": not action,
+    }
+    failure = next((name for name in FAILURES if holds.get(name)), None)
+    return ParsedStep(thought, action, failure)
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let EOS pad where the tokenizer has no padding token.
+
+    Harmless here: masks are built from lengths, never by comparing with the padding token.
+
+    Raises:
+        UsageError: there is no EOS token either.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            "the policy's tokenizer has neither a padding token nor an EOS token; "
+            "set tokenizer.eos_token in the policy's tokenizer_config.json"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def holds_several_steps(action: str) -> bool:
+    marks = list(_STEP_MARK.finditer(action))
+    if not marks:
+        return False
+    first = marks[0]
+    depth = len(first["indent"].expandtabs(4))
+    following = int(first["number"]) + 1
+    return any(
+        int(mark["number"]) == following and len(mark["indent"].expandtabs(4)) <= depth
+        for mark in marks[1:]
+    )
+
+
+def _plain_frame(system_prompt: str | None) -> _Frame:
+    return _Frame(system_prompt.strip() + SEPARATOR if system_prompt else "", SEPARATOR)
+
+
+def _chat_frame(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, think: bool
+) -> _Frame:
+    """The chat template around the user's words, with the system prompt wherever it can stand."""
+    user = {"role": "user", "content": _SENTINEL}
+    attempts = [[user]]
+    if system_prompt:
+        merged = {"role": "user", "content": system_prompt.strip() + SEPARATOR + _SENTINEL}
+        attempts = [[{"role": "system", "content": system_prompt.strip()}, user], [merged]]
+    problem = ""
+    for messages in attempts:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=think,
+                date_string=_FIXED_DATE,
+            )
+        except Exception as error:  # noqa: BLE001, a template is a foreign program
+            problem = f"it raises {type(error).__name__}: {error}"
+            continue
+        if text.count(_SENTINEL) != 1:
+            problem = f"it shows the user's message {text.count(_SENTINEL)} times"
+        elif system_prompt and system_prompt.strip() not in text:
+            problem = "it drops the system prompt"
+        else:
+            head, _, tail = text.partition(_SENTINEL)
+            if not think and tail.rstrip().endswith(OPEN):
+                tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
+            return _Frame(head, tail)
+    raise UsageError(
+        f"the policy's chat template cannot be used: {problem}; give template: plain, "
+        "or another tokenizer"
+    )
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens, a BOS if any, that the tokenizer puts before a text of its own accord."""
+    bare = _ids(tokenizer, "a")
+    full = list(tokenizer.encode("a", add_special_tokens=True))
+    starts = range(len(full) - len(bare) + 1)
+    return full[: next((n for n in starts if full[n : n + len(bare)] == bare), 0)]
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every special token but the think tags, which belong to the format."""
+    marked: Iterable[int] = (
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    )
+    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
+    unknown = {tokenizer.unk_token_id}  # what a tag is called by a tokenizer that lacks it
+    return frozenset({*marked, *tokenizer.all_special_ids} - (tags - unknown))

@@ -1,0 +1,73 @@
+"""The data of a run: what is trained on, what picks the checkpoint, and what is tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from environments.types import LoadReport, Trajectory
+from srl.config.experiment import Experiment
+from srl.console import say
+from srl.data.steps import split_by_problem
+from srl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Trajectories by what they are for; no problem is in two of them."""
+
+    train: list[Trajectory]
+    validation: list[Trajectory]
+    test: list[Trajectory]
+
+
+def load_splits(experiment: Experiment, console: Console) -> Splits:
+    """Read the experiment's data and hold out whole problems.
+
+    Raises:
+        DataError, UsageError: data that cannot be used, or too little of it.
+    """
+    report = LoadReport()
+    trajectories = experiment.load_trajectories(report)
+    args = experiment.args
+    held_out: list[Trajectory] = []
+    train = trajectories
+    seed = args.seed if args.data_seed is None else args.data_seed
+    wanted = args.validation_problems + args.test_problems
+    distinct = len({trajectory.problem_id for trajectory in trajectories})
+    if wanted and wanted >= distinct:
+        raise UsageError(
+            f"validation_problems {args.validation_problems} and test_problems "
+            f"{args.test_problems} leave nothing to train on: the data has {distinct:,} distinct "
+            f"problems; try --validation_problems {distinct // 10} --test_problems "
+            f"{distinct // 5}, or give more data"
+        )
+    if wanted:
+        train, held_out = split_by_problem(
+            trajectories,
+            held_out=wanted,
+            seed=seed,
+        )
+    validation, test = held_out, []
+    if args.test_problems and not args.validation_problems:
+        validation, test = [], held_out
+    elif args.test_problems:
+        validation, test = split_by_problem(held_out, held_out=args.test_problems, seed=seed)
+    left = distinct - wanted
+    if args.train_problems > left:
+        raise UsageError(
+            f"train_problems is {args.train_problems}, but {left:,} of the data's {distinct:,} "
+            f"distinct problems are left to train on; set train_problems to {left} or less (0 "
+            "takes all), or give more data"
+        )
+    if 0 < args.train_problems < left:
+        train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
+    drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
+    say(
+        console,
+        f"data: {experiment.data['source']}, {report.kept:,} of {report.rows:,} rows kept{drops}; "
+        f"{len(train):,} trajectories to train on, {len(validation):,} to validate, "
+        f"{len(test):,} to test",
+    )
+    return Splits(train, validation, test)

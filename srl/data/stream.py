@@ -1,0 +1,93 @@
+"""Which row comes next, as a function of (seed, epoch, cursor); pure Python.
+
+Refills draw from the same stream and its state goes into the checkpoint, so a resumed run sees the
+rows an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from srl.errors import UsageError
+
+
+class PromptStream:
+    """An endless stream of row indices: every epoch is its own permutation of all rows.
+
+    Args:
+        num_rows: how many rows there are.
+        seed: the order's seed.
+        cursor: how many rows were already handed out.
+        units: of every row the number of its unit. A unit's rows come one after another, in their
+            own order, and it is the units that are permuted; by default every row is one.
+    """
+
+    def __init__(
+        self, num_rows: int, seed: int, cursor: int = 0, units: Sequence[int] | None = None
+    ) -> None:
+        if num_rows < 1:
+            raise UsageError(
+                f"a prompt stream over {num_rows} rows; training needs at least 1 row: "
+                "check the data's path and how many rows were held out or dropped"
+            )
+        if cursor < 0:
+            raise UsageError(f"a stream cursor of {cursor}; it counts rows handed out, from 0")
+        if units is not None and len(units) != num_rows:
+            raise UsageError(f"{len(units)} units for {num_rows} rows; give every row's unit")
+        self.num_rows = num_rows
+        self.seed = seed
+        self.cursor = cursor
+        self.units = range(num_rows) if units is None else units
+        self._cached_epoch = -1
+        self._order: list[int] = []
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, that the next row belongs to."""
+        return self.cursor // self.num_rows
+
+    def take(self, n: int) -> list[int]:
+        """The next `n` rows; a draw may cross into the next epoch."""
+        if n < 0:
+            raise UsageError(f"{n} rows asked of the prompt stream; ask for 0 or more")
+        rows = []
+        for _ in range(n):
+            rows.append(self._epoch_order(self.epoch)[self.cursor % self.num_rows])
+            self.cursor += 1
+        return rows
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint has to keep; plain integers, fit for JSON."""
+        return {"num_rows": self.num_rows, "seed": self.seed, "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` stopped.
+
+        Raises:
+            UsageError: the state is of another data set or another seed, so that its cursor would
+                point at different rows.
+        """
+        for key in ("num_rows", "seed", "cursor"):
+            if key not in state:
+                raise UsageError(f"the saved prompt stream has no {key!r}; it has {sorted(state)}")
+        for key, ours in (("num_rows", self.num_rows), ("seed", self.seed)):
+            if state[key] != ours:
+                raise UsageError(
+                    f"the checkpoint's prompt stream has {key} {state[key]}, this run has {ours}; "
+                    "resume with the data and the seed the run was started with"
+                )
+        if state["cursor"] < 0:
+            raise UsageError(f"the saved stream cursor is {state['cursor']}; it counts from 0")
+        self.cursor = state["cursor"]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if epoch != self._cached_epoch:
+            # Sorting by random() rather than shuffle(): Python promises the former's sequence
+            # across versions for a given seed, and a run may be resumed under another version.
+            rng = random.Random(f"{self.seed}-{epoch}")
+            keys = [rng.random() for _ in range(max(self.units) + 1)]
+            # A stable sort: the rows of a unit stay in their order.
+            self._order = sorted(range(self.num_rows), key=lambda row: keys[self.units[row]])
+            self._cached_epoch = epoch
+        return self._order

@@ -1,0 +1,1 @@
+"""What a policy can do: problems solved, answers judged, figures with intervals."""

@@ -1,0 +1,93 @@
+"""The figures of an evaluation, from its samples.jsonl alone, and their table. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from srl.console import visible
+from srl.runs.records import read_rows
+from srl.sample_metrics import Sample, over_problems, sample_figures
+from srl.stats import Estimate
+
+GREEDY = 0
+"""The number of the greedy solution of a problem; samples are 1, 2, ..."""
+
+
+@dataclass
+class _Tally:
+    """The samples of one problem, greedy apart."""
+
+    greedy: bool | None
+    samples: list[Sample]
+
+
+def figures_of(samples: Path) -> dict[str, object]:
+    """All figures of a samples.jsonl, by benchmark: everything in summary.json comes from there.
+
+    Shares of samples (truncated, no answer) count the greedy solutions too.
+    """
+    problems: dict[str, dict[int, _Tally]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for row in read_rows(samples):
+        name, number = str(row["benchmark"]), int(str(row["number"]))
+        tally = problems.setdefault(name, {}).setdefault(number, _Tally(None, []))
+        right = row["verdict"] == "right"
+        if row["sample"] == GREEDY:
+            tally.greedy = right
+        else:
+            answer = row["answer"]
+            tally.samples.append((right, answer if isinstance(answer, str) else None))
+        count = counts.setdefault(
+            name, dict.fromkeys(("solutions", "tokens", "truncated", "no answer", "unverified"), 0)
+        )
+        count["solutions"] += 1
+        count["tokens"] += int(str(row["completion_tokens"]))
+        count["truncated"] += row["truncated"] is True
+        count["no answer"] += row["verdict"] == "no_answer"
+        count["unverified"] += row["verdict"] == "unverified"
+    return {
+        name: {"n": len(tallies), **_estimates(list(tallies.values())), **counts[name]}
+        for name, tallies in problems.items()
+    }
+
+
+def _estimates(tallies: Sequence[_Tally]) -> dict[str, object]:
+    found: dict[str, Estimate] = {}
+    greedy = [float(tally.greedy) for tally in tallies if tally.greedy is not None]
+    if greedy:
+        found["greedy"] = over_problems(greedy)
+    for name, values in sample_figures([tally.samples for tally in tallies]).items():
+        found[name] = over_problems(values)
+    return {name: estimate.to_json() for name, estimate in found.items()}
+
+
+def table_of(summary: Mapping[str, object]) -> Table:
+    """The figures, a row each, a column for every benchmark; percent with 95 % intervals."""
+    benchmarks = summary["benchmarks"]
+    assert isinstance(benchmarks, dict)
+    table = Table(title="%, 95 % intervals over problems", title_justify="left")
+    table.add_column("")
+    for name in benchmarks:
+        table.add_column(Text(visible(str(name))), justify="right")
+    rows = dict.fromkeys(key for figures in benchmarks.values() for key in figures)
+    for key in rows:
+        if key in ("solutions", "tokens"):
+            continue
+        cells = [_cell(key, figures) for figures in benchmarks.values()]
+        table.add_row(key, *cells)
+    return table
+
+
+def _cell(key: str, figures: Mapping[str, object]) -> str:
+    value = figures.get(key)
+    if isinstance(value, dict):
+        shown = [100 * float(value[part]) for part in ("value", "low", "high")]
+        return f"{shown[0]:.1f} [{shown[1]:.1f}, {shown[2]:.1f}]"
+    if isinstance(value, int) and key in ("truncated", "no answer"):
+        return f"{100 * value / max(1, int(str(figures['solutions']))):.1f}"
+    return "-" if value is None else f"{value:,}"

@@ -1,0 +1,368 @@
+r"""A benchmark as the field does it: one greedy and K sampled solutions a problem, each verified.
+
+The work is cut into chunks in an order that follows from the settings alone: per benchmark first
+greedy solutions, then samples; neighbouring problems together while `rollout_token_budget` lasts,
+and the samples of one problem in several chunks where they do not fit. A chunk is solved, verified
+in worker processes and written whole. Before it is solved, torch's generator is set from the
+SHA-256 of (seed, benchmark, problems of the chunk, first sample): its random numbers depend on
+nothing that came before. So a run that was killed goes on with the first chunk that is not in
+samples.jsonl and ends with the file of an uninterrupted one.
+
+Each verdict is the built-in reward `answer` (math-verify behind a whitelist) with a deadline; a
+check that was killed has verified nothing: the sample counts as not right, and is counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from rich.console import Console
+from transformers import set_seed
+
+from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark, load_benchmark
+from rewards import RewardSum
+from srl.config.experiment import parse_experiment, short_path
+from srl.config.settings import SRLConfig
+from srl.console import clock, say
+from srl.errors import UsageError
+from srl.evaluation.benchmarks.figures import figures_of, table_of
+from srl.evaluation.benchmarks.samples import Chunk, Solver, verified
+from srl.evaluation.contamination import trained_on
+from srl.models.loading import fingerprint, load_policy
+from srl.runs.folder import RunFolder, changed_keys, write_json
+from srl.runs.records import RecordWriter, read_object, truncate_to
+
+SAMPLES = "samples.jsonl"
+# The settings of a training that say how a whole solution is asked for, sampled and checked.
+SETTINGS = (
+    "template",
+    "think",
+    "whole_system_prompt",
+    "whole_max_completion_length",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "rollout_token_budget",
+    "prefix_tree",
+    "bf16",
+    "use_cpu",
+    "reward_deadline",
+    "reward_workers",
+    "seed",
+    "output_dir",
+)
+# How fast, and where to: they change no sample, so a resumed evaluation may have others.
+_FREE = ("reward_workers", "output_dir")
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """What is evaluated, as it was asked for.
+
+    Attributes:
+        model: a model folder or a hub name.
+        benchmarks: names and files, see `environments.benchmarks.find_benchmark`.
+        samples: K, sampled solutions a problem beside the greedy one.
+        limit: the first so many problems of each benchmark; None is all.
+        args: how to ask, sample and check; of them `SETTINGS` matter.
+    """
+
+    model: str
+    benchmarks: tuple[str, ...]
+    samples: int
+    limit: int | None
+    args: SRLConfig
+
+
+def plan_from_words(
+    model: str,
+    benchmarks: str,
+    *,
+    samples: int,
+    limit: int | None,
+    settings: Mapping[str, object],
+) -> BenchmarkPlan:
+    """Check what was asked for; `settings` are fields of `SRLConfig` out of `SETTINGS`.
+
+    Raises:
+        UsageError: a number that cannot be, a setting of no effect here or of a wrong type.
+        DataError: an unknown benchmark.
+    """
+    if samples < 0:
+        raise UsageError(f"--samples is {samples}; it must be 0 (greedy alone) or more")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit is {limit}; it must be 1 or more, or absent for all problems")
+    for key in settings:
+        if key not in SETTINGS:
+            raise UsageError(
+                f"--{key} does not matter to a benchmark; settings that do: {', '.join(SETTINGS)}"
+            )
+    names = (benchmarks,) if Path(benchmarks).exists() else tuple(benchmarks.split(","))
+    names = tuple(name.strip() for name in names if name.strip())
+    if not names:
+        raise UsageError(f"--bench is {benchmarks!r}; give one or more of {', '.join(BENCHMARKS)}")
+    called = [find_benchmark(name).name for name in names]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise UsageError(
+            f"--bench {benchmarks}: {twice[0]} is named twice; name each once, "
+            "and rename one of two files of one name"
+        )
+    # A training's sizes, which do not matter here, must not refuse a small budget.
+    unused = {"num_generations": 2, "max_completion_length": 1}
+    values = {"model": model, "data": {"source": "files"}, **unused, **settings}
+    experiment = parse_experiment(values, where="eval")
+    return BenchmarkPlan(model, names, samples, limit, experiment.args)
+
+
+def run_benchmark(
+    plan: BenchmarkPlan, name: str | None, argv: Sequence[str], console: Console
+) -> dict[str, object]:
+    """Solve, verify, save, and say what came out; goes on with `runs/<name>/` if it has begun.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        UsageError, DataError: wrong use; a folder that was made for it is taken away again.
+    """
+    started = time.monotonic()
+    root = Path(plan.args.output_dir or "runs")
+    loaded = [load_benchmark(find_benchmark(one), limit=plan.limit) for one in plan.benchmarks]
+    for one in loaded:
+        say(console, _about(one, plan))
+    seen = _trained_on(plan.model, loaded, console)
+    # First of all what takes no time: nothing is loaded for a folder that refuses.
+    settings = _resolved(plan, loaded)
+    run = _open(root, name)
+    with _alone_in(run):
+        is_new = not run.config.is_file()
+        if not is_new:
+            _check_same(run, settings)
+        try:
+            figures = _run(plan, loaded, run, settings if is_new else None, argv, console)
+        except BaseException as error:
+            samples = run.path / SAMPLES
+            begun = samples.is_file() and samples.stat().st_size
+            if is_new and not begun:
+                _take_away(run)
+            elif isinstance(error, KeyboardInterrupt):
+                again = f"the same command with --run-name {run.name} goes on"
+                say(console, f"kept: {samples}; {again}")
+            raise
+    if figures.get("seconds_last_session") is None:
+        figures |= {"trained on": seen, "seconds_last_session": time.monotonic() - started}
+        write_json(run.summary, figures)
+    say(console, f"policy: {plan.model}")
+    console.print(table_of(figures))
+    if silent := _mostly_silent(figures):
+        say(
+            console,
+            f"most solutions of {', '.join(silent)} state no answer. If the model was trained with "
+            "another prompt than the paper's, give it with --whole_system_prompt",
+        )
+    say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
+    return figures
+
+
+def _trained_on(
+    model: str, loaded: Sequence[LoadedBenchmark], console: Console
+) -> dict[str, dict[str, int]]:
+    """Benchmark -> stage of the model -> how many of the problems it trained on, where it did.
+
+    A benchmark is asked all the same: it is not ours to say what it is for. But it is told.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for run, trained in trained_on(model, lambda line: say(console, line)):
+        for one in loaded:
+            if seen := sum(problem.problem_id in trained for problem in one.problems):
+                stage = str(short_path(run.path))
+                found.setdefault(one.name, {})[stage] = seen
+                say(
+                    console,
+                    f"{seen:,} of the {len(one.problems):,} problems of {one.name} were trained on "
+                    f"in {stage}: what is solved of them says nothing of new ones",
+                )
+    return found
+
+
+def _mostly_silent(summary: Mapping[str, object]) -> list[str]:
+    """Benchmarks of which more than half of the solutions state no answer."""
+    benchmarks = summary["benchmarks"]
+    assert isinstance(benchmarks, dict)
+    return [n for n, found in benchmarks.items() if 2 * found["no answer"] > found["solutions"]]
+
+
+def _run(
+    plan: BenchmarkPlan,
+    loaded: Sequence[LoadedBenchmark],
+    run: RunFolder,
+    settings: Mapping[str, object] | None,
+    argv: Sequence[str],
+    console: Console,
+) -> dict[str, object]:
+    """Whatever is not in samples.jsonl yet, and the figures of all of it."""
+    samples = run.path / SAMPLES
+    if settings is None and run.summary.is_file():
+        say(console, f"{run.path} is complete: nothing is solved again")
+        done: dict[str, object] = json.loads(run.summary.read_text(encoding="utf-8"))
+        return done
+    set_seed(plan.args.seed)
+    model, tokenizer = load_policy(plan.model)
+    model.to(plan.args.device)
+    solver = Solver(model, tokenizer, plan.args, plan.samples)
+    chunks = [chunk for one in loaded for chunk in solver.chunks(one.problems)]
+    if settings is not None:
+        run.write_start(settings, argv)
+    else:
+        run.add_command(argv)
+    first = _keep_whole_chunks(samples, chunks)
+    total = sum(len(chunk.keys) for chunk in chunks)
+    made = sum(len(chunk.keys) for chunk in chunks[:first])
+    if made:
+        say(console, f"going on: {made:,} of {total:,} solutions are in {samples}")
+    verifier = RewardSum(
+        {"answer": 1.0},
+        deadline=plan.args.reward_deadline,
+        workers=plan.args.reward_workers,
+        for_training=False,
+    )
+    try:
+        with RecordWriter(samples) as writer:
+            told = began = time.monotonic()
+            at_first = made
+            for chunk in chunks[first:]:
+                writer.write(verified(solver.solve(chunk), verifier))
+                made += len(chunk.keys)
+                now = time.monotonic()
+                if now - told >= _SECONDS_BETWEEN_LINES and made < total:
+                    told = now
+                    left = (total - made) * (now - began) / (made - at_first)
+                    say(console, f"{made:,} of {total:,} solutions  {clock(left)} left")
+    finally:
+        verifier.close()
+    return {"model": plan.model, "samples": plan.samples, "benchmarks": figures_of(samples)}
+
+
+def _resolved(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[str, object]:
+    """config.yaml of an evaluation: everything that its samples follow from."""
+    return {
+        "model": plan.model,
+        "weights": fingerprint(plan.model),
+        "bench": {
+            one.name: {"path": one.path, "problems": len(one.problems), "digest": one.digest}
+            for one in loaded
+        },
+        "samples": plan.samples,
+        "limit": plan.limit,
+        **{name: getattr(plan.args, name) for name in SETTINGS},
+    }
+
+
+def _open(root: Path, name: str | None) -> RunFolder:
+    """The folder of an evaluation: one that has begun, or a new one.
+
+    Raises:
+        UsageError: it is in use by a run of another kind.
+    """
+    if name is None or not (root / name / "config.yaml").is_file():
+        return RunFolder.create(root, name)
+    return RunFolder.open(root / name)
+
+
+@contextmanager
+def _alone_in(run: RunFolder) -> Iterator[None]:
+    """Two processes that write into one folder would mix their solutions.
+
+    The lock is on the folder itself and ends with the process, so that a kill leaves none behind.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    folder = os.open(run.path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is evaluating into {run.path}; wait until it has ended, or give "
+                "another --run-name"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
+    """Raise UsageError if the folder is another kind of run's, or was begun with other settings."""
+    old = run.read_config()
+    if "bench" not in old:
+        raise UsageError(
+            f"{run.path} is in use by a run of another kind; give the evaluation a folder of its "
+            f"own: --run-name {run.name}-bench"
+        )
+    before = {key: value for key, value in old.items() if key not in _FREE}
+    after = {key: value for key, value in settings.items() if key not in _FREE}
+    if changed := changed_keys(before, after):
+        raise UsageError(
+            f"{run.path} was begun with other settings:\n  " + "\n  ".join(changed) + "\nIts "
+            "samples and new ones would not belong together. Give the same settings to go on, or "
+            "another --run-name for a new evaluation"
+        )
+
+
+def _take_away(run: RunFolder) -> None:
+    """A folder in which nothing has been solved."""
+    for name in (run.config, run.command, run.environment, run.path / SAMPLES):
+        name.unlink(missing_ok=True)
+    if not any(run.path.iterdir()):
+        run.path.rmdir()
+
+
+def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
+    """Cut samples.jsonl behind its last whole chunk; returns how many chunks are in it.
+
+    Raises:
+        UsageError: its lines are not those of this evaluation.
+    """
+    if not samples.is_file():
+        return 0
+    keys = [key for chunk in chunks for key in chunk.keys]
+    ends = {end: i for i, end in enumerate(accumulate(len(chunk.keys) for chunk in chunks), 1)}
+    whole = position = count = 0
+    kept = 0
+    with samples.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            row = read_object(line, f"{samples}, line {count + 1}")
+            found = (row.get("benchmark"), row.get("number"), row.get("sample"))
+            if count >= len(keys) or found != keys[count]:
+                raise UsageError(
+                    f"{samples}, line {count + 1}: solution {found} stands where this evaluation "
+                    "has another; give another --run-name"
+                )
+            count += 1
+            position += len(line)
+            if count in ends:
+                whole, kept = ends[count], position
+    truncate_to(samples, kept)
+    return whole
+
+
+def _about(one: LoadedBenchmark, plan: BenchmarkPlan) -> str:
+    drops = "".join(f", {n:,} rows dropped: {why}" for why, n in one.report.dropped.items())
+    counts = BENCHMARKS[one.name].counts if one.name in BENCHMARKS else 0
+    other = ""
+    if counts and plan.limit is None and len(one.problems) != counts:
+        other = f" (the published set has {counts:,})"
+    return f"{one.name}: {len(one.problems):,} problems{other}{drops}, from {one.path}"

@@ -1,0 +1,341 @@
+"""All figures of a policy on held-out problems, and the table that shows them.
+
+Every attempt goes to `eval.jsonl`; the figures are means and shares over problems, with intervals.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from environments.types import Trajectory
+from rewards import RewardSum
+from srl.config.experiment import Experiment
+from srl.config.settings import SRLConfig
+from srl.console import say
+from srl.data.prompts import PromptFormat
+from srl.data.steps import build_examples
+from srl.evaluation.behaviour import behaviour, mean_behaviour
+from srl.evaluation.judging import judged
+from srl.evaluation.solving import (
+    Attempt,
+    Tick,
+    accuracy,
+    by_length,
+    by_problem,
+    one_each,
+    solve_step_by_step,
+    solve_whole,
+)
+from srl.models.loading import context_limit, prompt_format
+from srl.rollout.local import LocalSampler, SamplingParams
+from srl.rollout.scored import ScoredStep, sample_steps, step_metrics
+from srl.runs.attempts import gain, read_attempts
+from srl.runs.folder import RunFolder
+from srl.runs.records import RecordWriter, read_rows
+from srl.sample_metrics import over_problems, sample_figures
+from srl.stats import Estimate, bootstrap, share_of_rows
+
+BEHAVIOUR = "behaviour"
+_MODES = {"steps": "step by step", "whole": "whole solution"}
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    experiment: Experiment,
+    rewards: RewardSum,
+    problems: Sequence[Trajectory],
+    run: RunFolder | None,
+    when: str,
+    console: Console,
+) -> dict[str, object]:
+    """All figures of a policy on held-out problems; every attempt goes to eval.jsonl."""
+    if not problems:
+        return {}
+    args = experiment.args
+    started = time.monotonic()
+    number = 0 if run is None else _next_evaluation(run.eval)
+    asked = one_each(problems)
+    say(console, f"{when}: solving {len(asked):,} held-out problems")
+    form = prompt_format(
+        model,
+        tokenizer,
+        template=args.template,
+        think=args.think,
+        system_prompt=args.system_prompt,
+        whole_system_prompt=args.whole_system_prompt,
+    )
+    sampler = LocalSampler(
+        model,
+        pad_id=int(tokenizer.pad_token_id),
+        token_budget=args.rollout_token_budget,
+        share=args.prefix_tree,
+    )
+    # The samples of an evaluation must not move the random numbers of training.
+    with (
+        torch.random.fork_rng(devices=[] if args.device.type == "cpu" else None),
+        torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)),
+    ):
+        torch.manual_seed(args.seed)
+        limit, tick = context_limit(model), _now_and_then(when, console)
+        attempts = _solve(sampler, form, asked, args, limit, tick)
+        steps = _steps(sampler, form, problems, args, rewards, limit)
+    attempts = judged(attempts, args)
+    if run is not None:
+        with RecordWriter(run.eval) as writer:
+            writer.write(
+                {"when": when, "evaluation": number, **attempt.to_json()} for attempt in attempts
+            )
+    figures = _figures(attempts, args)
+    say(console, f"{when}: done in {time.monotonic() - started:.0f} s")
+    return {**figures, **steps}
+
+
+def _now_and_then(when: str, console: Console) -> Tick:
+    """Says how far an evaluation is, where one would begin to wonder."""
+    told = time.monotonic()
+
+    def tick(words: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            say(console, f"{when}: {words}")
+
+    return tick
+
+
+def _next_evaluation(path: Path) -> int:
+    """Evaluations are numbered in eval.jsonl: one made again after a kill is another one."""
+    if not path.is_file():
+        return 0
+    numbers = [row.get("evaluation") for row in read_rows(path)]
+    return 1 + max((n for n in numbers if isinstance(n, int)), default=-1)
+
+
+def _solve(
+    sampler: LocalSampler,
+    form: PromptFormat,
+    problems: Sequence[Trajectory],
+    args: SRLConfig,
+    limit: int | None,
+    tick: Tick,
+) -> list[Attempt]:
+    def params(longest: int, *, sampled: bool) -> SamplingParams:
+        if not sampled:
+            return SamplingParams(longest, temperature=0, stop_ids=form.stop_ids)
+        return SamplingParams(
+            longest,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            stop_ids=form.stop_ids,
+        )
+
+    def rounds(samples: int) -> list[tuple[int, int]]:
+        """First sample and how many: greedy, then sampled."""
+        return [(0, 1), (1, samples)] if samples else [(0, 1)]
+
+    attempts: list[Attempt] = []
+    for first, count in rounds(args.solve_samples):
+        attempts += solve_step_by_step(
+            sampler,
+            form,
+            problems,
+            params=params(args.max_completion_length, sampled=first > 0),
+            max_steps=args.solve_max_steps,
+            context_limit=limit,
+            num_samples=count,
+            first_sample=first,
+            tick=tick,
+        )
+    if args.solve_whole:
+        samples = args.solve_samples if args.whole_samples is None else args.whole_samples
+        for first, count in rounds(samples):
+            tick(f"whole solutions, {count * len(problems):,} attempts")
+            attempts += solve_whole(
+                sampler,
+                form,
+                problems,
+                params=params(args.whole_max_completion_length, sampled=first > 0),
+                context_limit=limit,
+                num_samples=count,
+                first_sample=first,
+            )
+    return attempts
+
+
+def _steps(
+    sampler: LocalSampler,
+    form: PromptFormat,
+    problems: Sequence[Trajectory],
+    args: SRLConfig,
+    rewards: RewardSum,
+    limit: int | None,
+) -> dict[str, object]:
+    """Greedy steps on held-out rows beside the expert's."""
+    if not args.test_rows:
+        return {}
+    examples = build_examples(problems, targets=args.targets, step_title=args.step_title)
+    encoded = ((example, form.encode_example(example)) for example in examples)
+    fitting = (
+        row for row in encoded if limit is None or len(row[1]) + args.completion_length <= limit
+    )
+    # The problems are in the order of a hash, so the first rows are a fair sample of them.
+    rows = list(islice(fitting, args.test_rows))
+    if not rows:
+        return {}
+    groups = sample_steps(
+        sampler,
+        form,
+        [example for example, _ in rows],
+        [prompt for _, prompt in rows],
+        rewards=rewards,
+        params=SamplingParams(args.completion_length, temperature=0, stop_ids=form.stop_ids),
+        num_samples=1,
+    )
+    steps = [group[0] for group in groups]
+    valid = [step for step in steps if step.parsed.failure is None]
+    found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in rewards.names}
+    found["held-out steps: exact"] = share_of_rows(
+        [step.exact for step in valid], [step.example.problem_id for step in valid]
+    )
+    found["held-out steps: format failures"] = share_of_rows(
+        [step.parsed.failure is not None for step in steps],
+        [step.example.problem_id for step in steps],
+    )
+    lift = step_metrics(steps)["lift"]
+    return {
+        **{name: estimate.to_json() for name, estimate in found.items() if estimate.n},
+        **({} if math.isnan(lift) else {"held-out steps: lift": lift}),
+    }
+
+
+def _mean_reward(steps: Sequence[ScoredStep], name: str) -> Estimate:
+    """Of the steps that a reward applies to."""
+    scored = [(step, v) for step in steps if (v := step.score.rewards.get(name)) is not None]
+    return bootstrap([v for _, v in scored], [step.example.problem_id for step, _ in scored])
+
+
+def _figures(attempts: Sequence[Attempt], args: SRLConfig) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for mode, words in _MODES.items():
+        for sampled in (False, True):
+            chosen = [a for a in attempts if a.mode == mode and (a.sample > 0) == sampled]
+            if not chosen:
+                continue
+            name = f"{words}, {'sampled' if sampled else 'greedy'}"
+            found[name] = accuracy(chosen).to_json()
+            found |= _of_samples(name, chosen)
+            short = [a for a in chosen if len(a.trajectory.steps) <= args.short_steps]
+            long = [a for a in chosen if len(a.trajectory.steps) > args.short_steps]
+            for part, label in ((short, "short"), (long, "long")):
+                if part:
+                    found[f"{name}, {label}"] = accuracy(part).to_json()
+            if mode == "steps" and not sampled:
+                found["by expert steps"] = {
+                    str(length): estimate.to_json()
+                    for length, estimate in by_length(chosen).items()
+                }
+            # Step by step a thought opens every step by rule: nothing to count there.
+            if mode == "whole" and not sampled:
+                shown = [behaviour(a.text, a.tokens) for a in chosen]
+                means = mean_behaviour(shown, [a.trajectory.problem_id for a in chosen])
+                found[f"{words}: {BEHAVIOUR}"] = {
+                    aspect: estimate.to_json() for aspect, estimate in means.items()
+                }
+    return found
+
+
+def _of_samples(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
+    """pass@k and maj@k, k being all samples; nothing where there is one a problem."""
+    samples = [[(one.correct, one.answer) for one in of] for of in by_problem(attempts)]
+    if min(map(len, samples)) < 2:
+        return {}
+    return {
+        f"{name}, {figure}": over_problems(values).to_json()
+        for figure, values in sample_figures(samples, only_most=True).items()
+        if not figure.startswith("avg@")  # `accuracy`, which stands there already
+    }
+
+
+def comparison(before: Mapping[str, object], after: Mapping[str, object] | None) -> Table:
+    """Figures side by side, each with its 95 % interval; shares are in percent."""
+    table = Table(title="held-out problems, 95 % intervals", title_justify="left")
+    table.add_column("")
+    table.add_column("n", justify="right")
+    table.add_column("before" if after is not None else "value", justify="right")
+    if after is not None:
+        table.add_column("after", justify="right")
+        table.add_column("change", justify="right")
+    later = after or {}
+    for name in [*before, *(name for name in later if name not in before)]:
+        value, other = before.get(name), later.get(name)
+        if name == "by expert steps":
+            parts = [part if isinstance(part, dict) else {} for part in (value, other)]
+            for length in sorted({*parts[0], *parts[1]}, key=int):
+                one, two = parts[0].get(length), parts[1].get(length)
+                _row(table, f"  expert takes {length} steps", one, two)
+        elif name.endswith(BEHAVIOUR):
+            parts = [part if isinstance(part, dict) else {} for part in (value, other)]
+            for aspect in {**parts[0], **parts[1]}:
+                one, two = parts[0].get(aspect), parts[1].get(aspect)
+                percent = aspect == "thought_share"
+                words = aspect.replace("_", " ") + ("" if percent else ", a solution")
+                _row(table, name.removesuffix(BEHAVIOUR) + words, one, two, percent=percent)
+        else:
+            _row(table, name, value, other)
+    return table
+
+
+def _row(table: Table, name: str, before: object, after: object, *, percent: bool = True) -> None:
+    counts = [str(figure["n"]) for figure in (before, after) if isinstance(figure, dict)]
+    n = "/".join(dict.fromkeys(counts))
+    scale = 100 if percent else 1
+    cells = [name, n, _cell(before, scale)]
+    if len(table.columns) > 3:
+        cells += [_cell(after, scale), _change(before, after, scale)]
+    table.add_row(*cells)
+
+
+def _cell(figure: object, scale: int) -> str:
+    if isinstance(figure, dict):
+        value, low, high = (scale * figure[part] for part in ("value", "low", "high"))
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{scale * figure:.1f}" if isinstance(figure, float) else "-"
+
+
+def _change(before: object, after: object, scale: int) -> str:
+    one = before["value"] if isinstance(before, dict) else before
+    two = after["value"] if isinstance(after, dict) else after
+    if isinstance(one, float) and isinstance(two, float):
+        return f"{scale * (two - one):+.1f}"
+    return "-"
+
+
+def paired_changes(run: RunFolder) -> str | None:
+    """What greedy accuracies gained, with 95 % intervals; None without a before and an after.
+
+    Problem by problem, so an interval is narrower than those of before and after let one think.
+    """
+    logged = read_attempts(run.eval)
+    found = {
+        f"{words}, greedy": gain([a for a in logged if a.mode == mode and a.sample == 0])
+        for mode, words in _MODES.items()
+    }
+    said = [
+        f"{name} {100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+        for name, change in found.items()
+        if change is not None
+    ]
+    return f"changed, problem by problem, in points: {'; '.join(said)}" if said else None

@@ -1,0 +1,1 @@
+"""Models: loading, adapters, the prefix tree and attention over it, scores of completions."""

@@ -1,0 +1,224 @@
+"""Loading a policy: a model and its tokenizer, in float32, from a folder or the hub.
+
+An adapter is loaded on its base and merged (`srl/models/lora.py`). Weights are float32 whatever the
+checkpoint's type: they are the master weights of the optimiser, and bf16 is a matter of autocast.
+Pickled weights are refused, because loading them runs their code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from srl.data.prompts import PromptFormat, ensure_pad
+from srl.errors import UsageError
+from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
+
+# Of a model's folder, all that a loaded model and its prompts follow from.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer called `name`, a folder or a hub name.
+
+    A folder that holds an adapter gives its base with the adapter merged: a whole model.
+
+    Raises:
+        UsageError: there is no such thing, or it cannot be used; the message says why.
+    """
+    return _load(name, adapters=())
+
+
+def _load(
+    name: str, *, adapters: tuple[Path, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same, as the base of `adapters`, resolved folders."""
+    path = Path(name)
+    if is_adapter_folder(path):
+        return _load_adapted(path, adapters)
+    beside = path.parent != Path(".") and path.parent.is_dir()  # runs/nothing is no hub name
+    if path.exists() or beside or name.startswith((".", "/")) or name.count("/") != 1:
+        _check_folder(path, name)
+    try:
+        # As text: in a script without a __main__ file, transformers' own check trips over a Path.
+        tokenizer = _load_tokenizer(name)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # of a foreign folder the libraries raise all kinds
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot load the model {name!r}{offline}: {reason} "
+            "Give a folder with config.json, model.safetensors and a tokenizer, or a hub name "
+            "such as Qwen/Qwen2.5-0.5B-Instruct"
+        ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"{name!r} is an adapter on the hub; download it and name its folder, so that it is "
+            "merged: hf download NAME --local-dir FOLDER"
+        )
+    # For both of these transformers makes something up: random weights, an empty vocabulary.
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"the weights of {name!r} are incomplete: {len(missing)} tensors of its architecture "
+            f"are missing, {missing[0]} among them; save the whole model with save_pretrained"
+        )
+    words = "1 + 1 = 2"
+    if words not in tokenizer.decode(tokenizer.encode(words, add_special_tokens=False)):
+        raise UsageError(
+            f"{name!r} has no tokenizer that can write {words!r}: are its files, such as "
+            "tokenizer.json, missing? Save it there with tokenizer.save_pretrained"
+        )
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped and model.config._attn_implementation == "sdpa":
+        # sdpa has no soft-cap; transformers 5.17 takes it for Gemma 2 and leaves the cap out.
+        model.set_attn_implementation("eager")
+    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token  # one that was added and has no embedding
+    ensure_pad(tokenizer)
+    return model, tokenizer
+
+
+def _load_adapted(
+    folder: Path, adapters: tuple[Path, ...]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base, itself perhaps an adapter on another, with the adapter merged.
+
+    Raises:
+        UsageError: the base cannot be loaded, or the adapter does not fit it.
+    """
+    base = base_of(folder)
+    check_peft(f"{folder}, an adapter,")
+    adapters = (*adapters, folder.resolve())
+    if Path(base).resolve() in adapters:
+        raise UsageError(f"the adapter in {folder} names itself as its base: {base}")
+    try:
+        model, tokenizer = _load(base, adapters=adapters)
+    except UsageError as error:
+        raise UsageError(
+            f"{folder} is an adapter on the model {base!r}, which cannot be loaded: {error}. Put "
+            f"the base where it was, or set base_model_name_or_path in {folder / CONFIG}"
+        ) from error
+    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = _load_tokenizer(str(folder))
+        ensure_pad(tokenizer)
+    return merge_from(model, folder), tokenizer
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion: the tokenizer's EOS and all of the generation config's.
+
+    Raises:
+        UsageError: there is none.
+    """
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    listed = listed if isinstance(listed, list) else [listed]
+    ids = {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    if not ids:
+        raise UsageError(
+            "the policy has no EOS token, so no completion could end; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    return frozenset(ids)
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """The longest text, in tokens, that the model has positions for; None if it has no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def prompt_format(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    think: bool,
+    system_prompt: str | None,
+    whole_system_prompt: str | None,
+) -> PromptFormat:
+    """The words around a step for this policy."""
+    return PromptFormat(
+        tokenizer,
+        template=template,  # type: ignore[arg-type]
+        think=think,
+        system_prompt=system_prompt,
+        whole_system_prompt=whole_system_prompt,
+        stop_ids=stop_ids(model, tokenizer),
+    )
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer as it was saved.
+
+    A tokenizer of no special class is wholly described by its tokenizer.json, but beside a model of
+    type qwen2 and some others `AutoTokenizer` takes it for that model's own, cuts words by other
+    rules and adds tokens: the policy would read other tokens than it was trained on.
+    """
+    declared = get_tokenizer_config(name).get("tokenizer_class")
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name)
+        return tokenizer
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _check_folder(path: Path, name: str) -> None:
+    if not path.is_dir():
+        raise UsageError(
+            f"there is no model folder {name!r}; give a folder with config.json and "
+            "model.safetensors, or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    if not (path / "config.json").is_file():
+        policy = path / "policy"
+        meant = f"; the run's policy is {policy}" if policy.is_dir() else ""
+        raise UsageError(f"{path} is not a model folder: it has no config.json{meant}")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(
+            p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern)
+        )
+        if pickled:
+            raise UsageError(
+                f"{path} has pickled weights only ({', '.join(pickled[:3])}), and loading a pickle "
+                "runs whatever code is in it; convert them once, where you trust them, with "
+                "model.save_pretrained(folder), which writes model.safetensors"
+            )
+        raise UsageError(f"{path} has no weights: model.safetensors is missing")
+
+
+def fingerprint(model: str) -> str | None:
+    """A digest of a model's folder, so that another model under its name is noticed.
+
+    Of everything that solutions follow from: weights, tokenizer, chat template, the tokens that end
+    a text; and of an adapter's base, likewise. None for a hub name: what was loaded is then the
+    hub's newest.
+
+    Raises:
+        UsageError: an adapter's folder that cannot be used.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    folders = [folder]
+    for folder in folders:  # grows by the bases
+        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
+            with file.open("rb") as opened:
+                digest.update(file.name.encode())
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        if is_adapter_folder(folder):
+            base = Path(base_of(folder))
+            if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
+                folders.append(base)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,143 @@
+"""LoRA adapters: training one, loading one, and merging it, so that no stage starts without it.
+
+What a stage hands on is always the whole model. An adapter that is named as a model is loaded on
+its base and merged at once, tensor by tensor accounted for: peft itself only warns of weights that
+an adapter lacks, and would go on with the base.
+
+peft is an extra (`pip install 'stepwise-srl[lora]'`), imported where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+from srl.config.lora import LoraSettings
+from srl.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_ALL_LINEAR = "all-linear"
+
+
+def check_peft(why: str) -> None:
+    """Raise UsageError where peft is not installed; `why` says what needs it."""
+    if find_spec("peft") is None:
+        raise UsageError(
+            f"{why} needs peft, which is not installed: pip install 'stepwise-srl[lora]', "
+            "or pip install -e '.[lora]' in a checkout"
+        )
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
+    """`model` with a fresh adapter, which alone is trained; at first it changes nothing.
+
+    Raises:
+        UsageError: peft is missing, or the model has none of these layers.
+    """
+    check_peft("lora")
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UsageError(f"lora.target_modules {lora.target_modules!r}: {reason}") from error
+    head = model.get_output_embeddings()
+    if any(part is head for part in adapted.base_model.modules() if hasattr(part, "lora_A")):
+        # The trainers multiply by the head's own weight, past any adapter: it would never learn.
+        raise UsageError(
+            f"lora.target_modules {lora.target_modules!r} takes in the LM head, whose adapter "
+            f"would never be trained; leave it out, or give {_ALL_LINEAR}"
+        )
+    return adapted
+
+
+def is_adapted(model: object) -> bool:
+    """Whether `model` is a base with an adapter."""
+    return hasattr(model, "merge_and_unload") and hasattr(model, "peft_config")
+
+
+def is_adapter_folder(path: Path) -> bool:
+    """Whether an adapter lies in this folder; transformers, too, then loads its base."""
+    return (path / CONFIG).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The model that the adapter in `folder` was trained on: a folder or a hub name.
+
+    Raises:
+        UsageError: the adapter does not say, is of a kind that cannot be merged, or is pickled; or
+            a whole model lies in the same folder.
+    """
+    if any(folder.glob("model*.safetensors")):
+        raise UsageError(
+            f"{folder} holds a whole model and an adapter ({CONFIG}): which one is meant? Move one "
+            "of them to a folder of its own"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        base = config["base_model_name_or_path"]
+        kind = config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / CONFIG} cannot be read: {error!r}") from error
+    if kind != "LORA":
+        raise UsageError(f"the adapter in {folder} is of type {kind}; only LORA can be merged here")
+    if not isinstance(base, str) or not base:
+        raise UsageError(
+            f"{folder / CONFIG} does not say which model it belongs to: set "
+            "base_model_name_or_path there to the model's folder or hub name"
+        )
+    if not (folder / WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise UsageError(
+                f"the adapter in {folder} has pickled weights only, and loading a pickle runs "
+                f"whatever code is in it; save it again as {WEIGHTS}"
+            )
+        raise UsageError(f"the adapter in {folder} has no weights: {WEIGHTS} is missing")
+    return base
+
+
+def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`model`, the base, with the adapter in `folder` merged into its weights.
+
+    The result calls itself by the adapter's folder: an adapter trained on it must not name the
+    base alone as what it belongs to.
+
+    Raises:
+        UsageError: peft is missing, or the adapter does not fit the base, every tensor of it.
+    """
+    check_peft(f"{folder}, an adapter,")
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    try:
+        held = load_file(folder / WEIGHTS)
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # of a foreign folder the libraries raise all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"cannot load the adapter in {folder} on its base: {reason}") from error
+    taken = get_peft_model_state_dict(adapted)
+    if missing := sorted(taken.keys() ^ held.keys()):
+        raise UsageError(
+            f"the adapter in {folder} does not fit its base: {len(missing)} tensors are in one and "
+            f"not in the other, {missing[0]} among them"
+        )
+    if wrong := [name for name in held if not taken[name].cpu().float().equal(held[name].float())]:
+        raise UsageError(f"the adapter in {folder} was not loaded: {wrong[0]} is another tensor")
+    whole = adapted.merge_and_unload(safe_merge=True)
+    whole.name_or_path = whole.config._name_or_path = str(folder)
+    return whole

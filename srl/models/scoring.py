@@ -1,0 +1,381 @@
+"""Log-probabilities of completions, and every touch point with TRL's semi-public parts.
+
+The one part taken from TRL is `trl.kernels.ChunkedLogProbFunction`: log-probabilities (and entropy)
+of given tokens straight from hidden states and the LM head's weight, tile by tile, so that the
+[tokens, V] logits never exist. A test holds its signature and its values, and fails on an upgrade
+that moves either; pyproject.toml admits one minor version of TRL only.
+
+Around it: the rows of a micro-batch become one prefix tree, or are padded on the right to the
+longest of them; the backbone runs once, and only the hidden states that predict a completion token
+reach the head.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.kernels import ChunkedLogProbFunction
+
+from srl.errors import UsageError
+from srl.models.prefix_tree import PrefixTree, Row
+from srl.models.tree_models import attends_over_trees, tree_inputs
+
+# On a CPU the fused head takes about twice as long as log_softmax (it computes the logits again in
+# the backward pass: 173 against 93 ms at 4,000 tokens, hidden size 160, 1,024 words, one thread),
+# so there it only steps in where the float32 logits would take more than 128 MiB.
+_CPU_LOGITS_LIMIT = 2**25
+# Width of the fused head's vocabulary tiles; they are 4,096 tokens high, and buffers of that size
+# are allocated. TRL's own width on a GPU, less on a CPU, where float32 copies of a tile add up.
+_TILE_WIDTH = {"cpu": 8192}
+_TILE_WIDTH_ELSEWHERE = 32768
+
+# Names under which the architectures keep the factor between `lm_head(hidden)` and the logits
+# (Cohere, Muse, Falcon-H1, Granite and HyperCLOVA X; the last two read theirs in opposite ways).
+_SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+class CompletionScores(NamedTuple):
+    """What the policy thinks of given completions.
+
+    Attributes:
+        log_probs: [B, C] float32, with gradient; 0 beyond a completion's end.
+        mask: [B, C] bool, True at completion tokens, made from lengths.
+        entropy: [B, C] float32 without gradient, in nats; None when not asked for.
+    """
+
+    log_probs: Tensor
+    mask: Tensor
+    entropy: Tensor | None
+
+
+def completion_log_probs(
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    temperature: float,
+    device: torch.device | str,
+    with_entropy: bool = False,
+    tree: bool = False,
+) -> CompletionScores:
+    """Log-probability of every completion token under `model`, at the sampling temperature.
+
+    Logits are divided by `temperature` before the softmax, as they were when sampling. The caller
+    chooses the precision: wrap the call in the accelerator's autocast for bf16. A model whose head
+    is not what it seems from outside (a wrapper of DDP or DeepSpeed, sharded weights, a
+    transformation of the logits we do not know) is scored through its own forward, which is always
+    right and needs memory for all its logits.
+
+    Args:
+        model: a causal language model.
+        rows: B pairs of prompt ids and completion ids; prompts may differ in length. A completion
+            may be empty, a prompt may not: its last token predicts the first of the completion.
+        pad_id: any valid token id; what it stands for does not matter.
+        temperature: above 0.
+        device: where the model is.
+        with_entropy: also return the entropy of every prediction.
+        tree: compute what the rows share once (`prefix_tree.py`); call it, and run the backward
+            pass, inside `attending_over_trees(model)`, of a model without a `refusal` there.
+
+    Raises:
+        UsageError: no rows, an empty prompt, or a temperature that is not above 0.
+    """
+    _check(rows, temperature)
+    if tree and not attends_over_trees(model):
+        raise RuntimeError("a tree outside of `with attending_over_trees(model):`")
+    batch = (
+        _as_tree(rows, torch.device(device))
+        if tree
+        else _pad_right(rows, pad_id, torch.device(device))
+    )
+    head = _head_of(model, batch)
+    if head is None:
+        outputs = model(**_accepted_by(model, batch.inputs), use_cache=False)
+        hidden, project = outputs.logits, nn.Identity()
+        head = _Head(scale=1.0, softcap=None)
+    else:
+        language_model = cast(PreTrainedModel, _language_model(model))
+        backbone = language_model.base_model
+        outputs = backbone(**_accepted_by(backbone, batch.inputs), use_cache=False)
+        hidden, project = outputs.last_hidden_state, language_model.get_output_embeddings()
+    predictors = hidden.flatten(0, 1).index_select(0, batch.predictors)  # [N, H], or [N, V]
+    log_probs, entropy = _token_log_probs(
+        predictors, project, batch.targets, head, temperature, with_entropy
+    )
+    return CompletionScores(
+        log_probs=batch.unflatten(log_probs),
+        mask=batch.mask,
+        entropy=None if entropy is None else batch.unflatten(entropy),
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One micro-batch as the model takes it: R lines of T tokens, M completion tokens in all.
+
+    All index arithmetic happens on the host, from lengths, so the device is never waited for.
+    """
+
+    inputs: dict[str, object]  # input_ids, position_ids: [R, T]; attention_mask, or the tree
+    predictors: Tensor  # [N] into R * T: where the next token is a completion token
+    targets: Tensor  # [N] those next tokens
+    sources: Tensor | None  # [M] into N: the prediction of each completion token; None if M is N
+    slots: Tensor  # [M] into B * C: where each completion token stands in the result
+    mask: Tensor  # [B, C]
+
+    def few(self) -> dict[str, object]:
+        """Inputs of the same kind: a single line of a few tokens."""
+        ids = cast(Tensor, self.inputs["input_ids"])[:1, :8]
+        if "tree" in self.inputs:
+            return tree_inputs(PrefixTree.of([(ids[0].tolist(), [])]), ids.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
+        }
+
+    def unflatten(self, values: Tensor) -> Tensor:
+        """[N] -> [B, C], with zeros where there is no token."""
+        if self.sources is not None:
+            values = values.index_select(0, self.sources)
+        empty = values.new_zeros(self.mask.numel())
+        return empty.index_copy(0, self.slots, values).view(self.mask.shape)
+
+
+def _long(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long).to(device)
+
+
+def _slots(completions: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where completion tokens stand in [B, C], as indices [M] and as a mask [B, C]."""
+    C = max(map(len, completions))
+    slots = [b * C + i for b, completion in enumerate(completions) for i in range(len(completion))]
+    mask = torch.zeros(len(completions) * C, dtype=torch.bool)
+    mask[slots] = True
+    return _long(slots, device), mask.view(len(completions), C).to(device)
+
+
+def _pad_right(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch:
+    T = max(len(prompt) + len(completion) for prompt, completion in rows)
+    ids, attention = [], []
+    predictors: list[int] = []
+    targets: list[int] = []
+    for b, (prompt, completion) in enumerate(rows):
+        length = len(prompt) + len(completion)
+        ids.append([*prompt, *completion, *[pad_id] * (T - length)])
+        attention.append([1] * length + [0] * (T - length))
+        predictors += range(b * T + len(prompt) - 1, b * T + length - 1)
+        targets += completion
+    slots, mask = _slots([completion for _, completion in rows], device)
+    return _Batch(
+        inputs={
+            "input_ids": _long(ids, device),
+            "attention_mask": _long(attention, device),
+            # Explicit, because some absolute-position models derive wrong ones from the mask.
+            "position_ids": torch.arange(T, device=device).expand(len(rows), T),
+        },
+        predictors=_long(predictors, device),
+        targets=_long(targets, device),
+        sources=None,
+        slots=slots,
+        mask=mask,
+    )
+
+
+def _as_tree(rows: Sequence[Row], device: torch.device) -> _Batch:
+    """One line of all nodes. What predicts a node is its parent, in the trunk as in a leaf."""
+    tree = PrefixTree.of(rows)
+    nodes = tree.completion_nodes
+    place = {node: i for i, node in enumerate(nodes)}
+    slots, mask = _slots([completion for _, completion in rows], device)
+    return _Batch(
+        inputs=tree_inputs(tree, device),
+        predictors=_long([tree.parents[node] for node in nodes], device),
+        targets=_long([tree.tokens[node] for node in nodes], device),
+        sources=_long(
+            [
+                place[node]
+                for path, start in zip(tree.paths, tree.prompt_lengths, strict=True)
+                for node in path[start:]
+            ],
+            device,
+        ),
+        slots=slots,
+        mask=mask,
+    )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands between a backbone's hidden states and the logits.
+
+    `logits = softcap * tanh(scale * lm_head(hidden) / softcap)`, without the tanh when softcap is
+    None.
+    """
+
+    scale: float
+    softcap: float | None
+
+    def logits(self, projected: Tensor) -> Tensor:
+        logits = projected if projected.dtype == torch.float64 else projected.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def _token_log_probs(
+    hidden: Tensor,
+    project: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    head: _Head,
+    temperature: float,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropy, both [N], of `targets` [N] given `hidden` [N, H]."""
+    # Exactly nn.Linear: the weight of an adapter or of a quantised layer is not all there is to it.
+    if type(project) is nn.Linear:
+        small = hidden.shape[0] * project.out_features <= _CPU_LOGITS_LIMIT
+        if hidden.device.type != "cpu" or not small:
+            return _fused(hidden, project, targets, head, temperature, with_entropy)
+    logits = head.logits(project(hidden)) / temperature
+    log_probs = -F.cross_entropy(logits, targets, reduction="none")
+    if not with_entropy:
+        return log_probs, None
+    with torch.no_grad():
+        log_z = torch.logsumexp(logits, -1)
+        entropy = log_z - (torch.exp(logits - log_z.unsqueeze(-1)) * logits).sum(-1)
+    return log_probs, entropy
+
+
+def _fused(
+    hidden: Tensor,
+    linear: nn.Linear,
+    targets: Tensor,
+    head: _Head,
+    temperature: float,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The same through TRL's kernel, which never holds the [N, V] logits."""
+    width = min(_TILE_WIDTH.get(hidden.device.type, _TILE_WIDTH_ELSEWHERE), linear.out_features)
+    log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
+        hidden,
+        linear.weight,
+        linear.bias,
+        targets,
+        temperature,
+        width,
+        head.softcap,
+        head.scale,
+        ("entropy",) if with_entropy else (),
+    )
+    return log_probs, None if entropy is None else entropy.detach()
+
+
+_heads: WeakKeyDictionary[nn.Module, _Head | None] = WeakKeyDictionary()
+
+
+def _head_of(model: nn.Module, batch: _Batch) -> _Head | None:
+    """The model's head, or None if only its own forward may be trusted; found once per model."""
+    if model not in _heads:
+        _heads[model] = _find_head(model, batch)
+    return _heads[model]
+
+
+def _language_model(model: nn.Module) -> PreTrainedModel | None:
+    """The bare transformers model, out of PEFT's wrapper if need be; None of any other wrapper."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner if isinstance(inner, PreTrainedModel) else None
+
+
+def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
+    """Work out the head from the config, and believe it only if it gives the model's own logits.
+
+    A wrapped model must be called as a whole (its hooks synchronise or gather), so only a bare
+    transformers model qualifies, with or without adapters in its layers. A new architecture that
+    does something else to its logits fails the comparison instead of being trained on wrong
+    probabilities.
+    """
+    language_model = _language_model(model)
+    if language_model is None:
+        return None
+    backbone, project = language_model.base_model, language_model.get_output_embeddings()
+    if backbone is language_model or project is None:
+        return None
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+
+    seen: list[Tensor] = []
+
+    def see(_module: nn.Module, _args: object, output: object) -> None:
+        states = getattr(output, "last_hidden_state", None)
+        if isinstance(states, Tensor):
+            seen.append(states)
+
+    few_tokens = batch.few()
+    hook = backbone.register_forward_hook(see)
+    # In training mode dropout draws random numbers, which must not depend on this look.
+    cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in cuda]):
+            logits = model(**_accepted_by(model, few_tokens), use_cache=False).logits
+            projected = project(seen[0]) if len(seen) == 1 else None
+    finally:
+        hook.remove()
+    if projected is None:
+        return None
+
+    config = language_model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for scale in _possible_scales(config):
+        head = _Head(scale, softcap)
+        # A cast somewhere below (weights, autocast) shows in one of the dtypes.
+        exact = logits.dtype == projected.dtype == torch.float32
+        tolerance = (1e-4 if exact else 2e-2) * logits.abs().max().item()
+        if (head.logits(projected) - logits.float()).abs().max().item() <= tolerance:
+            return head
+    return None
+
+
+def _possible_scales(config: object) -> list[float]:
+    scales = [1.0]
+    for name in _SCALE_NAMES:
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value != 0 and math.isfinite(value):
+            scales += [float(value), 1 / value]
+    return scales
+
+
+def _accepted_by(model: nn.Module, inputs: dict[str, object]) -> dict[str, object]:
+    """Without `position_ids` for the few architectures whose forward does not know them."""
+    while isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
+        model = cast(nn.Module, model.module)
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "position_ids" in parameters or takes_any:
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "position_ids"}
+
+
+def _check(rows: Sequence[Row], temperature: float) -> None:
+    if len(rows) == 0:
+        raise UsageError("no rows to score; a micro-batch needs at least one prompt and completion")
+    for i, (prompt, _) in enumerate(rows):
+        if len(prompt) == 0:
+            raise UsageError(
+                f"row {i} has an empty prompt; it needs at least one token, "
+                "which predicts the first token of the completion"
+            )
+    if not temperature > 0:
+        raise UsageError(f"temperature is {temperature}; log-probabilities need one above 0")

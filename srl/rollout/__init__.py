@@ -1,0 +1,1 @@
+"""Completions of the current policy, token by token, and what they are worth."""

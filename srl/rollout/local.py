@@ -1,0 +1,266 @@
+"""Completions from the current policy, with `transformers` models and nothing else.
+
+A prompt is read once for all its completions (`decoding.py`), and rows that have ended leave the
+batch, so a step costs about what its longest completions cost. The sampling parameters are those
+passed in and no others: `model.generate` would inherit top_p, top_k and a repetition penalty from
+the model's own `generation_config`, and sampling would silently be off-policy.
+
+Random numbers come from torch's global generator: it is what a checkpoint saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from srl.errors import DivergedError
+from srl.models.tree_models import attending_over_trees, refusal
+from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
+
+# After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
+# work queued up meanwhile.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_EVERY_ELSEWHERE = 8
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: the longest completion, in tokens.
+        temperature: 0 is greedy decoding.
+        top_p: 1.0 is off.
+        top_k: 0 is off.
+        min_p: None is off.
+        stop_ids: every token that ends a completion; the token stays in the completion.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+    def warpers(self) -> LogitsProcessorList:
+        """The library's logits processors for these parameters; empty for greedy decoding."""
+        warpers = LogitsProcessorList()
+        if self.temperature == 0:
+            return warpers
+        if self.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        if self.min_p is not None:
+            warpers.append(MinPLogitsWarper(self.min_p))
+        return warpers
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the policy wrote.
+
+    Attributes:
+        ids: the tokens, the one that ended it included.
+        truncated: True if the length limit ended it.
+    """
+
+    ids: list[int]
+    truncated: bool
+
+
+OnReady = Callable[[Mapping[int, list[Completion]]], None]
+"""Told some completions: index of the prompt -> all of its completions."""
+
+
+class Sampler(Protocol):
+    """A generation back end."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
+    ) -> list[list[Completion]]:
+        """`num_samples` completions for each prompt, in the order of the prompts.
+
+        `on_ready` is told every prompt's completions once, those that are ready together in one
+        call, so that they can be scored beside the generation of the others.
+        """
+        ...
+
+
+class LocalSampler:
+    """Samples from a model in this process.
+
+    Args:
+        model: a causal language model.
+        pad_id: any token id; padding is masked out.
+        token_budget: prompts are sampled together while their completions' prompt and completion
+            tokens, at full length, stay within it. Bounds the memory of the cache.
+        share: let completions share their prompts, where the model can.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, pad_id: int, token_budget: int, share: bool = True
+    ) -> None:
+        self.model = model
+        self.pad_id = pad_id
+        self.token_budget = token_budget
+        self.share = share
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+        on_ready: OnReady | None = None,
+    ) -> list[list[Completion]]:
+        # Dropout off, and gradient checkpointing out of the way of the cache.
+        was_training = self.model.training
+        shared = self.share and refusal(self.model) is None
+        self.model.eval()
+        try:
+            done: dict[int, list[Completion]] = {}
+            chunks = _chunks(
+                prompts, num_samples, params.max_new_tokens, self.token_budget, shared=shared
+            )
+            for chunk in chunks:
+                decoder: Decoder = (
+                    SharedDecoder(self.model) if shared else CachedDecoder(self.model, self.pad_id)
+                )
+                with attending_over_trees(self.model) if shared else nullcontext():
+                    asked = [prompts[i] for i in chunk]
+                    for ready in self._sample(decoder, asked, num_samples, params):
+                        named = {chunk[place]: group for place, group in ready.items()}
+                        done |= named
+                        if on_ready is not None:
+                            on_ready(named)
+        finally:
+            self.model.train(was_training)
+        return [done[index] for index in range(len(prompts))]
+
+    def _sample(
+        self,
+        decoder: Decoder,
+        prompts: list[Sequence[int]],
+        num_samples: int,
+        params: SamplingParams,
+    ) -> Iterator[dict[int, list[Completion]]]:
+        """All completions of prompts that fit into memory together, each prompt's when complete."""
+        logits = decoder.start(prompts, num_samples)
+        device = logits.device
+        look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
+        stop = torch.tensor(sorted(params.stop_ids), device=device)
+        warpers = params.warpers()
+        # No processor in use looks at the tokens so far.
+        no_ids = torch.empty(0, dtype=torch.long, device=device)
+        n = len(prompts)
+        written = torch.full((n * num_samples, params.max_new_tokens), -1, device=device)
+        complete = torch.zeros(n * num_samples, dtype=torch.bool, device=device)
+        given = torch.zeros(n, dtype=torch.bool, device=device)
+        row_of = torch.arange(n * num_samples, device=device)  # [rows in the batch] -> completion
+        ended = torch.zeros_like(row_of, dtype=torch.bool)
+        for length in range(1, params.max_new_tokens + 1):
+            scores = warpers(no_ids, logits.float())
+            token = scores.argmax(-1) if params.temperature == 0 else _draw(scores.softmax(-1))
+            written[row_of, length - 1] = torch.where(ended, -1, token)
+            ended = ended | torch.isin(token, stop)
+            last = length == params.max_new_tokens
+            if last or length % look_every == 0:
+                if not bool(logits.isfinite().all()):
+                    raise DivergedError(
+                        "the policy's logits are not finite, so nothing can be sampled: training "
+                        "has diverged (a smaller learning_rate helps), or the model is damaged"
+                    )
+                complete[row_of] = ended | last
+                ready = complete.view(n, -1).all(1) & ~given
+                if bool(ready.any()):
+                    places = ready.nonzero().squeeze(1)
+                    texts = written.view(n, num_samples, -1)[places].tolist()
+                    yield {
+                        place: [_completion(ids, params) for ids in group]
+                        for place, group in zip(places.tolist(), texts, strict=True)
+                    }
+                    given |= ready
+                    if bool(given.all()):
+                        return
+                kept = decoder.worth_keeping(~ended)
+                if kept is not None:
+                    decoder.keep(kept)
+                    token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
+            logits = decoder.step(token)
+
+
+def _completion(ids: list[int], params: SamplingParams) -> Completion:
+    """Without the filling behind its end."""
+    written = [token for token in ids if token >= 0]
+    return Completion(written, written[-1] not in params.stop_ids)
+
+
+def _draw(probabilities: Tensor) -> Tensor:
+    """One token [rows] from each line of [rows, V].
+
+    On a CPU by inverting the cumulative distribution: `torch.multinomial` draws a random number for
+    every word of the vocabulary, which takes 20 times as long. In float64, because in float32 words
+    less likely than 1e-7 would never come.
+    """
+    if probabilities.device.type != "cpu":
+        return _race(probabilities)
+    cumulative = probabilities.double().cumsum(-1)
+    drawn = torch.rand(len(probabilities), 1, dtype=torch.float64)
+    # The first place above it: a word of probability 0 is never the first.
+    found = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+    return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)
+
+
+def _race(probabilities: Tensor) -> Tensor:
+    """The same, with a random number for every word: the first of so many exponential clocks.
+
+    So `torch.multinomial` draws one token too; but on a GPU it asserts that the probabilities are
+    finite, which ends the process's CUDA for good before a message could be given.
+    """
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+
+
+def _chunks(
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    max_new_tokens: int,
+    token_budget: int,
+    *,
+    shared: bool,
+) -> Iterator[list[int]]:
+    """Indices of prompts to sample together: of like length, within the budget, one at least.
+
+    A prompt counts once where its completions share it, else once for each of them.
+    """
+    chunk: list[int] = []
+    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        # The first one is the longest: the others are padded to it.
+        longest = len(prompts[chunk[0] if chunk else index])
+        tokens = num_samples * max_new_tokens + longest * (1 if shared else num_samples)
+        if chunk and (len(chunk) + 1) * tokens > token_budget:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    if chunk:
+        yield chunk

@@ -1,0 +1,179 @@
+"""Attempts at held-out problems, from eval.jsonl, and how many of them were solved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from srl.stats import (Estimate, paired_change)
+from srl.runs.checked_rows import (Fields, checked_rows, is_step, is_text)
+from srl.sample_metrics import avg_at_k, over_problems
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A line of eval.jsonl: one attempt at one held-out problem.
+
+    Attributes:
+        when: `before`, `after`, or `eval`, with a number from the second of these on.
+        problem: which: its id, and its number among the solutions of that problem.
+        mode: `steps` (step by step) or `whole`.
+        sample: 0 is greedy.
+        source: of the problem.
+        num_steps: how many steps the expert takes.
+        written: how many steps the policy took.
+        correct: it was solved.
+        failure: why there is no answer, or None.
+    """
+
+    when: str
+    problem: tuple[str, int]
+    mode: str
+    sample: int
+    source: str
+    num_steps: int
+    written: int
+    correct: bool
+    failure: str | None
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why it was not solved; None if it was.
+
+        An answer given after fewer steps than the expert takes is mostly one that came too early.
+        """
+        if self.correct:
+            return None
+        if self.failure is not None:
+            return self.failure
+        early = self.mode == "steps" and self.written < self.num_steps
+        return "wrong answer, fewer steps than the expert" if early else "wrong answer"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many held-out problems were solved, at one time and in one way.
+
+    Attributes:
+        when, mode: as in `Attempt`.
+        sampled: sampled, or greedy.
+        estimate: share of problems solved; `n` counts problems.
+        failures: why attempts failed -> how many of them; see `Attempt.shortfall`.
+    """
+
+    when: str
+    mode: str
+    sampled: bool
+    estimate: Estimate
+    failures: Mapping[str, int]
+
+
+_ATTEMPT: Fields = {
+    "when": is_text,
+    "problem_id": is_text,
+    "mode": is_text,
+    "sample": is_step,
+    "source": is_text,
+    "num_steps": is_step,
+    "steps": lambda value: isinstance(value, list),
+    "correct": lambda value: isinstance(value, bool),
+    "failure": lambda value: value is None or isinstance(value, str),
+}
+
+
+def read_attempts(path: Path) -> list[Attempt]:
+    """The attempts in an eval.jsonl; of `before` and `after` those of the newest.
+
+    An evaluation that was made again, after a kill or with other settings, is another one, by
+    its number in the lines.
+
+    Raises:
+        UsageError: a line is none of that file.
+    """
+    rows = list(checked_rows(path, _ATTEMPT))
+    numbers: dict[str, list[object]] = {}
+    for row in rows:
+        known = numbers.setdefault(str(row["when"]), [])
+        if (number := row.get("evaluation")) not in known:  # None: the logs had none at first
+            known.append(number)
+    seen: Counter[tuple[object, ...]] = Counter()
+    found = []
+    for row in rows:
+        when, number = str(row["when"]), row.get("evaluation")
+        known = numbers[when]
+        if when in ("before", "after"):
+            if number != known[-1]:
+                continue
+        elif number != known[0]:
+            when = f"{when} {known.index(number) + 1}"
+        key = (when, row["mode"], row["sample"], row["problem_id"])
+        failure = row["failure"]
+        found.append(
+            Attempt(
+                when=when,
+                problem=(str(row["problem_id"]), seen[key]),
+                mode=str(row["mode"]),
+                sample=int(str(row["sample"])),
+                source=str(row["source"]),
+                num_steps=int(str(row["num_steps"])),
+                written=len(row["steps"]),  # type: ignore[arg-type]
+                correct=row["correct"] is True,
+                failure=None if failure is None else str(failure),
+            )
+        )
+        seen[key] += 1
+    return found
+
+
+def accuracies(attempts: Sequence[Attempt]) -> list[Accuracy]:
+    """Held-out problems solved, as summary.json has it, by time, mode and sampling."""
+    parts: dict[tuple[str, str, bool], list[Attempt]] = {}
+    for one in attempts:
+        parts.setdefault((one.when, one.mode, one.sample > 0), []).append(one)
+    return [
+        Accuracy(when, mode, sampled, _accuracy(rows), _failures(rows))
+        for (when, mode, sampled), rows in parts.items()
+    ]
+
+
+def solved_by(attempts: Sequence[Attempt], column: str) -> dict[str, dict[object, Estimate]]:
+    """Greedy accuracy, step by step, by `num_steps` or `source`: when -> value -> share."""
+    parts: dict[str, dict[object, list[Attempt]]] = {}
+    for one in attempts:
+        if one.mode == "steps" and one.sample == 0:
+            parts.setdefault(one.when, {}).setdefault(getattr(one, column), []).append(one)
+    return {
+        when: {value: _accuracy(rows) for value, rows in sorted(by.items())}
+        for when, by in parts.items()
+    }
+
+
+def gain(attempts: Sequence[Attempt]) -> Estimate | None:
+    """Accuracy after minus before, problem by problem, with its 95 % interval.
+
+    `attempts` are of one mode, one at each problem each time. None where before or after is
+    missing, or they were not asked the same problems.
+    """
+    solved: dict[str, dict[tuple[str, int], bool]] = {"before": {}, "after": {}}
+    for one in attempts:
+        if one.when in solved:
+            solved[one.when][one.problem] = one.correct
+    before, after = solved["before"], solved["after"]
+    if not before or before.keys() != after.keys():
+        return None
+    won = sum(after[key] and not before[key] for key in before)
+    lost = sum(before[key] and not after[key] for key in before)
+    return paired_change(won, lost, len(before))
+
+
+def _accuracy(rows: Iterable[Attempt]) -> Estimate:
+    by_problem: dict[tuple[str, int], list[bool]] = {}
+    for row in rows:
+        by_problem.setdefault(row.problem, []).append(row.correct)
+    return over_problems([avg_at_k(one) for one in by_problem.values()])
+
+
+def _failures(rows: Iterable[Attempt]) -> dict[str, int]:
+    return dict(Counter(why for row in rows if (why := row.shortfall) is not None))

@@ -1,0 +1,130 @@
+"""What an optimiser step trains on: the kept groups as rows, cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from srl.models.prefix_tree import PrefixTree, Row, pack_trees
+from srl.rollout.scored import ScoredStep
+from srl.training.loss import LossScale
+
+# A tree's attention is in more pieces than that of padded rows. It pays where padded rows have so
+# many times its tokens; measured, docs/prefix_tree.md.
+_WORTH_A_TREE = 1.35
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G rollouts of one prompt.
+
+    Attributes:
+        prompt: the prompt's token ids.
+        steps: the rollouts, scored.
+    """
+
+    prompt: list[int]
+    steps: list[ScoredStep]
+
+    @property
+    def rewards(self) -> list[float]:
+        """One reward a rollout, for dynamic sampling."""
+        return [step.score.reward for step in self.steps]
+
+
+@dataclass
+class Batch:
+    """What one or several optimiser steps train on.
+
+    Attributes:
+        rows: prompt and completion ids of every kept rollout.
+        advantages: one a row.
+        scale: the totals that the loss is divided by.
+        micro_batches: which rows go through the model together.
+        old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
+            the first pass has computed them.
+    """
+
+    rows: list[Row]
+    advantages: list[float]
+    scale: LossScale
+    micro_batches: list[MicroBatch]
+    old_log_probs: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[Group],
+        advantages: Sequence[Sequence[float] | None],
+        *,
+        max_completion_length: int,
+        micro_batch_tokens: int,
+        trees: bool,
+    ) -> Batch:
+        """The groups with advantages as rows, one after another; None is a dropped group."""
+        rows: list[Row] = []
+        flat: list[float] = []
+        for group, values in zip(groups, advantages, strict=True):
+            if values is not None:
+                rows += [(group.prompt, step.completion_ids) for step in group.steps]
+                flat += values
+        lengths = [len(completion) for _, completion in rows]
+        return cls(
+            rows=rows,
+            advantages=flat,
+            scale=LossScale.of(lengths, max_completion_length),
+            micro_batches=micro_batches(rows, micro_batch_tokens, trees=trees),
+        )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together, as indices, and whether as a prefix tree."""
+
+    rows: list[int]
+    tree: bool
+
+
+def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[MicroBatch]:
+    """Every row once, in micro-batches of at most `max_tokens`; a longer row has one of its own.
+
+    Where a tree saves too little to pay for its upkeep, its rows are padded instead.
+    """
+    if not trees:
+        return [MicroBatch(part, tree=False) for part in pack_rows(rows, max_tokens)]
+    batches = []
+    repeated: list[int] = []
+    for part in pack_trees(rows, max_tokens):
+        members = [rows[i] for i in part]
+        if _padded_tokens(members, max_tokens) >= _WORTH_A_TREE * len(PrefixTree.of(members)):
+            batches.append(MicroBatch(part, tree=True))
+        else:
+            repeated += part
+    padded = pack_rows([rows[i] for i in repeated], max_tokens)
+    return batches + [MicroBatch([repeated[i] for i in part], tree=False) for part in padded]
+
+
+def _padded_tokens(rows: Sequence[Row], max_tokens: int) -> int:
+    """What the same rows would take without a tree."""
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    return sum(len(part) * max(lengths[i] for i in part) for part in pack_rows(rows, max_tokens))
+
+
+def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
+    """Indices of rows for each micro-batch: rows of like length, so that padding is small.
+
+    A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;
+    a single row longer than that makes a micro-batch of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        length = len(rows[index][0]) + len(rows[index][1])
+        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
+            batches.append([])
+            longest = length
+        batches[-1].append(index)
+    return batches

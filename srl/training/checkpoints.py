@@ -1,0 +1,106 @@
+"""What a checkpoint holds beside transformers' own files: the state of our trainers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from srl.errors import UsageError
+from srl.runs.folder import replace_file
+
+STATE_FILE = "srl_state.json"
+
+
+def read_state(
+    checkpoint: Path, *, holds: Mapping[str, type], logs: Collection[str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The state in a checkpoint's folder, and how far each log was written.
+
+    Args:
+        checkpoint: the folder.
+        holds: what the state must hold beside the positions of the logs, and of which type.
+        logs: names of the logs.
+
+    Raises:
+        UsageError: it was not saved by this trainer, or is damaged.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: state[name] for name in holds}
+        for name, value in found.items():
+            if type(value) is not holds[name]:
+                raise TypeError(f"{name} is {value!r}")
+        return found, {name: int(state["positions"][name]) for name in logs}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "
+            f"damaged ({error})"
+        ) from error
+
+
+def why_kept(state: TrainerState, metric: str) -> str:
+    """A line on the best checkpoint, and on others that validation could not tell from it.
+
+    Args:
+        state: of a finished training with a best checkpoint.
+        metric: what it was chosen by, with or without `eval_`.
+    """
+    step = int(str(state.best_model_checkpoint).rpartition("-")[2])
+    name = f"eval_{metric.removeprefix('eval_')}"
+    equal = [
+        line["step"]
+        for line in state.log_history
+        if line.get(name) == state.best_metric and line["step"] != step
+    ]
+    kept = f"policy of step {step}, the best on validation: {metric} {state.best_metric:.3f}"
+    if not equal:
+        return kept
+    return (
+        f"{kept}; so has step {', '.join(map(str, equal))}, and the first is kept: more "
+        "validation_problems, or another metric_for_best_model, may tell them apart"
+    )
+
+
+def add_saving(trainer: Trainer, state_dict: Callable[[], Mapping[str, object]]) -> None:
+    """Have every checkpoint of `trainer` hold what `state_dict` gives."""
+    # The first callback is transformers' own, which says when to save. Trackers stand behind it and
+    # may upload for minutes; the older checkpoints have gone by then, so ours goes between.
+    trainer.callback_handler.callbacks.insert(1, SaveState(state_dict))
+
+
+class SaveState(TrainerCallback):
+    """Puts our state into every checkpoint as its last file, which makes it whole.
+
+    Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says: figures
+    that wait for their line are in no checkpoint.
+
+    Args:
+        state_dict: gives the state.
+    """
+
+    def __init__(self, state_dict: Callable[[], Mapping[str, object]]) -> None:
+        self._state_dict = state_dict
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        replace_file(folder / STATE_FILE, json.dumps(self._state_dict()).encode())

@@ -1,0 +1,135 @@
+"""Which groups are worth training on; pure Python.
+
+`collect_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2; SRL, arXiv 2510.25992,
+section 3.2): a group whose rewards hardly differ says nothing about which rollout was better, so it
+is dropped whole and replaced by further prompts. With a continuous reward "std == 0" would filter
+next to nothing, hence the explicit epsilon; and the refill is bounded, so a policy that fails
+everywhere ends the step instead of looping for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from srl.errors import UsageError
+from srl.training.advantages import group_stats
+
+FLAT_GROUP = "flat_group"
+
+
+class RewardedGroup(Protocol):
+    """All that dynamic sampling needs to know of a group: one reward per rollout."""
+
+    @property
+    def rewards(self) -> Sequence[float]: ...
+
+
+GroupT = TypeVar("GroupT", bound=RewardedGroup)
+
+
+@dataclass(frozen=True)
+class FilterDecision:
+    """What became of one group, with the figures the decision rests on.
+
+    Attributes:
+        mean: the mean of the group's rewards.
+        std: their population std.
+        dropped_because: None for a kept group, else the reason (`flat_group`).
+    """
+
+    mean: float
+    std: float
+    dropped_because: str | None
+
+    @property
+    def kept(self) -> bool:
+        return self.dropped_because is None
+
+
+def filter_groups(
+    groups_rewards: Sequence[Sequence[float]], epsilon: float
+) -> list[FilterDecision]:
+    """One decision per group: it is kept if and only if its population std is above `epsilon`.
+
+    Raises:
+        UsageError: a negative epsilon, an empty group, or a reward that is not finite.
+    """
+    if not epsilon >= 0:
+        raise UsageError(f"dynamic sampling's epsilon is {epsilon}; it must be 0 or more")
+    decisions = []
+    for rewards in groups_rewards:
+        mean, std = group_stats(rewards)
+        decisions.append(FilterDecision(mean, std, None if std > epsilon else FLAT_GROUP))
+    return decisions
+
+
+@dataclass(frozen=True)
+class Collected(Generic[GroupT]):
+    """The outcome of one collection: every group tried, in the order drawn, and what became of it.
+
+    `decisions` runs parallel to `groups`, so that dropped groups can be recorded as well.
+    """
+
+    groups: list[GroupT]
+    decisions: list[FilterDecision]
+    rounds: int
+
+    @property
+    def kept(self) -> list[GroupT]:
+        """The groups to train on; fewer than needed when the rounds ran out, perhaps none."""
+        return [g for g, d in zip(self.groups, self.decisions, strict=True) if d.kept]
+
+    @property
+    def dropped(self) -> list[GroupT]:
+        return [g for g, d in zip(self.groups, self.decisions, strict=True) if not d.kept]
+
+
+def collect_groups(
+    draw: Callable[[int], Sequence[GroupT]],
+    *,
+    needed: int,
+    max_rounds: int,
+    epsilon: float,
+    dynamic_sampling: bool = True,
+) -> Collected[GroupT]:
+    """Draw groups until `needed` of them are kept or `max_rounds` rounds are spent.
+
+    Every round draws exactly as many prompts as are still missing. So there is never a surplus to
+    throw away or to carry over, at the price of ever smaller rounds. The caller decides what an
+    incomplete or empty batch means; nothing here loops without a bound.
+
+    Args:
+        draw: `draw(n)` gives the next n prompts' groups, rolled out and scored.
+        needed: groups wanted for this optimiser step.
+        max_rounds: rounds in all, the first included; 1 means "filter, but do not refill".
+        epsilon: a group is kept if the population std of its rewards is above it.
+        dynamic_sampling: False draws one round and keeps every group, flat ones too.
+
+    Raises:
+        UsageError: sizes below 1, or a `draw` that does not give what it was asked for.
+    """
+    if needed < 1 or max_rounds < 1:
+        raise UsageError(
+            f"dynamic sampling with {needed} needed groups and {max_rounds} rounds; "
+            "both must be 1 or more"
+        )
+    groups: list[GroupT] = []
+    decisions: list[FilterDecision] = []
+    missing, rounds = needed, 0
+    while missing > 0 and rounds < (max_rounds if dynamic_sampling else 1):
+        drawn = draw(missing)
+        if len(drawn) != missing:
+            raise UsageError(
+                f"draw({missing}) gave {len(drawn)} groups; it must give exactly what is asked for"
+            )
+        if dynamic_sampling:
+            decided = filter_groups([g.rewards for g in drawn], epsilon)
+        else:
+            decided = [FilterDecision(*group_stats(g.rewards), None) for g in drawn]
+        groups += drawn
+        decisions += decided
+        missing -= sum(d.kept for d in decided)
+        rounds += 1
+    return Collected(groups, decisions, rounds)

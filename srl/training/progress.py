@@ -1,0 +1,199 @@
+"""Live progress of a run: a bar with the figures that matter on a terminal, else plain lines.
+
+Also the two ways a run may end early: Ctrl-C, which saves a checkpoint at the end of the step and
+stops, and a warning when the proxy runs away (similarity rises while solved problems fall).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from srl.console import clock
+
+# Changes smaller than this are noise on some sixty validation problems.
+_RISE, _FALL = 0.01, 0.03
+
+
+class ProgressReport(TrainerCallback):
+    """Shows a run while it trains.
+
+    Args:
+        console: where.
+        save_every_multiple_of: Ctrl-C saves after a step that is a multiple of this.
+        first: lines to print when training begins.
+        stops: Ctrl-C ends the training with a checkpoint; else it is left alone.
+
+    Attributes:
+        interrupted: Ctrl-C was pressed, and a checkpoint saved.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        save_every_multiple_of: int = 1,
+        first: Sequence[Callable[[], str]] = (),
+        stops: bool = True,
+    ) -> None:
+        self.console = console
+        self._first, self._stops = first, stops
+        self.interrupted = False
+        self._asked_to_stop = False
+        self._multiple = save_every_multiple_of
+        self._started = time.monotonic()
+        self._first_step = 0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._first_eval: Mapping[str, float] | None = None
+        self._previous_handler: object = None  # None until there is one to give back
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._started = time.monotonic()
+        self._first_step = state.global_step
+        for line in self._first:
+            self.console.print(line(), highlight=False, markup=False, soft_wrap=True)
+        if self._stops:
+            self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task(
+                "the first step", total=state.max_steps, completed=state.global_step
+            )
+            self._progress.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        if not logs or "seconds/update" not in logs:  # no line about a step
+            return
+        done = state.global_step - self._first_step
+        left = (
+            (time.monotonic() - self._started)
+            / max(1, done)
+            * (state.max_steps - state.global_step)
+        )
+        seconds = logs.get("seconds/collect", 0.0) + logs["seconds/update"]
+        if "reward" in logs:
+            words = (
+                f"reward {_number(logs['reward'])}"
+                f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
+                f"  failures {_share(logs['format_failures'])}"
+                f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
+            )
+        else:  # fine-tuning has no rollouts, and a further pass over the same ones no new ones
+            words = f"loss {_number(logs['loss'])}"
+        if "tokens" in logs:
+            words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
+        words += f"  {clock(left)} left"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step, description=words)
+        else:
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}  {words}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        if not metrics or "eval_accuracy" not in metrics:
+            return
+        words = (
+            f"validation after step {state.global_step}: solved {_share(metrics['eval_accuracy'])}"
+            f" (short ones {_share(metrics['eval_accuracy_short'])})"
+        )
+        if "eval_loss" in metrics:
+            words += f"  loss {_number(metrics['eval_loss'])}"
+        else:
+            words += (
+                f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
+                f"  exact steps {_share(metrics['eval_exact'])}"
+                f"  failures {_share(metrics['eval_format_failures'])}"
+            )
+        self.console.print(
+            words,
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._first_eval is None:
+            self._first_eval = dict(metrics)
+            return
+        key = "eval_rewards/similarity"
+        rise = metrics.get(key, math.nan) - self._first_eval.get(key, math.nan)
+        fall = self._first_eval["eval_accuracy"] - metrics["eval_accuracy"]
+        if rise > _RISE and fall > _FALL:
+            self.console.print(
+                f"warning: since the first validation similarity rose by {rise:.3f} while "
+                f"{fall:.1%} fewer problems are solved: the policy learns what a step looks like, "
+                "not what is right. Look at the records, lower the learning rate, or choose "
+                "another reward",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._asked_to_stop and state.global_step % self._multiple == 0:
+            control.should_save = True
+            control.should_log = True  # what waits for its line is in no checkpoint
+            control.should_training_stop = True
+            self.interrupted = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal and Ctrl-C back; safe to call twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
+            self._previous_handler = None
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
+        self.console.print(
+            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
+        )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"

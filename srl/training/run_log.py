@@ -1,0 +1,245 @@
+"""What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, the expert solutions
+they are about; `metrics.jsonl`, figures.
+
+`records.py` is how a log lies on the disk; here is what the trainer puts into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from environments.types import Trajectory
+from srl.data.prompts import FAILURES
+from srl.errors import UsageError
+from srl.rollout.scored import ScoredStep, step_metrics
+from srl.runs.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
+from srl.training.batch import Group
+from srl.training.groups import Collected
+
+# Figures of which the log gives the total, or the largest, since the last line; of all others the
+# mean.
+_TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
+_LARGEST = ("max_log_ratio",)
+
+
+class RunLog:
+    """Writes the logs of one training, between `open` and `close`; before and after, nothing.
+
+    Args:
+        folder: where the logs lie.
+        log_completions: whether `steps.jsonl` and `problems.jsonl` are written.
+
+    Attributes:
+        listeners: told the rollouts of each optimiser step, once they are written.
+    """
+
+    def __init__(self, folder: Path, *, log_completions: bool) -> None:
+        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "problems", "metrics")}
+        self._written = tuple(self.paths) if log_completions else ("metrics",)
+        self._writers: dict[str, RecordWriter] = {}
+        self._told: set[bytes] = set()  # digests of the lines of problems.jsonl
+        self._pending: dict[str, list[float]] = {}
+        self.listeners: list[Callable[[Sequence[StepRecord]], None]] = []
+
+    def refuse_another(self) -> None:
+        """Before a fresh training.
+
+        Raises:
+            UsageError: a log is there already.
+        """
+        for path in self.paths.values():
+            if path.is_file() and path.stat().st_size:
+                raise UsageError(
+                    f"{path} is the log of another training; give another output_dir, or go on "
+                    "with that one: train(resume_from_checkpoint=…)"
+                )
+
+    def cut_back(self, positions: Mapping[str, int]) -> None:
+        """To where a checkpoint was written: what came after it will be written again.
+
+        Raises:
+            UsageError: a log is not the one of that checkpoint.
+        """
+        for name, path in self.paths.items():
+            truncate_to(path, positions[name])
+
+    def open(self) -> None:
+        """Start to write, at the end of what is there."""
+        for name in self._written:
+            self.paths[name].parent.mkdir(parents=True, exist_ok=True)
+            self._writers[name] = RecordWriter(self.paths[name])
+        if "problems" in self._writers:  # a resumed run goes on with those told before
+            self._told = {_digest(row) for row in read_rows(self.paths["problems"])}
+
+    def close(self) -> None:
+        """Stop to write."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def positions(self) -> dict[str, int]:
+        """Name of a log -> its length in bytes, for a checkpoint."""
+        return {
+            name: self._writers[name].position()
+            if name in self._writers
+            else (path.stat().st_size if path.exists() else 0)
+            for name, path in self.paths.items()
+        }
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Keep figures for the next line about training."""
+        for name, value in figures.items():
+            self._pending.setdefault(name, []).append(value)
+
+    def take_noted(self) -> dict[str, float]:
+        """The figures noted since the last call, one value each."""
+        merged = {name: _merge(name, values) for name, values in self._pending.items()}
+        self._pending = {}
+        return merged
+
+    def write_metrics(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`."""
+        if "metrics" in self._writers:
+            self._writers["metrics"].write([{"step": step, **figures}])
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def write_groups(
+        self,
+        train_step: int,
+        collected: Collected[Group],
+        advantages: Sequence[Sequence[float] | None],
+    ) -> None:
+        """Every rollout sampled for an optimiser step, kept or not; None: a dropped group."""
+        if "steps" not in self._writers:
+            return
+        self._tell([group.steps[0] for group in collected.groups])
+        rows: list[StepRecord] = []
+        for group_id, (group, decision, values) in enumerate(
+            zip(collected.groups, collected.decisions, advantages, strict=True)
+        ):
+            rows += [
+                _record(
+                    step,
+                    train_step=train_step,
+                    phase="train",
+                    group_id=group_id,
+                    rollout=rollout,
+                    mean=decision.mean,
+                    std=decision.std,
+                    kept=decision.kept,
+                    dropped_because=decision.dropped_because,
+                    advantage=None if values is None else values[rollout],
+                )
+                for rollout, step in enumerate(group.steps)
+            ]
+        self._writers["steps"].write(rows)
+        for listener in self.listeners:
+            listener(rows)
+
+    def write_evaluation(self, train_step: int, steps: Sequence[ScoredStep]) -> None:
+        """The steps of an evaluation that follows an optimiser step, each a group of its own."""
+        if "steps" in self._writers:
+            self._tell(steps)
+            self._writers["steps"].write(
+                _record(step, train_step=train_step, phase="eval", group_id=group_id, rollout=0)
+                for group_id, step in enumerate(steps)
+            )
+
+    def _tell(self, steps: Sequence[ScoredStep]) -> None:
+        """Write down each expert solution before the first record about it."""
+        new: list[Mapping[str, object]] = []
+        for step in steps:
+            row = _problem(step.example.trajectory)
+            if (digest := _digest(row)) not in self._told:
+                self._told.add(digest)
+                new.append(row)
+        self._writers["problems"].write(new)
+
+
+def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
+    """The figures of one step's sampling, those of every format failure among them."""
+    steps = [step for group in collected.groups for step in group.steps]
+    failures = Counter(step.parsed.failure for step in steps)
+    return {
+        **step_metrics(steps),
+        "groups_kept": len(collected.kept),
+        "groups_tried": len(collected.groups),
+        "sampling_rounds": collected.rounds,
+        "group_std": sum(d.std for d in collected.decisions) / len(collected.decisions),
+        "tokens": sum(len(step.completion_ids) for step in steps),
+        **{f"format_failures/{name}": failures[name] / len(steps) for name in FAILURES},
+    }
+
+
+def _merge(name: str, values: Sequence[float]) -> float:
+    """One figure for several steps; NaN, a step without that figure, does not count."""
+    known = [value for value in values if not math.isnan(value)]
+    if name.startswith(_TOTALS):
+        return sum(known)
+    if name in _LARGEST:
+        return max(known, default=math.nan)
+    return sum(known) / len(known) if known else math.nan
+
+
+def _digest(row: Mapping[str, object]) -> bytes:
+    return hashlib.sha256(json_line(row)).digest()
+
+
+def _problem(trajectory: Trajectory) -> Mapping[str, object]:
+    return {
+        "problem_id": trajectory.problem_id,
+        "source": trajectory.source,
+        "problem": trajectory.problem,
+        "steps": trajectory.steps,
+        "answer": trajectory.answer,
+    }
+
+
+def _record(
+    step: ScoredStep,
+    *,
+    train_step: int,
+    phase: Literal["train", "eval"],
+    group_id: int,
+    rollout: int,
+    mean: float | None = None,
+    std: float | None = None,
+    kept: bool = False,
+    dropped_because: str | None = None,
+    advantage: float | None = None,
+) -> StepRecord:
+    example = step.example
+    return StepRecord(
+        train_step=train_step,
+        phase=phase,
+        source=example.source,
+        problem_id=example.problem_id,
+        step_index=example.step_index,
+        num_steps=example.num_steps,
+        group_id=group_id,
+        rollout=rollout,
+        prompt_tokens=step.prompt_tokens,
+        completion_tokens=len(step.completion_ids),
+        truncated=step.truncated,
+        thought=step.parsed.thought,
+        action=step.parsed.action,
+        expert_step=example.expert_step,
+        previous_step=example.previous_steps[-1] if example.previous_steps else None,
+        format_failure=step.parsed.failure,
+        rewards=step.score.rewards,
+        reward=step.score.reward,
+        lift=step.lift,
+        group_mean=mean,
+        group_std=std,
+        kept=kept,
+        dropped_because=dropped_because,
+        advantage=advantage,
+    )

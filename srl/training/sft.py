@@ -1,0 +1,392 @@
+"""The supervised baseline: fine-tuning on the expert's own text, through TRL's `SFTTrainer`.
+
+Rows and prompts are those of SRL; the completion is what the expert wrote, in the policy's format:
+with the expert's thoughts where the data has them. The loss is the mean cross-entropy of the
+completion tokens of an optimiser step, whatever micro-batches it was cut into.
+
+The only touch point with TRL's SFT. It relies on this of TRL 1.16, and the tests fail where it
+moves:
+- a data set with `input_ids` and `labels` and `skip_prepare_dataset` is trained on as it is;
+- `compute_loss(model, inputs, num_items_in_batch=n)` is the sum over the labels divided by n, and
+  `training_step` adds its gradients to those there are;
+- `log` adds its own figures, kept in `_metrics`, to the mapping it is given;
+- `create_model_card` is what writes a README.md beside the checkpoints: not here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from environments.types import Trajectory
+from rewards import RewardSum
+from srl.config.settings import SRLConfig, check_evaluation, check_one_process
+from srl.data.prompts import TAG, PromptFormat, ensure_pad
+from srl.data.rows import Rows
+from srl.data.steps import StepExample, trajectory_numbers
+from srl.data.stream import PromptStream
+from srl.errors import UsageError, libraries_refuse
+from srl.evaluation.judging import judged
+from srl.evaluation.solving import accuracy, solve_validation
+from srl.models.loading import context_limit, prompt_format
+from srl.rollout.local import LocalSampler
+from srl.training.checkpoints import add_saving, read_state
+from srl.training.progress import ProgressReport
+from srl.training.run_log import RunLog
+from srl.training.start_lines import dropped
+from srl.training.trackers import check_installed
+
+# Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
+BEST_BY = ("eval_accuracy", "eval_loss")
+
+_IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class ExpertRows:
+    """What the expert wrote, as prompt and completion.
+
+    Attributes:
+        examples: the rows.
+        prompts: token ids of each row's prompt, SRL's.
+        completions: token ids of each row's completion, the end token included.
+        dropped: why rows were left out -> how many.
+    """
+
+    examples: list[StepExample]
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    dropped: Counter[str]
+
+    @classmethod
+    def of(
+        cls,
+        trajectories: Sequence[Trajectory],
+        form: PromptFormat,
+        args: SRLConfig,
+        limit: int | None,
+    ) -> ExpertRows:
+        """The rows that SRL would train on, less those whose completion cannot be trained on.
+
+        Args:
+            trajectories: the expert solutions.
+            form: the words around a step.
+            args: the settings.
+            limit: tokens that the policy can read and write together; None is no limit.
+
+        Raises:
+            UsageError: no row fits.
+        """
+        rows = Rows.of(trajectories, form, args, limit)
+        found = cls([], [], [], Counter(rows.dropped))
+        for example, prompt in zip(rows.examples, rows.prompts, strict=True):
+            completion = form.encode_expert(example)
+            if args.think and any(TAG.search(one) for one, _ in example.expert_writing):
+                # It would end its own thought, and teach what follows as a step.
+                found.dropped["a think tag inside a thought"] += 1
+            elif limit is not None and len(prompt) + len(completion) > limit:
+                found.dropped["too long for the policy's context"] += 1
+            elif failure := form.parse(completion, False, whole=example.whole).failure:
+                # Trained on, it would teach what every evaluation counts as a failure.
+                found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
+            else:
+                found.examples.append(example)
+                found.prompts.append(prompt)
+                found.completions.append(completion)
+        if rows.examples and not found.examples:
+            raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
+        return found
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(p) + len(c) for p, c in zip(self.prompts, self.completions, strict=True)]
+
+    def to_dataset(self) -> Dataset:
+        """As `SFTTrainer` takes them: labels are the completion's tokens, and none elsewhere."""
+        pairs = list(zip(self.prompts, self.completions, strict=True))
+        return Dataset.from_dict(
+            {
+                "input_ids": [[*prompt, *completion] for prompt, completion in pairs],
+                "labels": [
+                    [*[_IGNORED] * len(prompt), *completion] for prompt, completion in pairs
+                ],
+            }
+        )
+
+
+class ExpertTrainer(SFTTrainer):
+    """Fine-tunes a causal language model on the expert's steps, or whole solutions.
+
+    The order of the rows is that of SRL's prompts without refills: a function of the seed, known
+    beforehand, so a resumed run sees the rows an uninterrupted one would have seen.
+
+    Args:
+        model: a loaded model, or a model with an adapter.
+        args: the settings; those of sampling and scoring serve evaluation alone.
+        train_trajectories: expert solutions to train on.
+        validation_trajectories: expert solutions of other problems, for `evaluate`.
+        step_rewards: what the figures of held-out steps are measured with.
+        processing_class: the tokenizer.
+        callbacks: further callbacks of transformers.
+
+    Raises:
+        UsageError: wrong use, in words.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SRLConfig,
+        train_trajectories: Sequence[Trajectory],
+        validation_trajectories: Sequence[Trajectory],
+        step_rewards: RewardSum,
+        processing_class: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        check_one_process(args)
+        ensure_pad(processing_class)
+        check_evaluation(args, validates=bool(validation_trajectories), best_by=BEST_BY)
+        check_installed(args.report_to)
+        self.settings = args
+        self.rewards = step_rewards
+        self.form = prompt_format(
+            model,
+            processing_class,
+            template=args.template,
+            think=args.think,
+            system_prompt=args.system_prompt,
+            whole_system_prompt=args.whole_system_prompt,
+        )
+        self.context_limit = context_limit(model)
+        self.rows = ExpertRows.of(train_trajectories, self.form, args, self.context_limit)
+        self.prompts = self.rows.prompts
+        count = len(self.prompts)
+        if count < args.prompts_per_step:
+            raise UsageError(
+                f"there are {count} training rows{dropped(self.rows.dropped)}, fewer than "
+                f"prompts_per_step {args.prompts_per_step}; give more data"
+                + (f", or set prompts_per_step to {count} or less" if count else "")
+            )
+        self.validation_trajectories = list(validation_trajectories)
+        held_out = ExpertRows.of(self.validation_trajectories, self.form, args, self.context_limit)
+        if args.max_steps <= 0:
+            args.max_steps = max(1, round(args.num_train_epochs * count / args.prompts_per_step))
+        in_order = args.prompt_order == "trajectory"
+        units = trajectory_numbers(self.rows.examples) if in_order else None
+        self.stream = PromptStream(count, args.seed, units=units)
+        self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
+        order = self.stream.take(args.max_steps * args.prompts_per_step)
+        with libraries_refuse():
+            super().__init__(
+                model=model,
+                args=_trl_settings(args),
+                train_dataset=self.rows.to_dataset().select(order),
+                eval_dataset=held_out.to_dataset() if held_out.examples else None,
+                processing_class=processing_class,
+                callbacks=callbacks,
+            )
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        add_saving(self, self.state_dict)
+        if not args.disable_tqdm and not any(
+            isinstance(c, ProgressReport) for c in callbacks or ()
+        ):
+            self.add_callback(ProgressReport(Console(), first=(self.arithmetic,), stops=False))
+
+    def arithmetic(self) -> str:
+        """One line: the sizes of a step, and how often the rows are seen."""
+        args, count = self.settings, len(self.prompts)
+        thinking = sum(any(t for t, _ in row.expert_writing) for row in self.rows.examples)
+        thoughts = f", {thinking:,} with thoughts" if thinking else ""
+        if thinking and not args.think:
+            thoughts += ", which are left out (think: false)"
+        return (
+            f"{count:,} rows of the expert's text{thoughts}{dropped(self.rows.dropped)}; "
+            f"{args.prompts_per_step} rows a step, micro-batches of at most "
+            f"{args.micro_batch_tokens:,} tokens; {args.max_steps} steps, about "
+            f"{args.max_steps * args.prompts_per_step / count:.2g} epochs"
+        )
+
+    # -- documented methods of Trainer -----------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
+        """Train; with a checkpoint's folder, go on exactly where it was saved."""
+        if resume_from_checkpoint:
+            self._load_state(Path(resume_from_checkpoint))
+            self.args.eval_on_start = (
+                False  # of a training that has started, it would be told twice
+            )
+        else:
+            self.run_log.refuse_another()
+        try:
+            self.run_log.open()
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.run_log.close()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: object = None
+    ) -> Tensor:
+        """One optimiser step up to the gradients, in micro-batches; the Trainer clips and updates.
+
+        Args:
+            model: the model.
+            inputs: all rows of the step, padded on the right.
+            num_items_in_batch: tokens of all completions: what the loss of each part is divided by.
+        """
+        started = time.perf_counter()
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        total = torch.zeros((), device=self.args.device)
+        for part in micro_batches(lengths, self.settings.micro_batch_tokens):
+            longest = max(lengths[row] for row in part)
+            rows = {name: value[part, :longest] for name, value in inputs.items()}
+            total += super().training_step(model, rows, num_items_in_batch)
+        seconds = time.perf_counter() - started
+        self.run_log.note({"tokens": sum(lengths), "seconds/update": seconds})
+        return total
+
+    def evaluate(
+        self,
+        eval_dataset: object = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Greedy accuracy on the validation problems, as SRL's, and the loss of their rows."""
+        if not self.validation_trajectories:
+            raise UsageError("evaluation needs validation_trajectories: set validation_problems")
+        started = time.perf_counter()
+        sampler = LocalSampler(
+            self.accelerator.unwrap_model(self.model),
+            pad_id=int(self.processing_class.pad_token_id),
+            token_budget=self.settings.rollout_token_budget,
+            share=self.settings.prefix_tree,
+        )
+        self.model.eval()
+        with self.accelerator.autocast():
+            attempts = solve_validation(
+                sampler,
+                self.form,
+                self.validation_trajectories,
+                self.settings,
+                context_limit=self.context_limit,
+            )
+        attempts = judged(attempts, self.settings)
+        short = [a for a in attempts if len(a.trajectory.steps) <= self.settings.short_steps]
+        values = {
+            "problems": len(attempts),
+            "accuracy": accuracy(attempts).value,
+            "accuracy_short": accuracy(short).value,
+            "loss": self._held_out_loss(),
+            "seconds": time.perf_counter() - started,
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's figures together with those of the step."""
+        if "loss" in logs:
+            logs.update(self.run_log.take_noted())
+        # Tokens since this process started, whatever ran before: `tokens` counts them by the step.
+        for figures in self._metrics.values():
+            figures.pop("num_tokens", None)
+        super().log(logs, start_time)  # adds its own to `logs`
+        # The Trainer's epoch is a share of all rows of all steps: here they are one data set.
+        figures = {name: value for name, value in logs.items() if name != "epoch"}
+        self.run_log.write_metrics(self.state.global_step, figures)
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """None: the run folder says how the policy came about."""
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """Mean cross-entropy of the completion tokens of all held-out rows; NaN without any."""
+        if self.eval_dataset is None:
+            return float("nan")
+        rows = list(self.eval_dataset)
+        tokens = sum(label != _IGNORED for row in rows for label in row["labels"])
+        lengths = [len(row["input_ids"]) for row in rows]
+        total = 0.0
+        with self.accelerator.autocast():
+            for part in micro_batches(lengths, self.settings.micro_batch_tokens):
+                inputs = self._prepare_inputs(self.data_collator([rows[row] for row in part]))
+                total += float(self.compute_loss(self.model, inputs, num_items_in_batch=tokens))
+        return total
+
+    def state_dict(self) -> dict[str, object]:
+        """What a checkpoint keeps beside the Trainer's own state."""
+        seen = self.state.global_step * self.settings.prompts_per_step
+        return {
+            "stream": {**self.stream.state_dict(), "cursor": seen},
+            "positions": self.run_log.positions(),
+        }
+
+    def _load_state(self, checkpoint: Path) -> None:
+        state, positions = read_state(checkpoint, holds={"stream": dict}, logs=self.run_log.paths)
+        self.stream.load_state_dict(state["stream"])  # refuses other data and another seed
+        self.run_log.cut_back(positions)
+
+
+def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Rows in order of their length, as many at once as `limit` holds when padded to the longest.
+
+    A row that is longer than that stands alone.
+
+    Args:
+        lengths: tokens of each row.
+        limit: tokens of a micro-batch, padding included.
+    """
+    part: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if part and (len(part) + 1) * lengths[row] > limit:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+def _trl_settings(args: SRLConfig) -> SFTConfig:
+    """Our settings as TRL's; its own beyond them are off."""
+    ours: Mapping[str, object] = {
+        field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init
+    }
+    changed = {
+        # One training_step is one optimiser step, as in SRL; it cuts its rows itself.
+        "per_device_train_batch_size": args.prompts_per_step,
+        "dataloader_pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
+        "train_sampling_strategy": "sequential",  # the data set is in order already
+        "num_train_epochs": 1,
+        "max_length": None,  # too long rows were left out and counted
+        "packing": False,
+        "shuffle_dataset": False,
+        "loss_type": "nll",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    return SFTConfig(**{**ours, **changed})

@@ -1,0 +1,87 @@
+"""The lines that say what a training is about to do, and the one for when nothing is left to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rewards import RewardCheck
+from srl.training.groups import Collected
+
+if TYPE_CHECKING:
+    from srl.config.settings import SRLConfig
+    from srl.training.batch import Group
+
+# Rewards that would take longer than this a step are named at the start.
+_SLOW_SECONDS = 1.0
+
+
+def arithmetic(
+    args: SRLConfig, rows: int, drops: Mapping[str, int], tree_refusal: str | None
+) -> str:
+    """The sizes of a step, and how often the rows are seen.
+
+    Args:
+        args: the settings.
+        rows: rows to train on.
+        drops: why other rows were dropped -> how many.
+        tree_refusal: why the update cannot run over prefix trees; None if it does.
+    """
+    epochs = args.max_steps / args.num_iterations * args.prompts_per_step / rows
+    return (
+        f"{rows:,} rows{dropped(drops)}; "
+        f"{args.prompts_per_step} prompts x {args.num_generations} rollouts = "
+        f"{args.prompts_per_step * args.num_generations} completions a step of at most "
+        f"{args.completion_length} tokens, "
+        f"at most {args.max_sampling_rounds if args.dynamic_sampling else 1} sampling rounds, "
+        f"micro-batches of at most {args.micro_batch_tokens:,} "
+        + (
+            "tree tokens; "
+            if tree_refusal is None
+            else f"tokens, prompts repeated for every rollout ({tree_refusal}); "
+        )
+        + f"{args.max_steps} steps, about {epochs:.2g} epochs"
+    )
+
+
+def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
+    """Each reward, its weight, what it gives an expert's own step, and its price."""
+    parts, slow = [], []
+    completions = args.prompts_per_step * args.num_generations
+    for check in checks:
+        value = "does not apply" if check.value is None else f"{check.value:.3g}"
+        parts.append(f"{check.name} x {check.weight:g} ({value} in {1000 * check.seconds:.2g} ms)")
+        seconds = check.seconds * completions / check.at_once
+        if seconds > _SLOW_SECONDS:
+            slow.append(f"{check.name} will take about {seconds:.0f} s of every step")
+    line = f"rewards, tried on an expert's step: {', '.join(parts)}"
+    return line + (f"; slow: {'; '.join(slow)}" if slow else "")
+
+
+def nothing_left(args: SRLConfig, collected: Collected[Group]) -> str:
+    """Why a training stops whose groups were all dropped, step after step."""
+    failures = Counter(step.parsed.failure for group in collected.groups for step in group.steps)
+    valid = failures.pop(None, 0)
+    tried = sum(failures.values()) + valid
+    message = (
+        f"nothing to train on: for {args.max_empty_steps} steps in a row every group was dropped, "
+        f"because the rewards of its {args.num_generations} rollouts hardly differ (population std "
+        f"<= dynamic_sampling_epsilon {args.dynamic_sampling_epsilon}). "
+    )
+    if failures and not valid:
+        reason, count = failures.most_common(1)[0]
+        return message + (
+            f"All {tried} completions of the last step broke the format, {count} of them as "
+            f"'{reason}': the policy does not know the format, or {args.length_field} "
+            f"{args.completion_length} is too short"
+        )
+    return message + (
+        "A reward that is constant, or a policy that always writes the same, gives this; look at "
+        "the records with: make inspect"
+    )
+
+
+def dropped(drops: Mapping[str, int]) -> str:
+    """The drops in brackets, or nothing."""
+    return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""
