@@ -27,7 +27,7 @@ from rewards import RewardSum, StepContext, StepReward, StepScore
 from srl.data.prompts import PromptFormat, Template, leading_ids
 from srl.data.steps import StepExample, StepTitle, Targets, build_examples
 from srl.errors import UsageError
-from srl.rollout.scored import try_rewards
+from srl.rollout.rollouts import try_rewards
 
 RewardFunc = Callable[..., list[float | None]]
 """As TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and the columns."""

@@ -10,7 +10,7 @@ from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, wei
 from torch import Tensor
 from transformers import TrainerCallback
 
-import srl.rollout.local
+import srl.rollout.samplers
 import srl.training.trainer
 from rewards import StepContext, similarity_reward
 from srl.errors import UsageError
@@ -91,7 +91,7 @@ def test_neither_micro_batches_nor_trees_change_a_step(
 
     monkeypatch.setattr(srl.training.trainer, "policy_loss", counted)
     # One decoder for all: each draws random numbers in an order of its own.
-    monkeypatch.setattr(srl.rollout.local, "refusal", lambda model: "asked for")
+    monkeypatch.setattr(srl.rollout.samplers, "refusal", lambda model: "asked for")
 
     def update(tokens: int, prefix_tree: bool = True) -> tuple[int, Tensor, float]:
         nonlocal calls

@@ -22,8 +22,8 @@ from srl.evaluation.solving import (
     solve_step_by_step,
     solve_whole,
 )
-from srl.rollout.local import Completion, OnReady, SamplingParams
-from srl.rollout.scored import sample_steps, step_metrics
+from srl.rollout.samplers import Completion, OnReady, SamplingParams
+from srl.rollout.rollouts import sample_steps, step_metrics
 from srl.stats import bootstrap, wilson
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)

@@ -24,8 +24,8 @@ from srl.errors import DivergedError
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How
 from srl.rollout import decoding
-from srl.rollout import local as rollouts
-from srl.rollout.local import Completion, LocalSampler, SamplingParams, _chunks, _race
+from srl.rollout import samplers
+from srl.rollout.samplers import Completion, LocalSampler, SamplingParams, _chunks, _race
 
 VOCABULARY = 24
 PAD = 0

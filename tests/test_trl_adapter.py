@@ -21,7 +21,7 @@ from rewards import StepContext
 from srl import SRLTrainer
 from srl.errors import UsageError
 from srl.models.loading import load_policy
-from srl.rollout.local import Completion, OnReady, SamplingParams
+from srl.rollout.samplers import Completion, OnReady, SamplingParams
 from srl.training.advantages import group_advantages
 from srl.trl_adapter import adapt
 

@@ -12,7 +12,7 @@ from rewards import similarity
 from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 from srl.evaluation.solving import solve_whole
-from srl.rollout.local import LocalSampler
+from srl.rollout.samplers import LocalSampler
 from srl.training.trainer import SRLTrainer
 
 PROBLEMS = toy_trajectories(48)

@@ -42,7 +42,7 @@ from update import Case, Cut, Update, as_trained, differences, ours, padded
 from rewards import StepContext
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import TreePlan
-from srl.rollout.local import LocalSampler, SamplingParams
+from srl.rollout.samplers import LocalSampler, SamplingParams
 from srl.training.batch import MicroBatch, micro_batches
 
 RESULTS = Path(__file__).resolve().parent / "results"

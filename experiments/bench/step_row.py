@@ -35,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from environments import Trajectory
 from rewards import RewardSum, StepReward
 from srl import SRLConfig, SRLTrainer
-from srl.rollout.local import Completion, LocalSampler, OnReady, SamplingParams
+from srl.rollout.samplers import Completion, LocalSampler, OnReady, SamplingParams
 from srl.trl_adapter import RewardFunc, adapt
 
 # Prompts of 340 to 660 tokens, 500 on average.

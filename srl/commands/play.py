@@ -20,7 +20,7 @@ from srl.console import visible
 from srl.data.steps import StepExample, build_examples
 from srl.data.stream import PromptStream
 from srl.errors import UsageError
-from srl.rollout.scored import try_rewards
+from srl.rollout.rollouts import try_rewards
 
 HELP = "Type the next step and press Enter; :skip shows the expert's, :next another problem, :quit."
 

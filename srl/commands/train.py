@@ -27,7 +27,7 @@ from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
 from srl.models.lora import add_adapter, is_adapted
-from srl.rollout.scored import try_rewards
+from srl.rollout.rollouts import try_rewards
 from srl.runs.folder import RunFolder, check_checkpoint, write_json
 from srl.training.checkpoints import why_kept
 from srl.training.progress import ProgressReport

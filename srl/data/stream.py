@@ -1,14 +1,19 @@
 """Which row comes next, as a function of (seed, epoch, cursor); pure Python.
 
 Refills draw from the same stream and its state goes into the checkpoint, so a resumed run sees the
-rows an uninterrupted one would have seen.
+rows an uninterrupted one would have seen. The state names the rows by a digest of their content: a
+data file that was edited in between is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from srl.data.steps import StepExample
 from srl.errors import UsageError
 
 
@@ -21,10 +26,16 @@ class PromptStream:
         cursor: how many rows were already handed out.
         units: of every row the number of its unit. A unit's rows come one after another, in their
             own order, and it is the units that are permuted; by default every row is one.
+        data: a digest of the rows, as `digest_of` makes it.
     """
 
     def __init__(
-        self, num_rows: int, seed: int, cursor: int = 0, units: Sequence[int] | None = None
+        self,
+        num_rows: int,
+        seed: int,
+        cursor: int = 0,
+        units: Sequence[int] | None = None,
+        data: str = "",
     ) -> None:
         if num_rows < 1:
             raise UsageError(
@@ -38,6 +49,7 @@ class PromptStream:
         self.num_rows = num_rows
         self.seed = seed
         self.cursor = cursor
+        self.data = data
         self.units = range(num_rows) if units is None else units
         self._cached_epoch = -1
         self._order: list[int] = []
@@ -57,24 +69,30 @@ class PromptStream:
             self.cursor += 1
         return rows
 
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint has to keep; plain integers, fit for JSON."""
-        return {"num_rows": self.num_rows, "seed": self.seed, "cursor": self.cursor}
+    def state_dict(self) -> dict[str, int | str]:
+        """What a checkpoint has to keep, fit for JSON."""
+        return {
+            "num_rows": self.num_rows,
+            "seed": self.seed,
+            "cursor": self.cursor,
+            "data": self.data,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` stopped.
 
         Raises:
             UsageError: the state is of another data set or another seed, so that its cursor would
                 point at different rows.
         """
-        for key in ("num_rows", "seed", "cursor"):
+        for key in ("num_rows", "seed", "cursor", "data"):
             if key not in state:
                 raise UsageError(f"the saved prompt stream has no {key!r}; it has {sorted(state)}")
-        for key, ours in (("num_rows", self.num_rows), ("seed", self.seed)):
+        for key, ours in (("num_rows", self.num_rows), ("seed", self.seed), ("data", self.data)):
             if state[key] != ours:
+                what = "rows of digest" if key == "data" else key
                 raise UsageError(
-                    f"the checkpoint's prompt stream has {key} {state[key]}, this run has {ours}; "
+                    f"the checkpoint's prompt stream has {what} {state[key]}, this run has {ours}; "
                     "resume with the data and the seed the run was started with"
                 )
         if state["cursor"] < 0:
@@ -91,3 +109,21 @@ class PromptStream:
             self._order = sorted(range(self.num_rows), key=lambda row: keys[self.units[row]])
             self._cached_epoch = epoch
         return self._order
+
+
+def digest_of(examples: Iterable[StepExample]) -> str:
+    """16 hexadecimal digits that change with the content or the order of the rows."""
+    digest = hashlib.sha256()
+    numbers: dict[int, int] = {}
+    for example in examples:
+        trajectory = example.trajectory
+        if id(trajectory) not in numbers:
+            numbers[id(trajectory)] = len(numbers)
+            parts = (trajectory.problem, trajectory.steps, trajectory.thoughts, trajectory.answer)
+            metadata = dict(trajectory.metadata)
+            # Of a value that is no JSON its type must do: its text may change with each run.
+            text = json.dumps([parts, metadata], default=lambda value: type(value).__name__)
+            digest.update(text.encode())
+        place = numbers[id(trajectory)], example.step_index, example.title, example.whole
+        digest.update(repr(place).encode())
+    return digest.hexdigest()[:16]

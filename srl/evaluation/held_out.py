@@ -36,8 +36,8 @@ from srl.evaluation.solving import (
     solve_whole,
 )
 from srl.models.loading import context_limit, prompt_format
-from srl.rollout.local import LocalSampler, SamplingParams
-from srl.rollout.scored import ScoredStep, sample_steps, step_metrics
+from srl.rollout.rollouts import Rollout, rollout_metrics, sample_rollouts
+from srl.rollout.samplers import Prompt, Sampler, SamplingParams, make_sampler
 from srl.runs.attempts import gain, read_attempts
 from srl.runs.folder import RunFolder
 from srl.runs.records import RecordWriter, read_rows
@@ -75,12 +75,7 @@ def measure(
         system_prompt=args.system_prompt,
         whole_system_prompt=args.whole_system_prompt,
     )
-    sampler = LocalSampler(
-        model,
-        pad_id=int(tokenizer.pad_token_id),
-        token_budget=args.rollout_token_budget,
-        share=args.prefix_tree,
-    )
+    sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
     # The samples of an evaluation must not move the random numbers of training.
     with (
         torch.random.fork_rng(devices=[] if args.device.type == "cpu" else None),
@@ -123,7 +118,7 @@ def _next_evaluation(path: Path) -> int:
 
 
 def _solve(
-    sampler: LocalSampler,
+    sampler: Sampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
     args: SRLConfig,
@@ -176,7 +171,7 @@ def _solve(
 
 
 def _steps(
-    sampler: LocalSampler,
+    sampler: Sampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
     args: SRLConfig,
@@ -195,33 +190,34 @@ def _steps(
     rows = list(islice(fitting, args.test_rows))
     if not rows:
         return {}
-    groups = sample_steps(
+    groups = sample_rollouts(
         sampler,
         form,
         [example for example, _ in rows],
-        [prompt for _, prompt in rows],
+        [Prompt(prompt) for _, prompt in rows],
         rewards=rewards,
         params=SamplingParams(args.completion_length, temperature=0, stop_ids=form.stop_ids),
         num_samples=1,
     )
     steps = [group[0] for group in groups]
-    valid = [step for step in steps if step.parsed.failure is None]
+    valid = [step for step in steps if step.is_valid]
     found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in rewards.names}
     found["held-out steps: exact"] = share_of_rows(
-        [step.exact for step in valid], [step.example.problem_id for step in valid]
+        [step.metrics["exact"] == 1.0 for step in valid],
+        [step.example.problem_id for step in valid],
     )
     found["held-out steps: format failures"] = share_of_rows(
-        [step.parsed.failure is not None for step in steps],
+        [not step.is_valid for step in steps],
         [step.example.problem_id for step in steps],
     )
-    lift = step_metrics(steps)["lift"]
+    lift = rollout_metrics(steps)["lift"]
     return {
         **{name: estimate.to_json() for name, estimate in found.items() if estimate.n},
         **({} if math.isnan(lift) else {"held-out steps: lift": lift}),
     }
 
 
-def _mean_reward(steps: Sequence[ScoredStep], name: str) -> Estimate:
+def _mean_reward(steps: Sequence[Rollout], name: str) -> Estimate:
     """Of the steps that a reward applies to."""
     scored = [(step, v) for step in steps if (v := step.score.rewards.get(name)) is not None]
     return bootstrap([v for _, v in scored], [step.example.problem_id for step, _ in scored])

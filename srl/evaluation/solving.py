@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from environments.answers import same_answer, stated_answer
 from environments.types import Trajectory
 from srl.data.prompts import OPEN, PromptFormat
-from srl.rollout.local import Completion, Sampler, SamplingParams
+from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams, complete, key_of
 from srl.sample_metrics import avg_at_k, over_problems
 from srl.stats import Estimate
 
@@ -116,20 +116,21 @@ def solve_step_by_step(
     states = [_State(trajectory, sample) for sample in numbers for trajectory in problems]
     active = list(states)
     for round_number in range(1, max_steps + 1):
-        ready, prompts = [], []
+        ready, prompts = [], []  # type: list[_State], list[Prompt]
         for state in active:
             prompt = form.encode(state.trajectory.problem, state.steps)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
                 state.failure = "context_limit"
             else:
                 ready.append(state)
-                prompts.append(prompt)
+                key = key_of(state.trajectory.problem_id, state.sample, round_number)
+                prompts.append(Prompt(prompt, key))
         if not ready:
             break
         if tick is not None:
             tick(f"step {round_number}, {len(ready):,} of {len(states):,} attempts open")
         active = []
-        for state, completions in zip(ready, sampler(prompts, 1, params), strict=True):
+        for state, completions in zip(ready, complete(sampler, prompts, 1, params), strict=True):
             completion = completions[0]
             parsed = form.parse(completion.ids, completion.truncated)
             state.tokens += len(completion.ids)
@@ -181,11 +182,10 @@ def solve_whole(
             failed = Attempt(trajectory, "whole", first_sample, (), None, False, "context_limit", 0)
             attempts += [replace(failed, sample=first_sample + i) for i in range(num_samples)]
         else:
-            prompts.append(prompt)
+            prompts.append(Prompt(prompt, key_of(trajectory.problem_id, "whole")))
             asked.append(trajectory)
-    for trajectory, completions in zip(
-        asked, sampler(prompts, num_samples, params) if prompts else [], strict=True
-    ):
+    written = complete(sampler, prompts, num_samples, params, first_sample=first_sample)
+    for trajectory, completions in zip(asked, written, strict=True):
         attempts += [
             whole_attempt(form, trajectory, completion, sample=first_sample + number)
             for number, completion in enumerate(completions)

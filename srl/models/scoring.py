@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -57,6 +58,15 @@ class CompletionScores(NamedTuple):
     mask: Tensor
     entropy: Tensor | None
 
+    def padded(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """Values of each row's tokens as [B, C], on the same device; 0 beyond their end."""
+        B, C = self.mask.shape
+        dtype = torch.bool if any(row and isinstance(row[0], bool) for row in values) else None
+        found = torch.zeros(B, C, dtype=dtype or torch.float32)
+        for row, own in zip(found, values, strict=True):
+            row[: len(own)] = torch.tensor(own, dtype=found.dtype)
+        return found.to(self.mask.device)
+
 
 def completion_log_probs(
     model: nn.Module,
@@ -71,10 +81,13 @@ def completion_log_probs(
     """Log-probability of every completion token under `model`, at the sampling temperature.
 
     Logits are divided by `temperature` before the softmax, as they were when sampling. The caller
-    chooses the precision: wrap the call in the accelerator's autocast for bf16. A model whose head
-    is not what it seems from outside (a wrapper of DDP or DeepSpeed, sharded weights, a
-    transformation of the logits we do not know) is scored through its own forward, which is always
-    right and needs memory for all its logits.
+    chooses the precision: wrap the call in the accelerator's autocast for bf16.
+
+    The scores are computed inside the model's forward: where the bare model's forward stood, the
+    backbone and the head run over the rows. So a wrapper (DDP, PEFT) does before and after what it
+    does for any forward, and yet all logits never exist. A model whose head is not what it seems
+    (sharded weights, a transformation of the logits we do not know) is scored through its own
+    logits, which is always right and needs memory for them.
 
     Args:
         model: a causal language model.
@@ -98,25 +111,46 @@ def completion_log_probs(
         if tree
         else _pad_right(rows, pad_id, torch.device(device))
     )
-    head = _head_of(model, batch)
-    if head is None:
-        outputs = model(**_accepted_by(model, batch.inputs), use_cache=False)
-        hidden, project = outputs.logits, nn.Identity()
-        head = _Head(scale=1.0, softcap=None)
-    else:
-        language_model = cast(PreTrainedModel, _language_model(model))
-        backbone = language_model.base_model
-        outputs = backbone(**_accepted_by(backbone, batch.inputs), use_cache=False)
-        hidden, project = outputs.last_hidden_state, language_model.get_output_embeddings()
-    predictors = hidden.flatten(0, 1).index_select(0, batch.predictors)  # [N, H], or [N, V]
-    log_probs, entropy = _token_log_probs(
-        predictors, project, batch.targets, head, temperature, with_entropy
-    )
+    language_model = _language_model(model)
+    head = _head_of(language_model, batch)
+    own_forward = language_model.forward
+
+    def scores(*_: object, **__: object) -> tuple[Tensor, Tensor | None]:
+        """Stands in for the language model's forward; what it is given is in `batch`."""
+        if head is None:
+            inputs = _accepted_by(own_forward, batch.inputs)
+            hidden, project = own_forward(**inputs, use_cache=False).logits, nn.Identity()
+        else:
+            backbone = cast(PreTrainedModel, language_model).base_model
+            inputs = _accepted_by(backbone.forward, batch.inputs)
+            hidden = backbone(**inputs, use_cache=False).last_hidden_state
+            project = cast(PreTrainedModel, language_model).get_output_embeddings()
+        predictors = hidden.flatten(0, 1).index_select(0, batch.predictors)  # [N, H], or [N, V]
+        return _token_log_probs(
+            predictors, project, batch.targets, head or _NO_HEAD, temperature, with_entropy
+        )
+
+    with _in_place_of_forward(language_model, scores):
+        log_probs, entropy = model(input_ids=batch.inputs["input_ids"])
     return CompletionScores(
         log_probs=batch.unflatten(log_probs),
         mask=batch.mask,
         entropy=None if entropy is None else batch.unflatten(entropy),
     )
+
+
+@contextmanager
+def _in_place_of_forward(model: nn.Module, function: Callable[..., object]) -> Iterator[None]:
+    """Inside, a call of `model` runs its hooks and `function`."""
+    before = vars(model).get("forward")  # Accelerate puts one of its own there
+    model.forward = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 @dataclass(frozen=True)
@@ -283,6 +317,9 @@ def _fused(
     return log_probs, None if entropy is None else entropy.detach()
 
 
+# What own logits have behind them.
+_NO_HEAD = _Head(scale=1.0, softcap=None)
+
 _heads: WeakKeyDictionary[nn.Module, _Head | None] = WeakKeyDictionary()
 
 
@@ -293,25 +330,24 @@ def _head_of(model: nn.Module, batch: _Batch) -> _Head | None:
     return _heads[model]
 
 
-def _language_model(model: nn.Module) -> PreTrainedModel | None:
-    """The bare transformers model, out of PEFT's wrapper if need be; None of any other wrapper."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return inner if isinstance(inner, PreTrainedModel) else None
+def _language_model(model: nn.Module) -> nn.Module:
+    """The bare model, out of wrappers (DDP, DeepSpeed) and of PEFT's."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = cast(nn.Module, model.module)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     """Work out the head from the config, and believe it only if it gives the model's own logits.
 
-    A wrapped model must be called as a whole (its hooks synchronise or gather), so only a bare
-    transformers model qualifies, with or without adapters in its layers. A new architecture that
-    does something else to its logits fails the comparison instead of being trained on wrong
+    Only a transformers model qualifies, with or without adapters in its layers. A new architecture
+    that does something else to its logits fails the comparison instead of being trained on wrong
     probabilities.
     """
-    language_model = _language_model(model)
-    if language_model is None:
+    if not isinstance(model, PreTrainedModel):
         return None
-    backbone, project = language_model.base_model, language_model.get_output_embeddings()
-    if backbone is language_model or project is None:
+    backbone, project = model.base_model, model.get_output_embeddings()
+    if backbone is model or project is None:
         return None
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
@@ -329,14 +365,14 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in cuda]):
-            logits = model(**_accepted_by(model, few_tokens), use_cache=False).logits
+            logits = model(**_accepted_by(model.forward, few_tokens), use_cache=False).logits
             projected = project(seen[0]) if len(seen) == 1 else None
     finally:
         hook.remove()
     if projected is None:
         return None
 
-    config = language_model.config.get_text_config()
+    config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     for scale in _possible_scales(config):
         head = _Head(scale, softcap)
@@ -357,11 +393,9 @@ def _possible_scales(config: object) -> list[float]:
     return scales
 
 
-def _accepted_by(model: nn.Module, inputs: dict[str, object]) -> dict[str, object]:
+def _accepted_by(forward: Callable[..., object], inputs: dict[str, object]) -> dict[str, object]:
     """Without `position_ids` for the few architectures whose forward does not know them."""
-    while isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
-        model = cast(nn.Module, model.module)
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "position_ids" in parameters or takes_any:
         return inputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from srl.models.prefix_tree import PrefixTree, Row, pack_trees
-from srl.rollout.scored import ScoredStep
+from srl.rollout.rollouts import Rollout
 from srl.training.loss import LossScale
 
 # A tree's attention is in more pieces than that of padded rows. It pays where padded rows have so
@@ -16,39 +16,19 @@ from srl.training.loss import LossScale
 _WORTH_A_TREE = 1.35
 
 
-@dataclass(frozen=True)
-class Group:
-    """The G rollouts of one prompt.
-
-    Attributes:
-        prompt: the prompt's token ids.
-        steps: the rollouts, scored.
-    """
-
-    prompt: list[int]
-    steps: list[ScoredStep]
-
-    @property
-    def rewards(self) -> list[float]:
-        """One reward a rollout, for dynamic sampling."""
-        return [step.score.reward for step in self.steps]
-
-
 @dataclass
 class Batch:
     """What one or several optimiser steps train on.
 
     Attributes:
-        rows: prompt and completion ids of every kept rollout.
-        advantages: one a row.
+        rollouts: every kept rollout, with its advantage.
         scale: the totals that the loss is divided by.
-        micro_batches: which rows go through the model together.
+        micro_batches: which of them go through the model together.
         old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
             the first pass has computed them.
     """
 
-    rows: list[Row]
-    advantages: list[float]
+    rollouts: list[Rollout]
     scale: LossScale
     micro_batches: list[MicroBatch]
     old_log_probs: list[Tensor] = field(default_factory=list)
@@ -56,32 +36,30 @@ class Batch:
     @classmethod
     def of(
         cls,
-        groups: Sequence[Group],
-        advantages: Sequence[Sequence[float] | None],
+        rollouts: Sequence[Rollout],
         *,
         max_completion_length: int,
         micro_batch_tokens: int,
         trees: bool,
     ) -> Batch:
-        """The groups with advantages as rows, one after another; None is a dropped group."""
-        rows: list[Row] = []
-        flat: list[float] = []
-        for group, values in zip(groups, advantages, strict=True):
-            if values is not None:
-                rows += [(group.prompt, step.completion_ids) for step in group.steps]
-                flat += values
-        lengths = [len(completion) for _, completion in rows]
+        """The kept rollouts, cut into micro-batches."""
         return cls(
-            rows=rows,
-            advantages=flat,
-            scale=LossScale.of(lengths, max_completion_length),
-            micro_batches=micro_batches(rows, micro_batch_tokens, trees=trees),
+            rollouts=list(rollouts),
+            scale=LossScale.of([sum(one.loss_mask) for one in rollouts], max_completion_length),
+            micro_batches=micro_batches(
+                [row_of(one) for one in rollouts], micro_batch_tokens, trees=trees
+            ),
         )
+
+
+def row_of(rollout: Rollout) -> Row:
+    """Its tokens, as the prefix tree takes them."""
+    return rollout.prompt_ids, rollout.completion_ids
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together, as indices, and whether as a prefix tree."""
+    """Rollouts that go through the model together, as indices, and whether as a prefix tree."""
 
     rows: list[int]
     tree: bool

@@ -10,13 +10,31 @@ everywhere ends the step instead of looping for ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from srl.errors import UsageError
+from srl.rollout.rollouts import Rollout
 from srl.training.advantages import group_stats
 
 FLAT_GROUP = "flat_group"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G rollouts of one prompt."""
+
+    rollouts: list[Rollout]
+
+    @property
+    def rewards(self) -> list[float]:
+        """One reward a rollout, for dynamic sampling."""
+        return [one.reward for one in self.rollouts]
+
+    def with_advantages(self, advantages: Sequence[float]) -> Group:
+        """The same group, each rollout with its advantage."""
+        pairs = zip(self.rollouts, advantages, strict=True)
+        return Group([replace(rollout, advantage=value) for rollout, value in pairs])
 
 
 class RewardedGroup(Protocol):

@@ -16,15 +16,14 @@ from typing import Literal
 from environments.types import Trajectory
 from srl.data.prompts import FAILURES
 from srl.errors import UsageError
-from srl.rollout.scored import ScoredStep, step_metrics
+from srl.rollout.rollouts import Rollout, rollout_metrics
 from srl.runs.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
-from srl.training.batch import Group
-from srl.training.groups import Collected
+from srl.training.groups import Collected, FilterDecision, Group
 
 # Figures of which the log gives the total, or the largest, since the last line; of all others the
 # mean.
 _TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
-_LARGEST = ("max_log_ratio",)
+_LARGEST = ("max_log_ratio", "max_sampler_gap")
 
 
 class RunLog:
@@ -111,53 +110,43 @@ class RunLog:
 
     # -- records ---------------------------------------------------------------------------------
 
-    def write_groups(
-        self,
-        train_step: int,
-        collected: Collected[Group],
-        advantages: Sequence[Sequence[float] | None],
-    ) -> None:
-        """Every rollout sampled for an optimiser step, kept or not; None: a dropped group."""
+    def write_groups(self, train_step: int, collected: Collected[Group]) -> None:
+        """Every rollout sampled for an optimiser step, kept or not."""
         if "steps" not in self._writers:
             return
-        self._tell([group.steps[0] for group in collected.groups])
-        rows: list[StepRecord] = []
-        for group_id, (group, decision, values) in enumerate(
-            zip(collected.groups, collected.decisions, advantages, strict=True)
-        ):
-            rows += [
-                _record(
-                    step,
-                    train_step=train_step,
-                    phase="train",
-                    group_id=group_id,
-                    rollout=rollout,
-                    mean=decision.mean,
-                    std=decision.std,
-                    kept=decision.kept,
-                    dropped_because=decision.dropped_because,
-                    advantage=None if values is None else values[rollout],
-                )
-                for rollout, step in enumerate(group.steps)
-            ]
+        self._tell([group.rollouts[0] for group in collected.groups])
+        rows = [
+            _record(
+                rollout,
+                train_step=train_step,
+                phase="train",
+                group_id=group_id,
+                number=number,
+                decision=decision,
+            )
+            for group_id, (group, decision) in enumerate(
+                zip(collected.groups, collected.decisions, strict=True)
+            )
+            for number, rollout in enumerate(group.rollouts)
+        ]
         self._writers["steps"].write(rows)
         for listener in self.listeners:
             listener(rows)
 
-    def write_evaluation(self, train_step: int, steps: Sequence[ScoredStep]) -> None:
-        """The steps of an evaluation that follows an optimiser step, each a group of its own."""
+    def write_evaluation(self, train_step: int, rollouts: Sequence[Rollout]) -> None:
+        """The rollouts of an evaluation that follows an optimiser step, each a group of its own."""
         if "steps" in self._writers:
-            self._tell(steps)
+            self._tell(rollouts)
             self._writers["steps"].write(
-                _record(step, train_step=train_step, phase="eval", group_id=group_id, rollout=0)
-                for group_id, step in enumerate(steps)
+                _record(rollout, train_step=train_step, phase="eval", group_id=group_id, number=0)
+                for group_id, rollout in enumerate(rollouts)
             )
 
-    def _tell(self, steps: Sequence[ScoredStep]) -> None:
+    def _tell(self, rollouts: Sequence[Rollout]) -> None:
         """Write down each expert solution before the first record about it."""
         new: list[Mapping[str, object]] = []
-        for step in steps:
-            row = _problem(step.example.trajectory)
+        for rollout in rollouts:
+            row = _problem(rollout.example.trajectory)
             if (digest := _digest(row)) not in self._told:
                 self._told.add(digest)
                 new.append(row)
@@ -166,16 +155,16 @@ class RunLog:
 
 def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
     """The figures of one step's sampling, those of every format failure among them."""
-    steps = [step for group in collected.groups for step in group.steps]
-    failures = Counter(step.parsed.failure for step in steps)
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    failures = Counter(rollout.parsed.failure for rollout in rollouts)
     return {
-        **step_metrics(steps),
+        **rollout_metrics(rollouts),
         "groups_kept": len(collected.kept),
         "groups_tried": len(collected.groups),
         "sampling_rounds": collected.rounds,
         "group_std": sum(d.std for d in collected.decisions) / len(collected.decisions),
-        "tokens": sum(len(step.completion_ids) for step in steps),
-        **{f"format_failures/{name}": failures[name] / len(steps) for name in FAILURES},
+        "tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
+        **{f"format_failures/{name}": failures[name] / len(rollouts) for name in FAILURES},
     }
 
 
@@ -204,19 +193,16 @@ def _problem(trajectory: Trajectory) -> Mapping[str, object]:
 
 
 def _record(
-    step: ScoredStep,
+    rollout: Rollout,
     *,
     train_step: int,
     phase: Literal["train", "eval"],
     group_id: int,
-    rollout: int,
-    mean: float | None = None,
-    std: float | None = None,
-    kept: bool = False,
-    dropped_because: str | None = None,
-    advantage: float | None = None,
+    number: int,
+    decision: FilterDecision | None = None,
 ) -> StepRecord:
-    example = step.example
+    """Args: `number` is the rollout's place in its group; an evaluation decides nothing."""
+    example = rollout.example
     return StepRecord(
         train_step=train_step,
         phase=phase,
@@ -225,21 +211,21 @@ def _record(
         step_index=example.step_index,
         num_steps=example.num_steps,
         group_id=group_id,
-        rollout=rollout,
-        prompt_tokens=step.prompt_tokens,
-        completion_tokens=len(step.completion_ids),
-        truncated=step.truncated,
-        thought=step.parsed.thought,
-        action=step.parsed.action,
+        rollout=number,
+        prompt_tokens=len(rollout.prompt_ids),
+        completion_tokens=len(rollout.completion_ids),
+        truncated=rollout.truncated,
+        thought=rollout.parsed.thought,
+        action=rollout.parsed.action,
         expert_step=example.expert_step,
         previous_step=example.previous_steps[-1] if example.previous_steps else None,
-        format_failure=step.parsed.failure,
-        rewards=step.score.rewards,
-        reward=step.score.reward,
-        lift=step.lift,
-        group_mean=mean,
-        group_std=std,
-        kept=kept,
-        dropped_because=dropped_because,
-        advantage=advantage,
+        format_failure=rollout.parsed.failure,
+        rewards=rollout.score.rewards,
+        reward=rollout.reward,
+        lift=rollout.metrics["lift"],
+        group_mean=None if decision is None else decision.mean,
+        group_std=None if decision is None else decision.std,
+        kept=decision is not None and decision.kept,
+        dropped_because=None if decision is None else decision.dropped_because,
+        advantage=rollout.advantage,
     )

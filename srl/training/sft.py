@@ -20,39 +20,30 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
     TrainerCallback,
-    TrainerControl,
     TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.config.settings import SRLConfig, check_evaluation, check_one_process
-from srl.data.prompts import TAG, PromptFormat, ensure_pad
+from srl.config.settings import SRLConfig
+from srl.data.prompts import TAG, PromptFormat
 from srl.data.rows import Rows
-from srl.data.steps import StepExample, trajectory_numbers
-from srl.data.stream import PromptStream
+from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
-from srl.evaluation.judging import judged
-from srl.evaluation.solving import accuracy, solve_validation
-from srl.models.loading import context_limit, prompt_format
-from srl.rollout.local import LocalSampler
-from srl.training.checkpoints import add_saving, read_state
-from srl.training.progress import ProgressReport
+from srl.evaluation.solving import Attempt
+from srl.training.base import StepTrainer
 from srl.training.run_log import RunLog
 from srl.training.start_lines import dropped
-from srl.training.trackers import check_installed
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
@@ -133,7 +124,7 @@ class ExpertRows:
         )
 
 
-class ExpertTrainer(SFTTrainer):
+class ExpertTrainer(StepTrainer, SFTTrainer):
     """Fine-tunes a causal language model on the expert's steps, or whole solutions.
 
     The order of the rows is that of SRL's prompts without refills: a function of the seed, known
@@ -152,8 +143,6 @@ class ExpertTrainer(SFTTrainer):
         UsageError: wrong use, in words.
     """
 
-    control: TrainerControl
-
     def __init__(
         self,
         model: PreTrainedModel,
@@ -164,37 +153,16 @@ class ExpertTrainer(SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_one_process(args)
-        ensure_pad(processing_class)
-        check_evaluation(args, validates=bool(validation_trajectories), best_by=BEST_BY)
-        check_installed(args.report_to)
-        self.settings = args
-        self.rewards = step_rewards
-        self.form = prompt_format(
-            model,
-            processing_class,
-            template=args.template,
-            think=args.think,
-            system_prompt=args.system_prompt,
-            whole_system_prompt=args.whole_system_prompt,
+        self._prepare(
+            model, args, processing_class, validation_trajectories, step_rewards, best_by=BEST_BY
         )
-        self.context_limit = context_limit(model)
         self.rows = ExpertRows.of(train_trajectories, self.form, args, self.context_limit)
         self.prompts = self.rows.prompts
-        count = len(self.prompts)
-        if count < args.prompts_per_step:
-            raise UsageError(
-                f"there are {count} training rows{dropped(self.rows.dropped)}, fewer than "
-                f"prompts_per_step {args.prompts_per_step}; give more data"
-                + (f", or set prompts_per_step to {count} or less" if count else "")
-            )
-        self.validation_trajectories = list(validation_trajectories)
+        self._take_rows(self.rows.examples, self.rows.dropped)
         held_out = ExpertRows.of(self.validation_trajectories, self.form, args, self.context_limit)
         if args.max_steps <= 0:
-            args.max_steps = max(1, round(args.num_train_epochs * count / args.prompts_per_step))
-        in_order = args.prompt_order == "trajectory"
-        units = trajectory_numbers(self.rows.examples) if in_order else None
-        self.stream = PromptStream(count, args.seed, units=units)
+            rows_seen = args.num_train_epochs * len(self.prompts)
+            args.max_steps = max(1, round(rows_seen / args.prompts_per_step))
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
         order = self.stream.take(args.max_steps * args.prompts_per_step)
         with libraries_refuse():
@@ -206,13 +174,7 @@ class ExpertTrainer(SFTTrainer):
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
-        add_saving(self, self.state_dict)
-        if not args.disable_tqdm and not any(
-            isinstance(c, ProgressReport) for c in callbacks or ()
-        ):
-            self.add_callback(ProgressReport(Console(), first=(self.arithmetic,), stops=False))
+        self._attach(first_lines=(self.arithmetic,))
 
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
@@ -229,21 +191,6 @@ class ExpertTrainer(SFTTrainer):
         )
 
     # -- documented methods of Trainer -----------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
-        """Train; with a checkpoint's folder, go on exactly where it was saved."""
-        if resume_from_checkpoint:
-            self._load_state(Path(resume_from_checkpoint))
-            self.args.eval_on_start = (
-                False  # of a training that has started, it would be told twice
-            )
-        else:
-            self.run_log.refuse_another()
-        try:
-            self.run_log.open()
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            self.run_log.close()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: object = None
@@ -266,63 +213,21 @@ class ExpertTrainer(SFTTrainer):
         self.run_log.note({"tokens": sum(lengths), "seconds/update": seconds})
         return total
 
-    def evaluate(
-        self,
-        eval_dataset: object = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Greedy accuracy on the validation problems, as SRL's, and the loss of their rows."""
-        if not self.validation_trajectories:
-            raise UsageError("evaluation needs validation_trajectories: set validation_problems")
-        started = time.perf_counter()
-        sampler = LocalSampler(
-            self.accelerator.unwrap_model(self.model),
-            pad_id=int(self.processing_class.pad_token_id),
-            token_budget=self.settings.rollout_token_budget,
-            share=self.settings.prefix_tree,
-        )
-        self.model.eval()
-        with self.accelerator.autocast():
-            attempts = solve_validation(
-                sampler,
-                self.form,
-                self.validation_trajectories,
-                self.settings,
-                context_limit=self.context_limit,
-            )
-        attempts = judged(attempts, self.settings)
-        short = [a for a in attempts if len(a.trajectory.steps) <= self.settings.short_steps]
-        values = {
-            "problems": len(attempts),
-            "accuracy": accuracy(attempts).value,
-            "accuracy_short": accuracy(short).value,
-            "loss": self._held_out_loss(),
-            "seconds": time.perf_counter() - started,
-        }
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's figures together with those of the step."""
-        if "loss" in logs:
-            logs.update(self.run_log.take_noted())
-        # Tokens since this process started, whatever ran before: `tokens` counts them by the step.
+        """Without TRL's count of tokens since this process started: `tokens` counts by the step."""
         for figures in self._metrics.values():
             figures.pop("num_tokens", None)
-        super().log(logs, start_time)  # adds its own to `logs`
-        # The Trainer's epoch is a share of all rows of all steps: here they are one data set.
-        figures = {name: value for name, value in logs.items() if name != "epoch"}
-        self.run_log.write_metrics(self.state.global_step, figures)
+        super().log(logs, start_time)
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """None: the run folder says how the policy came about."""
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
+        """Greedy attempts at the validation problems, as SRL's, and the loss of their rows."""
+        self.model.eval()
+        return self._attempts(), {"loss": self._held_out_loss()}
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
@@ -339,18 +244,12 @@ class ExpertTrainer(SFTTrainer):
                 total += float(self.compute_loss(self.model, inputs, num_items_in_batch=tokens))
         return total
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the Trainer's own state."""
+        state = super().state_dict()
+        # The whole order was drawn at the start.
         seen = self.state.global_step * self.settings.prompts_per_step
-        return {
-            "stream": {**self.stream.state_dict(), "cursor": seen},
-            "positions": self.run_log.positions(),
-        }
-
-    def _load_state(self, checkpoint: Path) -> None:
-        state, positions = read_state(checkpoint, holds={"stream": dict}, logs=self.run_log.paths)
-        self.stream.load_state_dict(state["stream"])  # refuses other data and another seed
-        self.run_log.cut_back(positions)
+        return {**state, "stream": {**state["stream"], "cursor": seen}}
 
 
 def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rewards import RewardCheck
-from srl.training.groups import Collected
+from srl.training.groups import Collected, Group
 
 if TYPE_CHECKING:
     from srl.config.settings import SRLConfig
-    from srl.training.batch import Group
 
 # Rewards that would take longer than this a step are named at the start.
 _SLOW_SECONDS = 1.0
@@ -61,7 +60,9 @@ def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
 
 def nothing_left(args: SRLConfig, collected: Collected[Group]) -> str:
     """Why a training stops whose groups were all dropped, step after step."""
-    failures = Counter(step.parsed.failure for group in collected.groups for step in group.steps)
+    failures = Counter(
+        rollout.parsed.failure for group in collected.groups for rollout in group.rollouts
+    )
     valid = failures.pop(None, 0)
     tried = sum(failures.values()) + valid
     message = (

@@ -23,7 +23,14 @@ from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import GREEDY
 from srl.models.loading import context_limit, prompt_format
 from srl.models.tree_models import refusal
-from srl.rollout.local import Completion, LocalSampler, SamplingParams
+from srl.rollout.samplers import (
+    Completion,
+    Prompt,
+    SamplingParams,
+    complete,
+    key_of,
+    make_sampler,
+)
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,7 @@ class Solver:
         self.limit = context_limit(model)
         # Whether the solutions of a chunk hold their prompt once.
         self.shares = args.prefix_tree and refusal(model) is None
-        self.sampler = LocalSampler(
-            model,
-            pad_id=int(tokenizer.pad_token_id),
-            # The chunks are within the budget already, and must not be cut again.
-            token_budget=2**62,
-            share=args.prefix_tree,
-        )
+        self.sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
         self.greedy = SamplingParams(
             args.whole_max_completion_length, temperature=0, stop_ids=self.form.stop_ids
         )
@@ -195,8 +196,12 @@ class Solver:
         if asked:
             torch.manual_seed(chunk.seed(self.args.seed))
             with torch.autocast(kind, torch.bfloat16, enabled=bool(self.args.bf16)):
-                prompts = [self.prompt(problem) for problem in asked]
-                written = iter(self.sampler(prompts, chunk.count, params))
+                prompts = [
+                    Prompt(self.prompt(one), key_of(one.benchmark, one.number)) for one in asked
+                ]
+                written = iter(
+                    complete(self.sampler, prompts, chunk.count, params, first_sample=chunk.first)
+                )
         solutions = []
         for problem in chunk.problems:
             fits = self.fits(problem)

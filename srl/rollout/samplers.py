@@ -10,9 +10,10 @@ Random numbers come from torch's global generator: it is what a checkpoint saves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -26,6 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from srl.config.settings import SRLConfig
 from srl.errors import DivergedError
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
@@ -73,38 +75,92 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a sampler continues.
+
+    Attributes:
+        ids: the prompt's tokens.
+        key: names the prompt's place, in the training stream or in an evaluation.
+    """
+
+    ids: Sequence[int]
+    key: int = 0
+
+
+@dataclass(frozen=True)
 class Completion:
     """What the policy wrote.
 
     Attributes:
         ids: the tokens, the one that ended it included.
         truncated: True if the length limit ended it.
+        log_probs: each token's log-probability at the sampling temperature, before top_p, top_k
+            and min_p; none for greedy decoding.
     """
 
     ids: list[int]
     truncated: bool
-
-
-OnReady = Callable[[Mapping[int, list[Completion]]], None]
-"""Told some completions: index of the prompt -> all of its completions."""
+    log_probs: list[float] = field(default_factory=list)
 
 
 class Sampler(Protocol):
     """A generation back end."""
 
-    def __call__(
+    def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
-        """`num_samples` completions for each prompt, in the order of the prompts.
+        *,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yields the index of each prompt with all of its completions, as soon as they are ready.
 
-        `on_ready` is told every prompt's completions once, those that are ready together in one
-        call, so that they can be scored beside the generation of the others.
+        So they can be scored beside the generation of the others. The policy must not be used
+        otherwise until the iterator has ended.
+
+        Args:
+            prompts: what to continue.
+            num_samples: completions of each prompt.
+            params: how tokens are chosen.
+            first_sample: the number of the first completion, where a prompt is sampled in parts.
         """
         ...
+
+
+def key_of(*parts: str | int) -> int:
+    """A prompt's key, 64 bits, out of what names its place."""
+    text = "|".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def complete(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    num_samples: int,
+    params: SamplingParams,
+    *,
+    first_sample: int = 0,
+) -> list[list[Completion]]:
+    """All completions, in the order of the prompts; arguments as in `Sampler.sample`."""
+    done = dict(sampler.sample(prompts, num_samples, params, first_sample=first_sample))
+    return [done[index] for index in range(len(prompts))]
+
+
+def make_sampler(model: PreTrainedModel, *, pad_id: int, settings: SRLConfig) -> Sampler:
+    """The sampler of a policy: training, validation, evaluation and benchmarks get theirs here.
+
+    Args:
+        model: the bare model.
+        pad_id: any token id; padding is masked out.
+        settings: `rollout_token_budget` and `prefix_tree` matter.
+    """
+    return LocalSampler(
+        model,
+        pad_id=pad_id,
+        token_budget=settings.rollout_token_budget,
+        share=settings.prefix_tree,
+    )
 
 
 class LocalSampler:
@@ -127,93 +183,94 @@ class LocalSampler:
         self.share = share
 
     @torch.no_grad()
-    def __call__(
+    def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
+        *,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """See `Sampler.sample`."""
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
         shared = self.share and refusal(self.model) is None
         self.model.eval()
         try:
-            done: dict[int, list[Completion]] = {}
-            chunks = _chunks(
-                prompts, num_samples, params.max_new_tokens, self.token_budget, shared=shared
-            )
-            for chunk in chunks:
+            lengths = [len(prompt.ids) for prompt in prompts]
+            for chunk in _chunks(
+                lengths, num_samples, params.max_new_tokens, self.token_budget, shared=shared
+            ):
                 decoder: Decoder = (
                     SharedDecoder(self.model) if shared else CachedDecoder(self.model, self.pad_id)
                 )
                 with attending_over_trees(self.model) if shared else nullcontext():
                     asked = [prompts[i] for i in chunk]
-                    for ready in self._sample(decoder, asked, num_samples, params):
-                        named = {chunk[place]: group for place, group in ready.items()}
-                        done |= named
-                        if on_ready is not None:
-                            on_ready(named)
+                    for place, group in _decode(decoder, asked, num_samples, params):
+                        yield chunk[place], group
         finally:
             self.model.train(was_training)
-        return [done[index] for index in range(len(prompts))]
-
-    def _sample(
-        self,
-        decoder: Decoder,
-        prompts: list[Sequence[int]],
-        num_samples: int,
-        params: SamplingParams,
-    ) -> Iterator[dict[int, list[Completion]]]:
-        """All completions of prompts that fit into memory together, each prompt's when complete."""
-        logits = decoder.start(prompts, num_samples)
-        device = logits.device
-        look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
-        stop = torch.tensor(sorted(params.stop_ids), device=device)
-        warpers = params.warpers()
-        # No processor in use looks at the tokens so far.
-        no_ids = torch.empty(0, dtype=torch.long, device=device)
-        n = len(prompts)
-        written = torch.full((n * num_samples, params.max_new_tokens), -1, device=device)
-        complete = torch.zeros(n * num_samples, dtype=torch.bool, device=device)
-        given = torch.zeros(n, dtype=torch.bool, device=device)
-        row_of = torch.arange(n * num_samples, device=device)  # [rows in the batch] -> completion
-        ended = torch.zeros_like(row_of, dtype=torch.bool)
-        for length in range(1, params.max_new_tokens + 1):
-            scores = warpers(no_ids, logits.float())
-            token = scores.argmax(-1) if params.temperature == 0 else _draw(scores.softmax(-1))
-            written[row_of, length - 1] = torch.where(ended, -1, token)
-            ended = ended | torch.isin(token, stop)
-            last = length == params.max_new_tokens
-            if last or length % look_every == 0:
-                if not bool(logits.isfinite().all()):
-                    raise DivergedError(
-                        "the policy's logits are not finite, so nothing can be sampled: training "
-                        "has diverged (a smaller learning_rate helps), or the model is damaged"
-                    )
-                complete[row_of] = ended | last
-                ready = complete.view(n, -1).all(1) & ~given
-                if bool(ready.any()):
-                    places = ready.nonzero().squeeze(1)
-                    texts = written.view(n, num_samples, -1)[places].tolist()
-                    yield {
-                        place: [_completion(ids, params) for ids in group]
-                        for place, group in zip(places.tolist(), texts, strict=True)
-                    }
-                    given |= ready
-                    if bool(given.all()):
-                        return
-                kept = decoder.worth_keeping(~ended)
-                if kept is not None:
-                    decoder.keep(kept)
-                    token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
-            logits = decoder.step(token)
 
 
-def _completion(ids: list[int], params: SamplingParams) -> Completion:
+def _decode(
+    decoder: Decoder, prompts: Sequence[Prompt], num_samples: int, params: SamplingParams
+) -> Iterator[tuple[int, list[Completion]]]:
+    """All completions of prompts that fit into memory together, each prompt's when complete."""
+    logits = decoder.start([prompt.ids for prompt in prompts], num_samples)
+    device = logits.device
+    look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
+    stop = torch.tensor(sorted(params.stop_ids), device=device)
+    warpers = params.warpers()
+    # No processor in use looks at the tokens so far.
+    no_ids = torch.empty(0, dtype=torch.long, device=device)
+    n = len(prompts)
+    shape = n * num_samples, params.max_new_tokens
+    written = torch.full(shape, -1, device=device)
+    log_probs = torch.zeros(shape, device=device)
+    done = torch.zeros(n * num_samples, dtype=torch.bool, device=device)
+    given = torch.zeros(n, dtype=torch.bool, device=device)
+    row_of = torch.arange(n * num_samples, device=device)  # [rows in the batch] -> completion
+    ended = torch.zeros_like(row_of, dtype=torch.bool)
+    for length in range(1, params.max_new_tokens + 1):
+        logits = logits.float()
+        if params.temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            token = _draw(warpers(no_ids, logits).softmax(-1))
+            scaled = logits / params.temperature
+            chosen = scaled.gather(1, token[:, None]).squeeze(1) - scaled.logsumexp(-1)
+            log_probs[row_of, length - 1] = chosen
+        written[row_of, length - 1] = torch.where(ended, -1, token)
+        ended = ended | torch.isin(token, stop)
+        last = length == params.max_new_tokens
+        if last or length % look_every == 0:
+            if not bool(logits.isfinite().all()):
+                raise DivergedError(
+                    "the policy's logits are not finite, so nothing can be sampled: training "
+                    "has diverged (a smaller learning_rate helps), or the model is damaged"
+                )
+            done[row_of] = ended | last
+            ready = done.view(n, -1).all(1) & ~given
+            if bool(ready.any()):
+                for place in ready.nonzero().squeeze(1).tolist():
+                    own = slice(place * num_samples, (place + 1) * num_samples)
+                    texts = zip(written[own].tolist(), log_probs[own].tolist(), strict=True)
+                    yield place, [_completion(ids, values, params) for ids, values in texts]
+                given |= ready
+                if bool(given.all()):
+                    return
+            kept = decoder.worth_keeping(~ended)
+            if kept is not None:
+                decoder.keep(kept)
+                token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
+        logits = decoder.step(token)
+
+
+def _completion(ids: list[int], log_probs: list[float], params: SamplingParams) -> Completion:
     """Without the filling behind its end."""
     written = [token for token in ids if token >= 0]
-    return Completion(written, written[-1] not in params.stop_ids)
+    sampled = log_probs[: len(written)] if params.temperature else []
+    return Completion(written, written[-1] not in params.stop_ids, sampled)
 
 
 def _draw(probabilities: Tensor) -> Tensor:
@@ -242,7 +299,7 @@ def _race(probabilities: Tensor) -> Tensor:
 
 
 def _chunks(
-    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
     num_samples: int,
     max_new_tokens: int,
     token_budget: int,
@@ -254,9 +311,9 @@ def _chunks(
     A prompt counts once where its completions share it, else once for each of them.
     """
     chunk: list[int] = []
-    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # The first one is the longest: the others are padded to it.
-        longest = len(prompts[chunk[0] if chunk else index])
+        longest = lengths[chunk[0] if chunk else index]
         tokens = num_samples * max_new_tokens + longest * (1 if shared else num_samples)
         if chunk and (len(chunk) + 1) * tokens > token_budget:
             yield chunk

@@ -1,0 +1,216 @@
+"""What both trainers share: prompts, validation, the log, checkpoints and resuming."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerControl,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from environments.types import Trajectory
+from rewards import RewardSum
+from srl.config.settings import SRLConfig, check_evaluation, check_one_process
+from srl.data.prompts import ensure_pad
+from srl.data.steps import StepExample, trajectory_numbers
+from srl.data.stream import PromptStream, digest_of
+from srl.errors import UsageError
+from srl.evaluation.judging import judged
+from srl.evaluation.solving import Attempt, accuracy, solve_validation
+from srl.models.loading import context_limit, prompt_format
+from srl.rollout.samplers import Sampler, make_sampler
+from srl.training.checkpoints import add_saving, read_state
+from srl.training.progress import ProgressReport
+from srl.training.start_lines import dropped
+from srl.training.trackers import check_installed
+
+
+class StepTrainer(Trainer):
+    """A trainer whose rows are expert steps. `SRLTrainer` and `ExpertTrainer` extend it.
+
+    An `__init__` calls `_prepare`, then the library's own, then `_attach`.
+
+    Attributes:
+        settings: ours; the library may hold its own form of them in `args`.
+        form: the words around a step.
+        context_limit: tokens that the policy can read and write together; None is no limit.
+        validation_trajectories: expert solutions of problems for `evaluate`.
+        rewards: what steps are worth.
+        prompts: token ids of each training row's prompt.
+        stream: which row comes next.
+        run_log: the logs in the run's folder.
+    """
+
+    control: TrainerControl
+    prompts: list[list[int]]
+    # What `state_dict` of the method adds: name -> type.
+    _further_state: Mapping[str, type] = {}
+
+    def _prepare(
+        self,
+        model: PreTrainedModel,
+        settings: SRLConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        validation_trajectories: Sequence[Trajectory],
+        rewards: RewardSum,
+        *,
+        best_by: Sequence[str],
+    ) -> None:
+        """Refuse what cannot be, and read the policy's prompts.
+
+        Raises:
+            UsageError: wrong use, in words.
+        """
+        ensure_pad(tokenizer)
+        check_one_process(settings)
+        check_evaluation(settings, validates=bool(validation_trajectories), best_by=best_by)
+        check_installed(settings.report_to)
+        self.settings = settings
+        self.rewards = rewards
+        self.form = prompt_format(
+            model,
+            tokenizer,
+            template=settings.template,
+            think=settings.think,
+            system_prompt=settings.system_prompt,
+            whole_system_prompt=settings.whole_system_prompt,
+        )
+        self.context_limit = context_limit(model)
+        self.validation_trajectories = list(validation_trajectories)
+
+    def _take_rows(self, examples: Sequence[StepExample], drops: Mapping[str, int]) -> None:
+        """Make the stream over the training rows.
+
+        Raises:
+            UsageError: there are fewer rows than one step takes.
+        """
+        settings, count = self.settings, len(examples)
+        if count < settings.prompts_per_step:
+            raise UsageError(
+                f"there are {count} training rows{dropped(drops)}, fewer than prompts_per_step "
+                f"{settings.prompts_per_step}; give more data"
+                + (f", or set prompts_per_step to {count} or less" if count else "")
+            )
+        in_order = settings.prompt_order == "trajectory"
+        units = trajectory_numbers(examples) if in_order else None
+        self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
+
+    def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
+        """After the library's `__init__`: our progress and checkpoints in place of its own."""
+        # The library's accounting would call a step of 64 rollouts one sample.
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        add_saving(self, self.state_dict)
+        shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
+        if not self.settings.disable_tqdm and not shown:
+            # What the command line shows, but for Ctrl-C, which stays the script's own.
+            self.add_callback(ProgressReport(Console(), first=first_lines, stops=False))
+
+    # -- documented methods of Trainer -----------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
+        """Train; with a checkpoint's folder, or True for the newest, go on where it was saved."""
+        if resume_from_checkpoint is True:
+            folder = str(self.args.output_dir)
+            resume_from_checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+            if resume_from_checkpoint is None:
+                raise UsageError(f"{folder} has no checkpoint to go on from")
+        if resume_from_checkpoint:
+            self._load_state(Path(str(resume_from_checkpoint)))
+            # The evaluation at the start of a training that has started is in the log already.
+            self.args.eval_on_start = False
+        else:
+            self.run_log.refuse_another()
+        try:
+            self.run_log.open()
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.run_log.close()
+
+    def evaluate(
+        self,
+        eval_dataset: object = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Greedy accuracy on the validation problems, and the method's own held-out figures."""
+        if not self.validation_trajectories:
+            raise UsageError("evaluation needs validation_trajectories: set validation_problems")
+        started = time.perf_counter()
+        attempts, figures = self._validate()
+        attempts = judged(attempts, self.settings)
+        short = [a for a in attempts if len(a.trajectory.steps) <= self.settings.short_steps]
+        values = {
+            "problems": len(attempts),
+            "accuracy": accuracy(attempts).value,
+            "accuracy_short": accuracy(short).value,
+            **figures,
+            "seconds": time.perf_counter() - started,
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's figures together with those of the step."""
+        if "loss" in logs:
+            logs = {**logs, **self.run_log.take_noted()}
+        super().log(logs, start_time)  # TRL adds its own to `logs`, transformers an epoch
+        # The epoch that transformers counts is a share of all steps, not of the rows.
+        figures = {name: value for name, value in logs.items() if name != "epoch"}
+        self.run_log.write_metrics(self.state.global_step, figures)
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def sampler(self) -> Sampler:
+        """Completions from the policy as it is now."""
+        return make_sampler(
+            self.accelerator.unwrap_model(self.model),
+            pad_id=int(self.processing_class.pad_token_id),
+            settings=self.settings,
+        )
+
+    def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
+        """One greedy attempt at each validation problem, and further figures for the log."""
+        raise NotImplementedError
+
+    def _attempts(self) -> list[Attempt]:
+        with self.accelerator.autocast():
+            return solve_validation(
+                self.sampler(),
+                self.form,
+                self.validation_trajectories,
+                self.settings,
+                context_limit=self.context_limit,
+            )
+
+    # -- resuming --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the Trainer's own state."""
+        return {"stream": self.stream.state_dict(), "positions": self.run_log.positions()}
+
+    def _load_state(self, checkpoint: Path) -> dict[str, Any]:
+        """Go on from a checkpoint; returns the whole state.
+
+        Raises:
+            UsageError: it is damaged, or of other data or another seed.
+        """
+        holds = {"stream": dict, **self._further_state}
+        state, positions = read_state(checkpoint, holds=holds, logs=self.run_log.paths)
+        self.stream.load_state_dict(state["stream"])
+        self.run_log.cut_back(positions)
+        return state

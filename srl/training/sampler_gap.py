@@ -1,0 +1,38 @@
+"""How far the sampler's log-probabilities are from the update's, token by token.
+
+Both are of the same policy, so what differs is arithmetic: about 1e-6 in float32. In bf16, through
+another engine or with routed experts the rollouts come from a policy that is not quite the one
+that is trained, and this figure says by how much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from srl.models.scoring import CompletionScores
+
+
+class SamplerGap:
+    """Gathers the gap over the micro-batches of a step, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []  # [3] each: sum, largest, tokens
+
+    def add(self, scores: CompletionScores, sampled: Sequence[Sequence[float]]) -> None:
+        """Take one micro-batch: the update's scores, and the sampler's of the same rows."""
+        with torch.no_grad():
+            gap = (scores.log_probs - scores.padded(sampled)).abs() * scores.mask
+            self._parts.append(torch.stack([gap.sum(), gap.max(), scores.mask.sum()]))
+
+    def metrics(self) -> dict[str, float]:
+        """Mean over tokens and the largest, in nats; nothing where nothing was sampled."""
+        if not self._parts:
+            return {}
+        parts = torch.stack(self._parts)
+        total, tokens = parts[:, 0].sum().item(), parts[:, 2].sum().item()
+        mean = total / tokens if tokens else math.nan
+        return {"sampler_gap": mean, "max_sampler_gap": parts[:, 1].max().item()}
