@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import srl.commands.check_data
 from environments import LoadReport, Trajectory, load_trajectories
 from rewards import StepContext, StepScore
 from rewards.similarity import similarity
+from srl.commands import check_data as checks
 from srl.commands.check_data import Spread, check_data, render
 from srl.commands.score import Values
 from srl.errors import UsageError
@@ -74,7 +74,7 @@ def test_a_similarity_that_breaks_on_perfect_copies_is_found(
     def lopsided(action: str, expert: str) -> float:
         return similarity(action.replace("b", "q"), expert)
 
-    monkeypatch.setattr(srl.check_data, "similarity", lopsided)
+    monkeypatch.setattr(checks, "similarity", lopsided)
     check = check_data(TRAJECTORIES, REPORT)
     assert check.self_score_failures == 1
     assert check.self_score_min == 0.0
@@ -96,7 +96,7 @@ def test_tricks_are_what_they_say() -> None:
             return [StepScore({"spy": 1.0}, 1.0) for _ in steps]
 
     places = [(0, 1)]
-    srl.commands.check_data._measure(rows, places, random.Random(0), Spy())  # type: ignore[arg-type]
+    checks._measure(rows, places, random.Random(0), Spy())  # type: ignore[arg-type]
     assert written == [
         ("bbb = 2", "bbb = 2"),
         ("aaa 1\nbbb = 2", "aaa 1"),

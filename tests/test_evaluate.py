@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,8 +22,8 @@ from srl.evaluation.solving import (
     solve_step_by_step,
     solve_whole,
 )
-from srl.rollout.samplers import Completion, OnReady, SamplingParams
-from srl.rollout.rollouts import sample_steps, step_metrics
+from srl.rollout.rollouts import rollout_metrics, sample_rollouts
+from srl.rollout.samplers import Completion, Prompt, SamplingParams
 from srl.stats import bootstrap, wilson
 
 PARAMS = SamplingParams(max_new_tokens=40, temperature=0)
@@ -38,19 +38,19 @@ class ScriptedPolicy:
     script: dict[str, list[str]]
     asked: list[list[str]] = field(default_factory=list)
 
-    def __call__(
+    def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
-        words = [self.tokenizer.decode(list(prompt)) for prompt in prompts]
-        self.asked.append(words)
+        *,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        words = [self.tokenizer.decode(list(prompt.ids)) for prompt in prompts]
+        if words:
+            self.asked.append(words)
         done = [self.completions(key, num_samples) for key in words]
-        if on_ready is not None:
-            on_ready(dict(reversed(list(enumerate(done)))))  # any order will do
-        return done
+        yield from reversed(list(enumerate(done)))  # any order will do
 
     def completions(self, key: str, count: int) -> list[Completion]:
         return [self.write(text) for text in self.script[key][:count]]
@@ -352,11 +352,11 @@ def test_sampled_steps_are_scored_and_failures_kept_apart(form: PromptFormat) ->
         prompt("A"): [step("first step  "), "first step", step("xyz")],
         prompt("A", "first step"): [step("second step"), step("first step"), "<think>" + CUT],
     }
-    groups = sample_steps(
+    groups = sample_rollouts(
         ScriptedPolicy(form.tokenizer, script),
         form,
         rows,
-        [form.encode_example(row) for row in rows],
+        [Prompt(form.encode_example(row)) for row in rows],
         rewards=RewardSum({"similarity": 2.0}),
         params=PARAMS,
         num_samples=3,
@@ -369,16 +369,19 @@ def test_sampled_steps_are_scored_and_failures_kept_apart(form: PromptFormat) ->
         [None, "missing_open", None],
         [None, None, "truncated"],
     ]
-    assert [[s.exact for s in group] for group in groups] == [[True, False, False]] * 2
-    assert [[s.lift for s in group] for group in groups] == [
+    assert [[s.metrics["exact"] for s in group] for group in groups] == [
+        [1.0, None, 0.0],
+        [1.0, 0.0, None],
+    ]
+    assert [[s.metrics["lift"] for s in group] for group in groups] == [
         [None] * 3,
         [1 - copied, pytest.approx(0), None],
     ]
     assert groups[0][1].score.rewards == {"similarity": None}
     assert [s.truncated for s in groups[1]] == [False, False, True]
-    assert [group[0].prompt_tokens for group in groups] == [3, 15]
+    assert [len(group[0].prompt_ids) for group in groups] == [3, 15]
 
-    metrics = step_metrics([s for group in groups for s in group])
+    metrics = rollout_metrics([s for group in groups for s in group])
     similarities = [1.0, similarity("xyz", "first step"), 1.0, copied]
     assert metrics["rewards/similarity"] == pytest.approx(sum(similarities) / 4)
     assert metrics["reward"] == pytest.approx((2 * sum(similarities) - 2) / 6)
@@ -390,4 +393,4 @@ def test_sampled_steps_are_scored_and_failures_kept_apart(form: PromptFormat) ->
 
 
 def test_metrics_of_no_steps_are_nan() -> None:
-    assert all(math.isnan(value) for value in step_metrics([]).values())
+    assert all(math.isnan(value) for value in rollout_metrics([]).values())

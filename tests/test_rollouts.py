@@ -23,9 +23,16 @@ from transformers import (
 from srl.errors import DivergedError
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How
-from srl.rollout import decoding
-from srl.rollout import samplers
-from srl.rollout.samplers import Completion, LocalSampler, SamplingParams, _chunks, _race
+from srl.rollout import decoding, samplers
+from srl.rollout.samplers import (
+    Completion,
+    LocalSampler,
+    Prompt,
+    SamplingParams,
+    _chunks,
+    _race,
+    complete,
+)
 
 VOCABULARY = 24
 PAD = 0
@@ -50,7 +57,7 @@ SIZES = {
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test here holds for both decoders."""
     if request.param == "cached":
-        monkeypatch.setattr(rollouts, "refusal", lambda model: "asked for")
+        monkeypatch.setattr(samplers, "refusal", lambda model: "asked for")
     return str(request.param)
 
 
@@ -74,8 +81,22 @@ def build(make: Callable[[], PreTrainedModel] = qwen2) -> PreTrainedModel:
     return make().eval()
 
 
-def sampler(model: PreTrainedModel, token_budget: int = 10_000) -> LocalSampler:
+def local(model: PreTrainedModel, token_budget: int = 10_000) -> LocalSampler:
     return LocalSampler(model, pad_id=PAD, token_budget=token_budget)
+
+
+def sampler(
+    model: PreTrainedModel, token_budget: int = 10_000
+) -> Callable[[Sequence[Sequence[int]], int, SamplingParams], list[list[Completion]]]:
+    """Prompts in, all their completions out."""
+
+    def sample(
+        prompts: Sequence[Sequence[int]], num_samples: int, params: SamplingParams
+    ) -> list[list[Completion]]:
+        asked = [Prompt(ids, key) for key, ids in enumerate(prompts)]
+        return complete(local(model, token_budget), asked, num_samples, params)
+
+    return sample
 
 
 def greedy(max_new_tokens: int, *stop_ids: int) -> SamplingParams:
@@ -117,7 +138,7 @@ def test_memory_settings_change_nothing(
     expected = sampler(model)(PROMPTS, 2, greedy(10, 3, 9, 20))
     monkeypatch.setattr(decoding, "_WORTH_A_COPY", worth_a_copy)
     monkeypatch.setattr(decoding, "_ROOM", 3)
-    monkeypatch.setitem(rollouts._LOOK_EVERY, "cpu", look_every)
+    monkeypatch.setitem(samplers._LOOK_EVERY, "cpu", look_every)
     assert sampler(model, token_budget)(PROMPTS, 2, greedy(10, 3, 9, 20)) == expected
 
 
@@ -167,9 +188,8 @@ def test_nested_prompts_are_read_once(decoder: str) -> None:
 def test_chunks_stay_within_the_budget(
     lengths: list[int], num_samples: int, max_new_tokens: int, budget: int, shared: bool
 ) -> None:
-    prompts = [[1] * length for length in lengths]
-    chunks = list(_chunks(prompts, num_samples, max_new_tokens, budget, shared=shared))
-    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(prompts)))
+    chunks = list(_chunks(lengths, num_samples, max_new_tokens, budget, shared=shared))
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(lengths)))
     for chunk in chunks:
         longest = max(lengths[index] for index in chunk)
         read = longest * (1 if shared else num_samples)
@@ -194,13 +214,20 @@ def test_completions_are_given_as_soon_as_a_prompt_has_all_of_them() -> None:
     model = build()
     free = [group[0].ids for group in sampler(model)(PROMPTS, 1, greedy(16))]
     stops = sorted({free[0][2], free[1][5], free[2][9]})
-    told: list[dict[int, list[Completion]]] = []
-    found = sampler(model)(PROMPTS, 2, greedy(16, *stops), on_ready=lambda r: told.append({**r}))
-    assert sorted(index for ready in told for index in ready) == list(range(len(PROMPTS)))
-    assert all(found[index] == group for ready in told for index, group in ready.items())
-    lengths = [{len(group[0].ids) for group in ready.values()} for ready in told]
-    assert all(len(one) == 1 for one in lengths)
-    assert [min(one) for one in lengths] == sorted({len(group[0].ids) for group in found})
+    found = sampler(model)(PROMPTS, 2, greedy(16, *stops))
+    read: list[int] = []
+    hook = model.register_forward_hook(lambda *_: read.append(1))
+    asked = [Prompt(ids) for ids in PROMPTS]
+    ready = [
+        (index, group, len(read))
+        for index, group in local(model).sample(asked, 2, greedy(16, *stops))
+    ]
+    hook.remove()
+    assert sorted(index for index, _, _ in ready) == list(range(len(PROMPTS)))
+    # After as many forward passes as the completion has tokens, and not after the longest one's.
+    assert all(group == found[index] for index, group, _ in ready)
+    assert all(passes == len(group[0].ids) for _, group, passes in ready)
+    assert len({passes for _, _, passes in ready}) > 2
 
 
 def test_logits_that_are_no_numbers_are_not_sampled_from() -> None:
@@ -218,9 +245,8 @@ def test_prompts_are_shared_unless_told_otherwise(decoder: str) -> None:
         lambda _module, args, _output: read.append(args[0].numel())
     )
     for share, tokens in ((True, 4 if decoder == "shared" else 8), (False, 8)):
-        LocalSampler(model, pad_id=PAD, token_budget=99, share=share)(
-            [[1, 2, 3, 4], [1, 2, 3]], 1, greedy(1)
-        )
+        unshared = LocalSampler(model, pad_id=PAD, token_budget=99, share=share)
+        complete(unshared, [Prompt([1, 2, 3, 4]), Prompt([1, 2, 3])], 1, greedy(1))
         assert read.pop() == tokens
 
 

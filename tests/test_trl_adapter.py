@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rewards import StepContext
 from srl import SRLTrainer
 from srl.errors import UsageError
 from srl.models.loading import load_policy
-from srl.rollout.samplers import Completion, OnReady, SamplingParams
+from srl.rollout.samplers import Completion, Prompt, SamplingParams
 from srl.training.advantages import group_advantages
 from srl.trl_adapter import adapt
 
@@ -42,20 +42,16 @@ class Replay:
 
     completions: Sequence[Completion]
 
-    def __call__(
+    def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
-        done = [
-            list(self.completions[i * num_samples : (i + 1) * num_samples])
-            for i in range(len(prompts))
-        ]
-        assert on_ready is not None
-        on_ready(dict(enumerate(done)))
-        return done
+        *,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        for i in range(len(prompts)):
+            yield i, list(self.completions[i * num_samples : (i + 1) * num_samples])
 
 
 def test_the_rewards_in_trl_are_those_of_our_trainer(
@@ -121,7 +117,7 @@ def test_the_rewards_in_trl_are_those_of_our_trainer(
         said = [Completion(one, one[-1] != tokenizer.eos_token_id) for one in ids]
         monkeypatch.setattr(trainer, "sampler", lambda said=said: Replay(said))
         groups = trainer._sample(
-            [row for row, _ in rows], [p for _, p in rows], G, trainer.sampling
+            [row for row, _ in rows], [Prompt(p) for _, p in rows], G, trainer.sampling
         )
         rewards = [[step.score.reward for step in group] for group in groups]
         steps = [step for group in groups for step in group]

@@ -69,13 +69,13 @@ def test_validation_counts_the_solutions_that_were_sampled(
         step_rewards={"answer": 1.0},
     )
     written = []
-    plain = LocalSampler.__call__
+    plain = LocalSampler.sample
 
     def counting(self, prompts, *rest, **named):  # type: ignore[no-untyped-def]
         written.append(len(prompts))
         return plain(self, prompts, *rest, **named)
 
-    monkeypatch.setattr(LocalSampler, "__call__", counting)
+    monkeypatch.setattr(LocalSampler, "sample", counting)
     found = trainer.evaluate()
     assert written == [8]  # once, not once for the rows and once for the problems
     attempts = solve_whole(
@@ -101,11 +101,7 @@ def test_validation_is_in_the_way_that_is_asked_for(
         tmp_path, targets=targets, validate_by=validate_by, max_completion_length=12
     )
     trainer = SRLTrainer(str(toy_policy), args, PROBLEMS[8:], PROBLEMS[:8])
-    attempts = trainer._attempts(
-        [step for group in trainer._sample(
-            trainer.validation_rows.examples, trainer.validation_rows.prompts, 1, trainer.greedy
-        ) for step in group]
-    )  # fmt: skip
+    attempts, _ = trainer._validate()
     assert {a.mode for a in attempts} == {mode}
     assert [a.trajectory for a in attempts] == PROBLEMS[:8]
 

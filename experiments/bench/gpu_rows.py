@@ -42,7 +42,7 @@ from update import Case, Cut, Update, as_trained, differences, ours, padded
 from rewards import StepContext
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import TreePlan
-from srl.rollout.samplers import LocalSampler, SamplingParams
+from srl.rollout.samplers import LocalSampler, Prompt, SamplingParams, complete
 from srl.training.batch import MicroBatch, micro_batches
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -311,7 +311,8 @@ def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
     sampler = LocalSampler(model, pad_id=0, token_budget=2**30)
     beyond = frozenset({model.config.vocab_size})  # an end that cannot be written
     with torch.autocast(model.device.type, torch.bfloat16):
-        groups = sampler(prompts, shape.G, SamplingParams(shape.C, stop_ids=beyond))
+        params = SamplingParams(shape.C, stop_ids=beyond)
+        groups = complete(sampler, [Prompt(ids) for ids in prompts], shape.G, params)
     return sum(len(one.ids) for group in groups for one in group)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from environments import Trajectory
 from rewards import RewardSum, StepReward
 from srl import SRLConfig, SRLTrainer
-from srl.rollout.samplers import Completion, LocalSampler, OnReady, SamplingParams
+from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams
 from srl.trl_adapter import RewardFunc, adapt
 
 # Prompts of 340 to 660 tokens, 500 on average.
@@ -273,37 +273,30 @@ def _tokens_of(trainer: Trainer, name: str, rows: int) -> list[int]:
 class _Sampler:
     """Our own sampler, timed; what the length limit ended counts as ended."""
 
-    def __init__(self, inner: LocalSampler, wait: Callable[[], None]) -> None:
+    def __init__(self, inner: Sampler, wait: Callable[[], None]) -> None:
         self.inner = inner
         self.wait = wait
         self.seconds = 0.0  # without what is done with completions meanwhile
         self.tokens = 0
 
-    def __call__(
+    def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        on_ready: OnReady | None = None,
-    ) -> list[list[Completion]]:
-        elsewhere = 0.0
-
-        def ended(group: Sequence[Completion]) -> list[Completion]:
-            return [replace(one, truncated=False) for one in group]
-
-        def ready(done: Mapping[int, list[Completion]]) -> None:
-            nonlocal elsewhere
-            started = time.perf_counter()
-            if on_ready is not None:
-                on_ready({index: ended(group) for index, group in done.items()})
-            elsewhere += time.perf_counter() - started
-
+        *,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Completion]]]:
         started = time.perf_counter()
-        groups = self.inner(prompts, num_samples, params, ready)
+        for index, group in self.inner.sample(
+            prompts, num_samples, params, first_sample=first_sample
+        ):
+            self.seconds += time.perf_counter() - started
+            self.tokens += sum(len(one.ids) for one in group)
+            yield index, [replace(one, truncated=False) for one in group]
+            started = time.perf_counter()
         self.wait()
-        self.seconds += time.perf_counter() - started - elsewhere
-        self.tokens += sum(len(one.ids) for group in groups for one in group)
-        return [ended(group) for group in groups]
+        self.seconds += time.perf_counter() - started
 
 
 class _Trainer(SRLTrainer):
