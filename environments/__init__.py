@@ -1,46 +1,54 @@
-"""Where problems and expert steps come from: one loader per data set, one shape for all.
+"""Where problems and expert steps come from, and what is true of an attempt at them.
 
-`load_trajectories("gsm8k", "gsm8k_train.jsonl")` is the way in. The loaders stand in one literal
-dict; each counts what it drops, and too many drops are an error rather than a silently smaller
-data set. Nothing here imports torch.
+`load_trajectories("gsm8k", "gsm8k_train.jsonl")` is the way in. The environments stand in one
+literal dict; one of your own is a class that extends `Environment`. Each loader counts what it
+drops, and too many drops are an error rather than a silently smaller data set. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from typing import Literal, Protocol, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from environments import competition_math, files, gsm8k, s1k, word_problems
+from environments.environment import Environment, Prompts, Verdict
 from environments.splitting import SPLITTERS
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 __all__ = [
     "ENVIRONMENTS",
     "SPLITTERS",
     "DataError",
+    "Environment",
     "LoadReport",
-    "Loader",
+    "Prompts",
+    "Step",
     "Trajectory",
+    "Verdict",
+    "as_environment",
+    "check_options",
     "load_trajectories",
 ]
 
 
-class Loader(Protocol):
-    """A source: a path or hub name (None: the loader's default) -> trajectories, with a report."""
+class MathsText(Environment):
+    """A data set of mathematics in words: a loader, and the defaults for all else."""
 
-    def __call__(
-        self, path_or_hub: str | None = None, *, report: LoadReport, limit: int | None = None
-    ) -> list[Trajectory]: ...
+    def __init__(self, load: Callable[..., list[Trajectory]]) -> None:
+        self.load = load  # type: ignore[method-assign]
 
 
-# A loader's further keyword parameters are the options of its source.
-ENVIRONMENTS: dict[str, Loader] = {
-    "word_problems": word_problems.load,
-    "gsm8k": gsm8k.load,
-    "competition_math": competition_math.load,
-    "s1k": s1k.load,
-    "files": files.load,
+# The keyword-only parameters of a loader are the options of its source.
+ENVIRONMENTS: dict[str, Environment] = {
+    "word_problems": MathsText(word_problems.load),
+    "gsm8k": MathsText(gsm8k.load),
+    "competition_math": MathsText(competition_math.load),
+    "s1k": MathsText(s1k.load),
+    "files": MathsText(files.load),
 }
 
 # Reasons that are the published choice of rows and not a fault of the data: they are counted and
@@ -51,8 +59,34 @@ _SELECTION = frozenset({s1k.NOT_NUMBERED})
 _DRAWN = frozenset({"word_problems"})
 
 
+def as_environment(found: object, source: str) -> Environment:
+    """Returns `found` as an environment: an instance, or an instance of the class that it is.
+
+    Args:
+        found: what stands at the place that `source` names.
+        source: for the message.
+
+    Raises:
+        DataError: it is no environment, or its class needs arguments.
+    """
+    if inspect.isclass(found) and issubclass(found, Environment):
+        try:
+            return found()
+        except TypeError as error:
+            raise DataError(
+                f"source {source!r}: the class cannot be made without arguments: {error}. Options "
+                "of a source are keyword-only parameters of its method `load`."
+            ) from error
+    if not isinstance(found, Environment):
+        raise DataError(
+            f"source {source!r} is {found!r}, which is no environment; give a class that extends "
+            "environments.Environment, or an instance of one."
+        )
+    return found
+
+
 def load_trajectories(
-    source: str,
+    source: str | Environment,
     path: str | None = None,
     *,
     report: LoadReport | None = None,
@@ -60,10 +94,10 @@ def load_trajectories(
     max_dropped_share: float = 0.5,
     **options: object,
 ) -> list[Trajectory]:
-    """The trajectories of a source.
+    """The trajectories of a source; each knows its environment, and has the source's name if none.
 
     Args:
-        source: a name in `ENVIRONMENTS`.
+        source: a name in `ENVIRONMENTS`, or an environment.
         path: a local file, or a hub name; None takes the source's own hub name.
         report: gets this source's rows, kept and dropped added, also when an error is raised.
         limit: stop after so many trajectories.
@@ -74,43 +108,68 @@ def load_trajectories(
     Raises:
         DataError: unknown source or option, nothing to read, nothing usable, too many drops.
     """
-    if source not in ENVIRONMENTS:
+    if isinstance(source, Environment):
+        environment, source = source, type(source).__name__
+    elif source in ENVIRONMENTS:
+        environment = ENVIRONMENTS[source]
+    else:
         near = difflib.get_close_matches(source, ENVIRONMENTS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"unknown source {source!r}; there are {', '.join(ENVIRONMENTS)}.{meant}")
+        raise DataError(
+            f"unknown source {source!r}; there are {', '.join(ENVIRONMENTS)}, and file.py:Name or "
+            f"module:Name for an environment of your own.{meant}"
+        )
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is {limit!r}; it must be 1 or more, or absent for all rows.")
     if not 0 <= max_dropped_share <= 1:
         raise DataError(f"max_dropped_share is {max_dropped_share}; it must lie between 0 and 1.")
-    loader = ENVIRONMENTS[source]
-    _check_options(source, loader, options)
+    check_options(source, environment, options)
     own = LoadReport()
     try:
-        trajectories = loader(path, report=own, limit=limit, **options)
+        trajectories = environment.load(path, report=own, limit=limit, **options)
+        if not own.rows:
+            own.rows = own.kept = len(trajectories)
     finally:
         if report is not None:
             report.rows += own.rows
             report.kept += own.kept
             report.dropped.update(own.dropped)
     _check_drops(path or source, own, 1.0 if source in _DRAWN else max_dropped_share)
-    return trajectories
+    return [
+        replace(one, source=one.source or source, environment=environment) for one in trajectories
+    ]
 
 
-def _check_options(source: str, loader: Loader, options: dict[str, object]) -> None:
-    parameters = inspect.signature(loader).parameters
-    known = [name for name in parameters if name not in ("path_or_hub", "report", "limit")]
-    types = get_type_hints(loader)
+def check_options(source: str, environment: Environment, options: Mapping[str, object]) -> None:
+    """Raise DataError for an option that the source does not have, or a value of another type."""
+    parameters = inspect.signature(environment.load).parameters.values()
+    known = [
+        one.name
+        for one in parameters
+        if one.kind is one.KEYWORD_ONLY and one.name not in ("report", "limit")
+    ]
+    types = get_type_hints(environment.load)
     for option, value in options.items():
         if option not in known:
             raise DataError(
                 f"source {source!r} has no option {option!r}; "
                 f"it has {', '.join(known) or 'none at all'}."
             )
-        kind = types[option]
+        kind = types.get(option, object)
         allowed = get_args(kind) if get_origin(kind) is Literal else ()
-        if value not in allowed if allowed else not isinstance(value, kind):
+        fits = value in allowed if allowed else _is_of(value, kind)
+        if not fits:
             name = ", ".join(map(repr, allowed)) or getattr(kind, "__name__", str(kind))
             raise DataError(f"source {source!r}: option {option!r} is {value!r}; allowed: {name}.")
+
+
+def _is_of(value: object, kind: object) -> bool:
+    if kind is float:
+        return isinstance(value, float | int)
+    try:
+        return isinstance(value, kind)  # type: ignore[arg-type]
+    except TypeError:
+        return True  # such as list[str], which only the loader itself can check
 
 
 def _check_drops(name: str, report: LoadReport, max_dropped_share: float) -> None:

@@ -21,7 +21,7 @@ from environments.reading import (
     text_of,
 )
 from environments.splitting import merge_fragments, split_sentences
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 # The original training split; MATH-500 is drawn from the test split.
 HUB_NAME = "DigitalLearningGmbH/MATH-lighteval"
@@ -130,4 +130,4 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
     metadata: dict[str, object] = {key: row[key] for key in ("level", "type") if row.get(key)}
     if notes:
         metadata["notes"] = tuple(notes)
-    return Trajectory(problem, tuple(steps), answer, SOURCE, metadata)
+    return Trajectory(problem, tuple(map(Step, steps)), answer, SOURCE, metadata=metadata)

@@ -17,10 +17,11 @@ from environments.reading import (
     read_rows,
     steps_of,
     text_of,
-    thoughts_of,
+    texts_beside,
+    texts_of,
 )
 from environments.splitting import SPLITTERS, merge_fragments
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 
 def load(
@@ -38,6 +39,8 @@ def load(
     steps_column: str = "steps",
     answer_column: str = "answer",
     thoughts_column: str | None = None,
+    observations_column: str | None = None,
+    tags_column: str | None = None,
 ) -> list[Trajectory]:
     """Trajectories from a local file or a hub data set of any origin.
 
@@ -57,6 +60,9 @@ def load(
         thoughts_column: the column with what the expert thought before each step, a list as long as
             the steps; rows may lack it. Only fine-tuning on the expert's text reads it. None reads
             none.
+        observations_column: the same, with what the world said after each step; the policy reads it
+            before it writes the next one.
+        tags_column: the column with a list of words that group trajectories.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -67,15 +73,18 @@ def load(
         raise DataError(f"splitter is {splitter!r}; it can be {', '.join(SPLITTERS)}.")
     split_text = SPLITTERS[splitter]
     source_name = label or Path(path_or_hub).stem
-    known = (problem_column, solution_column, steps_column, answer_column, thoughts_column)
+    beside = [thoughts_column, observations_column]
+    optional = [column for column in (*beside, tags_column) if column is not None]
+    known = (problem_column, solution_column, steps_column, answer_column, *optional)
 
     def build(row: Row) -> Trajectory:
         problem = text_of(row, problem_column, missing=NO_PROBLEM)
         if row.get(steps_column) is not None or solution_column not in row:
-            steps = steps_of(row, steps_column)
+            texts = steps_of(row, steps_column)
         else:
             solution = text_of(row, solution_column, missing=NO_SOLUTION)
-            steps = tuple(merge_fragments(split_text(solution), min_chars))
+            texts = tuple(merge_fragments(split_text(solution), min_chars))
+        thoughts, observations = (texts_beside(row, column, len(texts)) for column in beside)
         metadata: dict[str, object] = {
             key: value
             for key, value in row.items()
@@ -83,11 +92,11 @@ def load(
         }
         return Trajectory(
             problem,
-            steps,
+            tuple(map(Step, texts, thoughts, observations)),
             answer_of(row, answer_column),
             source_name,
+            () if tags_column is None else texts_of(row, tags_column),
             metadata,
-            () if thoughts_column is None else thoughts_of(row, thoughts_column, len(steps)),
         )
 
     return collect(
@@ -97,7 +106,7 @@ def load(
         columns=[
             [problem_column],
             [solution_column, steps_column],
-            *([] if thoughts_column is None else [[thoughts_column]]),
+            *([column] for column in optional),
         ],
         report=report,
         limit=limit,

@@ -20,7 +20,7 @@ from environments.reading import (
     text_of,
 )
 from environments.splitting import split_lines
-from environments.types import LoadReport, Trajectory
+from environments.types import LoadReport, Step, Trajectory
 
 HUB_NAME = "openai/gsm8k"
 SOURCE = "gsm8k"
@@ -68,4 +68,4 @@ def _trajectory(row: Row, *, answer_step: bool) -> Trajectory:
     answer = re.sub(r"(?<=\d),(?=\d)", "", stated[1].strip())
     if answer_step:
         steps = [*steps, f"The answer is {answer}."]
-    return Trajectory(problem, tuple(steps), answer, SOURCE)
+    return Trajectory(problem, tuple(map(Step, steps)), answer, SOURCE)

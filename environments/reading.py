@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 Row = Mapping[str, object]
 
@@ -177,8 +177,8 @@ def collect(
     """Builds a trajectory from each row; drops and counts the rows of which none can be made.
 
     A row is dropped when `build` raises UnusableRowError, or when its trajectory has fewer than two
-    steps, an empty step, or equals an earlier one in problem, steps and thoughts. Two different
-    solutions of one problem are both kept.
+    steps, an empty step, or equals an earlier one in problem and steps, thoughts and observations
+    included. Two different solutions of one problem are both kept.
 
     Args:
         rows: the rows as read.
@@ -192,15 +192,15 @@ def collect(
         DataError: a column is missing from every row.
     """
     kept: list[Trajectory] = []
-    seen: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
+    seen: set[tuple[str, tuple[Step, ...]]] = set()
     found: dict[str, None] = {}  # column names in order
     for row in rows:
         found.update(dict.fromkeys(row))
         report.rows += 1
         try:
             trajectory = build(row)
-            _check_steps(trajectory.steps)
-            key = (trajectory.problem, trajectory.steps, trajectory.thoughts)
+            _check_steps(trajectory.texts)
+            key = (trajectory.problem, trajectory.steps)
             if key in seen:
                 raise UnusableRowError(DUPLICATE)
         except UnusableRowError as reason:
@@ -254,19 +254,28 @@ def steps_of(row: Row, column: str) -> tuple[str, ...]:
     return tuple(str(step) for step in value)
 
 
-def thoughts_of(row: Row, column: str, steps: int) -> tuple[str, ...]:
-    """The thoughts in a column, one for each step; absent, null or an empty list is none.
+def texts_of(row: Row, column: str) -> tuple[str, ...]:
+    """The list of texts in a column; absent or null is an empty one.
 
-    UnusableRowError where it is not a list of texts, as many as steps.
+    UnusableRowError where it is something else.
     """
     value = row.get(column)
-    if value is None or (isinstance(value, list | tuple) and not value):
+    if value is None:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
         raise UnusableRowError(f"{column} is not a list of texts")
-    if len(value) != steps:
-        raise UnusableRowError(f"not as many {column} as steps")
     return tuple(value)
+
+
+def texts_beside(row: Row, column: str | None, steps: int) -> tuple[str, ...]:
+    """A text for each step, from a column; empty texts where there is no column or nothing in it.
+
+    UnusableRowError where it is not a list of texts, as many as steps.
+    """
+    texts = () if column is None else texts_of(row, column)
+    if texts and len(texts) != steps:
+        raise UnusableRowError(f"not as many {column} as steps")
+    return texts or ("",) * steps
 
 
 def answer_of(row: Row, column: str) -> str | None:

@@ -19,7 +19,7 @@ from environments.reading import (
     text_of,
 )
 from environments.splitting import split_numbered
-from environments.types import LoadReport, Trajectory
+from environments.types import LoadReport, Step, Trajectory
 
 HUB_NAME = "simplescaling/s1K-1.1"
 SOURCE = "s1k"
@@ -57,7 +57,7 @@ def load(
         column = "problem" if row.get("problem") is not None else "question"
         problem = text_of(row, column, missing=NO_PROBLEM)
         steps = _steps(row, titles)
-        return Trajectory(problem, steps, last_boxed("\n".join(steps)), SOURCE)
+        return Trajectory(problem, tuple(map(Step, steps)), last_boxed("\n".join(steps)), SOURCE)
 
     return collect(
         read_rows(name, split=split, config=config),

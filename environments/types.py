@@ -1,19 +1,44 @@
 """What an environment hands to the trainer: an expert's solution, already cut into steps.
 
-An environment answers two questions only: where do problems and expert steps come from, and how is
-an answer verified? It knows nothing of rewards, prompts or training (ARCHITECTURE.md).
+It knows nothing of rewards, prompts or training (ARCHITECTURE.md).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from environments.environment import Environment
 
 
 class DataError(ValueError):
     """Data that cannot be used. The message says what came, what is allowed and what to do."""
+
+
+@dataclass(frozen=True, order=True)
+class Step:
+    """One step of a solution, the expert's or the policy's.
+
+    Attributes:
+        text: the step itself; an expert's is what the policy is to write.
+        thought: what was thought before it, word for word as it stands between the tags, white
+            space too. Rewards and contexts never see an expert's: only fine-tuning does.
+        observation: what the world said after it. It is context for the next step and never a
+            target.
+    """
+
+    text: str
+    thought: str = ""
+    observation: str = ""
+
+
+def as_steps(steps: Iterable[Step | str]) -> tuple[Step, ...]:
+    """The steps, plain texts among them made steps without thought and observation."""
+    return tuple(Step(one) if isinstance(one, str) else one for one in steps)
 
 
 @dataclass(frozen=True)
@@ -22,31 +47,31 @@ class Trajectory:
 
     Attributes:
         problem: the problem's text, as the policy will read it.
-        steps: the expert's steps in order; joined, they give the solution back up to white space.
+        steps: the expert's steps in order. The constructor also takes plain texts, which become
+            steps without thought and observation: ``Trajectory("1 + 2?", ("1 + 2 = 3", "So 3."))``.
         answer: the final answer as text, or None where the data states none.
         source: the name of the data set or of the teacher, for the logs and for mixtures.
-        metadata: anything a reward or a report may want (difficulty, subject, ...).
-        thoughts: what the expert thought before each step, word for word as it is to stand between
-            the tags, white space too; none where the data has none. Rewards and contexts never see
-            them: only fine-tuning on the expert's text does.
-
-    Raises:
-        DataError: there are thoughts, but not as many as steps.
+        tags: words that group trajectories in reports (a subject, a difficulty).
+        metadata: anything a reward or a report may want.
+        environment: what loaded it and judges attempts at it (`load_trajectories` sets it); None is
+            mathematics in words.
     """
 
     problem: str
-    steps: tuple[str, ...]
+    steps: tuple[Step, ...]
     answer: str | None = None
     source: str = ""
+    tags: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=dict)
-    thoughts: tuple[str, ...] = ()
+    environment: Environment | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.thoughts and len(self.thoughts) != len(self.steps):
-            raise DataError(
-                f"{len(self.thoughts)} thoughts for {len(self.steps)} steps; give one for each "
-                "step, an empty text where there is none, or no thoughts at all"
-            )
+        object.__setattr__(self, "steps", as_steps(self.steps))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The steps' texts; joined, they give the solution back up to white space."""
+        return tuple(step.text for step in self.steps)
 
     @property
     def problem_id(self) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from environments.paper_sums import work_out
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 Pool = Literal["main", "base"]
 Operation = Literal["+", "-", "*", "/"]
@@ -237,18 +237,18 @@ class WordProblem:
         """
         answer = str(self.quantities[self.target].value)
         people = self.needed(self.target)
-        monologues: list[str] = []
+        texts = (*map(self.write_step, people), write_answer(answer))
+        monologues = [""] * len(texts)
         known = self.given
-        for person in [*people, None] if thoughts else []:
-            monologues.append(f" {self.demonstrate(self.target, known).thought}")
-            known.add(person or self.target)
+        for place, person in enumerate([*people, self.target] if thoughts else []):
+            monologues[place] = f" {self.demonstrate(self.target, known).thought}"
+            known.add(person)
         return Trajectory(
             problem=self.text,
-            steps=(*map(self.write_step, people), write_answer(answer)),
+            steps=tuple(map(Step, texts, monologues)),
             answer=answer,
             source="word_problems",
             metadata={"operations": self.operations, "quantities": len(self.quantities)},
-            thoughts=tuple(monologues),
         )
 
 

@@ -153,7 +153,7 @@ def toy_trajectories(count: int, *, long: bool = True) -> list[Trajectory]:
 def write_toy_data(path: Path, count: int) -> Path:
     """The toy's trajectories as a user's own JSONL file."""
     rows = [
-        {"problem": t.problem, "steps": list(t.steps), "answer": t.answer}
+        {"problem": t.problem, "steps": list(t.texts), "answer": t.answer}
         for t in toy_trajectories(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from environments import LoadReport, Trajectory, load_trajectories
+from environments import LoadReport, Step, Trajectory, load_trajectories
 from rewards import StepContext, StepScore
 from rewards.similarity import similarity
 from srl.commands import check_data as checks
@@ -22,7 +22,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 TRAJECTORIES = [
     Trajectory("p1", ("aa", "bbbb", "cc"), "1"),
     Trajectory("p2", ("xxx", "xxx"), None, metadata={"notes": ("cut",)}),
-    Trajectory("p1", ("dd", "ee"), "1", thoughts=("hm", "")),
+    Trajectory("p1", (Step("dd", "hm"), Step("ee")), "1"),
 ]
 REPORT = LoadReport(rows=5, kept=3, dropped=Counter({"only one step": 2}))
 
@@ -107,7 +107,7 @@ def test_tricks_are_what_they_say() -> None:
         ("1 + 1 = 2", "bbb = 2"),
         ("bbb = \uff12", "bbb = 2"),
     ]
-    assert written[5][0] in rows[1].steps
+    assert written[5][0] in rows[1].texts
 
 
 def test_one_problem_alone_has_no_unrelated_floor() -> None:

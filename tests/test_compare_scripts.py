@@ -27,7 +27,7 @@ PROBLEMS = draw_problems(40, **DATA)  # type: ignore[arg-type]
 
 def test_experts_make_none() -> None:
     for problem in PROBLEMS:
-        steps = problem.trajectory().steps
+        steps = problem.trajectory().texts
         assert first_error(problem, steps) == (None, len(steps))
         assert first_error(problem, steps[:-1]) == ("stopped", len(steps))
 
@@ -42,7 +42,7 @@ def distraction(problem: WordProblem) -> str | None:
 def test_each_kind() -> None:
     distracted = 0
     for problem in PROBLEMS:
-        first, second, *rest = problem.trajectory().steps
+        first, second, *rest = problem.trajectory().texts
         if (other := distraction(problem)) is not None:
             distracted += 1
             assert first_error(problem, [first, other, second]) == ("goal", 2)
@@ -72,7 +72,7 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     lines = []
     for number, problem in enumerate(PROBLEMS[:8]):
         trajectory = problem.trajectory()
-        steps = trajectory.steps if number else trajectory.steps[:1]
+        steps = trajectory.texts if number else trajectory.texts[:1]
         line = {"when": "after", "evaluation": 0, "mode": "whole", "steps": list(steps)}
         line["correct"] = number < 2
         for sample in (0, 1):  # the second is no greedy one
@@ -84,13 +84,13 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table, by_step = done.stdout.split("\n\n")
     [line] = table.splitlines()[2:]
-    tried = sum(len(problem.trajectory().steps) for problem in PROBLEMS[1:8]) + 2
+    tried = sum(len(problem.trajectory().texts) for problem in PROBLEMS[1:8]) + 2
     shown = ["medium", "whole", "srl", "8", "25.0", "87.5", "0.0", "0.0", "0.0", "12.5"]
     rates = ["0.0", "0.0", "0.0", f"{100 / tried:.1f}"]
     assert [cell.strip() for cell in line.strip("|").split("|")] == shown + rates
     # The first attempt has one step of its several, so it was wrong at the second.
     [line] = by_step.splitlines()[2:]
-    lengths = [2, *(len(problem.trajectory().steps) for problem in PROBLEMS[1:8])]
+    lengths = [2, *(len(problem.trajectory().texts) for problem in PROBLEMS[1:8])]
     left = [sum(length >= step for length in lengths) for step in range(1, max(lengths) + 1)]
     wrong = [f"{100 * (step == 2) / n:.1f} of {n}" for step, n in enumerate(left, start=1)]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
@@ -106,7 +106,7 @@ def test_the_table_of_a_comparison(tmp_path: Path) -> None:
 
 
 def test_other_forms_are_no_steps() -> None:
-    first = PROBLEMS[0].trajectory().steps[0]
+    first = PROBLEMS[0].trajectory().texts[0]
     assert first_error(PROBLEMS[0], [first])[1] == 2  # tried, and right
     for step in (first.removesuffix("."), first.lower(), f"{first} ", "the answer is 4."):
         assert first_error(PROBLEMS[0], [step]) == ("stopped", 1)

@@ -103,7 +103,7 @@ def steps_of(problem: WordProblem) -> list[str]:
 
 def test_towards_the_true_goal_the_demonstrator_is_the_expert() -> None:
     for problem in PROBLEMS:
-        assert tuple(steps_of(problem)) == problem.trajectory().steps
+        assert tuple(steps_of(problem)) == problem.trajectory().texts
 
 
 def _subject(sentence: str) -> str:

@@ -44,12 +44,12 @@ def test_gsm8k_counts() -> None:
     assert (report.rows, report.kept, report.dropped.total()) == (7473, 7473, 0)
     assert len(found) == 7473
     assert sum(len(one.steps) for one in found) == 26720
-    assert found[0].steps == (
+    assert found[0].texts == (
         "Natalia sold 48/2 = 24 clips in May.",
         "Natalia sold 48+24 = 72 clips altogether in April and May.",
     )
     assert found[0].answer == "72"
-    assert not any(re.search("<<|>>|####", step) for one in found for step in one.steps)
+    assert not any(re.search("<<|>>|####", step) for one in found for step in one.texts)
     assert all(one.answer and "," not in one.answer for one in found)
     assert len({one.problem_id for one in found}) == 7473
 
@@ -62,8 +62,8 @@ def test_competition_math_counts() -> None:
     assert len(found) == report.kept == 3979
     assert sum(len(one.steps) for one in found) == 19453
     assert all(one.answer for one in found)
-    assert not any("[asy]" in step for one in found for step in one.steps)
-    assert min(len(step) for one in found for step in one.steps) >= 12
+    assert not any("[asy]" in step for one in found for step in one.texts)
+    assert min(len(step) for one in found for step in one.texts) >= 12
     assert all(set(one.metadata) >= {"level", "type"} for one in found)
 
 
@@ -73,8 +73,8 @@ def test_competition_math_drawings() -> None:
     load_trajectories("competition_math", path, report=report, drawings="drop")
     assert report.dropped["has a drawing"] == 702
     kept = load_trajectories("competition_math", path, drawings="keep")
-    assert any("[asy]" in step for one in kept for step in one.steps)
-    assert all(step.count("[asy]") == step.count("[/asy]") for one in kept for step in one.steps)
+    assert any("[asy]" in step for one in kept for step in one.texts)
+    assert all(step.count("[asy]") == step.count("[/asy]") for one in kept for step in one.texts)
 
 
 def test_s1k_counts() -> None:
@@ -111,7 +111,7 @@ def test_gsm8k_answer_line(tmp_path: Path) -> None:
     ]
     report = LoadReport()
     found = load_trajectories("gsm8k", jsonl(tmp_path, rows), report=report, max_dropped_share=1.0)
-    assert [(one.steps, one.answer) for one in found] == [
+    assert [(one.texts, one.answer) for one in found] == [
         (("a = 2", "b = 3"), "1234"),
         (("a", "b"), "-5"),
     ]
@@ -121,7 +121,7 @@ def test_gsm8k_answer_line(tmp_path: Path) -> None:
 def test_gsm8k_answer_as_a_last_step(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a = <<1+1=2>>2\nb = 3\n#### 1,234"}]
     found = load_trajectories("gsm8k", jsonl(tmp_path, rows), answer_step=True)
-    assert found[0].steps == ("a = 2", "b = 3", "The answer is 1234.")
+    assert found[0].texts == ("a = 2", "b = 3", "The answer is 1234.")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_competition_math_takes_drawings_out_and_says_so(tmp_path: Path) -> None
         }
     ]
     (one,) = load_trajectories("competition_math", jsonl(tmp_path, rows))
-    assert one.steps == ("First we see this.", "Thus $x = \\boxed{3}.$")
+    assert one.texts == ("First we see this.", "Thus $x = \\boxed{3}.$")
     assert one.answer == "3"
     assert drawing in one.problem
     assert one.metadata == {
@@ -178,7 +178,7 @@ def test_s1k_reads_the_hub_shape_and_counts_other_formats(tmp_path: Path) -> Non
     path = jsonl(tmp_path, rows)
     report = LoadReport()
     found = load_trajectories("s1k", path, report=report)
-    assert [one.steps for one in found] == [("Intro.\n\n1. **A** so", "2. **B** thus $\\boxed{4}$")]
+    assert [one.texts for one in found] == [("Intro.\n\n1. **A** so", "2. **B** thus $\\boxed{4}$")]
     assert (found[0].problem, found[0].answer, found[0].source) == ("q1", "4", "s1k")
     assert report.dropped == {"not in the numbered format": 3, "no solution": 1}
     assert len(load_trajectories("s1k", path, titles=False)) == 2
@@ -191,7 +191,7 @@ def test_files_takes_steps_before_the_solution_and_keeps_metadata(tmp_path: Path
         {"problem": "q", "solution": "a.\nb.", "answer": None},
     ]
     found = load_trajectories("files", jsonl(tmp_path, rows, "my data.jsonl"))
-    assert found[0].steps == ("1 + 2 = 3", "3 + 3 = 6")
+    assert found[0].texts == ("1 + 2 = 3", "3 + 3 = 6")
     assert found[0].metadata == {"teacher": "t", "level": 3}
     assert [one.answer for one in found] == ["6", "7", None]
     assert {one.source for one in found} == {"my data"}
@@ -201,11 +201,11 @@ def test_files_columns_and_splitter(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"q": "p", "s": "One. Two.\nThree.", "a": "3"}])
     columns = {"problem_column": "q", "solution_column": "s", "answer_column": "a"}
     (lines,) = load_trajectories("files", path, splitter="lines", label="mine", **columns)
-    assert (lines.steps, lines.answer, lines.source) == (("One. Two.", "Three."), "3", "mine")
+    assert (lines.texts, lines.answer, lines.source) == (("One. Two.", "Three."), "3", "mine")
     (sentences,) = load_trajectories("files", path, splitter="sentences", **columns)
-    assert sentences.steps == ("One.", "Two.", "Three.")
+    assert sentences.texts == ("One.", "Two.", "Three.")
     (merged,) = load_trajectories("files", path, splitter="sentences", min_chars=5, **columns)
-    assert merged.steps == ("One. Two.", "Three.")
+    assert merged.texts == ("One. Two.", "Three.")
 
 
 def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
@@ -224,13 +224,13 @@ def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
     found = load_trajectories(
         "files", path, report=report, max_dropped_share=1.0, thoughts_column="thoughts"
     )
-    assert [one.thoughts for one in found] == [
-        *((" So, 3.\n", ""), ("x", "y"), (), (), ("x", "other")),
+    assert [tuple(step.thought for step in one.steps) for one in found] == [
+        *((" So, 3.\n", ""), ("x", "y"), ("", ""), ("", ""), ("x", "other")),
     ]
     # Unless asked for they are a column like any other, and take no row away.
     bare = load_trajectories("files", path)
     assert [one.problem for one in bare] == [GOOD["problem"], *"pqrstu"]
-    assert not any(one.thoughts for one in bare)
+    assert not any(step.thought for one in bare for step in one.steps)
     assert bare[4].metadata == {"thoughts": "x y"}
     assert report.dropped == {
         "not as many thoughts as steps": 1,
@@ -238,8 +238,18 @@ def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="column 'why' is missing from every row"):
         load_trajectories("files", path, thoughts_column="why")
-    with pytest.raises(DataError, match="1 thoughts for 2 steps; give one for each step"):
-        Trajectory("p", ("a", "b"), thoughts=("x",))
+
+
+def test_files_take_observations_and_tags(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "saw": ["a", ""], "kind": ["easy", "sum"]},
+        {"problem": "q", "steps": ["a", "b"]},
+    ]
+    path = jsonl(tmp_path, rows, "mine.jsonl")
+    first, second = load_trajectories("files", path, observations_column="saw", tags_column="kind")
+    assert [step.observation for step in first.steps] == ["a", ""]
+    assert (first.tags, first.metadata) == (("easy", "sum"), {})
+    assert (second, second.texts) == (Trajectory("q", ("a", "b"), source="mine"), ("a", "b"))
 
 
 def test_json_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:

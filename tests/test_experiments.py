@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from environments import ENVIRONMENTS, _check_options
+from environments import ENVIRONMENTS, check_options
 from rewards import RewardSum, StepContext
 from srl.config.experiment import Experiment, load_experiment
 
@@ -56,7 +56,7 @@ def test_its_source_has_these_options(experiment: Experiment) -> None:
     source = str(options.pop("source"))
     assert source in ENVIRONMENTS
     options = {key: options[key] for key in options if key not in ("path", "limit")}
-    _check_options(source, ENVIRONMENTS[source], options)
+    check_options(source, ENVIRONMENTS[source], options)
 
 
 def test_its_rewards_exist(experiment: Experiment) -> None:

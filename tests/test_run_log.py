@@ -103,7 +103,7 @@ def test_every_problem_is_told_once_before_its_first_record(
             "problem_id": trajectory.problem_id,
             "source": trajectory.source,
             "problem": trajectory.problem,
-            "steps": list(trajectory.steps),
+            "steps": list(trajectory.texts),
             "answer": trajectory.answer,
         }
 

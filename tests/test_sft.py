@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from environments.types import Trajectory
+from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.commands.cli import main
 from srl.config.settings import SRLConfig
@@ -72,9 +72,9 @@ def by_hand(policy: Path, targets: str, size: int) -> tuple[float, dict[str, Ten
     total, tokens = torch.zeros(()), 0
     for row in PromptStream(len(examples), 42).take(size):
         example = examples[row]
-        text = "\n".join(example.trajectory.steps)
+        text = "\n".join(example.trajectory.texts)
         if targets != "whole":
-            text = f"<think></think>\n{example.trajectory.steps[example.step_index]}"
+            text = f"<think></think>\n{example.trajectory.texts[example.step_index]}"
         written = [
             *tokenizer.encode(text, add_special_tokens=False),
             tokenizer.convert_tokens_to_ids("<eos>"),
@@ -161,7 +161,7 @@ STEPS = (
 THOUGHTS = (" Two, and\nmore.  ", "", "\nx < y?\n")
 
 
-@pytest.mark.parametrize("thoughts", [(), THOUGHTS], ids=["bare", "thoughts"])
+@pytest.mark.parametrize("thoughts", [("",) * 3, THOUGHTS], ids=["bare", "thoughts"])
 @pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("template", [None, CHATML, OPENING, OPENING_BARE])
 @pytest.mark.parametrize("tags", [(), ("<think>", "</think>")], ids=["text", "tokens"])
@@ -175,7 +175,7 @@ def test_a_row_reads_back_as_the_expert_wrote_it(
     )
     form = PromptFormat(tokenizer, system_prompt="Go on.", think=think)
     assert form.opens_thought is (think and template in (OPENING, OPENING_BARE))
-    expert = Trajectory("What is 2 + 2?", STEPS, answer="4", thoughts=thoughts)
+    expert = Trajectory("What is 2 + 2?", tuple(map(Step, STEPS, thoughts)), answer="4")
     bare = Trajectory("What is 2 + 2?", STEPS, answer="4")
     for targets in ("all", "whole"):
         args = SRLConfig(targets=targets, use_cpu=True)
@@ -186,7 +186,7 @@ def test_a_row_reads_back_as_the_expert_wrote_it(
             assert completion[-1] == tokenizer.eos_token_id
             parsed = form.parse(completion, False, whole=example.whole)
             assert parsed.failure is None
-            taught = thoughts[example.step_index :] if think else ()
+            taught = thoughts[example.step_index :] if think and any(thoughts) else ()
             taught = taught if example.whole else taught[:1]
             assert parsed.thought == "\n".join(one.strip() for one in taught if one.strip())
             # Between the tags of a whole solution parsing drops the white space at the ends.
@@ -222,7 +222,7 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
         "too long for the policy's context": 2,  # the step, and the prompt that holds it
         "the expert's text breaks the policy's format (repeated_tag)": 1,
     }
-    thinking = Trajectory("four", ("a", "b"), thoughts=(" x</think>y<think>", " z"))
+    thinking = Trajectory("four", (Step("a", " x</think>y<think>"), Step("b", " z")))
     for targets, left in (("all", 1), ("whole", 0)):
         other = SRLConfig(targets=targets, use_cpu=True)  # type: ignore[arg-type]
         found = ExpertRows.of([DATA[0], thinking], form, other, None)
@@ -293,7 +293,7 @@ def test_thoughts_are_learned_or_it_is_said_that_they_are_not(
     sft: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        {"problem": one.problem, "steps": one.steps, "answer": one.answer}
+        {"problem": one.problem, "steps": one.texts, "answer": one.answer}
         | {"thoughts": [" hm"] * len(one.steps)}
         for one in DATA
     ]

@@ -57,4 +57,4 @@ def test_numbers_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_problem_with_several_solutions_is_solved_once() -> None:
     steps = {"a1": "a", "b1": "b", "a2": "a", "c1": "c", "b2": "b"}
     trajectories = [Trajectory(of, (name,), "1", "files") for name, of in steps.items()]
-    assert [one.steps for one in one_each(trajectories)] == [("a1",), ("b1",), ("c1",)]
+    assert [one.texts for one in one_each(trajectories)] == [("a1",), ("b1",), ("c1",)]

@@ -46,7 +46,7 @@ def test_context_and_target_are_the_solution_up_to_the_step(n: int, data: st.Dat
     trajectory = solution("p", n)
     examples = build_examples([trajectory], targets="all")
     k = data.draw(st.integers(0, n - 1))
-    assert (*examples[k].previous_steps, examples[k].expert_step) == trajectory.steps[: k + 1]
+    assert (*examples[k].previous_steps, examples[k].expert_step) == trajectory.texts[: k + 1]
 
 
 def test_a_row_knows_its_trajectory_and_hands_it_to_the_rewards() -> None:
@@ -56,8 +56,8 @@ def test_a_row_knows_its_trajectory_and_hands_it_to_the_rewards() -> None:
     context = example.context("my step", "my thought")
     assert (context.action, context.thought) == ("my step", "my thought")
     assert (context.problem, context.source, context.answer) == ("p", "teacher", "7")
-    assert context.previous_steps == trajectory.steps[:1]
-    assert context.expert_step == trajectory.steps[1]
+    assert context.previous_steps == trajectory.texts[:1]
+    assert context.expert_step == trajectory.texts[1]
     assert (context.step_index, context.num_steps) == (1, 3)
     assert context.metadata == {"level": 3}
 

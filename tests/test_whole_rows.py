@@ -16,7 +16,7 @@ from srl.rollout.samplers import LocalSampler
 from srl.training.trainer import SRLTrainer
 
 PROBLEMS = toy_trajectories(48)
-WHOLE = "\n".join(PROBLEMS[0].steps)
+WHOLE = "\n".join(PROBLEMS[0].texts)
 
 
 def whole_config(folder: Path, **changes: object) -> SRLConfig:

@@ -14,7 +14,7 @@ from itertools import permutations, product
 import pytest
 
 from environments import load_trajectories
-from environments.types import DataError, LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 from environments.word_problems import (
     BINARY_TEMPLATES,
     GIVEN_TEMPLATES,
@@ -158,7 +158,7 @@ def test_steps_are_true_and_all_that_is_needed(options: dict[str, object]) -> No
         problem = Problem(trajectory.problem)
         known = {name: problem.value(name) for name in problem.rules if problem.is_given(name)}
         computed = []
-        *steps, last = trajectory.steps
+        *steps, last = trajectory.texts
         assert last == f"The answer is {trajectory.answer}."
         for step in steps:
             match = STEP.fullmatch(step)
@@ -178,7 +178,7 @@ def test_steps_are_true_and_all_that_is_needed(options: dict[str, object]) -> No
             computed.append(who)
         assert computed[-1] == problem.target
         assert set(computed) == problem.needed(problem.target), "a distractor was computed"
-        assert len(trajectory.steps) == len(computed) + 1
+        assert len(trajectory.texts) == len(computed) + 1
         assert trajectory.metadata == {
             "operations": len(computed),
             "quantities": len(problem.rules),
@@ -302,12 +302,12 @@ def test_refuses(options: dict[str, object], message: str) -> None:
 
 def test_thoughts_change_neither_problems_nor_steps() -> None:
     bare, thinking = draw(40, seed=5), draw(40, seed=5, thoughts=True)
-    assert [replace(one, thoughts=()) for one in thinking] == bare
+    assert [replace(one, steps=one.texts) for one in thinking] == bare
     for one, problem in zip(thinking, draw_problems(40, seed=5), strict=True):
         known = problem.given
-        for thought, step in zip(one.thoughts, one.steps, strict=True):
+        for step in one.steps:
             shown = problem.demonstrate(problem.target, known)
-            assert (thought, step) == (f" {shown.thought}", shown.step)
+            assert step == Step(shown.step, f" {shown.thought}")
             known.add(shown.computed or problem.target)
 
 

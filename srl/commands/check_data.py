@@ -80,7 +80,7 @@ class DataCheck:
         steps_per_trajectory: their spread over trajectories.
         step_chars: characters of a step.
         with_answer: trajectories that state a final answer.
-        with_thoughts: trajectories with a thought for each step.
+        with_thoughts: trajectories with thoughts before steps.
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
@@ -134,7 +134,7 @@ def check_data(
         raise UsageError("There are no trajectories to check; see the reasons in the load report.")
     if max_pairs < 1:
         raise UsageError(f"max_pairs is {max_pairs}; it must be 1 or more.")
-    self_scores = [similarity(step, step) for one in trajectories for step in one.steps]
+    self_scores = [similarity(step, step) for one in trajectories for step in one.texts]
     places = [
         (row, index) for row, one in enumerate(trajectories) for index in range(1, len(one.steps))
     ]
@@ -155,11 +155,11 @@ def check_data(
         problems=len({one.problem_id for one in trajectories}),
         steps=len(self_scores),
         steps_per_trajectory=_spread(len(one.steps) for one in trajectories),
-        step_chars=_spread(len(step) for one in trajectories for step in one.steps),
+        step_chars=_spread(len(step) for one in trajectories for step in one.texts),
         with_answer=sum(one.answer is not None for one in trajectories),
-        with_thoughts=sum(bool(one.thoughts) for one in trajectories),
+        with_thoughts=sum(any(step.thought for step in one.steps) for one in trajectories),
         repeated_steps=sum(
-            trajectories[row].steps[index] == trajectories[row].steps[index - 1]
+            trajectories[row].steps[index].text == trajectories[row].steps[index - 1].text
             for row, index in places
         ),
         self_score_min=min(self_scores, default=1.0),
@@ -183,13 +183,11 @@ def _measure(
     for number, (row, index) in enumerate(drawn):
         one = trajectories[row]
         here, before = StepExample(one, index), StepExample(one, index - 1)
-        expert = one.steps[index]
+        expert, last = one.texts[index], one.texts[index - 1]
         own.append(here.context(expert, ""))
-        tricks["one step more"].append(
-            before.context("\n".join(one.steps[index - 1 : index + 1]), "")
-        )
-        tricks["all the rest"].append(before.context("\n".join(one.steps[index - 1 :]), ""))
-        tricks["step before"].append(here.context(one.steps[index - 1], ""))
+        tricks["one step more"].append(before.context(f"{last}\n{expert}", ""))
+        tricks["all the rest"].append(before.context("\n".join(one.texts[index - 1 :]), ""))
+        tricks["step before"].append(here.context(last, ""))
         tricks["problem"].append(here.context(one.problem, ""))
         tricks["1 + 1 = 2"].append(here.context("1 + 1 = 2", ""))
         tricks["look-alikes"].append(here.context(expert.translate(_LOOK_ALIKE), ""))
@@ -235,7 +233,7 @@ def _unrelated(
         other = rng.randrange(len(trajectories))
         while ids[other] == ids[row] or not trajectories[other].steps:
             other = rng.randrange(len(trajectories))
-        steps.append(rng.choice(trajectories[other].steps))
+        steps.append(rng.choice(trajectories[other].texts))
     return steps
 
 

@@ -190,9 +190,10 @@ class PromptFormat:
         have none where the data has none; but one that the prompt has opened must be closed.
         """
         pieces = []
-        for thought, step in example.expert_writing:
-            wanted = self.think and (bool(thought.strip()) or not example.whole)
-            pieces.append(f"{OPEN}{thought}{CLOSE}\n{step.strip()}" if wanted else step)
+        for step in example.expert_steps:
+            wanted = self.think and (bool(step.thought.strip()) or not example.whole)
+            written = f"{OPEN}{step.thought}{CLOSE}\n{step.text.strip()}"
+            pieces.append(written if wanted else step.text)
         text = "\n".join(pieces).strip()
         if self.opens_thought:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"

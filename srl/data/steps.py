@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from environments.splitting import step_title as title_of
-from environments.types import Trajectory
+from environments.types import Step, Trajectory
 from rewards.types import StepContext
 from srl.errors import UsageError
 
@@ -64,22 +64,20 @@ class StepExample:
     @property
     def previous_steps(self) -> tuple[str, ...]:
         """The expert's steps before the target: with the problem they are the context."""
-        return self.trajectory.steps[: self.step_index]
+        return self.trajectory.texts[: self.step_index]
 
     @property
     def expert_step(self) -> str:
         """The target; of a whole solution the steps, one a line."""
         if self.whole:
-            return "\n".join(self.trajectory.steps)
-        return self.trajectory.steps[self.step_index]
+            return "\n".join(self.trajectory.texts)
+        return self.trajectory.steps[self.step_index].text
 
     @property
-    def expert_writing(self) -> tuple[tuple[str, str], ...]:
-        """Thought and step for each step of the target; an empty thought where there is none."""
+    def expert_steps(self) -> tuple[Step, ...]:
+        """The target as steps: one, or all of a whole solution."""
         steps = self.trajectory.steps
-        thoughts = self.trajectory.thoughts or ("",) * len(steps)
-        pairs = tuple(zip(thoughts, steps, strict=True))
-        return pairs if self.whole else pairs[self.step_index : self.step_index + 1]
+        return steps if self.whole else steps[self.step_index : self.step_index + 1]
 
     @property
     def num_steps(self) -> int:
@@ -134,7 +132,7 @@ def build_examples(
         StepExample(
             trajectory,
             index,
-            title_of(trajectory.steps[index]) if step_title == "given" else None,
+            title_of(trajectory.steps[index].text) if step_title == "given" else None,
         )
         for trajectory in trajectories
         for index in range(
@@ -181,7 +179,7 @@ def split_by_problem(
         by_problem, key=lambda problem: hashlib.sha256(f"{seed}:{problem}".encode()).digest()
     )
     ordered = [
-        sorted(by_problem[problem], key=lambda one: (one.source, one.steps, one.thoughts))
+        sorted(by_problem[problem], key=lambda one: (one.source, one.texts, one.steps))
         for problem in ranked
     ]
     return (

@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from srl.data.steps import StepExample
@@ -119,7 +120,8 @@ def digest_of(examples: Iterable[StepExample]) -> str:
         trajectory = example.trajectory
         if id(trajectory) not in numbers:
             numbers[id(trajectory)] = len(numbers)
-            parts = (trajectory.problem, trajectory.steps, trajectory.thoughts, trajectory.answer)
+            steps = [astuple(step) for step in trajectory.steps]
+            parts = (trajectory.problem, steps, trajectory.answer)
             metadata = dict(trajectory.metadata)
             # Of a value that is no JSON its type must do: its text may change with each run.
             text = json.dumps([parts, metadata], default=lambda value: type(value).__name__)

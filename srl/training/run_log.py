@@ -183,13 +183,19 @@ def _digest(row: Mapping[str, object]) -> bytes:
 
 
 def _problem(trajectory: Trajectory) -> Mapping[str, object]:
-    return {
+    row: dict[str, object] = {
         "problem_id": trajectory.problem_id,
         "source": trajectory.source,
         "problem": trajectory.problem,
-        "steps": trajectory.steps,
+        "steps": trajectory.texts,
         "answer": trajectory.answer,
     }
+    observations = [step.observation for step in trajectory.steps]
+    if any(observations):
+        row["observations"] = observations
+    if trajectory.tags:
+        row["tags"] = trajectory.tags
+    return row
 
 
 def _record(

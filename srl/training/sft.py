@@ -90,7 +90,7 @@ class ExpertRows:
         found = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
             completion = form.encode_expert(example)
-            if args.think and any(TAG.search(one) for one, _ in example.expert_writing):
+            if args.think and any(TAG.search(step.thought) for step in example.expert_steps):
                 # It would end its own thought, and teach what follows as a step.
                 found.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
@@ -179,7 +179,7 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
         args, count = self.settings, len(self.prompts)
-        thinking = sum(any(t for t, _ in row.expert_writing) for row in self.rows.examples)
+        thinking = sum(any(step.thought for step in row.expert_steps) for row in self.rows.examples)
         thoughts = f", {thinking:,} with thoughts" if thinking else ""
         if thinking and not args.think:
             thoughts += ", which are left out (think: false)"
