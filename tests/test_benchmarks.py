@@ -12,11 +12,14 @@ import pytest
 import yaml
 
 from environments.benchmarks import BenchmarkProblem
+from environments.environment import MATHS
+from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.commands.cli import main
 from srl.evaluation.benchmarks.figures import figures_of
 from srl.evaluation.benchmarks.run import _alone_in, _mostly_silent
-from srl.evaluation.benchmarks.samples import Chunk, Solution, Solver, verified
+from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
+from srl.evaluation.solving import Attempt
 from srl.runs.folder import RunFolder
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
 from srl.stats import wilson
@@ -25,12 +28,18 @@ from tests.conftest import read_jsonl, refused, write_config
 # ---- verdicts -----------------------------------------------------------------------------------
 
 
-def solution(text: str, *golds: str) -> Solution:
-    from environments.answers import stated_answer
-
-    problem = BenchmarkProblem("b", 0, "p", golds)
-    answer = stated_answer(text)
-    return Solution(problem, 1, text, text, answer, 9, False, None if answer else "no_answer")
+def lines_of(
+    verifier: RewardSum, *solutions: tuple[str, tuple[str, ...]]
+) -> list[dict[str, object]]:
+    """A text and the golds of its problem each."""
+    attempts = []
+    for text, _ in solutions:
+        trajectory, steps = Trajectory("p", ()), (Step(text),)
+        answer = MATHS.judge(trajectory, steps).answer
+        failure = None if answer else "no_answer"
+        attempts.append(Attempt(trajectory, "whole", 1, steps, answer, None, failure, 9, text))
+    problems = [BenchmarkProblem("b", 0, "p", golds) for _, golds in solutions]
+    return verdicts(problems, attempts, verifier)
 
 
 class _StaysOpen(RewardSum):
@@ -48,25 +57,23 @@ def verifier() -> Iterator[RewardSum]:
 
 
 def test_a_verdict_for_every_solution(verifier: RewardSum) -> None:
-    lines = verified(
-        [
-            solution(r"\boxed{x(x+1)}", "x^2+x"),
-            solution(r"\boxed{5}", "x^2+x"),
-            solution("hm", "4"),
-            solution("The answer is 0.5", "2", r"\frac12"),  # one of the golds is enough
-        ],
+    lines = lines_of(
         verifier,
+        (r"\boxed{x(x+1)}", ("x^2+x",)),
+        (r"\boxed{5}", ("x^2+x",)),
+        ("hm", ("4",)),
+        ("The answer is 0.5", ("2", r"\frac12")),  # one of the golds is enough
     )
     assert [line["verdict"] for line in lines] == ["right", "wrong", "no_answer", "right"]
     assert [line["failure"] for line in lines] == [None, None, "no_answer", None]
-    assert verified([], verifier) == []
+    assert lines_of(verifier) == []
 
 
 def test_a_check_that_is_killed_verifies_nothing_and_is_counted(tmp_path: Path) -> None:
     # Too little time for any check that does more than compare texts.
     hurried = RewardSum({"answer": 1.0}, workers=1, deadline=1e-5, for_training=False)
     try:
-        lines = verified([solution(r"\boxed{x(x+1)}", "x^2+x"), solution("", "1")], hurried)
+        lines = lines_of(hurried, (r"\boxed{x(x+1)}", ("x^2+x",)), ("hm", ("1",)))
     finally:
         hurried.close()
     assert [(line["verdict"], line["failure"]) for line in lines] == [
@@ -92,7 +99,7 @@ SMALL = [
 def bench(tmp_path: Path, verifier: RewardSum, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven problems of the toy; two of them it cannot solve."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("srl.evaluation.benchmarks.run.RewardSum", lambda *_, **__: verifier)
+    monkeypatch.setattr("srl.evaluation.benchmarks.run.make_verifier", lambda _: verifier)
     rows = [{"problem": f"case {i}", "answer": "4" if i % 4 else "9"} for i in range(7)]
     path = tmp_path / "toy.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -220,7 +227,7 @@ def test_stopped_with_ctrl_c_and_gone_on_with(
 ) -> None:
     solve, solved = Solver.solve, []
 
-    def interrupted(solver: Solver, chunk: Chunk) -> list[Solution]:
+    def interrupted(solver: Solver, chunk: Chunk) -> list[Attempt]:
         solved.append(chunk)
         if len(solved) == 3:
             raise KeyboardInterrupt
@@ -243,7 +250,7 @@ def test_stopped_with_ctrl_c_and_gone_on_with(
 def test_stopped_before_anything_was_solved(
     bench: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(solver: Solver, chunk: Chunk) -> list[Solution]:
+    def interrupted(solver: Solver, chunk: Chunk) -> list[Attempt]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Solver, "solve", interrupted)

@@ -75,6 +75,10 @@ def prompt(*parts: str) -> str:
     return "".join(part + "\n\n" for part in parts)
 
 
+def texts(attempt: Attempt) -> tuple[str, ...]:
+    return tuple(one.text for one in attempt.steps)
+
+
 def step(text: str) -> str:
     return f"<think>hm</think>{text}"
 
@@ -99,8 +103,8 @@ def test_own_steps_are_fed_back_until_an_answer(form: PromptFormat) -> None:
         tick=told.append,
     )
     assert [len(words) for words in policy.asked] == [2, 1, 1]
-    assert (a.steps, a.answer, a.correct) == (("one", "two", "The answer is 2."), "2", True)
-    assert (b.steps, b.answer, b.correct) == (("The answer is 3.",), "3", False)
+    assert (texts(a), a.answer, a.correct) == (("one", "two", "The answer is 2."), "2", True)
+    assert (texts(b), b.answer, b.correct) == (("The answer is 3.",), "3", False)
     assert a.failure is b.failure is None
     assert {a.mode, b.mode} == {"steps"}
     assert a.sample == 7
@@ -159,7 +163,7 @@ def test_a_broken_format_ends_the_attempt(form: PromptFormat, text: str, failure
     (attempt,) = solve_step_by_step(
         policy, form, [problem("A")], params=PARAMS, max_steps=9, context_limit=None
     )
-    assert (attempt.failure, attempt.steps) == (failure, ("one",))
+    assert (attempt.failure, texts(attempt)) == (failure, ("one",))
     assert attempt.answer is None
     assert not attempt.correct
 
@@ -228,8 +232,8 @@ def test_whole_solutions_are_read_without_their_thoughts(form: PromptFormat) -> 
     ]
     found = whole(form, texts)
     assert [(a.sample, a.mode) for a in found] == [(k, "whole") for k in range(1, 8)]
-    assert found[0].steps == ("x = 2", "The answer is 2.")
-    assert [a.correct for a in found] == [True, True, False, False, False, False, True]
+    assert found[0].to_json()["steps"] == ["x = 2", "The answer is 2."]
+    assert [a.correct for a in found] == [True, True, False, False, None, False, True]
     assert [a.failure for a in found] == [
         None,
         None,
@@ -260,7 +264,11 @@ def test_a_thought_that_the_prompt_opened_is_stripped_too(
     found = solve_whole(
         policy, form, [problem("A")], params=PARAMS, context_limit=None, num_samples=3
     )
-    assert [a.steps for a in found] == [("x", "The answer is 2."), (), ("The answer is 2.",)]
+    assert [a.to_json()["steps"] for a in found] == [
+        ["x", "The answer is 2."],
+        [],
+        ["The answer is 2."],
+    ]
     assert [a.correct for a in found] == [True, False, True]
     assert [a.failure for a in found] == [None, "truncated", None]
     # Whatever the prompt opened with, the text can be read without it

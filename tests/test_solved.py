@@ -6,19 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from environments.types import Trajectory
+from environments.environment import MATHS
+from environments.types import Step, Trajectory
 from srl.config.settings import SRLConfig
-from srl.evaluation import judging as verdicts
+from srl.evaluation import judging
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, one_each
 
 ARGS = SRLConfig(use_cpu=True, reward_workers=1)
 
 
-def attempt(answer: str | None, gold: str | None, mode: str = "whole", **kept: object) -> Attempt:
+def attempt(answer: str | None, gold: str | None, mode: str = "whole") -> Attempt:
     problem = Trajectory("How many?", ("a", "b"), gold, "files")
-    end = f"The answer is {answer}." if answer is not None else "Nothing."
-    return Attempt(problem, mode, 0, ("A first line.", end), answer, False, None, 3, **kept)  # type: ignore[arg-type]
+    texts = ["A first line.", "Nothing." if answer is None else f"The answer is {answer}."]
+    steps = tuple(map(Step, texts if mode == "steps" else ["\n".join(texts)]))
+    verdict = MATHS.judge(problem, steps)
+    assert verdict.answer == answer
+    return Attempt(problem, mode, 0, steps, answer, verdict.correct, None, 3)
 
 
 @pytest.mark.parametrize("mode", ["whole", "steps"])
@@ -37,14 +41,17 @@ def test_mathematics_tells(mode: str) -> None:
     attempts = [attempt(answer, gold, mode) for answer, gold, _ in pairs]
     found = judged(attempts, ARGS)
     assert [one.correct for one in found] == [right for _, _, right in pairs]
-    assert [replace(one, correct=False) for one in found] == attempts
+    kept = [
+        replace(one, correct=before.correct) for one, before in zip(found, attempts, strict=True)
+    ]
+    assert kept == attempts
 
 
 def test_numbers_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_is_started(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(verdicts, "RewardSum", none_is_started)
+    monkeypatch.setattr(judging, "RewardSum", none_is_started)
     attempts = [
         attempt("78", "79"),
         attempt(None, "79"),

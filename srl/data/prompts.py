@@ -1,8 +1,9 @@
 """The words around a step: context to prompt tokens, and completion tokens to thought and action.
 
-Every part of a context (problem, each step, the template's tail) is tokenised on its own. So the
-prompt of step k without its tail is a token prefix of the prompt of step k+1: shared work can be
-computed once, and no merge across a border makes one context read differently in another.
+Every part of a context (problem, each step, what was observed after it, the template's tail) is
+tokenised on its own. So the prompt of step k without its tail is a token prefix of the prompt of
+step k+1: shared work can be computed once, and no merge across a border makes one context read
+differently in another.
 
 Completions are decoded with their special tokens, because `<think>` is one for some policies and
 plain text for others, and some chat templates end the prompt with the opening tag. The format is
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from environments.prompts import PAPER_EVALUATION_PROMPT
+from environments.types import Step, as_steps
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ Template = Literal["auto", "chat", "plain"]
 
 OPEN, CLOSE = "<think>", "</think>"
 SEPARATOR = "\n\n"
-"""Stands between problem, steps and title."""
+"""Stands between problem, steps, observations and title."""
 
 FAILURES = (
     "truncated",  # the length limit cut the completion, whatever it holds
@@ -145,13 +147,14 @@ class PromptFormat:
         self._adds_space = " " in tokenizer.decode(_ids(tokenizer, "a") * 2)
 
     def encode(
-        self, problem: str, previous_steps: Sequence[str], title: str | None = None
+        self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
     ) -> list[int]:
         """The prompt for the step after `previous_steps`, as token ids.
 
         Args:
             problem: the problem's text.
-            previous_steps: the steps so far, the expert's or the policy's own.
+            previous_steps: the steps so far, the expert's or the policy's own, as texts or with
+                what was observed after them. Thoughts are left out.
             title: the next step's title where it is given.
         """
         return [
@@ -161,13 +164,20 @@ class PromptFormat:
         ]
 
     def encode_segments(
-        self, problem: str, previous_steps: Sequence[str], title: str | None = None
+        self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
     ) -> list[list[int]]:
-        """The same in parts: [template and problem, step 1, ..., step k, title and template]."""
+        """The same in parts: [template and problem, step 1, ..., step k, title and template].
+
+        An observation is a part of its own behind its step; there is none where it is empty.
+        """
         hint = "" if title is None else f"{SEPARATOR}Next step: {title.strip()}"
         return [
             self._start(self._step_frame, problem),
-            *(self._continue(SEPARATOR + step.strip()) for step in previous_steps),
+            *(
+                self._continue(SEPARATOR + text.strip())
+                for step in as_steps(previous_steps)
+                for text in [step.text, *([step.observation] if step.observation.strip() else [])]
+            ),
             self._continue(hint) + self._continue(self._step_frame.tail),
         ]
 
@@ -175,7 +185,7 @@ class PromptFormat:
         """The prompt of one row."""
         if example.whole:
             return self.encode_whole(example.problem)
-        return self.encode(example.problem, example.previous_steps, example.title)
+        return self.encode(example.problem, example.previous, example.title)
 
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""

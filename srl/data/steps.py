@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from environments.environment import environment_of
 from environments.splitting import step_title as title_of
 from environments.types import Step, Trajectory
 from rewards.types import StepContext
@@ -62,9 +63,15 @@ class StepExample:
         return self.trajectory.answer
 
     @property
+    def previous(self) -> tuple[Step, ...]:
+        """The expert's steps before the target that the policy reads, with what was observed."""
+        before = self.trajectory.steps[: self.step_index]
+        return tuple(environment_of(self.trajectory).context(self.trajectory, before))
+
+    @property
     def previous_steps(self) -> tuple[str, ...]:
-        """The expert's steps before the target: with the problem they are the context."""
-        return self.trajectory.texts[: self.step_index]
+        """Their texts: with the problem and the observations they are the context."""
+        return tuple(step.text for step in self.previous)
 
     @property
     def expert_step(self) -> str:

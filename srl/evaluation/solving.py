@@ -1,8 +1,10 @@
 """Solving held-out problems with a policy.
 
-*Step by step* is what SRL trains: the policy writes one step, its own step joins the prompt, and so
-on until it states an answer, breaks the format or has used up its steps. *Whole* is one completion
-for the whole solution. An unanswered problem is a wrong one; nothing is left out of a denominator.
+*Step by step* is what SRL trains: the policy writes one step, its own step joins the prompt with
+what the environment answers to it, and so on until the environment calls the attempt finished (in
+mathematics: it states an answer), it breaks the format or has used up its steps. *Whole* is one
+completion for the whole solution. An unfinished problem is a wrong one; nothing is left out of a
+denominator.
 
 Intervals are 95 %, over problems: attempts at one problem are not independent.
 """
@@ -13,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from environments.answers import same_answer, stated_answer
-from environments.types import Trajectory
+from environments.environment import environment_of
+from environments.types import Step, Trajectory
 from srl.data.prompts import OPEN, PromptFormat
 from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams, complete, key_of
 from srl.sample_metrics import avg_at_k, over_problems
@@ -34,40 +36,50 @@ class Attempt:
         trajectory: the problem, with the expert's solution.
         mode: "steps" or "whole".
         sample: 0 for greedy, else the number of the sample, from 1.
-        steps: what the policy wrote, without its monologues.
+        steps: what the policy wrote, with what it observed; a whole solution is one step.
+        answer: what it stated or came to, or None.
+        correct: the environment's verdict; None, still open, until `judging` has asked mathematics.
+        failure: why it was not finished: a format failure, "no_answer", "context_limit", or None.
+        tokens: tokens it wrote.
         text: all it wrote, monologues and tags included, an opening tag that the prompt already had
             too; one completion behind another.
-        answer: what it stated, or None.
-        correct: the answer is the expert's; by text and exact numbers, until `judging` has looked.
-        failure: why there is no answer: a format failure, "no_answer", "context_limit", or None.
-        tokens: tokens it wrote.
+        truncated: the length limit cut its last completion.
+        why: what its environment says about the verdict, or why it could not be checked.
     """
 
     trajectory: Trajectory
     mode: str
     sample: int
-    steps: tuple[str, ...]
-    answer: str | None
-    correct: bool
-    failure: str | None
-    tokens: int
+    steps: tuple[Step, ...] = ()
+    answer: str | None = None
+    correct: bool | None = False
+    failure: str | None = None
+    tokens: int = 0
     text: str = ""
+    truncated: bool = False
+    why: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """One line of eval.jsonl."""
+        """One line of eval.jsonl; a whole solution's lines count as its steps."""
+        texts = [step.text for step in self.steps]
+        if self.mode == "whole":
+            texts = [line for text in texts for line in text.splitlines() if line.strip()]
+        observations = [step.observation for step in self.steps]
         return {
             "problem_id": self.trajectory.problem_id,
             "source": self.trajectory.source,
             "num_steps": len(self.trajectory.steps),
             "mode": self.mode,
             "sample": self.sample,
-            "steps": list(self.steps),
+            "steps": texts,
             "text": self.text,
             "answer": self.answer,
             "gold": self.trajectory.answer,
             "correct": self.correct,
             "failure": self.failure,
             "completion_tokens": self.tokens,
+            **({"observations": observations} if any(observations) else {}),
+            **({"why": self.why} if self.why else {}),
         }
 
 
@@ -77,11 +89,38 @@ class _State:
 
     trajectory: Trajectory
     sample: int
-    steps: tuple[str, ...] = ()
-    answer: str | None = None
+    steps: tuple[Step, ...] = ()
     failure: str | None = None
     tokens: int = 0
     texts: list[str] = field(default_factory=list)
+    truncated: bool = False
+
+    def take(self, step: Step) -> bool:
+        """Take a step and what the environment answers to it; whether the attempt goes on."""
+        environment = environment_of(self.trajectory)
+        self.steps = (*self.steps, step)
+        if environment.finished(self.trajectory, self.steps):
+            return False
+        observation = environment.observe(self.trajectory, self.steps)
+        self.steps = (*self.steps[:-1], replace(step, observation=observation))
+        return True
+
+    def judged(self) -> Attempt:
+        """The attempt as its environment judges it."""
+        verdict = environment_of(self.trajectory).judge(self.trajectory, self.steps)
+        return Attempt(
+            trajectory=self.trajectory,
+            mode="steps",
+            sample=self.sample,
+            steps=self.steps,
+            answer=verdict.answer,
+            correct=verdict.correct,
+            failure=self.failure,
+            tokens=self.tokens,
+            text="\n".join(self.texts),
+            truncated=self.truncated,
+            why=verdict.why,
+        )
 
 
 def solve_step_by_step(
@@ -118,7 +157,8 @@ def solve_step_by_step(
     for round_number in range(1, max_steps + 1):
         ready, prompts = [], []  # type: list[_State], list[Prompt]
         for state in active:
-            prompt = form.encode(state.trajectory.problem, state.steps)
+            read = environment_of(state.trajectory).context(state.trajectory, state.steps)
+            prompt = form.encode(state.trajectory.problem, read)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
                 state.failure = "context_limit"
             else:
@@ -135,29 +175,13 @@ def solve_step_by_step(
             parsed = form.parse(completion.ids, completion.truncated)
             state.tokens += len(completion.ids)
             state.texts.append(_with_tags(form, completion))
-            if parsed.failure is not None:
-                state.failure = parsed.failure
-                continue
-            state.steps = (*state.steps, parsed.action)
-            state.answer = stated_answer(parsed.action)
-            if state.answer is None:
+            state.truncated = completion.truncated
+            state.failure = parsed.failure
+            if parsed.failure is None and state.take(Step(parsed.action, parsed.thought)):
                 active.append(state)
     for state in active:
         state.failure = state.failure or "no_answer"
-    return [
-        Attempt(
-            trajectory=state.trajectory,
-            mode="steps",
-            sample=state.sample,
-            steps=state.steps,
-            answer=state.answer,
-            correct=same_answer(state.answer, state.trajectory.answer),
-            failure=state.failure,
-            tokens=state.tokens,
-            text="\n".join(state.texts),
-        )
-        for state in states
-    ]
+    return [state.judged() for state in states]
 
 
 def solve_whole(
@@ -169,28 +193,36 @@ def solve_whole(
     context_limit: int | None,
     num_samples: int = 1,
     first_sample: int = 0,
+    keys: Sequence[int] | None = None,
 ) -> list[Attempt]:
     """Attempts at each problem in one completion each; think tags may stand anywhere.
 
     A truncated solution counts by what it stated before it was cut: nothing, as a rule.
+
+    Args:
+        sampler, form, problems, params, context_limit: as in `solve_step_by_step`.
+        num_samples, first_sample: likewise.
+        keys: of each problem's prompt; by default they follow from the problem's id.
+
+    Returns:
+        All attempts at the first problem, then those at the second, and so on.
     """
-    attempts: list[Attempt] = []
-    prompts, asked = [], []
-    for trajectory in problems:
+    keys = keys or [key_of(problem.problem_id, "whole") for problem in problems]
+    asked, prompts = [], []
+    for place, (trajectory, key) in enumerate(zip(problems, keys, strict=True)):
         prompt = form.encode_whole(trajectory.problem)
-        if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
-            failed = Attempt(trajectory, "whole", first_sample, (), None, False, "context_limit", 0)
-            attempts += [replace(failed, sample=first_sample + i) for i in range(num_samples)]
-        else:
-            prompts.append(Prompt(prompt, key_of(trajectory.problem_id, "whole")))
-            asked.append(trajectory)
-    written = complete(sampler, prompts, num_samples, params, first_sample=first_sample)
-    for trajectory, completions in zip(asked, written, strict=True):
-        attempts += [
-            whole_attempt(form, trajectory, completion, sample=first_sample + number)
-            for number, completion in enumerate(completions)
-        ]
-    return attempts
+        if context_limit is None or len(prompt) + params.max_new_tokens <= context_limit:
+            asked.append(place)
+            prompts.append(Prompt(prompt, key))
+    completions = complete(sampler, prompts, num_samples, params, first_sample=first_sample)
+    written = dict(zip(asked, completions, strict=True))
+    return [
+        Attempt(trajectory, "whole", sample, failure="context_limit")
+        if place not in written
+        else whole_attempt(form, trajectory, written[place][i], sample=sample)
+        for place, trajectory in enumerate(problems)
+        for i, sample in enumerate(range(first_sample, first_sample + num_samples))
+    ]
 
 
 def whole_attempt(
@@ -198,20 +230,23 @@ def whole_attempt(
 ) -> Attempt:
     """What one completion for a whole problem comes to."""
     parsed = form.parse(completion.ids, completion.truncated, whole=True)
-    answer = stated_answer(parsed.action)
+    steps = (Step(parsed.action, parsed.thought),) if parsed.action else ()
+    verdict = environment_of(trajectory).judge(trajectory, steps)
     failure = None
-    if answer is None:
+    if verdict.answer is None and not verdict.correct:
         failure = "truncated" if completion.truncated else "no_answer"
     return Attempt(
         trajectory=trajectory,
         mode="whole",
         sample=sample,
-        steps=tuple(line for line in parsed.action.splitlines() if line.strip()),
-        answer=answer,
-        correct=same_answer(answer, trajectory.answer),
+        steps=steps,
+        answer=verdict.answer,
+        correct=verdict.correct,
         failure=failure,
         tokens=len(completion.ids),
         text=_with_tags(form, completion),
+        truncated=completion.truncated,
+        why=verdict.why,
     )
 
 
@@ -261,7 +296,9 @@ def solve_validation(
 
 def accuracy(attempts: Sequence[Attempt]) -> Estimate:
     """The share of problems solved; with several attempts at one, its mean over them."""
-    return over_problems([avg_at_k([one.correct for one in of]) for of in by_problem(attempts)])
+    return over_problems(
+        [avg_at_k([bool(one.correct) for one in of]) for of in by_problem(attempts)]
+    )
 
 
 def by_problem(attempts: Sequence[Attempt]) -> list[list[Attempt]]:

@@ -28,14 +28,14 @@ from rich.console import Console
 from transformers import set_seed
 
 from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark, load_benchmark
-from rewards import RewardSum
 from srl.config.experiment import parse_experiment, short_path
 from srl.config.settings import SRLConfig
 from srl.console import clock, say
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import figures_of, table_of
-from srl.evaluation.benchmarks.samples import Chunk, Solver, verified
+from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
 from srl.evaluation.contamination import trained_on
+from srl.evaluation.judging import make_verifier
 from srl.models.loading import fingerprint, load_policy
 from srl.runs.folder import RunFolder, changed_keys, write_json
 from srl.runs.records import RecordWriter, read_object, truncate_to
@@ -230,18 +230,13 @@ def _run(
     made = sum(len(chunk.keys) for chunk in chunks[:first])
     if made:
         say(console, f"going on: {made:,} of {total:,} solutions are in {samples}")
-    verifier = RewardSum(
-        {"answer": 1.0},
-        deadline=plan.args.reward_deadline,
-        workers=plan.args.reward_workers,
-        for_training=False,
-    )
+    verifier = make_verifier(plan.args)
     try:
         with RecordWriter(samples) as writer:
             told = began = time.monotonic()
             at_first = made
             for chunk in chunks[first:]:
-                writer.write(verified(solver.solve(chunk), verifier))
+                writer.write(verdicts(chunk.asked, solver.solve(chunk), verifier))
                 made += len(chunk.keys)
                 now = time.monotonic()
                 if now - told >= _SECONDS_BETWEEN_LINES and made < total:

@@ -13,24 +13,18 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from environments.answers import stated_answer
 from environments.benchmarks import BenchmarkProblem
-from rewards import RewardSum, StepContext
-from rewards.calling import DEADLINE
+from environments.types import Trajectory
+from rewards import RewardSum
 from srl.config.settings import SRLConfig
 from srl.data.prompts import PromptFormat
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import GREEDY
+from srl.evaluation.judging import verified
+from srl.evaluation.solving import Attempt, solve_whole
 from srl.models.loading import context_limit, prompt_format
 from srl.models.tree_models import refusal
-from srl.rollout.samplers import (
-    Completion,
-    Prompt,
-    SamplingParams,
-    complete,
-    key_of,
-    make_sampler,
-)
+from srl.rollout.samplers import SamplingParams, key_of, make_sampler
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,11 @@ class Chunk:
     count: int
 
     @property
+    def asked(self) -> list[BenchmarkProblem]:
+        """The problem of each solution, in the order of the lines."""
+        return [problem for problem in self.problems for _ in range(self.count)]
+
+    @property
     def keys(self) -> list[tuple[str, int, int]]:
         """(benchmark, number of the problem, number of the sample), in the order of the lines."""
         return [
@@ -62,31 +61,6 @@ class Chunk:
         parts = [str(seed), first.benchmark, str(first.number), str(self.first)]
         parts += [problem.problem_id for problem in self.problems]
         return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8]) >> 1
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What the policy wrote to one problem, not yet verified.
-
-    Attributes:
-        problem: which.
-        sample: `GREEDY`, or the number of the sample.
-        text: the completion, thoughts included.
-        solution: the same without them; the answer is looked for here alone.
-        answer: what it states, or None.
-        tokens: of the completion.
-        truncated: the length limit cut it.
-        failure: why there is no answer, or None.
-    """
-
-    problem: BenchmarkProblem
-    sample: int
-    text: str
-    solution: str
-    answer: str | None
-    tokens: int
-    truncated: bool
-    failure: str | None
 
 
 class Solver:
@@ -187,109 +161,71 @@ class Solver:
         if chunk:
             yield Chunk(tuple(chunk), first, count)
 
-    def solve(self, chunk: Chunk) -> list[Solution]:
-        """The solutions of a chunk, in the order of its keys."""
-        params = self.greedy if chunk.first == GREEDY else self.sampled
-        asked = [problem for problem in chunk.problems if self.fits(problem)]
-        kind = self.args.device.type
-        written: Iterator[list[Completion]] = iter(())
-        if asked:
-            torch.manual_seed(chunk.seed(self.args.seed))
-            with torch.autocast(kind, torch.bfloat16, enabled=bool(self.args.bf16)):
-                prompts = [
-                    Prompt(self.prompt(one), key_of(one.benchmark, one.number)) for one in asked
-                ]
-                written = iter(
-                    complete(self.sampler, prompts, chunk.count, params, first_sample=chunk.first)
-                )
-        solutions = []
-        for problem in chunk.problems:
-            fits = self.fits(problem)
-            group = next(written) if fits else [None] * chunk.count
-            for i, completion in enumerate(group):
-                solutions.append(self._solution(problem, chunk.first + i, completion))
-        return solutions
-
-    def _solution(
-        self, problem: BenchmarkProblem, sample: int, completion: Completion | None
-    ) -> Solution:
-        if completion is None:
-            return Solution(problem, sample, "", "", None, 0, False, "context_limit")
-        text = self.form.read(completion.ids)
-        solution = self.form.parse(completion.ids, completion.truncated, whole=True).action
-        answer = stated_answer(solution)
-        failure = None
-        if answer is None:
-            failure = "truncated" if completion.truncated else "no_answer"
-        return Solution(
-            problem,
-            sample,
-            text,
-            solution,
-            answer,
-            len(completion.ids),
-            completion.truncated,
-            failure,
-        )
+    def solve(self, chunk: Chunk) -> list[Attempt]:
+        """The solutions of a chunk, in the order of its keys; not yet verified."""
+        torch.manual_seed(chunk.seed(self.args.seed))
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
+            return solve_whole(
+                self.sampler,
+                self.form,
+                [Trajectory(one.problem, (), source=one.benchmark) for one in chunk.problems],
+                params=self.greedy if chunk.first == GREEDY else self.sampled,
+                context_limit=self.limit,
+                num_samples=chunk.count,
+                first_sample=chunk.first,
+                keys=[key_of(one.benchmark, one.number) for one in chunk.problems],
+            )
 
 
-def verified(solutions: Sequence[Solution], verifier: RewardSum) -> list[dict[str, object]]:
+def verdicts(
+    problems: Sequence[BenchmarkProblem], attempts: Sequence[Attempt], verifier: RewardSum
+) -> list[dict[str, object]]:
     """The lines of samples.jsonl: each solution with its verdict, asked for in worker processes.
 
     `verdict` is right, wrong, no_answer, or unverified: no check said that it is right, and one was
     killed at its deadline or failed. That counts as not right; `failure` says why.
+
+    Args:
+        problems: of each solution.
+        attempts: the solutions.
+        verifier: the reward `answer`; it is asked about each of a problem's golds.
     """
-    asked = [
-        (place, _as_step(solution, gold))
-        for place, solution in enumerate(solutions)
-        if solution.answer is not None
-        for gold in solution.problem.golds
+    pairs = [
+        (place, replace(one, trajectory=replace(one.trajectory, answer=gold), correct=None))
+        for place, (problem, one) in enumerate(zip(problems, attempts, strict=True))
+        if one.answer is not None
+        for gold in problem.golds
     ]
-    scores = verifier.score([step for _, step in asked])
-    right: set[int] = set()
-    failed: dict[int, str] = {}
-    for (place, _), score in zip(asked, scores, strict=True):
-        if score.rewards["answer"] == 1.0:
-            right.add(place)
-        elif why := score.failures.get("answer"):
-            failed.setdefault(place, "deadline" if why == DEADLINE else why)
-    lines: list[dict[str, object]] = []
-    for place, solution in enumerate(solutions):
-        failure = solution.failure
-        if place in right:
-            verdict = "right"
-        elif place in failed:
-            verdict, failure = "unverified", failed[place]
-        else:
-            verdict = "wrong" if solution.answer is not None else "no_answer"
-        problem = solution.problem
-        lines.append(
-            {
-                "benchmark": problem.benchmark,
-                "number": problem.number,
-                "problem_id": problem.problem_id,
-                "problem": problem.problem,
-                "gold": list(problem.golds),
-                "sample": solution.sample,
-                "completion": solution.text,
-                "answer": solution.answer,
-                "verdict": verdict,
-                "failure": failure,
-                "completion_tokens": solution.tokens,
-                "truncated": solution.truncated,
-            }
-        )
-    return lines
+    found = verified([one for _, one in pairs], verifier)
+    checked: dict[int, list[Attempt]] = {}
+    for (place, _), one in zip(pairs, found, strict=True):
+        checked.setdefault(place, []).append(one)
+    return [
+        _line(problem, one, checked.get(place, []))
+        for place, (problem, one) in enumerate(zip(problems, attempts, strict=True))
+    ]
 
 
-def _as_step(solution: Solution, gold: str) -> StepContext:
-    return StepContext(
-        problem=solution.problem.problem,
-        previous_steps=(),
-        action=solution.solution,
-        thought="",
-        expert_step="",
-        step_index=0,
-        num_steps=1,
-        answer=gold,
-    )
+def _line(
+    problem: BenchmarkProblem, attempt: Attempt, checked: Sequence[Attempt]
+) -> dict[str, object]:
+    """Args: `checked` is the attempt beside each gold; none where it states no answer."""
+    verdict, failure = "wrong" if checked else "no_answer", attempt.failure
+    if any(one.correct for one in checked):
+        verdict = "right"
+    elif failed := [one.why for one in checked if one.why]:
+        verdict, failure = "unverified", failed[0]
+    return {
+        "benchmark": problem.benchmark,
+        "number": problem.number,
+        "problem_id": problem.problem_id,
+        "problem": problem.problem,
+        "gold": list(problem.golds),
+        "sample": attempt.sample,
+        "completion": attempt.text,
+        "answer": attempt.answer,
+        "verdict": verdict,
+        "failure": failure,
+        "completion_tokens": attempt.tokens,
+        "truncated": attempt.truncated,
+    }
