@@ -17,6 +17,7 @@ from pathlib import Path
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
 from srl.config.experiment import Experiment, parse_experiment
+from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
 from srl.config.strict_yaml import read_settings
 from srl.errors import UsageError
@@ -209,7 +210,7 @@ def figure_names(experiment: Experiment) -> list[str]:
 
 def _experiment_fields() -> tuple[str, ...]:
     own = [f.name for f in fields(Experiment) if f.name != "args"]
-    return (*own, *(f.name for f in fields(SRLConfig) if f.init))
+    return (*own, *setting_names(SRLConfig))
 
 
 def _known(values: Mapping[str, object], known: Collection[str], where: str) -> None:

@@ -38,7 +38,8 @@ from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.config.settings import SRLConfig, check_evaluation, check_one_process
+from srl.config.parts import RowSettings
+from srl.config.settings import ExpertConfig, check_evaluation, check_one_process
 from srl.data.prompts import TAG, PromptFormat, ensure_pad
 from srl.data.rows import Rows
 from srl.data.steps import StepExample, trajectory_numbers
@@ -81,7 +82,7 @@ class ExpertRows:
         cls,
         trajectories: Sequence[Trajectory],
         form: PromptFormat,
-        args: SRLConfig,
+        args: RowSettings,
         limit: int | None,
     ) -> ExpertRows:
         """The rows that SRL would train on, less those whose completion cannot be trained on.
@@ -157,7 +158,7 @@ class ExpertTrainer(SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: SRLConfig,
+        args: ExpertConfig,
         train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory],
         step_rewards: RewardSum,
@@ -372,7 +373,7 @@ def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
         yield part
 
 
-def _trl_settings(args: SRLConfig) -> SFTConfig:
+def _trl_settings(args: ExpertConfig) -> SFTConfig:
     """Our settings as TRL's; its own beyond them are off."""
     ours: Mapping[str, object] = {
         field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init
