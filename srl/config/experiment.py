@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast
 
@@ -22,7 +21,7 @@ from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
 from srl.config.lora import LoraSettings
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
-from srl.config.strict_yaml import build, fit, read_settings, read_value
+from srl.config.strict_yaml import build, fit, read_settings, read_value, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
@@ -176,12 +175,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         UsageError: an unknown key (the nearest one is named), a wrong type, a missing key, sizes
             that cannot work together.
     """
-    known = {*_BLOCKS, *setting_names(SRLConfig)}
-    for key in values:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    refuse_unknown(values, [*_BLOCKS, *setting_names(SRLConfig)], where)
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, str) or not model:
         raise UsageError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+from srl.config.strict_yaml import fit
 from srl.errors import UsageError
 
 
@@ -78,12 +79,8 @@ def _check_words(settings: Part, part: type[Part]) -> None:
     """Words and switches; a file's were checked where it was read, Python's were not."""
     hints = typing.get_type_hints(part)
     for name in inspect.get_annotations(part):
-        value, kind = getattr(settings, name), hints[name]
-        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-        if choices and value not in choices:
-            raise UsageError(f"{name} is {value!r}; allowed: {', '.join(map(str, choices))}")
-        if kind is bool and not isinstance(value, bool):
-            raise UsageError(f"{name} is {value!r}; allowed: True, False")
+        if hints[name] is bool or typing.get_origin(hints[name]) is Literal:
+            fit(getattr(settings, name), hints[name], name)
 
 
 @dataclass

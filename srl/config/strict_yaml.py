@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar, Union
 
@@ -14,6 +15,7 @@ from srl.errors import UsageError
 
 T = TypeVar("T")
 
+_FEW = 12  # So many words can be listed in a message.
 _MERGE = "tag:yaml.org,2002:merge"
 # What YAML cannot read, in whichever words: a date that is none is a ValueError, brackets in
 # thousands are a RecursionError.
@@ -66,6 +68,20 @@ def read_value(text: str, option: str) -> object:
         return yaml.load(text, _StrictLoader)
     except _UNREADABLE as error:
         raise UsageError(f"{option}: {text[:200]!r} cannot be read: {_reason(error)}") from error
+
+
+def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -> None:
+    """Raise UsageError for a key that is not known; it names the nearest one, or a few that are."""
+    for key in keys:
+        if key not in known:
+            few = f"; allowed: {', '.join(known)}" if len(known) <= _FEW else ""
+            raise UsageError(f"{where}: unknown key {key!r}{nearest(key, known) or few}")
+
+
+def nearest(word: object, known: Collection[str]) -> str:
+    """The known word that was perhaps meant, as the end of a message; or nothing."""
+    near = get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build(kind: type[T], values: Mapping[str, object], where: str) -> T:
