@@ -200,8 +200,9 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     kind = _SETTINGS[method]
     settings = {key: value for key, value in values.items() if key not in _BLOCKS}
     if method == "sft":
-        idle = [key for key in ("rewards", *setting_names(SRLConfig)) if key in values]
-        if idle := [key for key in idle if key not in setting_names(kind)]:
+        own = setting_names(kind)
+        unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]
+        if idle := [key for key in unused if key in values]:
             raise UsageError(
                 f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
                 "train on; take the setting out, or train with method: srl"

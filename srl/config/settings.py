@@ -170,7 +170,7 @@ class SRLConfig(LoggingSettings, LossSettings, GroupSettings, TrainerConfig):
         times = self.num_iterations
         if times == 1 or every is None or every <= 0 or (every >= 1 and every % times == 0):
             return
-        share, put = ("", f"make {saved_after}")
+        share, put = "", f"make {saved_after}"
         if every < 1:
             share, put = ", a share of the steps,", f"give {saved_after} in steps,"
         raise UsageError(
