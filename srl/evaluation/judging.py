@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from environments.answers import is_number
 from rewards import RewardSum, StepContext
-from srl.config.settings import SRLConfig
+from srl.config.parts import VerifierSettings
 from srl.evaluation.solving import Attempt
 
 
-def judged(attempts: Sequence[Attempt], args: SRLConfig) -> list[Attempt]:
+def judged(attempts: Sequence[Attempt], args: VerifierSettings) -> list[Attempt]:
     """The attempts, with `correct` where an answer is the expert's though written otherwise.
 
     Args:
         attempts: as `srl.evaluation.solving` made them, `correct` by text and exact numbers.
-        args: `reward_deadline` and `reward_workers`.
+        args: how the check is asked.
     """
     found = list(attempts)
     open_ones = [place for place, one in enumerate(found) if _is_open(one)]

@@ -17,7 +17,7 @@ from environments.answers import stated_answer
 from environments.benchmarks import BenchmarkProblem
 from rewards import RewardSum, StepContext
 from rewards.calling import DEADLINE
-from srl.config.settings import SRLConfig
+from srl.config.settings import BenchmarkSettings
 from srl.data.prompts import PromptFormat
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import GREEDY
@@ -96,7 +96,7 @@ class Solver:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        args: SRLConfig,
+        args: BenchmarkSettings,
         samples: int,
     ) -> None:
         """Take a policy and how to ask it.
