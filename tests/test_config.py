@@ -13,8 +13,17 @@ import yaml
 
 from environments.prompts import PAPER_SYSTEM_PROMPT
 from environments.types import LoadReport
+from srl.commands.cli import main
 from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
-from srl.config.settings import _UNUSED, SRLConfig, check_one_process
+from srl.config.parts import Part, own_settings, parts_of, setting_names
+from srl.config.settings import (
+    _UNUSED,
+    BenchmarkSettings,
+    ExpertConfig,
+    SRLConfig,
+    check_one_process,
+)
+from srl.config.strict_yaml import build
 from srl.errors import UsageError
 from srl.runs.folder import plain
 
@@ -141,6 +150,9 @@ LEAST = {
     "train_problems": 0,
     "validation_problems": 0,
     "test_problems": 0,
+    "test_rows": 0,
+    "whole_samples": 0,
+    "reward_workers": 1,
     "short_steps": 1,
     "solve_max_steps": 1,
     "solve_samples": 0,
@@ -250,12 +262,9 @@ def test_fine_tuning_makes_no_rollouts_to_fit() -> None:
     whole: dict[str, object] = {"targets": "whole", "rollout_token_budget": 8192}
     refused("rollout_token_budget is 8192, but one prompt's rollouts may take 16392", **whole)
     found = parse(method="sft", micro_batch_tokens=64, **whole)
-    assert isinstance(found.args, SRLConfig)
+    assert type(found.args) is ExpertConfig
     again = parse_experiment(plain(found.resolved()), where="config.yaml")  # type: ignore[arg-type]
     assert again.resolved() == found.resolved()
-    refused(
-        "method sft has no use for format_failure_reward", method="sft", format_failure_reward=0
-    )
     refused("max_completion_length is 0", method="sft", max_completion_length=0)
 
 
@@ -274,11 +283,12 @@ def test_bf16_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     seen: list[bool | None] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("srl.config.settings._check_sizes", lambda config: seen.append(config.bf16))
+    monkeypatch.setattr(Part, "__post_init__", lambda config: seen.append(config.bf16))
     monkeypatch.setattr("srl.config.settings.TrainingArguments.__post_init__", lambda config: None)
     SRLConfig()
     SRLConfig(bf16=False)
-    assert seen == [True, False]
+    BenchmarkSettings()
+    assert seen == [True, False, True]
 
 
 def test_overrides() -> None:
@@ -360,6 +370,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_experiment(tmp_path)
 
 
+@pytest.mark.parametrize("method", ["srl", "sft"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -374,30 +385,129 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             "targets": "all",
             "system_prompt": None,
             "min_p": 0.1,
-            "num_iterations": 2,
             "save_steps": 4,
             "max_steps": 7,
             "output_dir": "elsewhere",
             "lr_scheduler_kwargs": {"num_cycles": 2},
-            "rewards": {"similarity": 0.5, "other": 0},
             "data": {"source": "gsm8k", "path": "x.jsonl", "answer_step": True},
         },
     ],
 )
-def test_a_resolved_config_reads_back_the_same(settings: dict[str, object]) -> None:
-    first = parse(**settings)
+def test_a_resolved_config_reads_back_the_same(settings: dict[str, object], method: str) -> None:
+    if settings and method == "srl":
+        settings = {**settings, "num_iterations": 2, "rewards": {"similarity": 0.5, "other": 0}}
+    first = parse(method=method, **settings)
     text = yaml.safe_dump(plain(first.resolved()))  # as config.yaml is written
     second = parse_experiment(yaml.safe_load(text), where="config.yaml")
     assert second.resolved() == first.resolved()
-    for f in fields(SRLConfig):
+    for f in fields(first.args):
         assert getattr(second.args, f.name) == getattr(first.args, f.name), f.name
 
 
-def test_a_resolved_config_states_every_own_setting() -> None:
-    resolved = parse(max_steps=3).resolved()
-    assert set(SRLConfig.__annotations__) <= set(resolved)
+# What config.yaml of a run by each method held before settings were put together from parts.
+OF_BOTH = """
+    output_dir learning_rate lr_scheduler_type max_grad_norm logging_steps bf16 report_to
+    disable_tqdm save_strategy save_total_limit per_device_train_batch_size remove_unused_columns
+    targets step_title template think system_prompt whole_system_prompt prompts_per_step
+    prompt_order max_completion_length temperature top_p top_k min_p rollout_token_budget
+    prefix_tree micro_batch_tokens reward_deadline reward_workers reward_errors train_problems
+    validation_problems validate_by test_problems test_before test_rows short_steps solve_max_steps
+    solve_samples solve_whole whole_samples whole_max_completion_length
+"""
+OF_SRL = """
+    num_generations dynamic_sampling dynamic_sampling_epsilon max_sampling_rounds max_empty_steps
+    loss_type scale_rewards epsilon epsilon_high beta use_bias_correction_kl num_iterations
+    format_failure_reward log_completions
+"""
+
+
+@pytest.mark.parametrize(("method", "names"), [("srl", OF_BOTH + OF_SRL), ("sft", OF_BOTH)])
+def test_a_config_states_every_own_setting_as_those_of_earlier_runs_do(
+    method: str, names: str
+) -> None:
+    now = parse(method=method, max_steps=3)
+    resolved = now.resolved()
+    assert own_settings(type(now.args)) <= resolved.keys()
     assert resolved["max_steps"] == 3
     assert "weight_decay" not in resolved  # of transformers' settings only what was changed
+    rewards = {"rewards": {"similarity": 1.0}} if method == "srl" else {}
+    before = {**MINIMAL, **rewards, "method": method, "lora": None, "max_steps": 3} | {
+        name: plain(getattr(SRLConfig(), name)) for name in names.split()
+    }
+    assert parse_experiment(before, where="config.yaml").resolved() == resolved
+
+
+# ---- what a method does not use ----------------------------------------------------------------
+
+
+def test_fine_tuning_refuses_what_only_rollouts_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = [name for name in setting_names(SRLConfig) if name not in setting_names(ExpertConfig)]
+    assert set(OF_SRL.split()) <= set(idle)
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "method": "sft"}))
+    for name in ("rewards", *idle):
+        # With a value that it has anyway: whoever gives it expects that it does something.
+        value = {"similarity": 1.0} if name == "rewards" else getattr(SRLConfig(), name)
+        words = [f"--{name}", yaml.safe_dump(value, default_flow_style=True).strip()]
+        assert main(["train", "--config", str(path), *words]) == 2
+        said = capsys.readouterr().err
+        assert f"method sft has no use for {name}: there are no rollouts to train on" in said
+        assert "take the setting out, or train with method: srl" in said
+
+
+def test_a_benchmark_refuses_what_only_training_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    known = set(setting_names(BenchmarkSettings))
+    assert known < set(setting_names(SRLConfig))
+    for name in [*setting_names(SRLConfig), "rewards", "method", "temperatur"]:
+        if name not in known:
+            words = ["eval", "--model", "m", "--bench", "gsm8k", f"--{name}", "1"]
+            assert main(words) == 2, name
+            said = capsys.readouterr().err
+            assert f"--{name} does not matter to a benchmark; settings that do: template," in said
+
+
+def test_a_benchmark_asks_as_a_training_does_unless_told_otherwise() -> None:
+    training, benchmark = SRLConfig(), BenchmarkSettings()
+    for name in setting_names(BenchmarkSettings):
+        assert getattr(benchmark, name) == getattr(training, name), name
+    assert BenchmarkSettings(use_cpu=True).device == torch.device("cpu")
+    with pytest.raises(UsageError, match=r"eval: top_k is 1.5 \(float\); it must be of type int"):
+        build(BenchmarkSettings, {"top_k": 1.5}, "eval")
+    with pytest.raises(UsageError, match="eval: seed is -1; it must be from 0 to"):
+        build(BenchmarkSettings, {"seed": -1}, "eval")
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+METHODS = (SRLConfig, ExpertConfig, BenchmarkSettings)
+PARTS = {part for kind in METHODS for part in parts_of(kind)} - {Part}
+FREE_TEXT = {"system_prompt", "whole_system_prompt"}
+
+
+@pytest.mark.parametrize("part", sorted(PARTS, key=str), ids=lambda part: part.__name__)
+def test_every_part_checks_each_of_its_settings(part: type[Part]) -> None:
+    """Numbers refuse NaN, words and switches another word, with the setting's name."""
+    part()
+    own = [f for f in fields(part) if f.name in part.__annotations__ and f.name not in FREE_TEXT]
+    if issubclass(part, METHODS) or part.__name__ == "TrainerConfig":
+        own = [f for f in own if f.name in ("learning_rate", "seed")]  # transformers has the others
+    for f in own:
+        number = f.type.startswith(("int", "float"))
+        bad = math.nan if number else "something"
+        message = (
+            rf"^{f.name} is (nan; |'something'(; allowed: | \(str\); it must be of type bool))"
+        )
+        for kind in (part, *(one for one in METHODS if issubclass(one, part))):
+            with pytest.raises(UsageError, match=message):
+                kind(**{f.name: bad})
+
+
+def test_budgets_that_nothing_fits_into() -> None:
+    for name in ("rollout_token_budget", "micro_batch_tokens"):
+        assert getattr(parse(method="sft", **{name: 1}).args, name) == 1
+        refused(f"my.yaml: {name} is 0; it must be 1 or more", method="sft", **{name: 0})
 
 
 def test_a_bare_no_is_read_as_the_word() -> None:
@@ -427,7 +537,7 @@ def test_no_is_text_only_for_strategies() -> None:
     [
         ({"prompt_order": "random"}, "prompt_order is 'random'; allowed: shuffled, trajectory"),
         ({"loss_type": "bla"}, "loss_type is 'bla'; allowed: grpo, dapo, dr_grpo"),
-        ({"prefix_tree": "false"}, "prefix_tree is 'false'; allowed: True, False"),
+        ({"prefix_tree": "false"}, "prefix_tree is 'false' .*of type bool"),
     ],
 )
 def test_python_is_read_as_strictly_as_a_file(changes: dict[str, object], message: str) -> None:

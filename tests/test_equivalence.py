@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,22 @@ def test_resuming_with_other_data_or_seed_is_refused(toy_policy: Path, tmp_path:
     with pytest.raises(UsageError, match="has num_rows 60, this run has 72"):
         other_data.train(resume_from_checkpoint=checkpoint)
     assert steps_of(tmp_path) == before
+
+
+def test_resuming_with_edited_data_is_refused(toy_policy: Path, tmp_path: Path) -> None:
+    """As many rows as before, but a step of one problem reads otherwise."""
+    make(toy_policy, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    before = steps_of(tmp_path)
+    checkpoint = str(tmp_path / "checkpoint-1")
+    edited = list(DATA[:20])
+    edited[7] = replace(edited[7], steps=("add the blue box", *edited[7].steps[1:]))
+    for rows in (edited, DATA[19::-1]):
+        other = SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=2), rows)
+        with pytest.raises(UsageError, match=r"rows of digest .*, this run has .*resume with the"):
+            other.train(resume_from_checkpoint=checkpoint)
+    assert steps_of(tmp_path) == before
+    make(toy_policy, tmp_path, max_steps=2).train(resume_from_checkpoint=checkpoint)
+    assert len(steps_of(tmp_path)) > len(before)
 
 
 def read_steps(folder: Path) -> list[dict[str, object]]:

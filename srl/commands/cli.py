@@ -184,17 +184,20 @@ def _eval_bench(
 ) -> int:
     _quieten()
     from srl.config.experiment import apply_overrides
-    from srl.evaluation.benchmarks.run import SETTINGS, plan_from_words, run_benchmark
+    from srl.config.parts import setting_names
+    from srl.config.settings import BenchmarkSettings
+    from srl.evaluation.benchmarks.run import plan_from_words, run_benchmark
 
     # A run's policy is asked as it was trained to be.
     its_own = {} if run is None else run.read_config()
+    asked = {*setting_names(BenchmarkSettings)} - {"output_dir"}
     plan = plan_from_words(
         model,
         args.bench,
         samples=args.samples or 0,
         limit=args.limit,
         settings={
-            **{key: its_own[key] for key in SETTINGS if key in its_own and key != "output_dir"},
+            **{key: value for key, value in its_own.items() if key in asked},
             **apply_overrides({}, rest),
         },
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
 from srl.config.experiment import Experiment, parse_experiment
+from srl.config.settings import SRLConfig
 from srl.console import say
 from srl.data.splits import load_splits
 from srl.data.steps import build_examples
@@ -122,7 +123,8 @@ def _train(
         model = add_adapter(model, experiment.lora)
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         parameters += f" and an adapter of {trained:,}, which alone is trained"
-    progress = ProgressReport(console, save_every_multiple_of=args.num_iterations)
+    times = args.num_iterations if isinstance(args, SRLConfig) else 1
+    progress = ProgressReport(console, save_every_multiple_of=times)
     trainer = _trainer_of(experiment.method)(
         model,
         args,
@@ -200,7 +202,7 @@ def _train(
     return run.path
 
 
-def _trainer_of(method: str) -> type[SRLTrainer] | type[ExpertTrainer]:
+def _trainer_of(method: str) -> Callable[..., SRLTrainer | ExpertTrainer]:
     if method == "srl":
         return SRLTrainer
     from srl.training.sft import ExpertTrainer

@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
 from srl.config.experiment import Experiment, parse_experiment
+from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
-from srl.config.strict_yaml import read_settings
+from srl.config.strict_yaml import nearest, read_settings, refuse_unknown
 from srl.errors import UsageError
 
 KEYS = (
@@ -64,7 +64,7 @@ def load_plan(path: Path, *, quick: bool = False) -> Plan:
     if not path.is_file():
         raise UsageError(f"there is no comparison file {path}; name one with --config …")
     values = read_settings(path)
-    _known(values, KEYS, str(path))
+    refuse_unknown(values, KEYS, str(path))
     if quick:
         values = _made_quick(values, str(path))
     return _plan(values, path, quick=quick)
@@ -78,7 +78,7 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
             "quick: {seeds: [0], settings: {max_steps: 2}}"
         )
     at = f"{where}, quick"
-    _known(changes, QUICK_KEYS, at)
+    refuse_unknown(changes, QUICK_KEYS, at)
     # Never in the same folder: its finished cells would have other settings.
     result = {**values, **changes}
     if "output" not in changes and isinstance(output := values.get("output"), str) and output:
@@ -90,7 +90,7 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
     for key in ("difficulties", "rows"):
         blocks = _block(values.get(key), f"{where}: {key}")
         changed = _block(changes.get(key), f"{at}: {key}")
-        _known(changed, blocks, f"{at}: {key}")
+        refuse_unknown(changed, blocks, f"{at}: {key}")
         result[key] = {
             name: _merged(
                 _block(block, f"{where}: {key}.{name}"),
@@ -209,23 +209,11 @@ def figure_names(experiment: Experiment) -> list[str]:
 
 def _experiment_fields() -> tuple[str, ...]:
     own = [f.name for f in fields(Experiment) if f.name != "args"]
-    return (*own, *(f.name for f in fields(SRLConfig) if f.init))
-
-
-def _known(values: Mapping[str, object], known: Collection[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            few = f"; allowed: {', '.join(known)}" if len(known) <= len(KEYS) else ""
-            raise UsageError(f"{where}: unknown key {key!r}{_near(key, known) or few}")
-
-
-def _near(word: object, known: Collection[str]) -> str:
-    near = get_close_matches(str(word), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return (*own, *setting_names(SRLConfig))
 
 
 def _settings_known(values: Mapping[str, object], known: Collection[str], where: str) -> None:
-    _known(values, known, where)
+    refuse_unknown(values, known, where)
     for key, why in _PLANNED.items():
         if key in values:
             raise UsageError(f"{where}: {key} is the plan's: {why}")
@@ -269,7 +257,7 @@ def _row(name: str, block: Mapping[str, object], rows: Collection[str], where: s
         if other is not None and (not isinstance(other, str) or other not in rows):
             raise UsageError(
                 f"{where}: {key} is {other!r}, which is none of the rows {', '.join(rows)}"
-                f"{_near(other, rows)}"
+                f"{nearest(other, rows)}"
             )
     after = block.get("after")
     if after is not None and not trained:
@@ -347,7 +335,7 @@ def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[
             if row not in rows:
                 raise UsageError(
                     f"{where}: contrasts names {row!r}, which is none of the rows "
-                    f"{', '.join(rows)}{_near(row, rows)}"
+                    f"{', '.join(rows)}{nearest(row, rows)}"
                 )
         found.append((pair[0], pair[1]))
     return tuple(found)

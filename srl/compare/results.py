@@ -26,6 +26,7 @@ from srl.compare.figures import (
 from srl.compare.origin import began_at, other_weights, read_json, read_start, time_of
 from srl.compare.plan import Cell, Plan, Row
 from srl.config.experiment import parse_experiment
+from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 from srl.runs.folder import RunFolder, changed_keys
@@ -71,8 +72,8 @@ def changes_of(cell: Cell, plan: Plan) -> list[str]:
     """`key: old -> new` for every setting of the cell's run that the plan has otherwise."""
     run = RunFolder(plan.output / cell.name)
     old, new = run.read_config(), cell.experiment.resolved()
-    # A setting of ours that has gone from the config of this method has no meaning for it.
-    idle = SRLConfig.__annotations__.keys() - new.keys()
+    # Earlier versions wrote down what other methods have use for.
+    idle = {*setting_names(SRLConfig)} - {*setting_names(type(cell.experiment.args))}
     old = {key: value for key, value in old.items() if key not in idle}
     with suppress(UsageError):  # a field that there is no more is told as it is
         # A field that is newer than the run has its default, which is what the run did.

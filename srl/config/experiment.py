@@ -10,43 +10,25 @@ messages name argparse's options rather than the file's lines.
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Union
+from typing import Literal, cast
 
 from environments import load_trajectories
 from environments.types import LoadReport, Trajectory
-from rewards import RewardSum, StepReward
+from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
 from srl.config.lora import LoraSettings
-from srl.config.settings import ExpertConfig, SRLConfig
-from srl.config.strict_yaml import read_settings, read_value
+from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
+from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
+from srl.config.strict_yaml import build, fit, read_settings, read_value, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
 Method = Literal["srl", "sft"]
 
-# What fine-tuning on the expert's text has no use for, not even when it evaluates.
-_FOR_RL_ALONE = (
-    "rewards",
-    "num_generations",
-    "dynamic_sampling",
-    "dynamic_sampling_epsilon",
-    "max_sampling_rounds",
-    "max_empty_steps",
-    "loss_type",
-    "scale_rewards",
-    "epsilon",
-    "epsilon_high",
-    "beta",
-    "use_bias_correction_kl",
-    "num_iterations",
-    "format_failure_reward",
-    "log_completions",
-)
+_SETTINGS: dict[str, type[TrainerConfig]] = {"srl": SRLConfig, "sft": ExpertConfig}
+_BLOCKS = ("model", "data", "rewards", "method", "lora")
 
 
 @dataclass
@@ -66,25 +48,24 @@ class Experiment:
     model: str
     data: dict[str, object]
     rewards: dict[str, object] = field(default_factory=lambda: {"similarity": 1.0})
-    args: SRLConfig = field(default_factory=SRLConfig)
+    args: TrainerConfig = field(default_factory=SRLConfig)
     method: Method = "srl"
     lora: LoraSettings | None = None
 
     def resolved(self) -> dict[str, object]:
         """The full config, as config.yaml keeps it and `parse_experiment` reads it."""
-        own = {f.name: getattr(self.args, f.name) for f in fields(SRLConfig) if f.init}
-        default = SRLConfig(output_dir=self.args.output_dir)
-        changed = {
-            name: value
-            for name, value in own.items()
-            if (name in SRLConfig.__annotations__ or value != getattr(default, name))
+        kind = type(self.args)
+        default, own = kind(output_dir=self.args.output_dir), own_settings(kind)
+        settings = {
+            name: getattr(self.args, name)
+            for name in setting_names(kind)
+            if (name in own or getattr(self.args, name) != getattr(default, name))
             and name not in SECRETS
         }
-        whole = {"model": self.model, "data": self.data, "rewards": self.rewards, **changed}
-        if self.method == "sft":
-            whole = {name: value for name, value in whole.items() if name not in _FOR_RL_ALONE}
+        rewards = {} if self.method == "sft" else {"rewards": self.rewards}
         lora = None if self.lora is None else self.lora.to_json()
-        return {"method": self.method, **whole, "lora": lora}
+        blocks = {"method": self.method, "model": self.model, "data": self.data, **rewards}
+        return {**blocks, **settings, "lora": lora}
 
     def sum_rewards(self, run_folder: Path | None = None) -> RewardSum:
         """The rewards, ready to score; see the function of the same name.
@@ -107,7 +88,7 @@ class Experiment:
 
 def sum_rewards(
     step_rewards: Mapping[str | StepReward, object] | Mapping[str, object],
-    args: SRLConfig,
+    args: RewardSettings,
     run_folder: Path | None,
 ) -> RewardSum:
     """The weighted sum of the rewards, with the deadline, workers and error policy of `args`.
@@ -119,13 +100,17 @@ def sum_rewards(
         UsageError: an unknown name, a weight that is none, or nothing to optimise.
     """
     folder = None if run_folder is None else run_folder.resolve()
+    # Where nothing is trained on the sum there is no such setting.
+    earned = FORMAT_FAILURE_REWARD
+    if isinstance(args, GroupSettings):
+        earned = args.format_failure_reward
     try:
         rewards = RewardSum(
             step_rewards,
             deadline=args.reward_deadline,
             workers=args.reward_workers,
             errors=args.reward_errors,
-            format_failure=args.format_failure_reward,
+            format_failure=earned,
             failed_rows=folder and short_path(folder.with_name(f"{folder.name}.failed")),
         )
         rewards.load()
@@ -190,14 +175,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         UsageError: an unknown key (the nearest one is named), a wrong type, a missing key, sizes
             that cannot work together.
     """
-    hints = typing.get_type_hints(SRLConfig)
-    trainer_fields = {f.name for f in fields(SRLConfig) if f.init}
-    known = {"model", "data", "rewards", "method", "lora", *trainer_fields}
-    for key in values:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+    refuse_unknown(values, [*_BLOCKS, *setting_names(SRLConfig)], where)
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, str) or not model:
         raise UsageError(
@@ -218,63 +196,20 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             f"{where}: rewards is {rewards!r}; give names with weights, such as "
             "rewards: {similarity: 1.0}"
         )
-    method = _fit(values.get("method", "srl"), Method, f"{where}: method")
-    if method == "sft" and (idle := [key for key in _FOR_RL_ALONE if key in values]):
-        raise UsageError(
-            f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
-            "train on; take the setting out, or train with method: srl"
-        )
+    method = cast(Method, fit(values.get("method", "srl"), Method, f"{where}: method"))
+    kind = _SETTINGS[method]
+    settings = {key: value for key, value in values.items() if key not in _BLOCKS}
+    if method == "sft":
+        own = setting_names(kind)
+        unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]
+        if idle := [key for key in unused if key in values]:
+            raise UsageError(
+                f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
+                "train on; take the setting out, or train with method: srl"
+            )
     try:
         lora = LoraSettings.of(values.get("lora"))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    chosen = {}
-    for key, value in values.items():
-        if key in trainer_fields:
-            chosen[key] = _fit(value, hints[key], f"{where}: {key}")
-    try:
-        args = (SRLConfig if method == "srl" else ExpertConfig)(**chosen)  # type: ignore[arg-type]
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    except (ValueError, TypeError, ImportError) as error:  # transformers' checks, in its words
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{where}: {reason}") from error
-    return Experiment(
-        model=model,
-        data=dict(data),
-        rewards=dict(rewards),
-        args=args,
-        method=method,  # type: ignore[arg-type]
-        lora=lora,
-    )
-
-
-def _fit(value: object, hint: object, where: str) -> object:
-    """`value` if it is of type `hint`, a whole number as float where one is asked for."""
-    if value is False and where.endswith("_strategy"):
-        value = "no"  # YAML 1.1 reads a bare `no` as False: eval_strategy: no
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        allowed = typing.get_args(hint)
-        if value in allowed:
-            return value
-        raise UsageError(f"{where} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-    options = typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
-    plain = [option for option in options if option is not type(None)]
-    if value is None and len(plain) < len(options):
-        return None
-    for option in plain:
-        base = typing.get_origin(option) or option
-        if base not in (bool, int, float, str, list, dict):
-            return value  # an enum or a class of transformers, which checks it itself
-        if type(value) is base or (base is float and type(value) is int):
-            return float(value) if base is float else value  # type: ignore[arg-type]
-        # YAML 1.1 reads 1e-4 as text.
-        if base is float and isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    names = names.replace("NoneType", "null")
-    raise UsageError(f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}")
+    args = build(kind, settings, where)
+    return Experiment(model, dict(data), dict(rewards), args, method, lora)

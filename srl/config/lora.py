@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 
+from srl.config.strict_yaml import refuse_unknown
 from srl.errors import UsageError
 
 _ALL_LINEAR = "all-linear"
@@ -41,12 +41,7 @@ class LoraSettings:
                 f"lora is {values!r}; give a block such as lora: {{r: 16, lora_alpha: 32}}, "
                 "or null for none"
             )
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(known)}"
-                raise UsageError(f"lora: unknown key {key!r}{hint}")
+        refuse_unknown(values, [field.name for field in fields(cls)], "lora")
         for key in ("r", "lora_alpha"):
             value = values.get(key, 1)
             if type(value) is not int or value < 1:

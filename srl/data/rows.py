@@ -14,7 +14,7 @@ from srl.data.steps import StepExample, build_examples
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
-    from srl.config.settings import SRLConfig
+    from srl.config.parts import RowSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Rows:
         cls,
         trajectories: Iterable[Trajectory],
         form: PromptFormat,
-        args: SRLConfig,
+        args: RowSettings,
         context_limit: int | None,
     ) -> Rows:
         """The rows of expert solutions, as the settings want them.

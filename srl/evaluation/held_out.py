@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.experiment import Experiment
-from srl.config.settings import SRLConfig
+from srl.config.parts import EvaluationSettings
 from srl.console import say
 from srl.data.prompts import PromptFormat
 from srl.data.steps import build_examples
@@ -121,7 +121,7 @@ def _solve(
     sampler: Sampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
-    args: SRLConfig,
+    args: EvaluationSettings,
     limit: int | None,
     tick: Tick,
 ) -> list[Attempt]:
@@ -174,7 +174,7 @@ def _steps(
     sampler: Sampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
-    args: SRLConfig,
+    args: EvaluationSettings,
     rewards: RewardSum,
     limit: int | None,
 ) -> dict[str, object]:
@@ -223,7 +223,7 @@ def _mean_reward(steps: Sequence[Rollout], name: str) -> Estimate:
     return bootstrap([v for _, v in scored], [step.example.problem_id for step, _ in scored])
 
 
-def _figures(attempts: Sequence[Attempt], args: SRLConfig) -> dict[str, object]:
+def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str, object]:
     found: dict[str, object] = {}
     for mode, words in _MODES.items():
         for sampled in (False, True):

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rewards import RewardSum, StepContext
-from srl.config.settings import SRLConfig
+from srl.config.parts import VerifierSettings
 from srl.evaluation.solving import Attempt
 
 
-def judged(attempts: Sequence[Attempt], args: SRLConfig) -> list[Attempt]:
+def judged(attempts: Sequence[Attempt], args: VerifierSettings) -> list[Attempt]:
     """The attempts with a verdict each; workers are started only where one is open.
 
     Args:
         attempts: as `srl.evaluation.solving` made them.
-        args: `reward_deadline` and `reward_workers`.
+        args: how the check is asked.
     """
     if all(one.correct is not None for one in attempts):
         return list(attempts)
@@ -32,7 +32,7 @@ def judged(attempts: Sequence[Attempt], args: SRLConfig) -> list[Attempt]:
         verifier.close()
 
 
-def make_verifier(args: SRLConfig) -> RewardSum:
+def make_verifier(args: VerifierSettings) -> RewardSum:
     """The step reward `answer` in worker processes; close it."""
     return RewardSum(
         {"answer": 1.0},

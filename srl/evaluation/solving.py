@@ -23,7 +23,7 @@ from srl.sample_metrics import avg_at_k, over_problems
 from srl.stats import Estimate
 
 if TYPE_CHECKING:
-    from srl.config.settings import SRLConfig
+    from srl.config.parts import EvaluationSettings
 
 Tick = Callable[[str], None]
 
@@ -256,7 +256,7 @@ def _with_tags(form: PromptFormat, completion: Completion) -> str:
     return OPEN + text if form.opens_thought and not text.lstrip().startswith(OPEN) else text
 
 
-def solves_whole(args: SRLConfig) -> bool:
+def solves_whole(args: EvaluationSettings) -> bool:
     """Whether validation problems are solved in one completion, rather than step by step."""
     return (args.targets if args.validate_by == "auto" else args.validate_by) == "whole"
 
@@ -274,7 +274,7 @@ def solve_validation(
     sampler: Sampler,
     form: PromptFormat,
     problems: Sequence[Trajectory],
-    args: SRLConfig,
+    args: EvaluationSettings,
     *,
     context_limit: int | None,
 ) -> list[Attempt]:

@@ -27,7 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from srl.config.settings import SRLConfig
+from srl.config.parts import SamplingSettings
 from srl.errors import DivergedError
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
@@ -147,7 +147,7 @@ def complete(
     return [done[index] for index in range(len(prompts))]
 
 
-def make_sampler(model: PreTrainedModel, *, pad_id: int, settings: SRLConfig) -> Sampler:
+def make_sampler(model: PreTrainedModel, *, pad_id: int, settings: SamplingSettings) -> Sampler:
     """The sampler of a policy: training, validation, evaluation and benchmarks get theirs here.
 
     Args:

@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 
 from srl.errors import UsageError
-from srl.redaction import (without_secrets)
-from srl.runs.records import (finite)
+from srl.redaction import without_secrets
+from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
 WEIGHTS = (

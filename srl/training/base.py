@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.config.settings import SRLConfig, check_evaluation, check_one_process
+from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.prompts import ensure_pad
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
@@ -59,7 +59,7 @@ class StepTrainer(Trainer):
     def _prepare(
         self,
         model: PreTrainedModel,
-        settings: SRLConfig,
+        settings: TrainerConfig,
         tokenizer: PreTrainedTokenizerBase,
         validation_trajectories: Sequence[Trajectory],
         rewards: RewardSum,

@@ -35,7 +35,8 @@ from trl import SFTConfig, SFTTrainer
 
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.config.settings import SRLConfig
+from srl.config.parts import RowSettings
+from srl.config.settings import ExpertConfig
 from srl.data.prompts import TAG, PromptFormat
 from srl.data.rows import Rows
 from srl.data.steps import StepExample
@@ -72,7 +73,7 @@ class ExpertRows:
         cls,
         trajectories: Sequence[Trajectory],
         form: PromptFormat,
-        args: SRLConfig,
+        args: RowSettings,
         limit: int | None,
     ) -> ExpertRows:
         """The rows that SRL would train on, less those whose completion cannot be trained on.
@@ -146,7 +147,7 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: SRLConfig,
+        args: ExpertConfig,
         train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory],
         step_rewards: RewardSum,
@@ -271,7 +272,7 @@ def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
         yield part
 
 
-def _trl_settings(args: SRLConfig) -> SFTConfig:
+def _trl_settings(args: ExpertConfig) -> SFTConfig:
     """Our settings as TRL's; its own beyond them are off."""
     ours: Mapping[str, object] = {
         field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,8 +28,10 @@ from rich.console import Console
 from transformers import set_seed
 
 from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark, load_benchmark
-from srl.config.experiment import parse_experiment, short_path
-from srl.config.settings import SRLConfig
+from srl.config.experiment import short_path
+from srl.config.parts import setting_names
+from srl.config.settings import BenchmarkSettings
+from srl.config.strict_yaml import build
 from srl.console import clock, say
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import figures_of, table_of
@@ -41,25 +43,6 @@ from srl.runs.folder import RunFolder, changed_keys, write_json
 from srl.runs.records import RecordWriter, read_object, truncate_to
 
 SAMPLES = "samples.jsonl"
-# The settings of a training that say how a whole solution is asked for, sampled and checked.
-SETTINGS = (
-    "template",
-    "think",
-    "whole_system_prompt",
-    "whole_max_completion_length",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "rollout_token_budget",
-    "prefix_tree",
-    "bf16",
-    "use_cpu",
-    "reward_deadline",
-    "reward_workers",
-    "seed",
-    "output_dir",
-)
 # How fast, and where to: they change no sample, so a resumed evaluation may have others.
 _FREE = ("reward_workers", "output_dir")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -74,14 +57,14 @@ class BenchmarkPlan:
         benchmarks: names and files, see `environments.benchmarks.find_benchmark`.
         samples: K, sampled solutions a problem beside the greedy one.
         limit: the first so many problems of each benchmark; None is all.
-        args: how to ask, sample and check; of them `SETTINGS` matter.
+        args: how to ask, sample and check.
     """
 
     model: str
     benchmarks: tuple[str, ...]
     samples: int
     limit: int | None
-    args: SRLConfig
+    args: BenchmarkSettings
 
 
 def plan_from_words(
@@ -92,7 +75,7 @@ def plan_from_words(
     limit: int | None,
     settings: Mapping[str, object],
 ) -> BenchmarkPlan:
-    """Check what was asked for; `settings` are fields of `SRLConfig` out of `SETTINGS`.
+    """Check what was asked for; `settings` are fields of `BenchmarkSettings`.
 
     Raises:
         UsageError: a number that cannot be, a setting of no effect here or of a wrong type.
@@ -102,10 +85,11 @@ def plan_from_words(
         raise UsageError(f"--samples is {samples}; it must be 0 (greedy alone) or more")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}; it must be 1 or more, or absent for all problems")
+    known = setting_names(BenchmarkSettings)
     for key in settings:
-        if key not in SETTINGS:
+        if key not in known:
             raise UsageError(
-                f"--{key} does not matter to a benchmark; settings that do: {', '.join(SETTINGS)}"
+                f"--{key} does not matter to a benchmark; settings that do: {', '.join(known)}"
             )
     names = (benchmarks,) if Path(benchmarks).exists() else tuple(benchmarks.split(","))
     names = tuple(name.strip() for name in names if name.strip())
@@ -117,11 +101,8 @@ def plan_from_words(
             f"--bench {benchmarks}: {twice[0]} is named twice; name each once, "
             "and rename one of two files of one name"
         )
-    # A training's sizes, which do not matter here, must not refuse a small budget.
-    unused = {"num_generations": 2, "max_completion_length": 1}
-    values = {"model": model, "data": {"source": "files"}, **unused, **settings}
-    experiment = parse_experiment(values, where="eval")
-    return BenchmarkPlan(model, names, samples, limit, experiment.args)
+    args = build(BenchmarkSettings, settings, where="eval")
+    return BenchmarkPlan(model, names, samples, limit, args)
 
 
 def run_benchmark(
@@ -259,7 +240,7 @@ def _resolved(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[st
         },
         "samples": plan.samples,
         "limit": plan.limit,
-        **{name: getattr(plan.args, name) for name in SETTINGS},
+        **asdict(plan.args),
     }
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from environments.benchmarks import BenchmarkProblem
 from environments.types import Trajectory
 from rewards import RewardSum
-from srl.config.settings import SRLConfig
+from srl.config.settings import BenchmarkSettings
 from srl.data.prompts import PromptFormat
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import GREEDY
@@ -70,7 +70,7 @@ class Solver:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        args: SRLConfig,
+        args: BenchmarkSettings,
         samples: int,
     ) -> None:
         """Take a policy and how to ask it.

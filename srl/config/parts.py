@@ -1,0 +1,335 @@
+"""Settings by part: what belongs together, and what each value may be.
+
+A method's settings are parts put together (`srl/config/settings.py`). A part that builds on
+another's values extends it. A function that needs one part takes that part, so that its signature
+says what it depends on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+from srl.config.strict_yaml import fit
+from srl.errors import UsageError
+
+
+@dataclass
+class Part:
+    """Some settings; each subclass checks in `check` those that it adds."""
+
+    def __post_init__(self) -> None:
+        """Check all parts, those that others build on first.
+
+        Raises:
+            UsageError: a value that cannot be.
+        """
+        for part in parts_of(type(self)):
+            _check_words(self, part)
+            if "check" in vars(part):
+                part.check(self)
+
+    def check(self) -> None:
+        """Raise UsageError for a value that cannot be."""
+
+
+def parts_of(kind: type) -> list[type[Part]]:
+    """The parts that a settings class is made of, those that others build on first."""
+    return [one for one in reversed(kind.__mro__) if issubclass(one, Part)]
+
+
+def own_settings(kind: type) -> set[str]:
+    """The settings that its parts name; the others are transformers', with its defaults."""
+    return {name for part in parts_of(kind) for name in inspect.get_annotations(part)}
+
+
+def setting_names(kind: type) -> list[str]:
+    """All settings that `kind` takes."""
+    return [one.name for one in fields(kind) if one.init]
+
+
+def at_least(settings: Part, why: str = "", **least: float) -> None:
+    """Refuse a number below its least value; None is no number, and NaN is refused.
+
+    Raises:
+        UsageError: it names the setting, and `why`.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:  # not `<`, which NaN would pass
+            raise UsageError(f"{name} is {value}; it must be {bound} or more{why}")
+
+
+def check_seeds(**seeds: int | None) -> None:
+    """Refuse what torch and numpy do not both take as a seed.
+
+    Raises:
+        UsageError: it names the setting.
+    """
+    for name, value in seeds.items():
+        if value is not None and not 0 <= value < 2**32:
+            raise UsageError(f"{name} is {value}; it must be from 0 to {2**32 - 1}")
+
+
+def _check_words(settings: Part, part: type[Part]) -> None:
+    """Words and switches; a file's were checked where it was read, Python's were not."""
+    hints = typing.get_type_hints(part)
+    for name in inspect.get_annotations(part):
+        if hints[name] is bool or typing.get_origin(hints[name]) is Literal:
+            fit(getattr(settings, name), hints[name], name)
+
+
+@dataclass
+class PromptSettings(Part):
+    """How a policy is asked.
+
+    Attributes:
+        template: "chat", "plain" text, or "auto": chat if the tokenizer has a chat template.
+        think: the policy writes a monologue in think tags before its step.
+        whole_system_prompt: what the policy is told for a whole problem, to be solved in one
+            completion; null sends no system message.
+    """
+
+    template: Literal["auto", "chat", "plain"] = "auto"
+    think: bool = True
+    whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT
+
+
+@dataclass
+class SamplingSettings(Part):
+    """How completions are drawn.
+
+    Attributes:
+        temperature, top_p, top_k, min_p: top_p 1.0, top_k 0 and min_p null are off.
+        whole_max_completion_length: the longest whole solution, in tokens.
+        rollout_token_budget: prompt and completion tokens sampled together, at full length.
+        prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    whole_max_completion_length: int = 2048
+    rollout_token_budget: int = 65536
+    prefix_tree: bool = True
+
+    def check(self) -> None:
+        at_least(self, top_k=0, whole_max_completion_length=1, rollout_token_budget=1)
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(
+                f"temperature is {self.temperature}; rollouts are sampled, so it must be above 0 "
+                "(and finite)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 is off)")
+        if self.min_p is not None and not 0 < self.min_p <= 1:
+            raise UsageError(f"min_p is {self.min_p}; it must be above 0 and at most 1, or null")
+
+
+@dataclass
+class VerifierSettings(Part):
+    """How rewards are asked, the check of a final answer among them.
+
+    Attributes:
+        reward_deadline: seconds that one call of a named reward may take; then it is stopped, its
+            value is null, and the metrics count it.
+        reward_workers: processes that score beside generation; null is the cores less one, 1 to 8.
+    """
+
+    reward_deadline: float = 5.0
+    reward_workers: int | None = None
+
+    def check(self) -> None:
+        at_least(self, reward_workers=1)
+        if not 0 < self.reward_deadline < math.inf:
+            raise UsageError(
+                f"reward_deadline is {self.reward_deadline}; give seconds, above 0, such as 5"
+            )
+
+
+@dataclass
+class RewardSettings(VerifierSettings):
+    """How rewards of one's own are asked.
+
+    Attributes:
+        reward_errors: what happens when a reward function of yours fails: "stop" ends the run and
+            saves the row, "record" makes it a null and counts it.
+    """
+
+    reward_errors: Literal["stop", "record"] = "stop"
+
+
+@dataclass
+class RowSettings(SamplingSettings, PromptSettings):
+    """What a row is: the context that the policy reads, and the completion that follows it.
+
+    Attributes:
+        targets: which expert steps are targets. "literal" is 1..N-1 as the paper writes, "all" is
+            1..N, "skip_first" is 2..N. "whole" makes the whole solution the one target: with the
+            reward `answer` that is RLVR.
+        step_title: "given" puts the next step's title into the prompt (the paper's footnote 1).
+        system_prompt: what the policy is told for a step; null sends no system message.
+        max_completion_length: the longest completion of one step, in tokens.
+    """
+
+    targets: Literal["literal", "all", "skip_first", "whole"] = "literal"
+    step_title: Literal["off", "given"] = "off"
+    system_prompt: str | None = PAPER_SYSTEM_PROMPT
+    max_completion_length: int = 512
+
+    def check(self) -> None:
+        at_least(self, max_completion_length=1)
+
+    @property
+    def length_field(self) -> str:
+        """The field that limits a row's completion: a step's, or a whole solution's."""
+        whole = self.targets == "whole"
+        return "whole_max_completion_length" if whole else "max_completion_length"
+
+    @property
+    def completion_length(self) -> int:
+        """The longest completion of a row, in tokens."""
+        return int(getattr(self, self.length_field))
+
+
+@dataclass
+class EvaluationSettings(RewardSettings, RowSettings):
+    """How held-out problems are solved, and their rows compared with the expert's.
+
+    Attributes:
+        validate_by: how validation problems are solved: "steps", "whole", or "auto": whole if
+            `targets` is.
+        test_before: solve the test problems before training too.
+        test_rows: rows of theirs whose steps are compared with the expert's; 1000 give +-3 points.
+        short_steps: problems whose expert takes at most so many steps are called short in reports.
+        solve_max_steps: own steps after which step-by-step solving gives up.
+        solve_samples: sampled attempts per test problem beside the greedy one; 0 is none.
+        solve_whole: also solve the test problems in one completion.
+        whole_samples: sampled attempts in one completion; null is `solve_samples`.
+    """
+
+    validate_by: Literal["auto", "steps", "whole"] = "auto"
+    test_before: bool = True
+    test_rows: int = 1000
+    short_steps: int = 4
+    solve_max_steps: int = 12
+    solve_samples: int = 0
+    solve_whole: bool = False
+    whole_samples: int | None = None
+
+    def check(self) -> None:
+        at_least(self, test_rows=0, solve_samples=0, whole_samples=0)
+        at_least(self, short_steps=1, solve_max_steps=1)
+
+
+@dataclass
+class SplitSettings(Part):
+    """How many problems there are for what.
+
+    Attributes:
+        train_problems: train on so many of the problems that are not held out, the same ones and
+            more where it is larger; 0 takes all.
+        validation_problems: held-out problems for `eval_steps` and the best checkpoint.
+        test_problems: further held-out problems, solved before and after training.
+    """
+
+    train_problems: int = 0
+    validation_problems: int = 60
+    test_problems: int = 0
+
+    def check(self) -> None:
+        at_least(self, train_problems=0, validation_problems=0, test_problems=0)
+
+
+@dataclass
+class BatchSettings(Part):
+    """Which rows an optimiser step takes, and how many tokens it computes at once.
+
+    Attributes:
+        prompts_per_step: rows wanted for one optimiser step; in SRL each is a group of rollouts.
+        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories, and their
+            rows one after another, so that they share prompts (docs/prefix_tree.md).
+        micro_batch_tokens: tokens of one forward and backward: nodes of the prefix tree, or, where
+            there is none, tokens of repeated rows with their padding.
+    """
+
+    prompts_per_step: int = 64
+    prompt_order: Literal["shuffled", "trajectory"] = "shuffled"
+    micro_batch_tokens: int = 8192
+
+    def check(self) -> None:
+        at_least(self, prompts_per_step=1, micro_batch_tokens=1)
+
+
+@dataclass
+class GroupSettings(Part):
+    """The rollouts of one prompt, and which groups of them are trained on.
+
+    Attributes:
+        num_generations: G, rollouts of one prompt; 2 or more.
+        format_failure_reward: what a completion that breaks the format earns; the paper's -1 is for
+            steps, RLVR is usually given 0.
+        dynamic_sampling: drop flat groups and draw others instead.
+        dynamic_sampling_epsilon: a group is kept if the population std of its rewards is above it.
+        max_sampling_rounds: draws in one step at most, the first included.
+        max_empty_steps: so many steps in a row without any group to train on stop the run.
+    """
+
+    num_generations: int = 8
+    format_failure_reward: float = -1.0
+    dynamic_sampling: bool = True
+    dynamic_sampling_epsilon: float = 1e-3
+    max_sampling_rounds: int = 4
+    max_empty_steps: int = 5
+
+    def check(self) -> None:
+        alone = ": a group of 1 has no advantage, there is nothing to compare it with"
+        at_least(self, alone, num_generations=2)
+        at_least(self, dynamic_sampling_epsilon=0.0, max_sampling_rounds=1, max_empty_steps=1)
+        if not -math.inf < self.format_failure_reward < math.inf:
+            raise UsageError(
+                f"format_failure_reward is {self.format_failure_reward}; give a finite number, "
+                "such as -1 or 0"
+            )
+
+
+@dataclass
+class LossSettings(Part):
+    """What an update minimises (`srl/training/loss.py`), and how often on the same rollouts.
+
+    Attributes:
+        loss_type: "grpo", "dapo" or "dr_grpo".
+        scale_rewards: "group" divides advantages by the group's std, "none" does not.
+        epsilon: the clip range below 1, and above it too unless `epsilon_high` is given.
+        epsilon_high: the clip range above 1.
+        beta: weight of the KL term against the run's first policy; 0 needs no second model.
+        use_bias_correction_kl: weigh the KL term by the ratio, as TRL does.
+        num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
+    """
+
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    scale_rewards: Literal["group", "none"] = "group"
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    use_bias_correction_kl: bool = True
+    num_iterations: int = 1
+
+    def check(self) -> None:
+        at_least(self, epsilon=0.0, epsilon_high=0.0, beta=0.0, num_iterations=1)
+
+
+@dataclass
+class LoggingSettings(Part):
+    """What a training writes down of its rollouts.
+
+    Attributes:
+        log_completions: write steps.jsonl, one record per rollout.
+    """
+
+    log_completions: bool = True
