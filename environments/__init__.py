@@ -30,6 +30,7 @@ __all__ = [
     "Trajectory",
     "Verdict",
     "as_environment",
+    "built_in_environment",
     "check_options",
     "load_trajectories",
 ]
@@ -57,6 +58,22 @@ _SELECTION = frozenset({s1k.NOT_NUMBERED})
 
 # Sources that are drawn and not read: what a draw rejects says nothing about anybody's data.
 _DRAWN = frozenset({"word_problems"})
+
+
+def built_in_environment(name: str) -> Environment:
+    """Returns the environment called `name` in `ENVIRONMENTS`.
+
+    Raises:
+        DataError: there is none; the message says what there is.
+    """
+    if name not in ENVIRONMENTS:
+        near = difflib.get_close_matches(name, ENVIRONMENTS, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"unknown source {name!r}; there are {', '.join(ENVIRONMENTS)}, and file.py:Name or "
+            f"module:Name for an environment of your own.{meant}"
+        )
+    return ENVIRONMENTS[name]
 
 
 def as_environment(found: object, source: str) -> Environment:
@@ -109,16 +126,11 @@ def load_trajectories(
         DataError: unknown source or option, nothing to read, nothing usable, too many drops.
     """
     if isinstance(source, Environment):
-        environment, source = source, type(source).__name__
-    elif source in ENVIRONMENTS:
-        environment = ENVIRONMENTS[source]
+        environment = source
+        names = (name for name, one in ENVIRONMENTS.items() if one is environment)
+        source = next(names, type(source).__name__)
     else:
-        near = difflib.get_close_matches(source, ENVIRONMENTS, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(
-            f"unknown source {source!r}; there are {', '.join(ENVIRONMENTS)}, and file.py:Name or "
-            f"module:Name for an environment of your own.{meant}"
-        )
+        environment = built_in_environment(source)
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is {limit!r}; it must be 1 or more, or absent for all rows.")
     if not 0 <= max_dropped_share <= 1:

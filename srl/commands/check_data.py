@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from environments.environment import environment_of
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
@@ -84,6 +85,7 @@ class DataCheck:
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
+        judged_right: expert solutions that their environment judges right.
         unverified: final answers that do not verify against themselves.
         pairs: places at which the rewards were measured.
         rewards: name -> what it gives there.
@@ -103,6 +105,7 @@ class DataCheck:
     repeated_steps: int
     self_score_min: float
     self_score_failures: int
+    judged_right: int
     unverified: list[str]
     pairs: int
     rewards: dict[str, MeasuredReward]
@@ -146,6 +149,7 @@ def check_data(
         if isinstance(noted, tuple):
             notes.update(str(note) for note in noted)
     summed = make_rewards(built_ins_and(rewards or {}))
+    others = [one for one in trajectories if not _is_right(one)]
     return DataCheck(
         rows=report.rows,
         kept=report.kept,
@@ -164,7 +168,8 @@ def check_data(
         ),
         self_score_min=min(self_scores, default=1.0),
         self_score_failures=sum(score != 1.0 for score in self_scores),
-        unverified=_unverified(trajectories),
+        judged_right=len(trajectories) - len(others),
+        unverified=_unverified(others),
         pairs=len(drawn),
         rewards=_measure(trajectories, drawn, rng, summed),
     )
@@ -208,8 +213,16 @@ def _measure(
     }
 
 
+def _is_right(one: Trajectory) -> bool:
+    """Whether its environment judges the expert's own solution right."""
+    return bool(environment_of(one).judge(one, one.steps).correct)
+
+
 def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
-    """Final answers that the reward `answer` would refuse although they are the right ones."""
+    """Final answers that the reward `answer` would refuse although they are the right ones.
+
+    Of solutions that state their answer and are judged right one need not ask.
+    """
     answers = sorted({one.answer for one in trajectories if one.answer is not None})
     stated = [
         StepContext("", (), f"\\boxed{{{answer}}}", "", answer, 0, 1, answer=answer)
@@ -259,6 +272,7 @@ def render(check: DataCheck) -> str:
         ("characters per step", _render_spread(check.step_chars)),
         ("steps that repeat the one before", f"{check.repeated_steps:,}"),
         ("expert step against itself", _render_self_score(check)),
+        ("expert solutions judged right", f"{check.judged_right:,}"),
         ("answers that verify", _render_unverified(check)),
     ]
     width = max(len(name) for name, _ in lines)

@@ -232,15 +232,18 @@ def _check_data(
 ) -> int:
     from environments import ENVIRONMENTS, LoadReport, load_trajectories
     from srl.commands.check_data import check_data, render
+    from srl.config.sources import environment_at
 
     options, asked = _options(rest)
     source = args.data
     # Whatever looks like a path is one: a missing file is then called missing.
-    if source not in ENVIRONMENTS and (Path(source).exists() or "/" in source or "." in source):
+    its_own = source in ENVIRONMENTS or ":" in source
+    if Path(source).exists() or (not its_own and ("/" in source or "." in source)):
         options.setdefault("path", source)
         source = str(options.pop("source", "files"))
     report = LoadReport()
-    trajectories = load_trajectories(source, report=report, **options)  # type: ignore[arg-type]
+    environment = environment_at(source)
+    trajectories = load_trajectories(environment, report=report, **options)  # type: ignore[arg-type]
     check = check_data(trajectories, report, rewards=asked)
     console.print(render(check), highlight=False, markup=False)
     if check.self_score_failures:

@@ -83,10 +83,12 @@ def _show_context(example: StepExample, is_new: bool, console: Console) -> None:
     if is_new:
         console.rule(style="dim")
         _say(console, "problem", example.problem)
-        for number, step in enumerate(example.previous_steps, start=1):
-            _say(console, f"step {number}", step)
-    elif example.previous_steps:
-        _say(console, f"step {example.step_index}", example.previous_steps[-1])
+    # Of a problem that goes on, what has been added to the context.
+    before = example.previous if is_new else example.previous[-1:]
+    for number, step in enumerate(before, start=example.step_index - len(before) + 1):
+        _say(console, f"step {number}", step.text)
+        if step.observation:
+            _say(console, "observed", step.observation)
     if example.title is not None:
         _say(console, "title", example.title)
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 from environments import load_trajectories
-from environments.types import LoadReport, Trajectory
+from environments.types import DataError, LoadReport, Trajectory
 from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
 from srl.config.lora import LoraSettings
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
+from srl.config.sources import environment_at
 from srl.config.strict_yaml import build, fit, read_settings, read_value, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
@@ -37,8 +38,8 @@ class Experiment:
 
     Attributes:
         model: a folder or the name of a model on the hub.
-        data: `source` and `path` for `environments.load_trajectories`, `limit`, and the source's
-            own options.
+        data: `source`, a built-in name, `file.py:Name` or `module:Name`, `path` and `limit` for
+            `environments.load_trajectories`, and the source's own options.
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
         method: "srl", or "sft", fine-tuning on the expert's text: `srl/training/sft.py`.
@@ -82,8 +83,8 @@ class Experiment:
             DataError: what cannot be read or used, in words.
         """
         options = dict(self.data)
-        source = options.pop("source")
-        return load_trajectories(str(source), report=report, **options)  # type: ignore[arg-type]
+        environment = environment_at(str(options.pop("source")))
+        return load_trajectories(environment, report=report, **options)  # type: ignore[arg-type]
 
 
 def sum_rewards(
@@ -196,9 +197,14 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             f"{where}: rewards is {rewards!r}; give names with weights, such as "
             "rewards: {similarity: 1.0}"
         )
+    try:
+        prompts = environment_at(data["source"]).prompts
+    except (UsageError, DataError) as error:
+        raise UsageError(f"{where}: data: {error}") from error
     method = cast(Method, fit(values.get("method", "srl"), Method, f"{where}: method"))
     kind = _SETTINGS[method]
-    settings = {key: value for key, value in values.items() if key not in _BLOCKS}
+    settings = {"system_prompt": prompts.step, "whole_system_prompt": prompts.whole}
+    settings |= {key: value for key, value in values.items() if key not in _BLOCKS}
     if method == "sft":
         own = setting_names(kind)
         unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]

@@ -91,7 +91,8 @@ class PromptSettings(Part):
         template: "chat", "plain" text, or "auto": chat if the tokenizer has a chat template.
         think: the policy writes a monologue in think tags before its step.
         whole_system_prompt: what the policy is told for a whole problem, to be solved in one
-            completion; null sends no system message.
+            completion; null sends no system message. An experiment that does not give it takes its
+            environment's.
     """
 
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -173,7 +174,8 @@ class RowSettings(SamplingSettings, PromptSettings):
             1..N, "skip_first" is 2..N. "whole" makes the whole solution the one target: with the
             reward `answer` that is RLVR.
         step_title: "given" puts the next step's title into the prompt (the paper's footnote 1).
-        system_prompt: what the policy is told for a step; null sends no system message.
+        system_prompt: what the policy is told for a step; null sends no system message. An
+            experiment that does not give it takes its environment's.
         max_completion_length: the longest completion of one step, in tokens.
     """
 

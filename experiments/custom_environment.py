@@ -1,0 +1,86 @@
+"""An environment of your own: copy this file, change it, name it. docs/environments.md explains.
+
+    python -m srl check-data experiments/custom_environment.py:Counter
+    make train ARGS="--data.source experiments/custom_environment.py:Counter --test_problems 60"
+
+A counter shows a number, and the policy presses one button a step to bring it to another. The world
+answers every press with what the counter shows, which the policy reads before its next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from environments import DataError, Environment, LoadReport, Prompts, Step, Trajectory, Verdict
+
+BUTTONS = {"Add 1.": lambda n: n + 1, "Double.": lambda n: 2 * n, "Take 3.": lambda n: n - 3}
+
+
+class Counter(Environment):
+    """Bring a counter from one number to another with as few presses as can be."""
+
+    prompts = Prompts(
+        step="Press one button: Add 1. Double. Take 3.",
+        whole="Press buttons, one a line: Add 1. Double. Take 3.",
+    )
+
+    def load(
+        self,
+        path: str | None = None,
+        *,
+        report: LoadReport,
+        limit: int | None = None,
+        largest: int = 40,
+    ) -> list[Trajectory]:
+        """All pairs of numbers up to `largest` that are two presses apart or more."""
+        if path is not None:
+            raise DataError(f"Counter reads no file, but the path {path!r} was given; remove it")
+        found = []
+        for start in range(largest + 1):
+            for goal, presses in _shortest(start, largest).items():
+                if len(presses) > 1:
+                    problem = f"The counter shows {start}. Bring it to {goal}."
+                    shown, steps = start, []
+                    for press in presses:
+                        shown = BUTTONS[press](shown)
+                        steps.append(Step(press, observation=_show(shown)))
+                    found.append(Trajectory(problem, tuple(steps), str(goal), "counter",
+                                            metadata={"start": start}))  # fmt: skip
+        return found[:limit]
+
+    def judge(self, trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
+        """Right if the counter ends at the goal."""
+        shown = str(_after(trajectory, steps))
+        return Verdict(shown == trajectory.answer, shown, _show(shown))
+
+    def finished(self, trajectory: Trajectory, steps: Sequence[Step]) -> bool:
+        """As soon as the counter shows the goal."""
+        return str(_after(trajectory, steps)) == trajectory.answer
+
+    def observe(self, trajectory: Trajectory, steps: Sequence[Step]) -> str:
+        """What the counter shows; words that are on no button change nothing."""
+        return _show(_after(trajectory, steps))
+
+
+def _after(trajectory: Trajectory, steps: Sequence[Step]) -> int:
+    shown = int(str(trajectory.metadata["start"]))
+    for step in steps:
+        for line in step.text.splitlines():  # a whole solution is one step of several lines
+            shown = BUTTONS.get(line.strip(), lambda n: n)(shown)
+    return shown
+
+
+def _show(shown: int | str) -> str:
+    return f"The counter shows {shown}."
+
+
+def _shortest(start: int, largest: int) -> dict[int, list[str]]:
+    """Number -> the fewest presses that lead there, by breadth-first search."""
+    found: dict[int, list[str]] = {start: []}
+    queue = [start]
+    for shown in queue:  # grows on the way
+        for name, press in BUTTONS.items():
+            if 0 <= press(shown) <= largest and press(shown) not in found:
+                found[press(shown)] = [*found[shown], name]
+                queue.append(press(shown))
+    return found
