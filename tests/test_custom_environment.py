@@ -233,7 +233,7 @@ def test_classes_that_cannot_be_made() -> None:
 def test_the_ten_lines_of_the_docs(tmp_path: Path) -> None:
     block = (ROOT / "docs/environments.md").read_text().split("```python\n")[1].partition("```")[0]
     namespace: dict[str, type[Environment]] = {}
-    exec(block, namespace)  # noqa: S102
+    exec(block, namespace)
     found = load_trajectories(namespace["Doors"](), doors=2)
     assert [one.source for one in found] == ["Doors"] * 2
     assert check_data(found, LoadReport()).judged_right == 2

@@ -203,8 +203,11 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         raise UsageError(f"{where}: data: {error}") from error
     method = cast(Method, fit(values.get("method", "srl"), Method, f"{where}: method"))
     kind = _SETTINGS[method]
-    settings = {"system_prompt": prompts.step, "whole_system_prompt": prompts.whole}
-    settings |= {key: value for key, value in values.items() if key not in _BLOCKS}
+    settings = {
+        "system_prompt": prompts.step,
+        "whole_system_prompt": prompts.whole,
+        **{key: value for key, value in values.items() if key not in _BLOCKS},
+    }
     if method == "sft":
         own = setting_names(kind)
         unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]

@@ -255,7 +255,7 @@ def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str,
 
 def _of_samples(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
     """pass@k and maj@k, k being all samples; nothing where there is one a problem."""
-    samples = [[(one.correct, one.answer) for one in of] for of in by_problem(attempts)]
+    samples = [[(bool(one.correct), one.answer) for one in of] for of in by_problem(attempts)]
     if min(map(len, samples)) < 2:
         return {}
     return {

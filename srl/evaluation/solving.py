@@ -12,7 +12,7 @@ Intervals are 95 %, over problems: attempts at one problem are not independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from environments.environment import environment_of
@@ -83,46 +83,6 @@ class Attempt:
         }
 
 
-@dataclass
-class _State:
-    """A problem while it is being solved step by step."""
-
-    trajectory: Trajectory
-    sample: int
-    steps: tuple[Step, ...] = ()
-    failure: str | None = None
-    tokens: int = 0
-    texts: list[str] = field(default_factory=list)
-    truncated: bool = False
-
-    def take(self, step: Step) -> bool:
-        """Take a step and what the environment answers to it; whether the attempt goes on."""
-        environment = environment_of(self.trajectory)
-        self.steps = (*self.steps, step)
-        if environment.finished(self.trajectory, self.steps):
-            return False
-        observation = environment.observe(self.trajectory, self.steps)
-        self.steps = (*self.steps[:-1], replace(step, observation=observation))
-        return True
-
-    def judged(self) -> Attempt:
-        """The attempt as its environment judges it."""
-        verdict = environment_of(self.trajectory).judge(self.trajectory, self.steps)
-        return Attempt(
-            trajectory=self.trajectory,
-            mode="steps",
-            sample=self.sample,
-            steps=self.steps,
-            answer=verdict.answer,
-            correct=verdict.correct,
-            failure=self.failure,
-            tokens=self.tokens,
-            text="\n".join(self.texts),
-            truncated=self.truncated,
-            why=verdict.why,
-        )
-
-
 def solve_step_by_step(
     sampler: Sampler,
     form: PromptFormat,
@@ -152,36 +112,60 @@ def solve_step_by_step(
         All problems' first attempts, then their second ones, and so on.
     """
     numbers = range(first_sample, first_sample + num_samples)
-    states = [_State(trajectory, sample) for sample in numbers for trajectory in problems]
-    active = list(states)
+    attempts = [Attempt(problem, "steps", sample) for sample in numbers for problem in problems]
+    active = list(range(len(attempts)))
     for round_number in range(1, max_steps + 1):
-        ready, prompts = [], []  # type: list[_State], list[Prompt]
-        for state in active:
-            read = environment_of(state.trajectory).context(state.trajectory, state.steps)
-            prompt = form.encode(state.trajectory.problem, read)
+        ready, prompts = [], []  # type: list[int], list[Prompt]
+        for place in active:
+            one, problem = attempts[place], attempts[place].trajectory
+            read = environment_of(problem).context(problem, one.steps)
+            prompt = form.encode(problem.problem, read)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
-                state.failure = "context_limit"
+                attempts[place] = replace(one, failure="context_limit")
             else:
-                ready.append(state)
-                key = key_of(state.trajectory.problem_id, state.sample, round_number)
+                ready.append(place)
+                key = key_of(problem.problem_id, one.sample, round_number)
                 prompts.append(Prompt(prompt, key))
+        active = []
         if not ready:
             break
         if tick is not None:
-            tick(f"step {round_number}, {len(ready):,} of {len(states):,} attempts open")
-        active = []
-        for state, completions in zip(ready, complete(sampler, prompts, 1, params), strict=True):
-            completion = completions[0]
-            parsed = form.parse(completion.ids, completion.truncated)
-            state.tokens += len(completion.ids)
-            state.texts.append(_with_tags(form, completion))
-            state.truncated = completion.truncated
-            state.failure = parsed.failure
-            if parsed.failure is None and state.take(Step(parsed.action, parsed.thought)):
-                active.append(state)
-    for state in active:
-        state.failure = state.failure or "no_answer"
-    return [state.judged() for state in states]
+            tick(f"step {round_number}, {len(ready):,} of {len(attempts):,} attempts open")
+        for place, (completion,) in zip(ready, complete(sampler, prompts, 1, params), strict=True):
+            attempts[place], goes_on = _with_step(form, attempts[place], completion)
+            if goes_on:
+                active.append(place)
+    for place in active:
+        attempts[place] = replace(attempts[place], failure="no_answer")
+    return [_judged(one) for one in attempts]
+
+
+def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tuple[Attempt, bool]:
+    """An attempt with one step more and what the environment says to it; whether it goes on."""
+    parsed = form.parse(completion.ids, completion.truncated)
+    text = _with_tags(form, completion)
+    one = replace(
+        one,
+        failure=parsed.failure,
+        tokens=one.tokens + len(completion.ids),
+        text=f"{one.text}\n{text}" if one.tokens else text,
+        truncated=completion.truncated,
+    )
+    if parsed.failure is not None:
+        return one, False
+    environment = environment_of(one.trajectory)
+    step = Step(parsed.action, parsed.thought)
+    before, steps = one.steps, (*one.steps, step)
+    if environment.finished(one.trajectory, steps):
+        return replace(one, steps=steps), False
+    seen = replace(step, observation=environment.observe(one.trajectory, steps))
+    return replace(one, steps=(*before, seen)), True
+
+
+def _judged(one: Attempt) -> Attempt:
+    """An attempt with the verdict of its environment."""
+    verdict = environment_of(one.trajectory).judge(one.trajectory, one.steps)
+    return replace(one, answer=verdict.answer, correct=verdict.correct, why=verdict.why)
 
 
 def solve_whole(
@@ -230,24 +214,20 @@ def whole_attempt(
 ) -> Attempt:
     """What one completion for a whole problem comes to."""
     parsed = form.parse(completion.ids, completion.truncated, whole=True)
-    steps = (Step(parsed.action, parsed.thought),) if parsed.action else ()
-    verdict = environment_of(trajectory).judge(trajectory, steps)
-    failure = None
-    if verdict.answer is None and not verdict.correct:
-        failure = "truncated" if completion.truncated else "no_answer"
-    return Attempt(
-        trajectory=trajectory,
-        mode="whole",
-        sample=sample,
-        steps=steps,
-        answer=verdict.answer,
-        correct=verdict.correct,
-        failure=failure,
-        tokens=len(completion.ids),
-        text=_with_tags(form, completion),
-        truncated=completion.truncated,
-        why=verdict.why,
+    one = _judged(
+        Attempt(
+            trajectory,
+            "whole",
+            sample,
+            steps=(Step(parsed.action, parsed.thought),) if parsed.action else (),
+            tokens=len(completion.ids),
+            text=_with_tags(form, completion),
+            truncated=completion.truncated,
+        )
     )
+    if one.answer is not None or one.correct:
+        return one
+    return replace(one, failure="truncated" if completion.truncated else "no_answer")
 
 
 def _with_tags(form: PromptFormat, completion: Completion) -> str:
