@@ -7,21 +7,16 @@ what there is instead.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import sys
-import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeVar, get_args, get_origin
 
+from rewards.by_path import CodeNameError, find, whole_target
 from rewards.types import StepReward
 
 BUILT_INS: dict[str, str] = {
@@ -35,12 +30,13 @@ BUILT_INS: dict[str, str] = {
     "length": "rewards.form:length_reward",
 }
 
+Found = TypeVar("Found")
 
 # What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
 _UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)
 
 
-class RewardNameError(ValueError):
+class RewardNameError(CodeNameError):
     """A reward that cannot be found or used; the message says what there is instead."""
 
 
@@ -87,8 +83,7 @@ def found_target(target: str) -> str:
     """
     if target in BUILT_INS:
         return target
-    place, colon, name = target.rpartition(":")
-    if not colon:
+    if ":" not in target:
         near = get_close_matches(target, BUILT_INS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if target.endswith(".py"):
@@ -97,22 +92,14 @@ def found_target(target: str) -> str:
             f"no step reward is called {target!r}; built in: {', '.join(BUILT_INS)}; "
             f"your own: file.py:name or package.module:name{hint}"
         )
-    if not name.isidentifier():
-        raise RewardNameError(
-            f"step reward {target!r}: {name!r} is not the name of a function; write "
-            f"{place or 'file.py'}:NAME"
-        )
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise RewardNameError(
-                f"step reward {target!r}: there is no file {place} in {Path.cwd()}"
-            )
-        return f"{Path(place).resolve()}:{name}"  # wherever a worker is started later
-    elif not all(part.isidentifier() for part in place.split(".")):
-        raise RewardNameError(
-            f"step reward {target!r}: {place!r} is neither a file.py nor a package.module"
-        )
-    return target
+    return _located(whole_target, target)
+
+
+def _located(look: Callable[..., Found], target: str) -> Found:
+    try:
+        return look(target, what="step reward", example="file.py:name")
+    except CodeNameError as error:
+        raise RewardNameError(str(error)) from error
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
@@ -121,18 +108,7 @@ def load_reward(spec: RewardSpec) -> LoadedReward:
     Raises:
         RewardNameError: it is not there, cannot be imported, or is no step reward.
     """
-    target = BUILT_INS.get(spec.target, spec.target)
-    place, _, name = target.rpartition(":")
-    module = _import(place)
-    found = getattr(module, name, None)
-    if found is None:
-        there = _callables(module)
-        near = get_close_matches(name, there, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RewardNameError(
-            f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}"
-            f"{hint}"
-        )
+    found = _located(find, BUILT_INS.get(spec.target, spec.target))
     return bind(found, spec.options, f"step reward {spec.target!r}")
 
 
@@ -170,52 +146,6 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
         _check_options(found, options, what, named)
         found = partial(found, **options)
     return LoadedReward(found, _takes_batch(found, what))
-
-
-def _import(place: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        path = Path(place).resolve()
-        # Under a name of its own: a user's `random.py` must not stand in for Python's. Once,
-        # however many rewards are taken from it: it may load a model.
-        name = f"_step_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-        if name in sys.modules:
-            return sys.modules[name]
-        spec = spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{path} cannot be imported")
-        module = module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickle look the module up
-        # Its neighbours can be imported, as in a script that is run.
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
-    except BaseException as error:  # a user's module may raise anything, SystemExit included
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-        own = [f for f in frames if not f.filename.startswith("<frozen")]
-        line = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise RewardNameError(
-            f"{place} cannot be imported: {type(error).__name__}: {error}{line}"
-        ) from error
-
-
-def _callables(module: ModuleType) -> list[str]:
-    """Public functions and classes that the module itself defines."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and callable(value)
-        and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def _parameters(found: Callable[..., object], what: str) -> Mapping[str, inspect.Parameter]:
