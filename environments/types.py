@@ -51,7 +51,7 @@ class Trajectory:
             steps without thought and observation: ``Trajectory("1 + 2?", ("1 + 2 = 3", "So 3."))``.
         answer: the final answer as text, or None where the data states none.
         source: the name of the data set or of the teacher, for the logs and for mixtures.
-        tags: words that group trajectories in reports (a subject, a difficulty).
+        tags: names with values that group trajectories, such as {"length": "long"}.
         metadata: anything a reward or a report may want.
         environment: what loaded it and judges attempts at it (`load_trajectories` sets it); None is
             mathematics in words.
@@ -61,7 +61,7 @@ class Trajectory:
     steps: tuple[Step, ...]
     answer: str | None = None
     source: str = ""
-    tags: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, object] = field(default_factory=dict)
     environment: Environment | None = field(default=None, compare=False, repr=False)
 
