@@ -16,9 +16,9 @@ from environments.reading import (
     collect,
     read_rows,
     steps_of,
+    tags_of,
     text_of,
     texts_beside,
-    texts_of,
 )
 from environments.splitting import SPLITTERS, merge_fragments
 from environments.types import DataError, LoadReport, Step, Trajectory
@@ -62,7 +62,7 @@ def load(
             none.
         observations_column: the same, with what the world said after each step; the policy reads it
             before it writes the next one.
-        tags_column: the column with a list of words that group trajectories.
+        tags_column: the column with tags, an object such as {"length": "long"}; rows may lack it.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -95,7 +95,7 @@ def load(
             tuple(map(Step, texts, thoughts, observations)),
             answer_of(row, answer_column),
             source_name,
-            () if tags_column is None else texts_of(row, tags_column),
+            {} if tags_column is None else tags_of(row, tags_column),
             metadata,
         )
 

@@ -254,6 +254,19 @@ def steps_of(row: Row, column: str) -> tuple[str, ...]:
     return tuple(str(step) for step in value)
 
 
+def tags_of(row: Row, column: str) -> dict[str, str]:
+    """The tags in a column, names with texts; absent or null is none.
+
+    UnusableRowError where it is something else.
+    """
+    value = row.get(column)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise UnusableRowError(f"{column} is not an object of texts")
+    return {str(name): text for name, text in value.items()}
+
+
 def texts_of(row: Row, column: str) -> tuple[str, ...]:
     """The list of texts in a column; absent or null is an empty one.
 

@@ -242,13 +242,18 @@ def test_files_take_a_thought_for_each_step(tmp_path: Path) -> None:
 
 def test_files_take_observations_and_tags(tmp_path: Path) -> None:
     rows = [
-        {**GOOD, "saw": ["a", ""], "kind": ["easy", "sum"]},
+        {**GOOD, "saw": ["a", ""], "kind": {"length": "long"}},
         {"problem": "q", "steps": ["a", "b"]},
+        {"problem": "r", "steps": ["a", "b"], "kind": ["long"]},
     ]
     path = jsonl(tmp_path, rows, "mine.jsonl")
-    first, second = load_trajectories("files", path, observations_column="saw", tags_column="kind")
+    report = LoadReport()
+    first, second = load_trajectories(
+        "files", path, observations_column="saw", tags_column="kind", report=report
+    )
+    assert report.dropped == {"kind is not an object of texts": 1}
     assert [step.observation for step in first.steps] == ["a", ""]
-    assert (first.tags, first.metadata) == (("easy", "sum"), {})
+    assert (first.tags, first.metadata) == ({"length": "long"}, {})
     assert (second, second.texts) == (Trajectory("q", ("a", "b"), source="mine"), ("a", "b"))
 
 
