@@ -41,6 +41,14 @@ class ScoredStep:
     completion_ids: list[int]
     truncated: bool
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Every further figure of the rollout by name; None does not apply."""
+        return {
+            "lift": self.lift,
+            "exact": float(self.exact) if self.parsed.failure is None else None,
+        }
+
 
 def sample_steps(
     sampler: Sampler,

@@ -236,7 +236,7 @@ def _record(
         format_failure=step.parsed.failure,
         rewards=step.score.rewards,
         reward=step.score.reward,
-        lift=step.lift,
+        metrics=step.metrics,
         group_mean=mean,
         group_std=std,
         kept=kept,
