@@ -56,8 +56,9 @@ def write_run(folder: Path) -> Path:
                 r,
                 source=r.source.replace(" ", "_"),
                 reward=(r.reward or 0.0) * 0.98765,
-                lift=None if r.lift is None else r.lift * 0.98765,
                 rewards={k: None if v is None else v * 0.98765 for k, v in r.rewards.items()},
+                metrics=r.metrics
+                | {"lift": None if r.metrics["lift"] is None else r.metrics["lift"] * 0.98765},
             )
             for r in records
         ],

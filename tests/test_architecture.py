@@ -56,8 +56,6 @@ WITHOUT_TORCH = [
     "srl.evaluation.benchmarks.figures",
     "srl.compare.figures",
 ]
-# Readers of logs: all of them, but for those that need an extra.
-WITH_AN_EXTRA = {"srl.logs.terminal.browser", "srl.logs.terminal.rows_widget"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
 
 
@@ -183,7 +181,6 @@ def modules_of(package: str) -> list[str]:
 )
 def test_works_without_torch(package: str) -> None:
     modules = WITHOUT_TORCH if package == "srl" else modules_of(package)
-    modules = [name for name in modules if name not in WITH_AN_EXTRA]
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}:\n"

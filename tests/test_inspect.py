@@ -37,7 +37,7 @@ FAILED = replace(
     format_failure="missing_close",
     rewards={"similarity": None},
     reward=-1.0,
-    lift=None,
+    metrics={"lift": None},
 )
 DROPPED = replace(
     RECORD,
@@ -148,21 +148,19 @@ def test_records_as_json_lines(run: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_records_as_a_data_set(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [json.loads(line) for line in (run / "steps.jsonl").read_bytes().splitlines()]
     assert shown(run, "--export", "parquet", "--kept", "true", "--sort=-reward") == ""
-    assert f"and a data-set card: {run / 'export'}" in capsys.readouterr().out
+    assert f"records: {run / 'export' / 'steps.parquet'}" in capsys.readouterr().out
     table = parquet.read_table(run / "export" / "steps.parquet").to_pylist()
     kept = [record for record in records if record["phase"] == "train" and record["kept"]]
+    for row in (*records, *kept):
+        row["tags"] = "{}"
     assert table == sorted(kept, key=lambda record: -record["reward"])
-    card = (run / "export" / "README.md").read_text(encoding="utf-8")
-    assert "--kept true --phase train" in card
     with pytest.raises(UsageError, match="export is in use and is never overwritten"):
         shown(run, "--export", "parquet")
     shown(run, "--export", "parquet", "--phase", "all", "--to", str(run / "other"))
     assert parquet.read_table(run / "other" / "steps.parquet").to_pylist() == records
-    assert "All records that the run had written are here" in (run / "other/README.md").read_text()
-    few = str(run / "few")
-    shown(run, "--export", "parquet", "--limit", "5", "--sort=-reward", "--to", few)
-    card = (run / "few" / "README.md").read_text(encoding="utf-8")
-    assert "--phase train --sort=-reward --limit 5" in card
+    few = run / "few"
+    shown(run, "--export", "parquet", "--limit", "5", "--sort=-reward", "--to", str(few))
+    assert parquet.read_metadata(few / "steps.parquet").num_rows == 5
     with pytest.raises(UsageError, match="--to says where --export writes: add --export parquet"):
         shown(run, "--to", "there")
     with pytest.raises(UsageError, match="--by and --export exclude each other"):
@@ -183,7 +181,7 @@ def test_one_record_in_full(tmp_path: Path) -> None:
         "So I add.",
         "0.125  (similarity 0.750, equation -)",
         "+1.000  (group mean 0.500, std 0.250)",
-        "+0.250 over copying the step before",
+        "lift       +0.250",
         "30 read, 12 written",
     ):
         assert said in text, said
@@ -380,7 +378,7 @@ def test_fits_the_terminal(run: Path, tmp_path: Path, width: int) -> None:
     [
         ("--limit 0", "--limit 0: at least 1"),
         ("--by phase --record 3", "--by and --record exclude each other"),
-        ("--follow --browse", "--follow and --browse exclude each other"),
+        ("--follow --figures", "--figures and --follow exclude each other"),
         ("--figures --limit 3", "--figures has no use for --limit"),
         ("--record 1 --sort reward", "--record has no use for --sort"),
         ("--record 1 --kept true", r"a filter \(--kept true --phase train\) has no use"),
@@ -388,7 +386,6 @@ def test_fits_the_terminal(run: Path, tmp_path: Path, width: int) -> None:
         ("--record 391", "--record 391: .* holds records 1 to 390"),
         ("--sort nix", "--sort nix: allowed are train_step"),
         ("--reward nix:lt:1", "no record has a reward 'nix'; the log has: similarity, equation"),
-        ("--browse", "--browse needs a terminal"),
         (
             "--step 99 --kept true",
             "no record in .* matches --train-step 99 --kept true --phase train; it holds training "
@@ -413,7 +410,7 @@ def test_options_that_cannot_be_meant(
         (b'{"schema": 1', "holds no whole record yet"),
         (b"a,b,c\n1,2,3\n", "line 1: not JSON"),
         (gzip.compress(b"x" * 99, mtime=0) + b"\n", "line 1: not JSON"),
-        (b'{"schema": 7}\n', "line 1: schema 7; this version of srl reads schema 1"),
+        (b'{"schema": 7}\n', "line 1: schema 7; this version of srl reads schemas 1 and 2"),
         (b"\0" * 50 + b"\n", "line 1: not JSON"),
         (b'{"\x1b[31m": 1}\n', "line 1"),
     ],

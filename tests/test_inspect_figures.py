@@ -35,7 +35,7 @@ def value(row: Row, name: str) -> float | None:
     before = row["previous_step"]
     found = {
         "reward": row["reward"],
-        "lift": row["lift"] if valid else None,
+        "lift": row["metrics"]["lift"] if valid else None,
         "exact": action == normalize(str(row["expert_step"])) if valid else None,
         "copied": action == normalize(str(before)) if valid and before is not None else None,
         "format_failures": not valid,

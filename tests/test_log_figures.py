@@ -42,7 +42,7 @@ def value(record: StepRecord, name: str) -> float | None:
     if not valid:
         return None
     if name == "lift":
-        return record.lift
+        return record.metrics["lift"]
     action = normalize(record.action)
     if name == "exact":
         return float(action == normalize(record.expert_step))
@@ -237,7 +237,7 @@ def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
     tried = tried_steps(empty, np.arange(0))
     assert extremes(tried, 5) == {"best": [], "worst": [], "most improved": []}
     # Rewards that could not be had: no figure, not a figure of nought.
-    one = replace(RECORD, reward=None, lift=None, rewards={"similarity": None})
+    one = replace(RECORD, reward=None, metrics={"lift": None}, rewards={"similarity": None})
     table = Log.open(write_log(tmp_path, [one])).table
     found = figures.all_of(table, metrics)
     assert found.metrics["reward"] == found.metrics["lift"] == [None]

@@ -89,7 +89,7 @@ CASES: list[tuple[str, Test]] = [
         "--phase all --reward equation:gt:0.5",
         lambda r: (v := r.rewards["equation"]) is not None and v > 0.5,
     ),
-    ("--phase all --lift lt:0", lambda r: r.lift is not None and r.lift < 0),
+    ("--phase all --lift lt:0", lambda r: r.metrics["lift"] is not None and r.metrics["lift"] < 0),
     ("--advantage gt:1", lambda r: r.advantage is not None and r.advantage > 1),
     ("--group-std gt:0.4", lambda r: r.group_std is not None and r.group_std > 0.4),
 ]
@@ -184,7 +184,8 @@ def test_order(log: Log, name: str, down: bool) -> None:
     rows = filter_of("--phase all").rows(log)
 
     def key(record: StepRecord) -> object:
-        return record.rewards[name] if name == "similarity" else getattr(record, name)
+        named = {**record.rewards, **record.metrics}
+        return named[name] if name in named else getattr(record, name)
 
     known = [k for k, r in enumerate(RECORDS) if key(r) is not None]
     unknown = [k for k, r in enumerate(RECORDS) if key(r) is None]

@@ -24,7 +24,7 @@ from srl.logs.index import Log, LogChangedError, folder_of
 from srl.runs.records import StepRecord, json_line, read_records
 
 # Not of the record: where it stands, and what the texts say.
-OWN = {"start", "step_text", "steps_left", "exact", "copied"}
+OWN = {"start", "step_text", "steps_left", "copied"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(log: Log) -> list[dict[str, object]]:
-    names = [name for name in log.table.column_names if name.startswith(index.REWARD)]
+    names = [
+        name for name in log.table.column_names if name.startswith((index.REWARD, index.METRIC))
+    ]
     return log.table.select([*index._COLUMNS, *names]).to_pylist()
 
 
@@ -46,10 +48,10 @@ def expected(path: Path, records: list[StepRecord]) -> list[dict[str, object]]:
         row["steps_left"] = record.num_steps - record.step_index - 1
         row["step_text"] = zlib.crc32(record.expert_step.encode())
         valid, action = record.format_failure is None, normalize(record.action)
-        row["exact"] = action == normalize(record.expert_step) if valid else None
         before = record.previous_step
         row["copied"] = action == normalize(before) if valid and before is not None else None
         row |= {f"rewards/{n}": record.rewards.get(n) for n in ("similarity", "equation")}
+        row |= {f"metrics/{n}": record.metrics[n] for n in ("lift", "exact")}
         found.append(row)
         start += len(line)
     return found
@@ -272,7 +274,10 @@ def changed(**values: object) -> bytes:
         (gzip.compress(json_line(RECORD), mtime=0) + b"\n", "line 1: not JSON"),
         (b"\x00" * 50 + b"\n", "line 1: not JSON"),
         (json_line(RECORD) + json_line(RECORD)[200:], "line 2: not JSON"),
-        (b'{"step": 1, "loss": 0.5}\n', "line 1: schema None; this version of srl reads schema 1"),
+        (
+            b'{"step": 1, "loss": 0.5}\n',
+            "line 1: schema None; this version of srl reads schemas 1 and 2",
+        ),
         (json_line(RECORD) + b"[1]\n", "line 2: a record is a JSON object, not"),
         (b"x" * 3000, "line 1: longer than"),
         (changed(train_step=3_000_000_000), "line 1: train_step is 3000000000, which it cannot"),
@@ -282,7 +287,7 @@ def changed(**values: object) -> bytes:
         (changed(reward=10**300), "line 1: reward is 1000000.*, which it cannot be"),
         (changed(rewards={"similarity": 2**53 + 1}), "line 1: rewards is"),
         (changed(reward=math.inf), "line 1: not JSON .Infinity is no number"),
-        (changed(lift=math.nan), "line 1: not JSON .NaN is no number"),
+        (changed(reward=math.nan), "line 1: not JSON .NaN is no number"),
         (changed(reward=0.5).replace(b"0.5", b"1e400"), "line 1: not JSON .1e400 is beyond"),
     ],
 )

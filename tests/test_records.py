@@ -25,12 +25,13 @@ from srl.runs.records import (
 )
 
 # The contract with users, spelt out: scripts are written against these names in this order.
-SCHEMA_1 = re.findall(
+SCHEMA_2 = re.findall(
     r"\w+",
     """
-    schema train_step phase source problem_id step_index num_steps group_id rollout prompt_tokens
-    completion_tokens truncated thought action expert_step previous_step format_failure rewards
-    reward lift group_mean group_std kept dropped_because advantage
+    schema train_step phase source problem_id tags step_index num_steps group_id rollout
+    prompt_tokens completion_tokens truncated thought action observation expert_step
+    previous_step format_failure
+    rewards reward metrics group_mean group_std kept dropped_because advantage
     """,
 )
 
@@ -54,12 +55,12 @@ def write(path: Path, *records: StepRecord) -> int:
         return writer.position()
 
 
-def test_fields_are_schema_1_in_order(tmp_path: Path) -> None:
-    assert list(FIELDS) == SCHEMA_1
+def test_fields_are_schema_2_in_order(tmp_path: Path) -> None:
+    assert list(FIELDS) == SCHEMA_2
     write(tmp_path / "log", RECORD)
     row = json.loads((tmp_path / "log").read_text())
-    assert list(row) == SCHEMA_1
-    assert row["schema"] == 1
+    assert list(row) == SCHEMA_2
+    assert row["schema"] == 2
 
 
 texts = st.text(st.characters(codec=None), max_size=40)
@@ -100,11 +101,19 @@ def test_text_stays_readable_and_bytes_are_reproducible() -> None:
 
 def test_non_finite_floats_become_null(tmp_path: Path) -> None:
     bad = replace(
-        RECORD, reward=math.nan, lift=math.inf, rewards={"a": -math.inf, "b": 1.0}, advantage=None
+        RECORD,
+        reward=math.nan,
+        metrics={"lift": math.inf},
+        rewards={"a": -math.inf, "b": 1.0},
+        advantage=None,
     )
     write(tmp_path / "log", bad)
     (read,) = read_records(tmp_path / "log")
-    assert (read.reward, read.lift, read.rewards) == (None, None, {"a": None, "b": 1.0})
+    assert (read.reward, read.metrics, read.rewards) == (
+        None,
+        {"lift": None},
+        {"a": None, "b": 1.0},
+    )
     assert finite({"x": [math.nan, (1, math.inf)]}) == {"x": [None, [1, None]]}
 
 
@@ -182,7 +191,7 @@ def test_half_a_last_line_is_ignored_and_never_written_after(tmp_path: Path, hal
     [
         (lambda row: row.pop("reward"), "missing: reward"),
         (lambda row: row.update(colour="red"), "unknown: colour"),
-        (lambda row: row.update(schema=2), "schema 2; this version of srl reads schema 1"),
+        (lambda row: row.update(schema=3), "schema 3; this version of srl reads schemas 1 and 2"),
         (lambda row: row.update(phase="test"), 'phase is "test"'),
         (lambda row: row.update(kept=1), "kept is 1"),
         (lambda row: row.update(rollout=True), "rollout is true"),
@@ -190,7 +199,7 @@ def test_half_a_last_line_is_ignored_and_never_written_after(tmp_path: Path, hal
         (lambda row: row.update(action=None), "action is null"),
         (lambda row: row.update(group_id=2**31), "group_id is 2147483648"),
         (lambda row: row.update(rollout=-1), "rollout is -1"),
-        (lambda row: row.update(lift=-(2**60)), "lift is -11529"),
+        (lambda row: row.update(metrics={"lift": -(2**60)}), "metrics is ..lift.: -11529"),
         (lambda row: row.update(reward=math.inf), "not JSON .Infinity is no number of JSON"),
         (lambda row: row.update(rewards={"a": math.nan}), "not JSON .NaN is no number of JSON"),
     ],

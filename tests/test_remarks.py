@@ -98,7 +98,7 @@ def test_remark_collapse(tmp_path: Path) -> None:
         """Ten steps of ten rollouts; so many of each of the third fifth's are broken."""
         rows = made_up(10, groups=10, size=1)
         return [
-            replace(r, format_failure="truncated", lift=None)
+            replace(r, format_failure="truncated", metrics={"lift": None})
             if r.train_step in (5, 6) and k % 10 < broken
             else r
             for k, r in enumerate(rows)
@@ -120,10 +120,10 @@ def test_remark_gain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "changes", "said"),
     [
-        ("failures", {"format_failure": "truncated", "lift": None}, "100.0 %"),
+        ("failures", {"format_failure": "truncated", "metrics": {"lift": None}}, "100.0 %"),
         ("cut", {"truncated": True}, "100.0 %"),
         ("copies", {"action": RECORD.previous_step}, "100.0 %"),
-        ("lift", {"lift": -0.125}, "−0.125"),
+        ("lift", {"metrics": {"lift": -0.125}}, "−0.125"),
         ("dropped", {"kept": False, "dropped_because": "flat_group"}, "flat_group (40)"),
         ("empty", {"kept": False, "dropped_because": "flat_group"}, "10 of 10"),
         ("never", {"rewards": {"similarity": 0.5, "units": None}}, "units has no value on any"),

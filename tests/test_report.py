@@ -74,7 +74,7 @@ VALUES: dict[str, Callable[[Record], float | None]] = {
     "reward": lambda record: record["reward"],  # type: ignore[return-value]
     "similarity": named("similarity"),
     "novelty": named("novelty"),
-    "lift": lambda record: record["lift"],  # type: ignore[return-value]
+    "lift": lambda record: record["metrics"]["lift"],  # type: ignore[return-value]
     "exact steps": exact,
     "copies": copied,
     "format failures": lambda record: float(not valid(record)),
@@ -356,8 +356,10 @@ def test_every_rollout_is_there(home: Path, page: Page, records: list[Record]) -
             assert rollout["thought"] == record["thought"]
             assert rollout["failure"] == record["format_failure"]
             assert rollout["tokens"] == record["completion_tokens"]
-            for name in ("reward", "lift", "advantage"):
+            for name in ("reward", "advantage"):
                 assert near(rollout[name], record[name])
+            for name, value in zip(run["metrics"], rollout["metrics"], strict=True):
+                assert near(value, record["metrics"].get(name))  # type: ignore[attr-defined]
             for name, value in zip(run["rewards"], rollout["rewards"], strict=True):
                 assert near(value, record["rewards"].get(name))  # type: ignore[attr-defined]
             assert rollout["copied"] == bool(copied(record))

@@ -102,7 +102,7 @@ def test_only_a_validation(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_values_that_are_missing_or_huge(tmp_path: Path) -> None:
     strange = [
-        *made_up(3, reward=None, rewards={"similarity": None}, lift=None, group_std=None),
+        *made_up(3, reward=None, rewards={"similarity": None}, metrics={}, group_std=None),
         *made_up(2, start=4, reward=1e300, rewards={"similarity": -1e300}),
         *made_up(2, start=6, reward=-1.7e308, rewards={"similarity": 5e-324}),
     ]

@@ -45,7 +45,7 @@ def test_records_agree_with_the_rewards(toy_policy: Path, tmp_path: Path) -> Non
             else:
                 assert reward == -1.0
                 assert record["rewards"] == {"similarity": None}
-                assert record["lift"] is None
+                assert record["metrics"]["lift"] is None
     assert min(seen.values()) > 0  # both kinds came up
     assert any(record["format_failure"] for record in records)
 

@@ -29,7 +29,8 @@ RECORD = StepRecord(
     train_step=1, phase="train", source="toy", problem_id="12", step_index=0, num_steps=2,
     group_id=0, rollout=0, prompt_tokens=9, completion_tokens=5, truncated=False, thought="hm",
     action="add", expert_step="add", previous_step=None, format_failure=None,
-    rewards={"similarity": 1.0}, reward=1.0, lift=None, group_mean=0.5, group_std=0.5, kept=True,
+    rewards={"similarity": 1.0}, reward=1.0, metrics={"lift": None, "exact": 1.0},
+    group_mean=0.5, group_std=0.5, kept=True,
     dropped_because=None, advantage=0.7,
 )  # fmt: skip
 
@@ -273,9 +274,11 @@ def test_a_table_has_texts_numbers_and_nothing_else() -> None:
         "rewards/similarity",
         "rewards/own",
         "rewards/\ufffd",
+        "metrics/lift",
+        "metrics/exact",
     ]
     first, second = (dict(zip(columns, row, strict=True)) for row in rows)
-    assert (first["thought"], first["reward"], first["lift"]) == ("hm", 1.0, None)
+    assert (first["thought"], first["reward"], first["metrics/lift"]) == ("hm", 1.0, None)
     assert (first["rewards/similarity"], first["rewards/own"]) == (1.0, None)
     # Control characters stay, they are what the policy wrote; UTF-8 has no lone surrogates.
     assert (second["thought"], second["action"]) == ("a\x00\x1b[31m\u2028 \ufffd", "\ufffd")

@@ -1,147 +1,101 @@
-"""Step records as a data set: a Parquet file and a card that says what is in it.
-
-The log is for the machine it was written on; a data set is for others, so everything a reader needs
-stands in its card, and nothing of the machine: of a path only its last part.
-"""
+"""Step records as a data set: `steps.parquet` in a folder of its own, which `datasets` loads."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from srl.errors import UsageError
-from srl.logs.card import STEPS, Survey, card, column_type
-from srl.runs.folder import RunFolder
+from srl.logs.index import METRIC, REWARD, Log
 from srl.runs.records import FIELDS, StepRecord, utf8
 
 if TYPE_CHECKING:
-    pass
-
-CARD = "README.md"
+    import pyarrow as pa
 
 # Records of a row group, which are in memory at a time: with texts of 2 KB some 20 MB.
 GROUP = 4096
+_PREFIXES = {"rewards": REWARD, "metrics": METRIC}
 
 
-def export_parquet(
-    records: Callable[[], Iterable[StepRecord]], run: RunFolder, folder: Path, *, asked: str
-) -> int:
-    """Write `folder/steps.parquet` and its card; returns how many records are in it.
+def export_parquet(log: Log, rows: np.ndarray, folder: Path) -> Path:
+    """Write the records in these rows of the log to `folder/steps.parquet`; returns that path.
 
-    Records are read twice, because a Parquet file begins with its columns and rewards may differ
-    from record to record: first for their names, then to write them. What a log gained in between
-    is left out.
-
-    Args:
-        records: gives a new iterator over the records at each call, the same ones each time.
-        run: where they come from.
-        folder: a new folder, or an empty one.
-        asked: what was asked for, in words; empty if all records were.
+    A column a field of the record; `rewards` and `metrics` are structs with a field for each name
+    in the log, and `tags` are JSON text. Lone halves of surrogate pairs become U+FFFD.
 
     Raises:
-        UsageError: the folder is in use or cannot be written, or there is nothing to write.
+        UsageError: the folder is in use or cannot be written, or the log was changed meanwhile.
     """
-    _check_free(folder)
-    survey = Survey.of(records())
-    if not survey.records:
-        raise UsageError(
-            f"there are no records to export from {run.steps}"
-            + (f" that fit: {asked}; ask for less" if asked else ": nothing was recorded yet")
-        )
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    beside = {name: folder / f".{name}.{os.getpid()}" for name in (STEPS, CARD)}
-    ours = list(beside.values())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_steps(islice(records(), survey.records), survey, beside[STEPS])
-        beside[CARD].write_text(card(survey, run, folder.resolve().name, asked), encoding="utf-8")
-        if any(path not in ours for path in folder.iterdir()):
-            raise _in_use(folder)  # by somebody else, meanwhile
-        for name, path in beside.items():
-            os.replace(path, folder / name)
-            ours.append(folder / name)
-    except BaseException as error:
-        for path in ours:
-            with suppress(OSError):
-                path.unlink()
-        for path in new_folders:
-            with suppress(OSError):  # never made, or somebody else uses it by now
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise UsageError(
-                f"cannot write {folder}: {error.strerror or error}. "
-                "Give a folder you may write to, on a disk with room"
-            ) from error
-        raise
-    return survey.records
-
-
-def _check_free(folder: Path) -> None:
-    """Raises UsageError: there is something at `folder`."""
-    try:
-        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror or error}") from error
-    if not free:
-        raise _in_use(folder)
-
-
-def _in_use(folder: Path) -> UsageError:
-    number = 2
-    while (other := folder.resolve().with_name(f"{folder.resolve().name}-{number}")).exists():
-        number += 1
-    return UsageError(
-        f"{folder} is in use and is never overwritten; give a folder that is new or empty, such as "
-        f"{other if folder.is_absolute() else os.path.relpath(other)}"
-    )
-
-
-# ---- the Parquet file ---------------------------------------------------------------------------
-
-
-def _write_steps(records: Iterator[StepRecord], survey: Survey, path: Path) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, column_type(name, survey)) for name in FIELDS])
-    written = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while chunk := list(islice(records, GROUP)):
-            try:
-                rows = [_row(record, survey.rewards) for record in chunk]
-                table = pa.Table.from_pylist(rows, schema)
-            except (pa.ArrowException, OverflowError, KeyError) as error:
-                raise UsageError(
-                    f"records {written + 1} to {written + len(chunk)} cannot be written as "
-                    f"Parquet: {error}. The log was changed by hand, or while it was read"
-                ) from error
-            writer.write_table(table, row_group_size=GROUP)
-            written += len(chunk)
-    if written != survey.records:
+    schema = _schema(log)
+    path = folder / "steps.parquet"
+    beside = folder / f".steps.{os.getpid()}"
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"{folder} is in use and is never overwritten; give a folder that is new or empty: "
+                "--to FOLDER"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            records = log.read(rows.tolist())
+            with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+                for table in _tables(records, schema):
+                    writer.write_table(table)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
         raise UsageError(
-            f"the log was cut while it was read, from {survey.records:,} records to {written:,}; "
-            "export it again"
-        )
+            f"cannot write {folder}: {error.strerror or error}. "
+            "Give a folder you may write to, on a disk with room"
+        ) from error
+    return path
 
 
-def _row(record: StepRecord, columns: Mapping[str, str]) -> dict[str, object]:
-    row = {name: _cell(getattr(record, name)) for name in FIELDS}
-    unknown = record.rewards.keys() - columns.keys()
-    if unknown:
-        raise KeyError(f"reward {min(unknown)} came up late")
-    row["rewards"] = {
-        column: _cell(record.rewards.get(name)) for name, column in columns.items()
-    } or None
-    return row
+def _schema(log: Log) -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+    def kind(name: str, wanted: object) -> pa.DataType:
+        if (prefix := _PREFIXES.get(name)) is not None:
+            names = [n for n in log.table.column_names if n.startswith(prefix)]
+            # Parquet has no struct of nothing.
+            return pa.struct(
+                [(n.removeprefix(prefix), pa.float64()) for n in names] or [("", pa.null())]
+            )
+        if get_origin(wanted) in (Literal, Mapping):  # the mapping is `tags`
+            return pa.string()
+        parts = get_args(wanted) or (wanted,)
+        return next(kinds[part] for part in parts if part in kinds)
+
+    hints = get_type_hints(StepRecord)
+    return pa.schema([(name, kind(name, hints[name])) for name in FIELDS])
 
 
-def _cell(value: object) -> object:
+def _tables(records: Iterator[StepRecord], schema: pa.Schema) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    while chunk := list(islice(records, GROUP)):
+        rows = [{name: _cell(getattr(one, name), name) for name in FIELDS} for one in chunk]
+        yield pa.Table.from_pylist(rows, schema)
+
+
+def _cell(value: object, name: str) -> object:
     if isinstance(value, str):
         return utf8(value)
+    if isinstance(value, Mapping):
+        if name == "tags":
+            return json.dumps(value)
+        return {utf8(key): _cell(inner, name) for key, inner in value.items()}
     # As in the log, where every number is finite.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srl.logs.index import REWARD, Log
+from srl.logs.index import METRIC, REWARD, Log
 from srl.stats import Estimate, student_t, wilson
 
 
@@ -81,7 +81,12 @@ def metrics_of(log: Log) -> list[Metric]:
         )
         for name in log.reward_names
     ]
-    return [REWARD_METRIC, *named, *(m for m in FIXED.values() if m is not REWARD_METRIC)]
+    others = [
+        Metric(METRIC + name, name, f"the metric {name}, over the rollouts that have it")
+        for name in log.metric_names
+        if name not in ("lift", "exact")
+    ]
+    return [REWARD_METRIC, *named, *(m for m in FIXED.values() if m is not REWARD_METRIC), *others]
 
 
 def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
@@ -92,7 +97,11 @@ def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
     elif name == "kept":
         train = pc.equal(pc.cast(table["phase"], pa.string()), "train")
         column = pc.if_else(train, table["kept"], None)
-    elif name.startswith(REWARD):  # a failed format is asked for no reward, whatever it says
+    elif name.startswith(REWARD) or name in ("lift", "exact"):
+        name = name if name.startswith(REWARD) else METRIC + name
+        if name not in table.column_names:  # no record has it
+            return np.full(table.num_rows, np.nan)
+        # A failed format has none of these, whatever it says.
         column = pc.if_else(pc.is_null(table["format_failure"]), table[name], None)
     else:
         column = table[name]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srl.errors import UsageError
-from srl.logs.index import REWARD, Log
+from srl.logs.index import METRIC, REWARD, Log
 from srl.runs.records import MOST
 
 _COMPARE = {
@@ -31,15 +31,21 @@ _COMPARE = {
 _NUMBERS = {  # option -> column
     "reward": "reward",
     "similarity": REWARD + "similarity",
-    "lift": "lift",
+    "metric": METRIC,  # and a name
+    "lift": METRIC + "lift",
     "advantage": "advantage",
     "tokens": "completion_tokens",
     "group-std": "group_std",
 }
-_TRUTHS = ("kept", "exact", "copied", "truncated")
+_TRUTHS = {  # option -> column
+    "kept": "kept",
+    "exact": METRIC + "exact",
+    "copied": "copied",
+    "truncated": "truncated",
+}
 _ORDERS = (
-    "train_step", "step_index", "num_steps", "reward", "lift", "advantage", "group_mean",
-    "group_std", "completion_tokens", "prompt_tokens", "problem_id",
+    "train_step", "step_index", "num_steps", "reward", "advantage", "group_mean", "group_std",
+    "completion_tokens", "prompt_tokens", "problem_id",
 )  # fmt: skip
 
 
@@ -93,20 +99,27 @@ class Comparison:
 
     @classmethod
     def parse(cls, text: str, option: str, column: str) -> Comparison:
-        """`lt:0.2`; for `--reward` also `NAME:lt:0.2`, a reward by its name.
+        """`lt:0.2`; for `--reward` also `NAME:lt:0.2`, and for `--metric` that alone.
 
         Raises:
             UsageError: it is neither.
         """
         head, _, number = text.rpartition(":")
         name, _, relation = head.rpartition(":")
-        if name and option == "--reward":
-            column = REWARD + name
+        by_name = {"--reward": REWARD, "--metric": METRIC}.get(option)
+        if name and by_name:
+            column = by_name + name
         try:
             value = float(number)
         except ValueError:
             value = math.nan
-        if relation not in _COMPARE or not math.isfinite(value) or (name and option != "--reward"):
+        wrong = bool(name) if by_name is None else column == METRIC
+        if relation not in _COMPARE or not math.isfinite(value) or wrong:
+            if option == "--metric":
+                raise UsageError(
+                    f"{option} {text}: the name of a metric and a comparison, such as lift:lt:0.2; "
+                    f"allowed: a name, {', '.join(_COMPARE)} and a number, with colons between"
+                )
             named = ", or NAME:lt:0.2 for one reward" if option == "--reward" else ""
             raise UsageError(
                 f"{option} {text}: a comparison such as lt:0.2{named}; "
@@ -182,7 +195,7 @@ class Filter:
         """The rows of the log's table that pass, as numbers (N,), in the log's order.
 
         Raises:
-            UsageError: a reward that the log does not have is asked for.
+            UsageError: a reward or a metric that the log does not have is asked for.
         """
         table = log.table
         if not table.num_rows:  # a log that was cut back: no reward has a name yet
@@ -202,7 +215,9 @@ class Filter:
         if (source := self.prefixes.get("source")) is not None:
             ask(_per_name(table["source"], lambda name: name == source))
         for column, truth in self.truths.items():
-            ask(pc.equal(table[column], truth))
+            if (asked := _TRUTHS[column]) not in table.column_names:  # every format is broken
+                return np.zeros(0, dtype=np.int64)
+            ask(pc.equal(table[asked], pa.scalar(truth).cast(table[asked].type)))
         if self.failure == "any":
             ask(pc.is_valid(table["format_failure"]))
         elif self.failure == "none":
@@ -211,9 +226,10 @@ class Filter:
             ask(_per_name(table["format_failure"], lambda name: name == self.failure))
         for comparison in self.comparisons:
             if comparison.column not in table.column_names:
-                name = comparison.column.removeprefix(REWARD)
-                has = ", ".join(log.reward_names) or "none"
-                raise UsageError(f"no record has a reward {name!r}; the log has: {has}")
+                kind, _, name = comparison.column.partition("/")
+                known = log.reward_names if kind == "rewards" else log.metric_names
+                has = ", ".join(known) or "none"
+                raise UsageError(f"no record has a {kind[:-1]} {name!r}; the log has: {has}")
             compare = _COMPARE[comparison.relation]
             ask(compare(table[comparison.column], comparison.number))
         return np.flatnonzero(found.to_numpy())
@@ -250,7 +266,7 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{option}",
             action="append",
-            metavar="lt:0.2",
+            metavar="NAME:lt:0.2" if option == "metric" else "lt:0.2",
             help=f"lt, le, gt, ge, eq or ne a number{named}",
         )
     group.add_argument(
@@ -261,7 +277,8 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
     """`rows` sorted by a column of the table, `-NAME` downwards; records without a value last.
 
-    None is the order of the log. Ties stay in the log's order.
+    A name is a column's, else a metric's, else a reward's; `metrics/NAME` and `rewards/NAME` say
+    which. None is the order of the log. Ties stay in the log's order.
 
     Raises:
         UsageError: nothing can be sorted by that.
@@ -269,9 +286,12 @@ def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
     if sort is None:
         return rows
     down, name = sort.startswith("-"), sort.lstrip("-")
-    column = next((n for n in (name, REWARD + name) if n in log.table.column_names), None)
-    if column is None or (name not in _ORDERS and not column.startswith(REWARD)):
-        allowed = ", ".join([*_ORDERS, *log.reward_names])
+    known = [*_ORDERS, *(n for n in log.table.column_names if n.startswith((METRIC, REWARD)))]
+    column = next((n for n in (name, METRIC + name, REWARD + name) if n in known), None)
+    if column is None and name == "lift":  # no record has one
+        return rows
+    if column is None:
+        allowed = ", ".join(dict.fromkeys([*_ORDERS, *log.metric_names, *log.reward_names]))
         raise UsageError(
             f"--sort {sort}: allowed are {allowed}; a minus in front, as in --sort=-reward, turns "
             "the order round"

@@ -35,7 +35,7 @@ PART_RECORDS = 16_384
 _LONGEST_LINE = 256 * 2**20
 
 # Changes with the columns: an index of another version is made again.
-_VERSION = b"4"
+_VERSION = b"5"
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 _COLUMNS: dict[str, pa.DataType] = {
@@ -55,21 +55,19 @@ _COLUMNS: dict[str, pa.DataType] = {
     "truncated": pa.bool_(),
     "format_failure": _WORDS,
     "reward": pa.float64(),
-    "lift": pa.float64(),
     "group_mean": pa.float64(),
     "group_std": pa.float64(),
     "kept": pa.bool_(),
     "dropped_because": _WORDS,
     "advantage": pa.float64(),
     # What the texts say, compared as `similarity` does; null where the format is broken.
-    "exact": pa.bool_(),
     "copied": pa.bool_(),
 }
-REWARD = "rewards/"  # the prefix of the columns with the named rewards
-# Where a record may say nothing; named rewards may everywhere.
+# The prefixes of the columns with the named rewards and with every other figure by name.
+REWARD, METRIC = "rewards/", "metrics/"
+# Where a record may say nothing; named rewards and metrics may everywhere.
 _OPTIONAL = {
-    "format_failure", "reward", "lift", "group_mean", "group_std", "dropped_because", "advantage",
-    "exact", "copied",
+    "format_failure", "reward", "group_mean", "group_std", "dropped_because", "advantage", "copied",
 }  # fmt: skip
 
 Told = Callable[[int, int], None]
@@ -85,11 +83,11 @@ class Log:
     Attributes:
         path: the log.
         table: one row a record, in the log's order, so that row k is line k + 1: `start` (its first
-            byte), the numbers and names of the record, a column `rewards/NAME` for each reward,
+            byte), the numbers and names of the record, a column `rewards/NAME` for each reward and
+            `metrics/NAME` for each metric (`exact` is worked out where a log of schema 1 lacks it),
             `steps_left` (how many of the expert's steps follow: 0 at the last), `step_text`
-            (a number for the expert's step, by which two solutions are told apart),
-            `exact` (the action is the expert's step, white space at line ends aside) and `copied`
-            (it is the previous step; null at the first step).
+            (a number for the expert's step, by which two solutions are told apart) and `copied`
+            (the action is the previous step; null at the first step).
         end: the byte after the last whole record.
         unfinished: bytes after it: a record that is being written, or was cut off.
     """
@@ -132,7 +130,15 @@ class Log:
     @property
     def reward_names(self) -> list[str]:
         """The named rewards, in the order of their first record."""
-        return [n.removeprefix(REWARD) for n in self.table.column_names if n.startswith(REWARD)]
+        return self._named(REWARD)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The other figures of a rollout, in the order of their first record."""
+        return self._named(METRIC)
+
+    def _named(self, prefix: str) -> list[str]:
+        return [n.removeprefix(prefix) for n in self.table.column_names if n.startswith(prefix)]
 
     def read(self, rows: Iterable[int]) -> Iterator[StepRecord]:
         """The whole records, texts included, of these rows of the table, in the order given.
@@ -226,9 +232,9 @@ def _stored(kept: Path) -> tuple[pa.Table, int, bytes]:
     about = table.schema.metadata or {}
     if about.get(b"srl.version") != _VERSION or not table.num_rows:
         raise ValueError("another version, or empty")
-    rewards = table.column_names[len(_COLUMNS) :]
-    kinds = _COLUMNS | dict.fromkeys(rewards, pa.float64())
-    if not all(name.startswith(REWARD) for name in rewards) or not table.schema.equals(
+    named = table.column_names[len(_COLUMNS) :]
+    kinds = _COLUMNS | dict.fromkeys(named, pa.float64())
+    if not all(name.startswith((REWARD, METRIC)) for name in named) or not table.schema.equals(
         pa.schema(kinds)
     ):
         raise ValueError("other columns")
@@ -284,12 +290,16 @@ def _row(record: StepRecord, start: int) -> dict[str, object]:
         row.setdefault(name, getattr(record, name, None))
     row["step_text"] = zlib.crc32(record.expert_step.encode("utf-8", "replace"))
     row["steps_left"] = record.num_steps - 1 - record.step_index
+    metrics = dict(record.metrics)
     if record.format_failure is None:
         action = normalize(record.action)
-        row["exact"] = action == normalize(record.expert_step)
+        if "exact" not in metrics:  # schema 1
+            metrics["exact"] = float(action == normalize(record.expert_step))
         if record.previous_step is not None:
             row["copied"] = action == normalize(record.previous_step)
-    row["rewards"] = record.rewards
+    row["named"] = {REWARD + utf8(name): value for name, value in record.rewards.items()} | {
+        METRIC + utf8(name): value for name, value in metrics.items()
+    }
     return row
 
 
@@ -300,10 +310,10 @@ def _table(rows: Sequence[dict[str, object]]) -> pa.Table:
         else pa.array([_name(row[name]) for row in rows], pa.string()).dictionary_encode()
         for name, kind in _COLUMNS.items()
     }
-    names = dict.fromkeys(name for row in rows for name in row["rewards"])  # type: ignore[attr-defined]
+    names = dict.fromkeys(name for row in rows for name in row["named"])  # type: ignore[attr-defined]
     for name in names:
-        values = [row["rewards"].get(name) for row in rows]  # type: ignore[attr-defined]
-        columns[REWARD + utf8(name)] = pa.array(values, pa.float64())
+        values = [row["named"].get(name) for row in rows]  # type: ignore[attr-defined]
+        columns[name] = pa.array(values, pa.float64())
     return pa.table(columns)
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from environments.environment import environment_of
+from environments.types import Step
 from rewards import PendingScores, RewardCheck, RewardSum, StepContext, StepScore, normalize
 from rewards.calling import DEADLINE
 from srl.data.prompts import ParsedStep, PromptFormat
@@ -35,6 +37,7 @@ class Rollout:
         parsed: thought, action, failure.
         score: what it earned, and each reward's value.
         metrics: any further figure of it by name; None where the figure does not apply.
+        observation: what the environment says after the step; empty for nothing.
         advantage: its reward relative to its group's; None before that is known, or when dropped.
     """
 
@@ -48,6 +51,7 @@ class Rollout:
     parsed: ParsedStep
     score: StepScore
     metrics: dict[str, float | None]
+    observation: str = ""
     advantage: float | None = None
 
     @property
@@ -132,7 +136,6 @@ def _rollout(
     score: StepScore,
     policy_version: int,
 ) -> Rollout:
-    exact = normalize(parsed.action) == normalize(example.expert_step)
     return Rollout(
         example=example,
         prompt_ids=prompt.ids,
@@ -143,12 +146,28 @@ def _rollout(
         truncated=completion.truncated,
         parsed=parsed,
         score=score,
-        # A new figure of a rollout is one line here: the record has it, and the views show it.
-        metrics={
-            "lift": score.lift,
-            "exact": None if parsed.failure is not None else float(exact),
-        },
+        metrics=_metrics(example, parsed, score),
+        observation="" if parsed.failure is not None else _observe(example, parsed),
     )
+
+
+def _metrics(example: StepExample, parsed: ParsedStep, score: StepScore) -> dict[str, float | None]:
+    """A new figure of a rollout is one line here: the record holds it, and every view shows it."""
+    exact = float(normalize(parsed.action) == normalize(example.expert_step))
+    return {
+        "lift": score.lift,
+        "exact": exact if parsed.failure is None else None,
+    }
+
+
+def _observe(example: StepExample, parsed: ParsedStep) -> str:
+    """What the environment says after the policy's step; a finished solution gets no answer."""
+    trajectory = example.trajectory
+    environment = environment_of(trajectory)
+    steps = (*trajectory.steps[: example.step_index], Step(parsed.action, parsed.thought))
+    if environment.finished(trajectory, steps):
+        return ""
+    return environment.observe(trajectory, steps)
 
 
 def try_rewards(rewards: RewardSum, example: StepExample) -> list[RewardCheck]:

@@ -1,9 +1,10 @@
-"""The step record: one line of JSON per rollout, kept or not (schema 1), and its log.
+"""The step record: one line of JSON per rollout, kept or not (schema 2), and its log.
 
 The log is what `inspect` and reports read, and what a user greps, so it is plain JSON lines:
 appended whole, readable while the run goes on, every float finite (a missing value is null), the
 text as it was scored. A checkpoint stores the log's position; a resumed run cuts the log back to
-it, so no rollout is told twice. No torch here: logs are read on machines that have none.
+it, so no rollout is told twice. Lines of schema 1 are read as records of schema 2, so a log may
+hold both. No torch here: logs are read on machines that have none.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from srl.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 # Counts beyond it are no counts, and the index has no room for them.
 MOST = 2**31 - 1
 # Whole numbers up to it are floats without loss: any beyond stands for something else.
@@ -39,6 +40,7 @@ class StepRecord:
         phase: made for training or for an evaluation. Evaluation keeps and drops nothing.
         source: the data set or teacher of the problem.
         problem_id: the hash of the problem's text.
+        tags: name -> text, what the data say of the trajectory.
         step_index: the place of the expert's step, counted from 0.
         num_steps: how many steps the expert's solution has.
         group_id: the group within its optimiser step or evaluation, counted from 0.
@@ -48,12 +50,15 @@ class StepRecord:
         truncated: the completion was cut at its allowed length.
         thought: the policy's monologue.
         action: the policy's step; on a format failure what was found of it, often nothing.
+        observation: what the world said after the step; empty where it says nothing.
         expert_step: the step it is compared with.
         previous_step: the step before it, None at the first step.
         format_failure: None, or the reason's name.
         rewards: every reward by name; None does not apply, or was not scored.
         reward: the weighted sum that the advantage is made from.
-        lift: similarity minus that of copying the previous step; None at the first step.
+        metrics: every further figure of the rollout by name; None does not apply. Among them
+            `lift`, similarity minus that of copying the previous step (None at the first step), and
+            `exact`, 1 if the action is the expert's step, white space at line ends aside.
         group_mean: mean reward of the group.
         group_std: population standard deviation of the group's rewards.
         kept: used in the update.
@@ -66,6 +71,7 @@ class StepRecord:
     phase: Literal["train", "eval"]
     source: str
     problem_id: str
+    tags: Mapping[str, str] = field(default_factory=dict)
     step_index: int
     num_steps: int
     group_id: int
@@ -75,12 +81,13 @@ class StepRecord:
     truncated: bool
     thought: str
     action: str
+    observation: str = ""
     expert_step: str
     previous_step: str | None
     format_failure: str | None
     rewards: Mapping[str, float | None]
     reward: float | None
-    lift: float | None
+    metrics: Mapping[str, float | None]
     group_mean: float | None
     group_std: float | None
     kept: bool
@@ -88,7 +95,7 @@ class StepRecord:
     advantage: float | None
 
 
-FIELDS = tuple(field.name for field in fields(StepRecord))
+FIELDS = tuple(one.name for one in fields(StepRecord))
 
 
 class RecordWriter:
@@ -163,7 +170,7 @@ def read_records(path: Path) -> Iterator[StepRecord]:
     """The records of a log, one by one. A last line without its end is being written: ignored.
 
     Raises:
-        UsageError: the file is missing, or a line is no record of schema 1 (names the line).
+        UsageError: the file is missing, or a line is no step record (names the line).
     """
     for line, where in _lines(path):
         yield parse_record(line, where)
@@ -274,13 +281,17 @@ def parse_record(line: bytes, where: str) -> StepRecord:
     """The record in one line of the log; `where` names the line in messages.
 
     Raises:
-        UsageError: the line is no record of schema 1.
+        UsageError: the line is no record of schema 1 or 2.
     """
     row = read_object(line, where)
-    if row.get("schema") != SCHEMA:
+    if row.get("schema") not in (1, SCHEMA):
         raise UsageError(
-            f"{where}: schema {row.get('schema')!r}; this version of srl reads schema {SCHEMA}"
+            f"{where}: schema {row.get('schema')!r}; this version of srl reads schemas 1 and "
+            f"{SCHEMA}"
         )
+    if row["schema"] == 1 and "lift" in row and not row.keys() & _ADDED:
+        row |= {"schema": SCHEMA, "tags": {}, "observation": "", "metrics": {"lift": row["lift"]}}
+        del row["lift"]
     if row.keys() != _TYPES.keys():
         missing = [name for name in FIELDS if name not in row]
         unknown = [name for name in row if name not in FIELDS]
@@ -320,6 +331,7 @@ def _json_types(wanted: object) -> frozenset[object]:
     return kinds | {int} if float in kinds else kinds
 
 
+_ADDED = {"tags", "observation", "metrics"}  # by schema 2, where schema 1 had `lift`
 _TYPES = {name: _fitting(wanted) for name, wanted in get_type_hints(StepRecord).items()}
 
 

@@ -35,12 +35,12 @@ MAX_ROWS = 64
 # of at most 8000 characters; after some 130 names it cuts that list and can read it no more.
 MLFLOW_TABLES = 100
 
-# Columns are fields of the step record; those of the rewards stand between, one for each name.
+# Columns are fields of the step record; those of rewards and metrics stand between, one a name.
 _BEFORE = (
     "train_step", "source", "problem_id", "step_index", "group_id", "rollout", "thought", "action",
     "expert_step", "format_failure", "reward",
 )  # fmt: skip
-_AFTER = ("lift", "kept", "advantage")
+_AFTER = ("kept", "advantage")
 
 _AVAILABLE = {
     "tensorboard": is_tensorboard_available,
@@ -138,12 +138,17 @@ class RolloutTables(TrainerCallback):
 
 def rollout_table(records: Sequence[StepRecord]) -> tuple[list[str], list[list[object]]]:
     """Columns and rows, of texts, numbers, truths and None alone."""
-    names = list(dict.fromkeys(name for record in records for name in record.rewards))
-    columns = [*_BEFORE, *(f"rewards/{utf8(name)}" for name in names), *_AFTER]
+    named = {
+        (kind, name): None
+        for kind in ("rewards", "metrics")
+        for record in records
+        for name in getattr(record, kind)
+    }
+    columns = [*_BEFORE, *(f"{kind}/{utf8(name)}" for kind, name in named), *_AFTER]
     rows = [
         [
             *(_cell(getattr(record, field)) for field in _BEFORE),
-            *(_cell(record.rewards.get(name)) for name in names),
+            *(_cell(getattr(record, kind).get(name)) for kind, name in named),
             *(_cell(getattr(record, field)) for field in _AFTER),
         ]
         for record in records

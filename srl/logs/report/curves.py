@@ -29,7 +29,7 @@ from srl.logs.figures import (
     sampling_yield,
     thinned,
 )
-from srl.logs.index import REWARD
+from srl.logs.index import METRIC, REWARD
 from srl.logs.report.axes import Series, bins_of, drawable, plain_series, ticks
 from srl.logs.report.charts import SERIES, heat_map, line_chart, stacked_bars
 from srl.logs.run_data import RunData
@@ -98,6 +98,8 @@ def training(runs: Sequence[Named]) -> str:
     charts += [_yield(one, runs) for one in runs]
     charts.append(chart(FIXED["group_std"], "Spread within groups"))
     charts.append(chart(FIXED["completion_tokens"], "Length of completions"))
+    others = dict.fromkeys(m for one in runs for m in metrics_of(one.run.log))
+    charts += [chart(metric, _title(metric)) for metric in others if metric.name.startswith(METRIC)]
     return _grid(charts)
 
 

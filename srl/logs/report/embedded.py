@@ -13,7 +13,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from rewards.similarity import matching_blocks, normalize
 from srl.logs.figures import codes
-from srl.logs.index import Log
+from srl.logs.index import METRIC, REWARD, Log
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedSteps
-from srl.runs.records import StepRecord, utf8
+from srl.runs.records import StepRecord
 
 # Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.
 LONGEST_TEXT = 200_000
@@ -110,9 +110,19 @@ def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict
     problems: dict[int, tuple[int, object]] = {}  # by identity: where, and what
     changes = _changes(tried)
     flat = [int(row) for group in chosen.groups for row in group]
-    copied = run.log.table["copied"].take(pa.array(flat, pa.int64())).to_pylist()
-    records = zip(run.log.read(flat), (row + 1 for row in flat), copied, strict=True)
-    names = run.log.reward_names
+    table = run.log.table.take(pa.array(flat, pa.int64()))
+    # Figures from the table: it knows what a log of schema 1 does not say.
+    rewards, metrics = (
+        _by_row(table, [prefix + name for name in names])
+        for prefix, names in ((REWARD, run.log.reward_names), (METRIC, run.log.metric_names))
+    )
+    figures = [
+        {"line": row + 1, "copied": bool(copied), "rewards": by_reward, "metrics": by_metric}
+        for row, copied, by_reward, by_metric in zip(
+            flat, table["copied"].to_pylist(), rewards, metrics, strict=True
+        )
+    ]
+    records = zip(run.log.read(flat), figures, strict=True)
     groups: list[dict[str, object]] = []
     for rows in chosen.groups:
         told = [next(records) for _ in rows]
@@ -130,11 +140,12 @@ def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict
                 problems[id(problem)] = len(problems), said
             where = None if problem is None else problems[id(problem)][0]
             change = changes.get((first.problem_id, first.source, first.step_index))
-            groups.append(_group(group, names, where, change))
+            groups.append(_group(group, where, change))
     return {
         "name": name,
         "whole": chosen.whole,
-        "rewards": [cut(reward) for reward in names],
+        "rewards": [cut(name) for name in run.log.reward_names],
+        "metrics": [cut(name) for name in run.log.metric_names],
         "problems": [said for _, said in problems.values()],
         "groups": groups,
     }
@@ -181,15 +192,14 @@ class _units:  # noqa: N801 - called like a function
 
 
 def _group(
-    group: Sequence[tuple[StepRecord, int, bool | None]],
-    names: Iterable[str],
+    group: Sequence[tuple[StepRecord, Mapping[str, object]]],
     problem: int | None,
     change: float | None,
 ) -> dict[str, object]:
     first = group[0][0]
     expert = normalize(first.expert_step)
     # The attempts of a group are often the same.
-    valid = {normalize(r.action) for r, _, _ in group if r.format_failure is None}
+    valid = {normalize(r.action) for r, _ in group if r.format_failure is None}
     found = {action: marks(action, expert) for action in valid}
     return {
         "phase": first.phase,
@@ -209,23 +219,22 @@ def _group(
         "kept": first.kept,
         "dropped": first.dropped_because and cut(first.dropped_because),
         "change": _short(change),
-        "rollouts": [
-            _rollout(record, line, copied, found, names) for record, line, copied in group
-        ],
+        "rollouts": [_rollout(record, figures, found) for record, figures in group],
     }
 
 
+def _by_row(table: pa.Table, columns: Sequence[str]) -> list[list[float | None]]:
+    """The values of some columns, row by row."""
+    values = [[_short(value) for value in table[name].to_pylist()] for name in columns]
+    return [[column[k] for column in values] for k in range(table.num_rows)]
+
+
 def _rollout(
-    record: StepRecord,
-    line: int,
-    copied: bool | None,
-    found: Mapping[str, list[int]],
-    names: Iterable[str],
+    record: StepRecord, figures: Mapping[str, object], found: Mapping[str, list[int]]
 ) -> dict[str, object]:
     action = normalize(record.action)
-    rewards = {utf8(name): value for name, value in record.rewards.items()}
     return {
-        "line": line,
+        **figures,
         "rollout": record.rollout,
         "tokens": record.completion_tokens,
         "truncated": record.truncated,
@@ -233,11 +242,9 @@ def _rollout(
         "action": cut(action),
         "marks": found[action] if record.format_failure is None else [],
         "failure": record.format_failure and cut(record.format_failure),
-        "rewards": [_short(rewards.get(name)) for name in names],
         "reward": _short(record.reward),
-        "lift": _short(record.lift),
         "advantage": _short(record.advantage),
-        "copied": bool(copied),
+        "observation": cut(record.observation),
     }
 
 

@@ -1,1 +1,1 @@
-"""`srl inspect`: a run's log in the terminal, printed, followed or browsed."""
+"""`srl inspect`: a run's log in the terminal, printed or followed."""

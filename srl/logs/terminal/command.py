@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -65,12 +64,9 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
         "--follow", action="store_true", help="a run that is going on: until it is complete"
     )
     views.add_argument(
-        "--browse", action="store_true", help="groups, attempts and texts, with the keyboard"
-    )
-    views.add_argument(
         "--export",
         choices=("parquet",),
-        help="the records as a data set: a Parquet file and a card, in export/ of the run's folder",
+        help="the records as a data set: steps.parquet in export/ of the run's folder",
     )
     views.add_argument("--to", metavar="FOLDER", help="where --export writes")
     views.add_argument(
@@ -128,8 +124,6 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
     wanted = Filter.from_args(args)
     _check(args, wanted)
     folder = _folder(path, follow=args.follow)
-    if args.browse:
-        return _browse(folder, args, wanted, console)
     if args.follow:
         return _follow(folder, args, wanted, console)
     with Reading() as reading:
@@ -141,7 +135,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
     if not len(rows):
         raise UsageError(nothing_matches(log, wanted))
     if args.export is not None:
-        return _export(data, in_order(log, rows, args.sort), args, wanted)
+        return _export(data, in_order(log, rows, args.sort), args)
     if args.by is not None:
         limit = args.limit or (None if args.json else _TABLE_ROWS)
         found = grouped(log, rows, args.by, sort=args.sort, limit=limit)
@@ -196,7 +190,6 @@ def _check(args: argparse.Namespace, wanted: Filter) -> None:
             "record",
             "figures",
             "follow",
-            "browse",
             "export",
             "to",
             "json",
@@ -204,7 +197,7 @@ def _check(args: argparse.Namespace, wanted: Filter) -> None:
             "limit",
         )
     }
-    every = ("--by", "--record", "--figures", "--follow", "--browse", "--export")
+    every = ("--by", "--record", "--figures", "--follow", "--export")
     views = [name for name in every if given[name]]
     if len(views) > 1:
         raise UsageError(f"{' and '.join(views)} exclude each other: each is a view of its own")
@@ -212,7 +205,6 @@ def _check(args: argparse.Namespace, wanted: Filter) -> None:
         "--record": ("--sort", "--limit"),
         "--figures": ("--sort", "--limit"),
         "--follow": ("--sort",),
-        "--browse": ("--json", "--limit"),
         "--export": ("--json",),
     }
     for view in views:
@@ -262,23 +254,14 @@ def _record(data: RunData, args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace, wanted: Filter) -> int:
+def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace) -> int:
     from srl.logs.export import export_parquet
 
-    folder = Path(args.to) if args.to else data.folder.path / "export"
     rows = _first(rows, args)
-    everything = len(rows) == data.log.table.num_rows
-    asked = wanted.words
-    asked += f" {shlex.quote(f'--sort={args.sort}')}" if args.sort else ""
-    asked += f" --limit {args.limit}" if args.limit else ""
-    count = export_parquet(
-        lambda: data.log.read(rows.tolist()),
-        data.folder,
-        folder,
-        asked="" if everything else asked,
-    )
+    folder = Path(args.to) if args.to else data.folder.path / "export"
+    path = export_parquet(data.log, rows, folder)
     sys.stdout.write(
-        f"{count:,} records ({visible(asked)}) and a data-set card: {visible(str(folder))}\n"
+        f"{len(rows):,} records: {visible(str(path))}\n"
         f"read them with: datasets.load_dataset({json.dumps(str(folder))}, split='train')\n"
     )
     return 0
@@ -308,21 +291,6 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
-
-
-def _browse(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console: Console) -> int:
-    if not (is_live(console) and sys.stdin.isatty()):
-        raise UsageError("--browse needs a terminal; without --browse the same is printed")
-    try:
-        from srl.logs.terminal.browser import browse
-    except ImportError as error:
-        if not (error.name or "").startswith("textual"):
-            raise
-        raise UsageError(
-            "--browse needs textual, which is not installed: pip install 'stepwise-srl[browser]'"
-        ) from error
-    words = wanted.words + (f" {shlex.quote(f'--sort={args.sort}')}" if args.sort else "")
-    return browse(folder, words, console)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ never read as markup, so that no completion moves the cursor, hides text or sets
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -38,7 +38,7 @@ def records_table(records: Iterable[tuple[int, StepRecord]], pen: Pen) -> Table:
         table.add_row(
             Text(f"#{line}\n{record.train_step}"),
             Text(f"{problem}\n{place}"),
-            Text(f"{number(record.reward)}\n{number(record.lift, sign=True)}"),
+            Text(f"{number(record.reward)}\n{number(record.metrics.get('lift'), sign=True)}"),
             fate(record, pen),
             _texts(record, pen),
         )
@@ -61,13 +61,13 @@ def _texts(record: StepRecord, pen: Pen) -> Text:
         style, written = "red", f"[{record.format_failure}] {record.action or record.thought}"
     text = pen.line(written, style)
     text.append("\n").append_text(pen.line(record.expert_step, "not bold default"))
-    parts = rewards_line(record)
+    parts = f"{named(record.rewards)}  {named(record.metrics, but='lift')}".strip()
     return text.append("\n").append_text(pen.line(parts, "not bold dim default"))
 
 
-def rewards_line(record: StepRecord) -> str:
-    """Every reward by name, as in the log."""
-    return "  ".join(f"{name} {number(value)}" for name, value in record.rewards.items())
+def named(values: Mapping[str, float | None], *, but: str = "") -> str:
+    """Every reward or metric by name, as in the log; `but` stands elsewhere."""
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items() if name != but)
 
 
 def newest_note(shown: int, matched: int, sort: str | None) -> str:

@@ -2,8 +2,7 @@
 above the expert's with what both have in common marked.
 
 What counts as common is what `similarity` counts: the matching blocks of both texts, normalised in
-its way. They are coloured; where there is no colour, signs beneath the text mark them. The terminal
-and the browser show the same sections.
+its way. They are coloured; where there is no colour, signs beneath the text mark them.
 """
 
 from __future__ import annotations
@@ -67,6 +66,11 @@ def sections(data: RunData, row: int, record: StepRecord, pen: Pen) -> list[Sect
             f"expert's step{_legend(blocks, narrow)}",
             marked(expert, [(j, j + n) for _, j, n in blocks], narrow),
         ),
+        *(
+            [Section("observation", marked(record.observation, (), narrow))]
+            if record.observation
+            else []
+        ),
     ]
 
 
@@ -118,7 +122,7 @@ def group_table(log: Log, row: int, pen: Pen) -> Table:
             Text(">" if one == row else ""),
             Text(f"#{one + 1}"),
             Text(number(record.reward)),
-            Text(number(record.lift, sign=True)),
+            Text(number(record.metrics.get("lift"), sign=True)),
             Text(number(record.advantage, sign=True)),
             Text(f"{record.completion_tokens:,}"),
             said,
@@ -140,12 +144,16 @@ def _figures(record: StepRecord, pen: Pen) -> Table:
     rows = [
         ("reward", f"{number(record.reward)}  ({named or 'no named rewards'})"),
         ("advantage", f"{number(record.advantage, sign=True)}  ({spread})"),
-        ("lift", f"{number(record.lift, sign=True)} over copying the step before"),
+        *(
+            (pen.clip(name, 24), number(value, sign=name == "lift"))
+            for name, value in record.metrics.items()
+            if value is not None
+        ),
         ("tokens", f"{record.prompt_tokens:,} read, {record.completion_tokens:,} written{cut}"),
         ("fate", fate),
     ]
-    if record.lift is None:
-        rows.remove(rows[2])
+    if record.tags:
+        rows.append(("tags", pen.say(", ".join(f"{k}: {v}" for k, v in record.tags.items()))))
     if failure is not None:
         rows.append(("format failure", pen.say(failure)))
     for label, said in rows:

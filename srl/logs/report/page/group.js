@@ -77,6 +77,7 @@ function attempt(group, rollout, expert) {
   if (rollout.copied && group.previous !== null) {
     card.append(make("p", { class: "fate" }, "copies the step before:"), words(group.previous));
   }
+  if (rollout.observation) card.append(make("p", { class: "note" }, "the world said:"), words(rollout.observation));
   card.append(thoughtOf(rollout));
   for (const event of ["pointerenter", "focusin"]) {
     card.addEventListener(event, () => focusOn(group, rollout, expert));
@@ -92,7 +93,10 @@ function figures(group, rollout) {
     if (rollout.rewards[k] !== null || names.length <= 4) add(name, number(rollout.rewards[k]));
   });
   if (group.phase === "train") add("advantage", rollout.advantage === null ? "–" : signed(rollout.advantage));
-  add("lift", rollout.lift === null ? "–" : signed(rollout.lift));
+  state.runs[state.run].metrics.forEach((name, k) => {
+    const value = rollout.metrics[k];
+    if (value !== null || name === "lift") add(name, value === null ? "–" : name === "lift" ? signed(value) : number(value));
+  });
   add("tokens", rollout.tokens.toLocaleString("en"));
   if (group.phase === "train") list.append(make("dt", {}, "update"), visible("dd", fate(group)));
   return list;
