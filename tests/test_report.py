@@ -316,7 +316,7 @@ def test_every_rollout_is_there(home: Path, page: Page, records: list[Record]) -
             assert rollout["failure"] == record["format_failure"]
             assert near(rollout["reward"], record["reward"])
             figures = dict(rollout["figures"])
-            assert figures["tokens"] == record["completion_tokens"]
+            assert rollout["tokens"] == record["completion_tokens"]
             for name in ("lift", "advantage"):
                 assert near(figures[name], record[name])
             for name in ("similarity", "novelty"):

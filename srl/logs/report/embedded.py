@@ -146,10 +146,8 @@ def _rollout(record: StepRecord, line: int) -> dict[str, object]:
         "failure": cut(failure),
         "truncated": record.truncated,
         "reward": _short(record.reward),
-        "figures": [
-            *((cut(name), _short(value)) for name, value in figures.items()),
-            ("tokens", record.completion_tokens),
-        ],
+        "tokens": record.completion_tokens,
+        "figures": [(cut(name), _short(value)) for name, value in figures.items()],
     }
 
 

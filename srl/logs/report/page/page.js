@@ -222,7 +222,10 @@ function attempt(group, rollout, expert) {
   const card = make(
     "section", { class: group.hits.includes(rollout) ? "attempt" : "attempt no", tabindex: "0", "data-line": rollout.line },
     make("h5", {}, "reward " + number(rollout.reward), make("a", { href: hashOf(rollout.line) }, "#" + rollout.line)),
-    make("dl", {}, figures.map(([name, value]) => [make("dt", {}, name), make("dd", {}, number(value))]).flat()),
+    make(
+      "dl", {}, figures.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, number(value))]),
+      make("dt", {}, "tokens"), make("dd", {}, rollout.tokens.toLocaleString("en")),
+    ),
     rollout.failure !== null && note("format failure: " + rollout.failure),
     rollout.truncated && note("cut at the allowed length"),
     rollout.action && rollout.action === group.previous && note("copies the step before"),
