@@ -205,14 +205,14 @@ def by_index(runs: Runs) -> str:
     for metric in (REWARD_METRIC, FIXED["exact"]):
         grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
         found = [c.value for part in grids for row in part.cells for c in row if c is not None]
-        scale = (0.0, 1.0) if metric.share or not found else (min(found), max(found))
+        scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
         for one, part in zip(runs, grids, strict=True):
             about = _sentence(metric)
             if len(part.rows) > ROWS:
                 about += f" {len(part.rows) - ROWS} more rows are not shown."
             rows = [f"step index {row}" for row in part.rows[:ROWS]]
             title = f"{metric.label} by step index{one.tag}"
-            if rows:
+            if found:
                 maps.append(
                     heat_map(title, about, part.columns, rows, part.cells[:ROWS], scale,
                              share=metric.share)
