@@ -256,7 +256,7 @@ def same(shown: str, value: float | None) -> bool:
 
 def with_interval(shown: str) -> tuple[str, str, str]:
     """`46.6 % [42.5, 50.7]` taken apart, each with its unit; no interval gives two empty texts."""
-    value, _, rest = shown.partition(" [")
+    value, _, rest = shown.partition(", n = ")[0].partition(" [")
     if not rest:
         return value, "", ""
     unit = " %" if value.endswith("%") else ""

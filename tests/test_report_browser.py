@@ -116,36 +116,43 @@ def found(page: Page) -> tuple[int, int]:
     return int(words[0]), int(words[3])
 
 
+def open_thoughts(page: Page, count: int) -> None:
+    page.eval_on_selector_all("#group .thought", "all => all.forEach(n => { n.open = true; })")
+    sync_api.expect(page.locator("#group .thought .words")).to_have_count(count)
+
+
 def test_charts_are_drawn_in_both_themes(show: Open, report: Path) -> None:
     colours = {}
     for scheme in ("light", "dark"):
         page = show(report, color_scheme=scheme)
         boxes = page.eval_on_selector_all(
-            "figure svg .line, figure svg .bars rect, figure svg rect[class^=h]",
+            "figure svg .line",
             "all => all.map(n => n.getBBox()).map(b => [b.width, b.height])",
         )
-        assert len(boxes) > 60
-        assert all(width > 0 for width, _ in boxes)
-        assert sum(height > 0 for _, height in boxes) > 50  # a line may be flat
-        lines = "figure:has(figcaption strong:text-is('Reward')) svg .line"
+        assert len(boxes) > 20
+        assert sum(width > 0 for width, _ in boxes) > 20  # a reason may have a single point
+        assert sum(height > 0 for _, height in boxes) > 10  # a line may be flat
+        lines = "figure:has(figcaption strong:text-is('reward')) svg .line"
         colours[scheme] = [
             page.eval_on_selector(lines, "node => getComputedStyle(node).stroke"),
             page.eval_on_selector("body", "node => getComputedStyle(node).backgroundColor"),
-            page.eval_on_selector(".h15", "node => getComputedStyle(node).fill"),
-            page.eval_on_selector(".band", "node => getComputedStyle(node).fill"),
+            page.eval_on_selector(
+                ".h7, .h6, .h5", "node => getComputedStyle(node).backgroundColor"
+            ),
+            page.eval_on_selector(".bars", "node => getComputedStyle(node).stroke"),
         ]
         assert len(set(colours[scheme][:3])) == 3
-        bands = page.eval_on_selector_all(".band", "all => all.map(n => n.getBBox().height)")
-        assert max(bands) > 20
+        bars = page.eval_on_selector_all(".bars", "all => all.map(n => n.getBBox().height)")
+        assert max(bars) > 20
     assert all(one != other for one, other in zip(*colours.values(), strict=True))
 
 
 def test_two_runs_differ_by_more_than_colour(show: Open, runs: Path, tmp_path: Path) -> None:
     report = write_report(runs / "one", runs / "two", output=tmp_path / "both.html")
     page = show(report.path)
-    chart = page.locator("figure", has=page.locator("strong", has_text="Exact steps")).first
+    chart = page.locator("figure", has=page.locator("strong", has_text="exact steps")).first
     styles = [
-        chart.locator(f"svg[role=img] .line.s{k}").evaluate(
+        chart.locator(f"svg[role=img] .s{k} > .line").evaluate(
             "n => [getComputedStyle(n).stroke, getComputedStyle(n).strokeDasharray]"
         )
         for k in (0, 1)
@@ -160,21 +167,6 @@ def test_two_runs_differ_by_more_than_colour(show: Open, runs: Path, tmp_path: P
     page.evaluate("location.hash = '#r=2:5'")
     page.wait_for_selector("#group .attempt[aria-current][data-line='5']")
     assert page.input_value("#f-run") == "1"
-
-
-def test_theme_button(show: Open, report: Path) -> None:
-    page = show(report, color_scheme="light")
-    button = page.locator("#theme")
-    shades = []
-    for word in ("system", "light", "dark", "system"):
-        sync_api.expect(button).to_have_text(f"theme: {word}")
-        shades.append(page.eval_on_selector("body", "n => getComputedStyle(n).backgroundColor"))
-        button.click()
-    assert shades[0] == shades[1] == shades[3] != shades[2]
-    page.click("#theme")
-    for _ in range(2):
-        sync_api.expect(page.locator("html")).to_have_attribute("data-theme", "dark")
-        page.reload()  # it is remembered
 
 
 def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> None:
@@ -220,25 +212,12 @@ def test_a_rollout_is_found_by_a_word(show: Open, runs: Path, report: Path) -> N
 
 def test_thoughts_fold(show: Open, report: Path) -> None:
     page = show(report)
-    thoughts = page.locator("#group .thought")
-    # Chromium carries out a click on a summary some time after the click is reported: wait for it.
-    unfolded = sync_api.expect(page.locator("#group .thought[open]"))
-    unfolded.to_have_count(0)
-    sync_api.expect(thoughts).to_have_count(4)
-    words = thoughts.first.locator(".words")
-    thoughts.first.locator("summary").click()
-    sync_api.expect(words).to_be_visible()
-    sync_api.expect(words).to_contain_text("hm")
-    thoughts.first.locator("summary").click()
-    sync_api.expect(words).to_be_hidden()
-    page.click("#thoughts")
-    unfolded.to_have_count(4)
-    group = page.locator("#group h3").inner_text()
-    page.keyboard.press("j")  # the next group keeps them open
-    sync_api.expect(page.locator("#group h3")).not_to_have_text(group)
-    unfolded.to_have_count(4)
-    page.click("#thoughts")
-    unfolded.to_have_count(0)
+    thought = page.locator("#group .thought").first
+    sync_api.expect(thought.locator(".words")).to_have_count(0)
+    thought.locator("summary").click()
+    sync_api.expect(thought.locator(".words")).to_contain_text("hm")
+    thought.locator("summary").click()
+    sync_api.expect(thought.locator(".words")).to_be_hidden()
 
 
 def test_filters(show: Open, runs: Path, report: Path) -> None:
@@ -284,7 +263,7 @@ def test_filters(show: Open, runs: Path, report: Path) -> None:
     trained = [r for r in records if r["phase"] == "train"]
     means = sorted({(r["train_step"], r["group_id"]): r["group_mean"] for r in trained}.values())  # type: ignore[type-var]
     shown = page.locator("#groups li span:nth-child(2)").all_inner_texts()
-    assert shown == [f"{mean:.3f}".replace("-", "−") for mean in means[:50]]
+    assert shown == [f"{mean:.3f}".replace("-", "−") for mean in means]
 
 
 def test_keys(show: Open, report: Path) -> None:
@@ -299,21 +278,12 @@ def test_keys(show: Open, report: Path) -> None:
     page.keyboard.press("j")
     page.keyboard.press("k")
     current_is(1)
-    page.focus("#groups")
-    page.keyboard.press("ArrowDown")
-    current_is(2)
-    page.keyboard.press("ArrowUp")
-    current_is(1)
-    for _ in range(60):  # over the end of the list's page, and at the last group no further
+    for _ in range(60):  # at the last group no further
         page.keyboard.press("j")
     current_is(found(page)[0] - 1)
-    search = page.locator("#f-search")
-    page.keyboard.press("/")
-    sync_api.expect(search).to_be_focused()
-    page.keyboard.type("jk/")  # letters, not commands
-    sync_api.expect(search).to_have_value("jk/")
-    page.keyboard.press("Escape")
-    sync_api.expect(search).not_to_be_focused()
+    page.focus("#f-search")
+    page.keyboard.type("jk")  # letters, not commands
+    sync_api.expect(page.locator("#f-search")).to_have_value("jk")
 
 
 def test_links(show: Open, runs: Path, report: Path) -> None:
@@ -353,19 +323,6 @@ def test_links_into_two_runs(show: Open, runs: Path, tmp_path: Path) -> None:
     assert page.input_value("#f-run") == "0"
 
 
-def test_tooltips(show: Open, report: Path) -> None:
-    page = show(report)
-    point = page.locator("#training .points path").nth(2)
-    said = point.locator("title").text_content()
-    point.scroll_into_view_if_needed()
-    point.hover()
-    sync_api.expect(page.locator("#tip")).to_have_text(str(said))
-    assert str(said).startswith("step 3: ")
-    page.mouse.move(5, 5)
-    sync_api.expect(page.locator("#tip")).to_be_hidden()
-    assert point.locator("title").text_content() == said
-
-
 def test_a_phone(show: Open, report: Path) -> None:
     page = show(report, viewport={"width": 360, "height": 740}, has_touch=True)
     for _ in range(2):
@@ -381,19 +338,13 @@ def test_a_phone(show: Open, report: Path) -> None:
 def test_paper(show: Open, report: Path) -> None:
     page = show(report, color_scheme="dark")
     page.emulate_media(media="print")
-    for control in ("#theme", "nav", "#rollouts", "#filters"):
+    for control in ("nav", "#rollouts", "#filters"):
         assert not page.is_visible(control)
     assert page.locator("figure").count() == page.locator("figure >> visible=true").count() > 10
     background = page.eval_on_selector("body", "n => getComputedStyle(n).backgroundColor")
     ink = page.eval_on_selector("body", "n => getComputedStyle(n).color")
     assert background == "rgb(255, 255, 255)"
     assert ink == "rgb(29, 33, 38)"
-    folded = page.locator("details.fold")
-    assert not folded.first.evaluate("node => node.open")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert folded.evaluate_all("all => all.map(n => n.open)") == [True, True]
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert folded.evaluate_all("all => all.map(n => n.open)") == [False, False]
 
 
 def test_without_javascript(browser: Browser, report: Path) -> None:
@@ -445,12 +396,11 @@ def test_hostile_text(show: Open, tmp_path: Path) -> None:
     assert not template & set(plain)
     assert plain.count("SCRIPT") == 2
     assert plain.count("STYLE") == 1
-    page.click("#thoughts")
     for k, evil in enumerate(EVIL):
         page.evaluate(f"location.hash = '#r={3 * k + 1}'")
         page.wait_for_selector(f"#group .attempt[aria-current][data-line='{3 * k + 1}']")
+        open_thoughts(page, 3)
         shown = page.inner_text("#group")
-        assert page.locator("#group .attempt").count() == 3
         visible = "".join(sign if sign.isprintable() else f"\\u{{{ord(sign):x}}}" for sign in evil)
         assert f"{visible} action" in shown
         assert f"problem {visible}, step 2 of 4" in page.inner_text("#group h3")
@@ -481,8 +431,7 @@ def test_long_texts(show: Open, tmp_path: Path) -> None:
     shown = first.locator(".words").inner_text()
     assert "[cut here: 920,000 characters, see the log]" in shown
     assert "😀<b><b>" in shown
-    page.click("#thoughts")
-    sync_api.expect(page.locator("#group .thought .words")).to_have_count(8)
+    open_thoughts(page, 8)
 
 
 def test_many_rollouts(show: Open, tmp_path: Path) -> None:
@@ -493,12 +442,11 @@ def test_many_rollouts(show: Open, tmp_path: Path) -> None:
         """() => {
           const start = performance.now();
           document.getElementById("f-search").value = "eggs are left";
-          applyFilter(false);
+          applyFilter();
           return performance.now() - start;
         }"""
     )
     assert took < 10_000  # milliseconds: not a matter of minutes
     assert found(page) == (2500, 20_000)
-    assert page.locator("#groups li").count() == 50
-    page.click("#after")
-    sync_api.expect(page.locator("#page")).to_have_text("page 2 of 50")
+    assert page.locator("#groups li").count() == 300
+    sync_api.expect(page.locator("#found")).to_contain_text("the first 300 are listed")

@@ -95,10 +95,6 @@ def test_a_report_that_cannot_be_written(
 ) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(UsageError, match="no permission to write"):
-        write_report(home / "runs/one", output=folder / "a.html")
-    monkeypatch.undo()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

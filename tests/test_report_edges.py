@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 from report_pages import RECORD, Page, made_up, write_run
 
-from srl.logs.report.embedded import evenly
 from srl.logs.report.report import write_report
 
 # ---- two runs, and groups of another's numbering ------------------------------------------------
@@ -29,7 +29,7 @@ def test_one_group_has_one_prompt(tmp_path: Path) -> None:
     assert [[r["line"] for r in group["rollouts"]] for group in groups] == [[1, 2], [3, 4], [5]]
 
 
-def test_two_runs_of_one_name(home: Path, tmp_path: Path) -> None:
+def test_two_runs_of_one_name(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / k / "run", made_up(2)) for k in ("a", "b")]
     page = Page(write_report(*folders).path.read_text(encoding="utf-8"))
     assert [run["name"] for run in page.runs] == ["a/run", "b/run"]
@@ -54,10 +54,10 @@ def test_a_log_and_nothing_else(tmp_path: Path) -> None:
     with (run / "steps.jsonl").open("a") as log:
         log.write('{"schema": 1, "train_st')
     page = Page(write_report(run / "steps.jsonl").path.read_text(encoding="utf-8"))
-    assert page.runs[0]["whole"] == 24
+    assert "24 of 24 rollouts are here." in page.words
     assert page.runs[0]["problems"] == []
     assert "not complete" in page.words
-    assert "This run has no config.yaml." in page.words
+    assert page.words.count("Not recorded in this folder.") == 2
     assert "No metrics.jsonl in this folder." in page.words
     assert "This run has evaluated nothing yet." in page.words
 
@@ -68,35 +68,34 @@ def test_a_long_run_has_no_more_points(tmp_path: Path) -> None:
     metrics += [{"step": k, "eval_accuracy": k / 1000} for k in range(1, 1001)]
     run = write_run(tmp_path / "run", log, metrics=metrics)
     page = Page(write_report(run).path.read_text())
-    reward, loss = page.table("Reward"), page.table("Loss")
-    assert len(reward.rows) == 60
-    assert reward.rows[0][0] == "steps 1–17"
-    assert Counter(reward.column("n")) == {"17": 40, "16": 20}
-    assert len(loss.rows) == 120
-    assert loss.rows[1] == ["steps 10–17", "13.5"]
-    accuracy = page.table("Validation problems solved").rows
+    reward, loss = page.table("reward").rows, page.table("loss").rows
+    assert len(reward) == 60
+    assert reward[0][0] == "steps 1–17"
+    assert Counter(row[1].rpartition(" ")[2] for row in reward) == {"17": 40, "16": 20}
+    assert len(loss) == 120
+    assert loss[1] == ["steps 10–17", "13.5"]
+    accuracy = page.table("validation problems solved").rows
     assert len(accuracy) <= 120
     assert accuracy[-1] == ["step 1000", "100.0 %"]
-    heat = page.table("Reward by step index")
-    assert len(heat.rows) == 40
+    assert len(page.table("reward by step index").head) == 1 + 12
 
 
 def test_many_step_indices_and_sources(tmp_path: Path) -> None:
     log = made_up(1, groups=150, size=1)
     log = [replace(r, step_index=k, num_steps=200, source=f"s{k}") for k, r in enumerate(log)]
     page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
-    assert len(page.table("By step index (the 100 with most rollouts)").rows) == 100
-    assert len(page.table("By source (the 100 with most rollouts)").rows) == 100
-    assert "110 more rows are not drawn" in page.words
-    assert len(page.table("By problem (the 20 with most rollouts)").rows) == 20
-    assert len(page.table("Reward by source").head) == 1 + 2 * 6
+    assert len(page.table("by step index (the 100 with most rollouts)").rows) == 100
+    assert len(page.table("by source (the 100 with most rollouts)").rows) == 100
+    assert "110 more rows are not shown" in page.words
+    assert len(page.table("by problem (the 20 with most rollouts)").rows) == 20
+    assert len(page.table("reward by source").head) == 1 + 6
 
 
 def test_only_a_validation(tmp_path: Path) -> None:
     evaluated = made_up(1, size=1, phase="eval", kept=False, group_mean=None, group_std=None)
     page = Page(write_report(write_run(tmp_path / "run", evaluated)).path.read_text())
     assert "No rollouts of training in this log." in page.words
-    assert page.table("Validation steps: reward").column("value") == ["0.750"]
+    assert page.table("validation steps: reward").rows[0][1].startswith("0.750")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -107,9 +106,9 @@ def test_values_that_are_missing_or_huge(tmp_path: Path) -> None:
         *made_up(2, start=6, reward=-1.7e308, rewards={"similarity": 5e-324}),
     ]
     page = Page(write_report(write_run(tmp_path / "run", strange)).path.read_text())
-    assert "Reward" in page.titles
-    assert "nan" not in page.source.lower().replace("nanum", "")
-    assert "inf]" not in page.source
+    assert {"similarity", "reward by step index"} <= set(page.titles)
+    shown = page.source.partition("<main>")[2].partition('id="data"')[0]
+    assert not re.search(r"\b(nan|inf)\b", shown.lower())
 
 
 def test_steps_that_improve(tmp_path: Path) -> None:
@@ -121,31 +120,17 @@ def test_steps_that_improve(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
-    (row,) = page.table("Most improved").rows
+    (row,) = page.table("most improved").rows
     assert row[0] == "aa, 2/4"
-    assert row[3:] == ["2", "0.562", "0.250 → 0.875", "1 → 5"]
-    assert [g["change"] for g in page.runs[0]["groups"]] == [0.625, -0.125, 0.625, -0.125]
+    assert row[3:] == ["2", "0.562", "0.250, step 1", "0.875, step 5"]
 
 
-def test_many_rewards_are_all_drawn(tmp_path: Path) -> None:
-    names = [f"r{k}" for k in range(9)]
-    log = made_up(3, rewards={name: k / 8 for k, name in enumerate(names)})
-    page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
-    parts = [page.table(f"Reward components, {k} of 2") for k in (1, 2)]
-    assert [name for part in parts for name in part.head[1::2]] == names
-    assert [part.rows[0][1] for part in parts] == ["0.000", "0.500"]
-
-
-def test_seconds_are_those_of_one_step(tmp_path: Path) -> None:
-    rows = [
-        {"step": step, "reward": 0.5, "loss": 0.0, "seconds/collect": 30.0, "seconds/update": 5.0}
-        for step in (10, 20)
-    ]
-    page = Page(
-        write_report(write_run(tmp_path / "run", made_up(20), metrics=rows)).path.read_text()
+def test_sums_are_shown_for_one_step(tmp_path: Path) -> None:
+    rows = [{"step": step, "reward": 0.5, "loss": 0.0, "seconds/x": 30.0} for step in (10, 20)]
+    run = write_run(tmp_path / "run", made_up(20), metrics=rows)
+    assert (
+        Page(write_report(run).path.read_text()).table("seconds/x").column("run") == ["3.000"] * 2
     )
-    assert page.table("Seconds of sampling").column("value") == ["3.000", "3.000"]
-    assert page.table("Seconds of the update").column("value") == ["0.500", "0.500"]
 
 
 def test_which_policy_was_kept(tmp_path: Path) -> None:
@@ -167,9 +152,9 @@ def test_sources_have_curves_of_their_own(tmp_path: Path) -> None:
     log = [*made_up(3, source="books", reward=0.5), *made_up(3, source="<web>", reward=1.0)]
     log = [replace(r, group_id=r.group_id + 4 * (r.source == "<web>")) for r in log]
     page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
-    table = page.table("Reward by source")
-    assert table.column("<web>") == ["1.000"] * 3
-    assert table.column("books") == ["0.500"] * 3
+    table = page.table("reward by source")
+    assert all(shown.startswith("1.000 [") for shown in table.column("<web>"))
+    assert all(shown.startswith("0.500 [") for shown in table.column("books"))
 
 
 # ---- bounds -------------------------------------------------------------------------------------
@@ -183,13 +168,10 @@ def test_at_most_so_many_rollouts(tmp_path: Path, most: int) -> None:
     rollouts = sum(len(group["rollouts"]) for group in groups)
     assert all(len(group["rollouts"]) == 3 for group in groups)
     assert rollouts == max(3, min(480, most - most % 3))
-    if rollouts == 480:
-        assert "All 480 rollouts of the log are here" in page.words
-    else:
-        assert f"{rollouts} of 480 rollouts are here" in page.words
+    assert f"{rollouts} of 480 rollouts are here" in page.words
     if most == 200:  # beside ten best and ten worst, which are the first here
         per_ten = Counter((group["step"] - 1) // 10 for group in groups)
-        assert min(per_ten.values()) >= 8
+        assert min(per_ten.values()) >= 5
 
 
 def test_what_is_linked_is_inside(tmp_path: Path) -> None:
@@ -208,21 +190,9 @@ def test_what_is_linked_is_inside(tmp_path: Path) -> None:
 
 
 def test_two_runs_share_the_room(tmp_path: Path) -> None:
-    small = write_run(tmp_path / "small", made_up(5))
-    large = write_run(tmp_path / "large", made_up(50))
-    for pair in ((small, large), (large, small)):
-        page = Page(write_report(*pair, rollouts=200).path.read_text())
-        sizes = {run["name"]: sum(len(g["rollouts"]) for g in run["groups"]) for run in page.runs}
-        assert sizes == {"small": 40, "large": 160}
-
-
-def test_every_beginning_is_spread_evenly() -> None:
-    for count in (1, 2, 3, 7, 64, 100):
-        order = list(evenly(count))
-        assert sorted(order) == list(range(count))
-        for length in (k for k in (4, 8, 16, 32) if k <= count):
-            halves = Counter(2 * place // count for place in order[:length])
-            assert abs(halves[0] - halves[1]) <= length // 4 + 1
+    folders = [write_run(tmp_path / name, made_up(50)) for name in ("one", "two")]
+    page = Page(write_report(*folders, rollouts=200).path.read_text())
+    assert [sum(len(g["rollouts"]) for g in run["groups"]) for run in page.runs] == [100, 100]
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
@@ -236,4 +206,4 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
     for said in (group["expert"], group["rollouts"][0]["action"], group["rollouts"][0]["thought"]):
         assert said.endswith("\n[cut here: 1,000,000 characters, see the log]")
         assert len(said) < 201_000
-    assert max(group["rollouts"][0]["marks"], default=0) <= 200_000
+    assert all(start + length <= 200_000 for start, _, length in group["rollouts"][0]["marks"])

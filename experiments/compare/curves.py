@@ -17,8 +17,7 @@ from statistics import fmean
 
 from cells import finished
 
-from srl.logs.report.axes import Series, plain_series
-from srl.logs.report.charts import SERIES, line_chart
+from srl.logs.report.charts import SERIES, Series, line_chart, plain_series
 from srl.runs.records import read_rows
 
 UPDATES = 4  # to a point

@@ -1,10 +1,8 @@
 """The rollouts that a report carries: which groups, what the viewer is told of them, their packing.
 
 A log can have a million rollouts, a page cannot. So whole groups go in, those that the report links
-to and then an even spread over the log, until a number of rollouts or an amount of text is reached.
-All that a text needs before it is shown is done here, where `similarity` is at hand: white space as
-it compares it, the blocks that match the expert's step. The data travel as gzipped JSON in base64,
-which no text can end early.
+to and then a random sample, until a number of rollouts or an amount of text is reached. The data
+travel as gzipped JSON in base64, which no text can end early.
 """
 
 from __future__ import annotations
@@ -13,18 +11,16 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 
 from rewards.similarity import matching_blocks, normalize
 from srl.logs.figures import codes
-from srl.logs.index import METRIC, REWARD, Log
-from srl.logs.run_data import RunData
-from srl.logs.tried_steps import TriedSteps
+from srl.logs.index import Log
+from srl.logs.run_data import Problem, RunData
 from srl.runs.records import StepRecord
 
 # Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.
@@ -37,230 +33,123 @@ MOST_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rollouts of one run that go into the page.
-
-    Attributes:
-        groups: rows of the log's table, group by group, in the log's order.
-        rollouts: how many that are.
-        whole: how many the log has.
-    """
+    """The rollouts of one run that go into the page: rows of the log's table, group by group."""
 
     groups: list[np.ndarray]
-    whole: int
 
     @property
-    def rollouts(self) -> int:
-        return sum(map(len, self.groups))
-
-    @property
-    def rows(self) -> set[int]:
-        return {int(row) for group in self.groups for row in group}
+    def rows(self) -> list[int]:
+        return [int(row) for group in self.groups for row in group]
 
 
-def choose(log: Log, most: int, wanted: Sequence[int], most_bytes: int = MOST_BYTES) -> Chosen:
-    """Whole groups of at most `most` rollouts: those of the rows in `wanted`, then an even spread.
-
-    One group is taken however large it is: a page without any would be of no use.
-    """
+def choose(log: Log, most: int, wanted: Sequence[int]) -> Chosen:
+    """Whole groups of at most `most` rollouts: those of the rows in `wanted`, then others at random
+    (seeded). One group is taken however large it is: a page without any would be of no use."""
     groups = groups_of(log)
-    starts = log.table["start"].to_numpy()
-    ends = np.append(starts[1:], log.path.stat().st_size - log.unfinished)
-    sizes = np.minimum(ends - starts, 5 * LONGEST_TEXT)
-    group_of = np.empty(log.table.num_rows, dtype=np.int64)
-    for k, rows in enumerate(groups):
-        group_of[rows] = k
-    taken: set[int] = set()
-    rollouts = count = 0
-    for k in dict.fromkeys([*(int(group_of[row]) for row in wanted), *evenly(len(groups))]):
-        more, more_bytes = len(groups[k]), int(sizes[groups[k]].sum())
-        if taken and (rollouts + more > most or count + more_bytes > most_bytes):
-            if rollouts >= most or count >= most_bytes:
-                break
-            continue
-        taken.add(k)
-        rollouts, count = rollouts + more, count + more_bytes
-    return Chosen([groups[k] for k in sorted(taken)], log.table.num_rows)
+    ends = np.append(log.table["start"].to_numpy()[1:], log.end)
+    sizes = np.minimum(ends - log.table["start"].to_numpy(), 5 * LONGEST_TEXT)
+    first = np.array([rows[0] for rows in groups])
+    linked = np.searchsorted(first, np.array(wanted, dtype=np.int64), side="right") - 1
+    others = np.random.default_rng(0).permutation(len(groups))
+    order = np.array(list(dict.fromkeys([*linked.tolist(), *others.tolist()])))
+    rollouts = np.cumsum([len(groups[k]) for k in order])
+    written = np.cumsum([sizes[groups[k]].sum() for k in order])
+    fits = (rollouts <= most) & (written <= MOST_BYTES)
+    fits[0] = True
+    return Chosen([groups[k] for k in np.sort(order[fits])])
 
 
 def groups_of(log: Log) -> list[np.ndarray]:
-    """The rows of each group, in the log's order."""
-    table = log.table
-    columns = [table[name].to_numpy().astype(np.int64) for name in ("train_step", "group_id")]
-    columns += [codes(table[name])[0] for name in ("phase", "problem_id", "step_index")]
-    changes = np.zeros(table.num_rows, dtype=bool)
+    """The rows of each group, in the log's order; all of a group have one prompt."""
+    names = ("train_step", "group_id", "step_index", "step_text")
+    columns = [log.table[name].to_numpy() for name in names]
+    columns += [codes(log.table[name])[0] for name in ("phase", "problem_id")]
+    changes = np.zeros(log.table.num_rows, dtype=bool)
     for column in columns:
         changes[1:] |= column[1:] != column[:-1]
-    return np.split(np.arange(table.num_rows), np.flatnonzero(changes))
+    return np.split(np.arange(log.table.num_rows), np.flatnonzero(changes))
 
 
-def evenly(count: int) -> Iterator[int]:
-    """All numbers below `count`, in an order of which every beginning is spread evenly.
-
-    The van der Corput sequence: numbers by their bits read backwards.
-    """
-    bits = max(0, count - 1).bit_length()
-    for k in range(1 << bits):
-        number = int(format(k, f"0{bits}b")[::-1], 2) if bits else 0
-        if number < count:
-            yield number
-
-
-def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict[str, object]:
+def run_json(run: RunData, name: str, chosen: Chosen) -> dict[str, object]:
     """One run as the viewer reads it."""
-    problems: dict[int, tuple[int, object]] = {}  # by identity: where, and what
-    changes = _changes(tried)
-    flat = [int(row) for group in chosen.groups for row in group]
-    table = run.log.table.take(pa.array(flat, pa.int64()))
-    # Figures from the table: it knows what a log of schema 1 does not say.
-    rewards, metrics = (
-        _by_row(table, [prefix + name for name in names])
-        for prefix, names in ((REWARD, run.log.reward_names), (METRIC, run.log.metric_names))
-    )
-    figures = [
-        {"line": row + 1, "copied": bool(copied), "rewards": by_reward, "metrics": by_metric}
-        for row, copied, by_reward, by_metric in zip(
-            flat, table["copied"].to_pylist(), rewards, metrics, strict=True
-        )
-    ]
-    records = zip(run.log.read(flat), figures, strict=True)
-    groups: list[dict[str, object]] = []
+    records = run.log.read(chosen.rows)
+    problems: dict[int, tuple[int, Problem]] = {}  # by identity: where, and what
+    groups = []
     for rows in chosen.groups:
-        told = [next(records) for _ in rows]
-        # One group has one prompt, unless somebody else than the trainer wrote the log.
-        for _, part in groupby(told, key=lambda r: (r[0].expert_step, r[0].previous_step)):
-            group = list(part)
-            first = group[0][0]
-            problem = run.problem_of(first)
-            if problem is not None and id(problem) not in problems:
-                said = {
-                    "text": cut(problem.text),
-                    "steps": [cut(step) for step in problem.steps],
-                    "answer": None if problem.answer is None else cut(problem.answer),
-                }
-                problems[id(problem)] = len(problems), said
-            where = None if problem is None else problems[id(problem)][0]
-            change = changes.get((first.problem_id, first.source, first.step_index))
-            groups.append(_group(group, where, change))
-    return {
-        "name": name,
-        "whole": chosen.whole,
-        "rewards": [cut(name) for name in run.log.reward_names],
-        "metrics": [cut(name) for name in run.log.metric_names],
-        "problems": [said for _, said in problems.values()],
-        "groups": groups,
-    }
+        group = [next(records) for _ in rows]
+        problem = run.problem_of(group[0])
+        if problem is not None:
+            problems.setdefault(id(problem), (len(problems), problem))
+        where = None if problem is None else problems[id(problem)][0]
+        lines = (int(row) + 1 for row in rows)
+        rollouts = [_rollout(one, line) for one, line in zip(group, lines, strict=True)]
+        groups.append(_group(group[0], len(group)) | {"problem": where, "rollouts": rollouts})
+    told = [
+        {"text": cut(one.text), "steps": [*map(cut, one.steps)], "answer": cut(one.answer)}
+        for _, one in problems.values()
+    ]
+    return {"name": name, "problems": told, "groups": groups}
 
 
-def pack(runs: Sequence[dict[str, object]]) -> str:
+def pack(runs: Sequence[Mapping[str, object]]) -> str:
     """All runs as text that may stand in a script element."""
     written = json.dumps({"runs": runs}, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(written.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
-def cut(text: str) -> str:
+def cut(text: str | None) -> str | None:
     """`text`, or its beginning with a word about the rest."""
-    if len(text) <= LONGEST_TEXT:
+    if text is None or len(text) <= LONGEST_TEXT:
         return text
     return f"{text[:LONGEST_TEXT]}\n[cut here: {len(text):,} characters, see the log]"
 
 
-def marks(action: str, expert_step: str) -> list[int]:
-    """Where the two match: place in the action, in the expert's step, length, again and again.
-
-    Places count UTF-16 units, as JavaScript does. Both texts are normalised ones.
-    """
-    here, there = _units(action), _units(expert_step)
-    found: list[int] = []
+@lru_cache(maxsize=64)  # the attempts of a group are often the same
+def marks(action: str, expert_step: str) -> list[tuple[int, int, int]]:
+    """Where two normalised texts match: place in the action, in the expert's step, length; places
+    count characters."""
+    found = []
     for i, j, length in matching_blocks(action, expert_step)[:MOST_BLOCKS]:
         length = min(length, LONGEST_TEXT - i, LONGEST_TEXT - j)
         if length > 0:
-            found += [here(i), there(j), here(i + length) - here(i)]
+            found.append((i, j, length))
     return found
 
 
-class _units:  # noqa: N801 - called like a function
-    """From a place in a text to its place in UTF-16 units."""
-
-    def __init__(self, text: str) -> None:
-        # Few texts have a sign beyond the first 65,536, and of those most have few.
-        self._beyond = (
-            [k for k, sign in enumerate(text) if sign > "\uffff"] if not text.isascii() else []
-        )
-
-    def __call__(self, place: int) -> int:
-        return place + int(np.searchsorted(self._beyond, place)) if self._beyond else place
-
-
-def _group(
-    group: Sequence[tuple[StepRecord, Mapping[str, object]]],
-    problem: int | None,
-    change: float | None,
-) -> dict[str, object]:
-    first = group[0][0]
-    expert = normalize(first.expert_step)
-    # The attempts of a group are often the same.
-    valid = {normalize(r.action) for r, _ in group if r.format_failure is None}
-    found = {action: marks(action, expert) for action in valid}
+def _group(first: StepRecord, size: int) -> dict[str, object]:
     return {
         "phase": first.phase,
         "step": first.train_step,
         "group": first.group_id,
         "source": cut(first.source),
         "id": cut(first.problem_id),
-        "problem": problem,
         "index": first.step_index,
         "of": first.num_steps,
-        "prompt": first.prompt_tokens,
-        "expert": cut(expert),
+        "expert": cut(normalize(first.expert_step)),
         "previous": None if first.previous_step is None else cut(normalize(first.previous_step)),
         # An evaluation has groups of one, and writes no mean for them.
-        "mean": _short(first.reward if len(group) == 1 else first.group_mean),
+        "mean": _short(first.reward if size == 1 else first.group_mean),
         "std": _short(first.group_std),
         "kept": first.kept,
-        "dropped": first.dropped_because and cut(first.dropped_because),
-        "change": _short(change),
-        "rollouts": [_rollout(record, figures, found) for record, figures in group],
+        "dropped": cut(first.dropped_because),
     }
 
 
-def _by_row(table: pa.Table, columns: Sequence[str]) -> list[list[float | None]]:
-    """The values of some columns, row by row."""
-    values = [[_short(value) for value in table[name].to_pylist()] for name in columns]
-    return [[column[k] for column in values] for k in range(table.num_rows)]
-
-
-def _rollout(
-    record: StepRecord, figures: Mapping[str, object], found: Mapping[str, list[int]]
-) -> dict[str, object]:
-    action = normalize(record.action)
+def _rollout(record: StepRecord, line: int) -> dict[str, object]:
+    action, failure = normalize(record.action), record.format_failure
+    figures = [*record.rewards.items(), *record.metrics.items(), ("advantage", record.advantage)]
     return {
-        **figures,
-        "rollout": record.rollout,
-        "tokens": record.completion_tokens,
-        "truncated": record.truncated,
+        "line": line,
         "thought": cut(record.thought),
         "action": cut(action),
-        "marks": found[action] if record.format_failure is None else [],
-        "failure": record.format_failure and cut(record.format_failure),
+        "marks": marks(action, normalize(record.expert_step)) if failure is None else [],
+        "failure": cut(failure),
+        "truncated": record.truncated,
         "reward": _short(record.reward),
-        "advantage": _short(record.advantage),
+        "tokens": record.completion_tokens,
+        "figures": [(cut(name), _short(value)) for name, value in figures],
         "observation": cut(record.observation),
     }
-
-
-def _changes(tried: TriedSteps) -> dict[tuple[object, object, object], float]:
-    """What each expert step gained, of those tried at two training steps or more."""
-    examples = tried.table.take(pa.array(tried.example, pa.int64()))
-    keys = zip(
-        examples["problem_id"].to_pylist(),
-        examples["source"].to_pylist(),
-        examples["step_index"].to_pylist(),
-        strict=True,
-    )
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        gains = (tried.last - tried.first).tolist()
-    twice = (tried.last_step > tried.first_step).tolist()
-    return {key: gain for key, gain, moved in zip(keys, gains, twice, strict=True) if moved}
 
 
 def _short(value: float | None) -> float | None:

@@ -2,9 +2,7 @@
 
 Names, settings and problems reach a report as they stand in the log, and some were written by a
 model. So every value passes `text` here: HTML is escaped, quotes included, and what an eye cannot
-see (controls, direction overrides, zero widths, lone surrogates) is spelt out. Numbers are written
-one way everywhere: shares in per cent, figures below ten with three decimals, larger ones with
-three digits.
+see (controls, direction overrides, zero widths, lone surrogates) is spelt out.
 """
 
 from __future__ import annotations
@@ -21,113 +19,63 @@ from srl.stats import Estimate
 LONGEST = 2_000
 
 
-def text(value: object, *, most: int = LONGEST) -> str:
+class Raw(str):
+    """HTML made here, not to be escaped again."""
+
+
+def text(value: object, *, most: int = LONGEST) -> Raw:
     """`value` to stand in HTML, between tags or between quotes."""
     words = str(value)
     if len(words) > most:
         words = f"{words[:most]}… ({len(words):,} characters)"
-    return html.escape(spelt(words), quote=True)
+    return Raw(html.escape(spelt(words), quote=True))
 
 
 def number(value: float | None, *, share: bool = False) -> str:
-    """A figure as a reader wants it; a dash where there is none."""
+    """A figure as a reader wants it, a share in per cent; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
+    size = abs(value)
     if share:
         shown = f"{100 * value:.1f}"
     elif isinstance(value, int):
         shown = f"{value:,}"
-    elif abs(value) >= 99.95:
-        shown = f"{value:,.0f}"
-    elif abs(value) >= 9.9995:
-        shown = f"{value:.1f}"
-    elif value == 0 or abs(value) >= 0.001:
-        shown = f"{value:.3f}"
-    else:
+    elif size and size < 0.001:
         shown = f"{value:.2e}"
+    else:
+        shown = f"{value:,.{0 if size >= 99.95 else 1 if size >= 9.9995 else 3}f}"
     # "-0.000" is no figure, and a minus is no hyphen.
     if re.fullmatch(r"-0\.?0*", shown):
         shown = shown[1:]
     return shown.replace("-", "−") + (" %" if share else "")
 
 
-def interval(estimate: Estimate, *, share: bool = False) -> str:
-    """`[low, high]`, or nothing where there is no interval."""
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
-        return ""
-    low, high = (number(v, share=share).removesuffix(" %") for v in (estimate.low, estimate.high))
-    return f"[{low}, {high}]"
-
-
 def with_interval(estimate: Estimate | None, *, share: bool = False) -> str:
-    """`46.6 % [42.5, 50.7]`."""
+    """`46.6 % [42.5, 50.7]`, or the figure alone where it has no interval."""
     if estimate is None:
         return "–"
     shown = number(estimate.value, share=share)
-    return f"{shown} {interval(estimate, share=share)}".rstrip()
+    if not math.isfinite(estimate.low + estimate.high):
+        return shown
+    low, high = (number(v, share=share).removesuffix(" %") for v in (estimate.low, estimate.high))
+    return f"{shown} [{low}, {high}]"
 
 
 def points(gain: Estimate) -> str:
     """A difference of shares: `+25.2 points [21.2, 29.2]`."""
-    shown = f"{100 * gain.value:+.1f}".replace("-", "−")
-    return f"{shown} points {interval(gain, share=True)}"
+    sign = "+" if gain.value > 0 else ""
+    return sign + with_interval(gain, share=True).replace(" %", " points")
 
 
-def seconds(value: float) -> str:
-    """`6 min 18 s`."""
-    if value < 60:
-        return f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def size(count: int) -> str:
-    """`1.4 MB`."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
-
-
-Cell = object  # text, or a figure with its interval, or `Raw`
-
-
-class Raw(str):
-    """HTML made here, not to be escaped again."""
-
-
-def table(
-    head: Sequence[str], rows: Iterable[Sequence[Cell]], *, words: int = 1, tail: int = 0
-) -> str:
-    """A table whose first `words` and last `tail` columns are words, and the others figures."""
-    numbers = range(words, len(head) - tail)
-    titles = "".join(
-        f'<th scope="col"{_class(k in numbers)}>{text(title)}</th>' for k, title in enumerate(head)
-    )
-    body = "".join(f"<tr>{_row(row, numbers)}</tr>" for row in rows)
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of words, figures and `Raw` pieces; the first column names the row."""
+    titles = "".join(f'<th scope="col">{text(title)}</th>' for title in head)
+    body = []
+    for row in rows:
+        first, *rest = (cell if isinstance(cell, Raw) else text(cell) for cell in row)
+        cells = "".join(f"<td>{cell}</td>" for cell in rest)
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _row(row: Sequence[Cell], numbers: range) -> str:
-    cells = []
-    for k, cell in enumerate(row):
-        inner = cell if isinstance(cell, Raw) else text(cell)
-        if k == 0:
-            cells.append(f'<th scope="row">{inner}</th>')
-        else:
-            cells.append(f"<td{_class(k in numbers)}>{inner}</td>")
-    return "".join(cells)
-
-
-def _class(is_number: bool) -> str:
-    return ' class="n"' if is_number else ""
-
-
-def figure_cell(estimate: Estimate | None, *, share: bool = False) -> Raw:
-    """A figure with its interval beside it, smaller."""
-    if estimate is None:
-        return Raw("–")
-    between = interval(estimate, share=share)
-    said = f' <span class="ci">{between}</span>' if between else ""
-    return Raw(f"{number(estimate.value, share=share)}{said}")

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-
 from srl.console import spelt
 from srl.errors import UsageError
 from srl.logs.figures import rows_of
 from srl.logs.index import Told
-from srl.logs.report import curves, headline, sections
-from srl.logs.report.curves import Named
-from srl.logs.report.embedded import Chosen, choose, pack, run_json
-from srl.logs.report.markup import size, text
+from srl.logs.report import sections
+from srl.logs.report.embedded import choose, pack, run_json
+from srl.logs.report.markup import text
+from srl.logs.report.sections import Named
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedStep, extremes, tried_steps
 from srl.redaction import told_apart
@@ -36,8 +34,6 @@ ROLLOUTS = 20_000
 OF_NOTE = 10  # best, worst, most improved steps: that many of each
 # Stands near the start of every report: a file without it is not ours, and not overwritten.
 MARKER = "<!-- stepwise-srl report -->"
-# One script, cut into files.
-_SCRIPTS = ("texts.js", "list.js", "group.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Report:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{spelt(str(self.path))}  {size(self.bytes)}"
+        return f"{spelt(str(self.path))}  {max(1, self.bytes // 1000):,} kB"
 
 
 def write_report(
@@ -81,11 +77,11 @@ def write_report(
             "or one run alone"
         )
     if output is None:
-        name = f"report-{_name(folders[1])}.html" if len(folders) > 1 else "report.html"
-        output = folders[0].path / name
+        beside = f"-{told_apart([folders[1].path])[0]}" if len(folders) > 1 else ""
+        output = folders[0].path / f"report{beside}.html"
     _check_output(output)
     runs = [RunData.open(folder, told) for folder in folders]
-    page = make_page(_named(runs), rollouts)
+    page = make_page(runs, rollouts)
     try:
         replace_file(output, page.encode("utf-8"))
     except OSError as error:
@@ -93,43 +89,46 @@ def write_report(
     return Report(output, output.stat().st_size)
 
 
-def make_page(runs: Sequence[Named], rollouts: int = ROLLOUTS) -> str:
-    """The whole page."""
-    tried = [tried_steps(one.run.log.table, np.arange(one.run.log.table.num_rows)) for one in runs]
-    of_note = [_of_note(one.run) for one in runs]
-    chosen = _choose(runs, of_note, rollouts)
-    embedded = [
-        run_json(one.run, one.name, part, steps)
-        for one, part, steps in zip(runs, chosen, tried, strict=True)
+def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
+    """The whole page; of one run or two."""
+    names = told_apart([run.folder.path for run in runs])
+    several = len(runs) > 1
+    named = [
+        Named(name, run, f" ({name})" if several else "", f"{k + 1}:" if k else "")
+        for k, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
-    style, script = _part("page.css"), "".join(map(_part, _SCRIPTS))
-    title = " and ".join(one.name for one in runs)
+    of_note = [_of_note(run) for run in runs]
+    chosen = [
+        choose(run.log, rollouts // len(runs), [s.row for steps in lists.values() for s in steps])
+        for run, lists in zip(runs, of_note, strict=True)
+    ]
+    inside = [part.rows for part in chosen]
+    embedded = [run_json(one.run, one.name, part) for one, part in zip(named, chosen, strict=True)]
+    style, script = _part("page.css"), _part("page.js")
     pieces = {
         "policy": _policy(style, script),
         "marker": MARKER,
-        "title": text(title),
+        "title": text(" and ".join(names)),
         "style": style,
         "script": script,
-        "header": headline.header(runs),
-        "remarks": headline.remarks(runs),
-        "training": curves.training(runs),
-        "optimisation": curves.optimisation(runs),
-        "index": curves.by_index(runs),
-        "tables": sections.tables(runs),
-        "sources": curves.by_source(runs),
-        "evaluation": _evaluation(runs),
-        "note": sections.steps_of_note(runs, of_note, [part.rows for part in chosen]),
-        "settings": sections.settings(runs),
-        "embedded": _said_of(runs, chosen),
+        "overview": sections.overview(named),
+        "remarks": sections.remarks(named),
+        "training": sections.training(named),
+        "optimisation": sections.optimisation(named),
+        "index": sections.by_index(named),
+        "tables": sections.tables(named),
+        "sources": sections.by_source(named),
+        "evaluation": sections.evaluation(named),
+        "note": sections.steps_of_note(named, of_note, inside),
+        "settings": sections.settings(named),
+        "embedded": "; ".join(
+            f"{len(rows):,} of {one.run.log.table.num_rows:,} rollouts are here{text(one.tag)}"
+            for one, rows in zip(named, inside, strict=True)
+        ),
         "data": pack(embedded),
     }
-    # Cut first, then filled: a text that holds {{script}} stays what it is.
-    parts = _part("page.html").split("{{")
-    filled = [parts[0]]
-    for part in parts[1:]:
-        name, _, rest = part.partition("}}")
-        filled += [pieces[name], rest]
-    return "".join(filled)
+    # In one pass: a text that holds {{script}} stays what it is.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], _part("page.html"))
 
 
 def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
@@ -137,69 +136,23 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
 
     A short training tries no step twice; its validations do.
     """
-    found = extremes(tried_steps(run.log.table, rows_of(run.log.table, "train")), OF_NOTE)
+    table = run.log.table
+    found = extremes(tried_steps(table, rows_of(table, "train")), OF_NOTE)
     if not found["most improved"]:
-        validated = tried_steps(run.log.table, rows_of(run.log.table, "eval"))
+        validated = extremes(tried_steps(table, rows_of(table, "eval")), OF_NOTE)
         del found["most improved"]
-        found["most improved from one validation to the last"] = extremes(validated, OF_NOTE)[
-            "most improved"
-        ]
+        found["most improved from one validation to the last"] = validated["most improved"]
     return found
-
-
-def _choose(
-    runs: Sequence[Named], of_note: Sequence[dict[str, list[TriedStep]]], rollouts: int
-) -> list[Chosen]:
-    """Each run gets an equal part; what one does not need the next one gets."""
-    found, left = [], rollouts
-    for k, (one, lists) in enumerate(zip(runs, of_note, strict=True)):
-        wanted = [step.row for steps in lists.values() for step in steps]
-        rest = sum(other.run.log.table.num_rows for other in runs[k + 1 :])
-        share = max(left // (len(runs) - k), left - rest)
-        found.append(choose(one.run.log, share, wanted))
-        left = max(1, left - found[-1].rollouts)
-    return found
-
-
-def _evaluation(runs: Sequence[Named]) -> str:
-    parts = [curves.evaluation(runs), sections.accuracy(runs)]
-    return "".join(parts) or '<p class="none">This run has evaluated nothing yet.</p>'
-
-
-def _said_of(runs: Sequence[Named], chosen: Sequence[Chosen]) -> str:
-    said = []
-    for one, part in zip(runs, chosen, strict=True):
-        name = f"{text(one.name)}: " if len(runs) > 1 else ""
-        if part.rollouts == part.whole:
-            said.append(
-                f"{name}{'a' if name else 'A'}ll {part.whole:,} rollouts of the log are here"
-            )
-        else:
-            said.append(
-                f"{name}{part.rollouts:,} of {part.whole:,} rollouts are here, whole groups spread "
-                "evenly over the log"
-            )
-    return ". ".join(said) + "."
-
-
-def _named(runs: Sequence[RunData]) -> list[Named]:
-    names = [_name(run.folder) for run in runs]
-    if len(set(names)) < len(names):  # two folders of one name
-        names = told_apart([run.folder.path for run in runs])
-    return [Named(name, run) for name, run in zip(names, runs, strict=True)]
-
-
-def _name(folder: RunFolder) -> str:
-    return folder.path.resolve().name or str(folder.path)
 
 
 def _policy(style: str, script: str) -> str:
-    def digest(part: str) -> str:
-        return "sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
-
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
+        for part in (style, script)
+    )
     return (
-        f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src 'sha256-{script_hash}'; "
+        f"style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -208,24 +161,19 @@ def _part(name: str) -> str:
 
 
 def _check_output(path: Path) -> None:
-    """Before anything is computed: that the report can be written, and overwrites nothing else."""
+    """Before anything is computed: that the report has a place, and overwrites nothing else."""
     try:
         if path.is_dir():
-            raise UsageError(
-                f"--output {path} is a folder; name a file, such as {path / 'report.html'}"
-            )
-        if not path.parent.is_dir():
-            raise UsageError(f"--output {path}: there is no folder {path.parent}; make it first")
-        if path.exists() and not _is_ours(path):
-            raise UsageError(
-                f"--output {path} exists and is no report: it is left as it is. Name another file"
-            )
+            problem = f" is a folder; name a file, such as {path / 'report.html'}"
+        elif not path.parent.is_dir():
+            problem = f": there is no folder {path.parent}; make it first"
+        elif path.exists() and not _is_ours(path):
+            problem = " exists and is no report: it is left as it is. Name another file"
+        else:
+            return
     except OSError as error:  # no permission to look, a name that is too long
-        raise UsageError(f"--output {path}: {error.strerror or error}") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"--output {path}: no permission to write in {path.parent}; name another file"
-        )
+        problem = f": {error.strerror or error}"
+    raise UsageError(f"--output {path}{problem}")
 
 
 def _is_ours(path: Path) -> bool:

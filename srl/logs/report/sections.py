@@ -1,249 +1,421 @@
-"""The parts of a report that are words and tables: tables, accuracy, steps of note, settings.
+"""The parts of a report: key figures, remarks, curves, tables, steps of note, settings.
 
-Each function takes the runs to show, one or two to compare, and gives a piece of HTML. The top
-is in `headline.py`, the curves are in `curves.py`, the rollouts in `embedded.py` and the page's
-script. No figure is computed here.
+Each function takes the runs to show, one or two to compare, and gives a piece of HTML. One run
+gives one line a chart; two runs share it. Figures come from `figures.py` and `run_data.py`, and are
+shown by the names they have there: a metric that is new in the log needs no code here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
+    Cells,
+    Metric,
     by,
+    codes,
+    counts,
+    grid,
     metrics_of,
     most_frequent,
+    only,
+    over_training,
+    sampling_yield,
+    thinned,
 )
-from srl.logs.report.curves import Named
-from srl.logs.report.markup import Raw, figure_cell, number, points, table, text
-from srl.logs.run_data import RunData
+from srl.logs.report.charts import SERIES, Bin, Series, heat_map, line_chart, plain_series, span_of
+from srl.logs.report.markup import Raw, number, points, table, text, with_interval
+from srl.logs.report.remarks import fifths, remarks_of
+from srl.logs.run_data import Points, RunData
 from srl.logs.tried_steps import TriedStep
 from srl.redaction import shareable, shareable_command
-from srl.runs.attempts import Accuracy
-from srl.runs.folder import changed_keys, flattened, plain
-from srl.runs.records import StepRecord
+from srl.runs.folder import flattened, plain
+from srl.stats import Estimate
 
-PROBLEMS = 20
-ROWS = 100
+BINS = 60
+COLUMNS, ROWS = 12, 40  # of a heat map
+LONGEST_TABLE, PROBLEMS = 100, 20
 _EXCERPT = 140
 _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
+_SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")  # since the line before
 
 
-def tables(runs: Sequence[Named]) -> str:
-    """By step index, from either end, by number of steps, source and problem."""
+@dataclass(frozen=True)
+class Named:
+    """A run and what the page calls it.
+
+    Attributes:
+        name: what it is called.
+        run: its data.
+        tag: put after a title or a key that is this run's alone; empty where it is the only run.
+        link: put before a place in the log, to say whose; empty for the first run.
+    """
+
+    name: str
+    run: RunData
+    tag: str = ""
+    link: str = ""
+
+    @cached_property
+    def train(self) -> pa.Table:
+        """The records of training."""
+        return only(self.run.log.table, "train")
+
+
+Runs = Sequence[Named]
+
+
+def overview(runs: Runs) -> str:
+    """How far each run got, and its key figures: at the start, at the end, with intervals."""
+    return "".join(
+        _facts(one) + table(("", "first", "last", ""), _key_figures(one)) for one in runs
+    )
+
+
+def _facts(one: Named) -> str:
+    run, steps = one.run, one.run.log.table["train_step"]
+    asked = (run.config or {}).get("max_steps")
+    of = f" of {asked:,}" if isinstance(asked, int) and asked > 0 else ""
+    started = (run.environment or {}).get("started")
+    facts = [
+        "complete" if run.complete else "not complete",
+        f"training step {pc.max(steps).as_py():,}{of}",
+        f"{len(steps):,} rollouts recorded, {len(steps) - len(one.train):,} of them in validations",
+        *([f"started {started}"] if started else []),
+    ]
+    return f"<h3>{text(one.name)}</h3><p class=facts>{text(' · '.join(facts))}</p>"
+
+
+def _key_figures(one: Named) -> list[list[object]]:
+    run, rows = one.run, []
+    found = {a.when: a.estimate for a in run.accuracies() if a.mode == "steps" and not a.sampled}
+    before, after, gain = found.get("before"), found.get("after"), run.gain()
+    if before or after:
+        note = points(gain) if gain else ""
+        if after and run.policy_step is not None:
+            note += f"; after: policy of step {run.policy_step:,}, the best on validation"
+        shown = (with_interval(one, share=True) for one in (before, after))
+        rows.append(["held-out problems solved", *shown, note])
+    elif validations := run.validation_accuracy():
+        ends = validations[0], validations[-1]
+        shown = (with_interval(accuracy, share=True) for _, accuracy in ends)
+        when = " → ".join(f"step {step}" for step, _ in ends)
+        rows.append(["validation problems solved", *shown, when])
+    parts = fifths(run)
+    for metric in metrics_of(run.log) if parts.keys else ():
+        cells = parts.metrics[metric.name]
+        if any(cells):
+            shown = (with_interval(cell, share=metric.share) for cell in (cells[0], cells[-1]))
+            when = " → ".join(span_of(b) for b in (_bins(parts)[0], _bins(parts)[-1]))
+            rows.append([metric.label, *shown, when])
+    for part in sampling_yield(run.log.table, most=1):
+        kept = f"{part.kept:,} of {part.tried:,} tried"
+        rows.append(["groups kept", "", number(part.kept / part.tried, share=True), kept])
+        took = f"in {number(run.seconds())} s" if run.seconds() else ""
+        tokens = pc.sum(one.train["completion_tokens"]).as_py()
+        rows.append(["tokens written", "", number(tokens), took])
+    return rows  # type: ignore[return-value]
+
+
+def remarks(runs: Runs) -> str:
+    """What to look at, by the rules of `remarks.py`."""
+    parts = []
+    for one in runs:
+        items = "".join(
+            f'<li class="{"good" if r.good else "look"}">{text(r.text)}</li>'
+            for r in remarks_of(one.run)
+        )
+        name = f"<h3>{text(one.name)}</h3>" if one.tag else ""
+        none = '<p class="none">No rule found anything.</p>'
+        parts.append(name + (f"<ul class=remarks>{items}</ul>" if items else none))
+    return "".join(parts)
+
+
+# ---- curves -------------------------------------------------------------------------------------
+
+
+def training(runs: Runs) -> str:
+    """How every metric of the rollouts went, and why rollouts failed or were dropped."""
+    charts = _metric_charts(runs, [one.train for one in runs], "")
+    for column, title in (("format_failure", "Format failures"), ("dropped_because", "Dropped")):
+        for one in runs:
+            bins, reasons = counts(one.train, column, most=BINS)
+            lines = [
+                plain_series(name, list(zip(bins, map(float, n), strict=True)))
+                for name, n in reasons.items()
+            ]
+            charts.append(line_chart(f"{title} by reason{one.tag}", "Rollouts.", lines))
+    return _charts(charts, "No rollouts of training in this log.")
+
+
+def _metric_charts(runs: Runs, tables: Sequence[pa.Table], prefix: str) -> list[str]:
+    metrics = _metrics(runs)
+    over = [
+        over_training(records, metrics_of(one.run.log), most=BINS)
+        for one, records in zip(runs, tables, strict=True)
+    ]
+    return [
+        line_chart(
+            prefix + metric.label,
+            _sentence(metric),
+            [_series(one.name, cells, metric) for one, cells in zip(runs, over, strict=True)],
+            share=metric.share,
+        )
+        for metric in metrics
+    ]
+
+
+def optimisation(runs: Runs) -> str:
+    """Figures of metrics.jsonl that the step log has not, but for those that are always zero."""
+    known = {name for metric in _metrics(runs) for name in (metric.name, metric.label)}
+    names = dict.fromkeys(name for one in runs for name in one.run.training_figures())
+    charts = []
+    for name in names:
+        lines = [_figure(one.run, name) for one in runs]
+        zero = not any(value for line in lines for _, value in line)
+        if name not in known and not name.startswith("format_failures/") and not zero:
+            charts.append(_plain(name, runs, lines))
+    charts.append(_plain("tokens a second", runs, [one.run.speed() for one in runs]))
+    return _charts(charts, "No metrics.jsonl in this folder.")
+
+
+def _figure(run: RunData, name: str) -> Points:
+    return run.per_step(name) if name.startswith(_SUMMED) else run.training_figures().get(name, [])
+
+
+def _plain(title: str, runs: Runs, lines: Sequence[Points]) -> str:
+    found = zip(runs, lines, strict=True)
+    about = "Per training step." if title.startswith(_SUMMED) else ""
+    return line_chart(
+        title, about, [plain_series(one.name, thinned(line, 2 * BINS)) for one, line in found]
+    )
+
+
+def by_index(runs: Runs) -> str:
+    """Heat maps: reward and exact steps, by step index over training; one scale for all runs."""
+    maps = []
+    for metric in (REWARD_METRIC, FIXED["exact"]):
+        grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
+        found = [c.value for part in grids for row in part.cells for c in row if c is not None]
+        scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
+        for one, part in zip(runs, grids, strict=True):
+            about = _sentence(metric)
+            if len(part.rows) > ROWS:
+                about += f" {len(part.rows) - ROWS} more rows are not shown."
+            rows = [f"step index {row}" for row in part.rows[:ROWS]]
+            title = f"{metric.label} by step index{one.tag}"
+            if found:
+                maps.append(
+                    heat_map(title, about, part.columns, rows, part.cells[:ROWS], scale,
+                             share=metric.share)
+                )  # fmt: skip
+    return _charts(maps)
+
+
+def by_source(runs: Runs) -> str:
+    """The reward of each source; nothing where a run has one source only."""
+    charts = []
+    for one in runs:
+        records = most_frequent(one.train, "source", SERIES)
+        cells, names = codes(records["source"])
+        lines = []
+        for k, name in enumerate(names):
+            part = records.filter(pa.array(cells == k))
+            over = over_training(part, [REWARD_METRIC], most=BINS)
+            lines.append(_series(str(name), over, REWARD_METRIC))
+        if len(lines) > 1:
+            charts.append(line_chart(f"reward by source{one.tag}", _sentence(REWARD_METRIC), lines))
+    return _charts(charts)
+
+
+def evaluation(runs: Runs) -> str:
+    """Problems solved, on validation and held out; the steps of validation problems."""
+    lines = []
+    for one in runs:
+        found = one.run.validation_accuracy()
+        every = max(1, -(-len(found) // (2 * BINS)))
+        found = found[::-1][::every][::-1]  # some of very many, the last among them
+        lines.append(Series(one.name, [(s, s) for s, _ in found], [e for _, e in found]))
+    about = "Share of the validation problems solved, with Wilson's interval."
+    charts = [line_chart("validation problems solved", about, lines, share=True)]
+    tables = [only(one.run.log.table, "eval") for one in runs]
+    charts += _metric_charts(runs, tables, "validation steps: ")
+    shown = _charts(charts) + _held_out(runs)
+    return shown or '<p class="none">This run has evaluated nothing yet.</p>'
+
+
+def _held_out(runs: Runs) -> str:
+    rows: list[list[object]] = []
+    for one in runs:
+        for found in one.run.accuracies():
+            way = "step by step" if found.mode == "steps" else "whole solution"
+            what = f"{found.when}, {way}, {'sampled' if found.sampled else 'greedy'}{one.tag}"
+            why = sorted(found.failures.items(), key=lambda item: (-item[1], item[0]))
+            rows.append([what, number(found.estimate.n), _solved(found.estimate),
+                         ", ".join(f"{name} {count:,}" for name, count in why)])  # fmt: skip
+        if gain := one.run.gain():
+            rows.append([f"after − before{one.tag}", number(gain.n), points(gain), ""])
+    if not rows:
+        return ""
+    parts = [_titled("held-out problems", ("", "problems", "solved", "why not"), rows)]
+    for one in runs:
+        if times := one.run.solved_by("num_steps"):
+            lengths = sorted({int(str(k)) for found in times.values() for k in found})
+            body = [[k, *(_solved(found.get(k)) for found in times.values())] for k in lengths]
+            title = f"solved by number of expert's steps{one.tag}"
+            parts.append(_titled(title, ["steps", *times], body))
+    return "".join(parts)
+
+
+def _solved(estimate: Estimate | None) -> str:
+    return with_interval(estimate, share=True)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def tables(runs: Runs) -> str:
+    """Every metric by step index, from either end, by number of steps, source and problem."""
     return "".join(
         (
-            _by_table(runs, "step_index", "step index", ROWS),
-            _by_table(runs, "steps_left", "steps left", ROWS),
-            _by_table(runs, "num_steps", "expert's steps", ROWS),
-            _by_table(runs, "source", "source", ROWS),
+            _by_table(runs, "step_index", "step index"),
+            _by_table(runs, "steps_left", "steps left"),
+            _by_table(runs, "num_steps", "expert's steps"),
+            _by_table(runs, "source", "source"),
             _by_table(runs, "problem_id", "problem", PROBLEMS),
         )
     )
 
 
-def _by_table(runs: Sequence[Named], column: str, title: str, most: int) -> str:
-    """One row a value, or one a value and run; of each run the `most` values with most rollouts."""
-    several = len(runs) > 1
-    metrics = list(dict.fromkeys(m for one in runs for m in metrics_of(one.run.log)))
-    metrics = [m for m in metrics if m.name != "group_std"]
-    metrics.sort(key=lambda m: m.name in FIXED and m is not REWARD_METRIC)
-    rows: dict[object, list[tuple[int, list[object]]]] = {}
-    sizes: dict[object, int] = {}
+def _by_table(runs: Runs, column: str, title: str, most: int = LONGEST_TABLE) -> str:
+    """One row a value and run; of each run the `most` values with most rollouts."""
+    metrics = [metric for metric in _metrics(runs) if metric.name != "group_std"]
+    found = []
     for place, one in enumerate(runs):
         records = most_frequent(one.train, column, most)
         cells = by(records, column, metrics_of(one.run.log))
         for k, key in enumerate(cells.keys):
-            numbers = (cells.records[k], cells.groups[k], cells.problems[k])
-            found = [cells.metrics[m.name][k] if m.name in cells.metrics else None for m in metrics]
-            figures = [figure_cell(f, share=m.share) for f, m in zip(found, metrics, strict=True)]
-            run = [one.name] if several else []
-            rows.setdefault(key, []).append((place, [*run, *map(number, numbers), *figures]))
-            sizes[key] = sizes.get(key, 0) + cells.records[k]
-    if not rows:
+            counted = map(number, (cells.records[k], cells.groups[k], cells.problems[k]))
+            values = ((cells.metrics.get(m.name, {k: None})[k], m.share) for m in metrics)
+            figures = [with_interval(value, share=share) for value, share in values]
+            order = (-cells.records[k] if column == "problem_id" else 0, key, place)
+            found.append((order, [_key(key, column, one), *counted, *figures]))
+    if not found:
         return ""
-    keys = sorted(rows, key=lambda key: (isinstance(key, str), key))
-    if column == "problem_id":
-        keys.sort(key=lambda key: -sizes[key])
-    head = [title, *(["run"] if several else []), "rollouts", "groups", "problems"]
-    body = [[_key(key, column, place), *cells] for key in keys for place, cells in rows[key]]
-    some = f" (the {most} with most rollouts)" if len(rows) >= most else ""
-    numbers_table = table([*head, *(m.label for m in metrics)], body, words=1 + several)
-    return f"<h3>By {text(title)}{some}</h3>{numbers_table}"
+    found.sort(key=lambda row: row[0])
+    some = f" (the {most} with most rollouts)" if len(found) >= most else ""
+    head = [title, "rollouts", "groups", "problems", *(m.label for m in metrics)]
+    return _titled(f"by {title}{some}", head, [row for _, row in found])
 
 
-def _key(key: object, column: str, place: int) -> object:
+def _key(key: object, column: str, one: Named) -> object:
     if column != "problem_id" or len(str(key)) > _LONGEST_LINK:
-        return key
+        return f"{key}{one.tag}"
     asked = quote(str(key), safe="", errors="replace")
-    return Raw(f'<a href="#find={_in_run(place)}{text(asked)}">{text(key)}</a>')
-
-
-def _in_run(place: int) -> str:
-    """Which run a link of the viewer means; the first needs no number."""
-    return f"{place + 1}:" if place else ""
-
-
-def accuracy(runs: Sequence[Named]) -> str:
-    """Held-out problems solved before and after, and why others were not."""
-    several = len(runs) > 1
-    rows: list[list[object]] = []
-    for one in runs:
-        for found in one.run.accuracies():
-            rows.append(
-                [
-                    found.when,
-                    "step by step" if found.mode == "steps" else "whole solution",
-                    "sampled" if found.sampled else "greedy",
-                    *([one.name] if several else []),
-                    number(found.estimate.n),
-                    figure_cell(found.estimate, share=True),
-                    _failures(found),
-                ]
-            )
-        gain = one.run.gain()
-        if gain is not None:
-            shown, _, between = points(gain).partition(" [")
-            said = Raw(f'{shown} <span class="ci">[{between}</span>')
-            rows.append(
-                ["after − before", "step by step", "greedy", *([one.name] if several else []),
-                 number(gain.n), said, ""]
-            )  # fmt: skip
-    if not rows:
-        return ""
-    head = [
-        "when",
-        "way",
-        "decoding",
-        *(["run"] if several else []),
-        "problems",
-        "solved",
-        "why not",
-    ]
-    return "<h3>Held-out problems</h3>" + table(head, rows, words=3 + several, tail=1)
-
-
-def _failures(found: Accuracy) -> str:
-    ordered = sorted(found.failures.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {count:,}" for name, count in ordered) or "–"
+    return Raw(f'<a href="#find={one.link}{text(asked)}">{text(key)}</a>{text(one.tag)}')
 
 
 def steps_of_note(
-    runs: Sequence[Named],
-    found: Sequence[Mapping[str, Sequence[TriedStep]]],
-    inside: Sequence[set[int]],
+    runs: Runs, found: Sequence[Mapping[str, Sequence[TriedStep]]], inside: Sequence[Iterable[int]]
 ) -> str:
     """The best, the worst and the most improved expert steps, each with a link into the viewer."""
     parts = []
-    for place, (one, lists, rows) in enumerate(zip(runs, found, inside, strict=True)):
-        if len(runs) > 1:
-            parts.append(f"<h3>{text(one.name)}</h3>")
+    head = ("step", "expert's step", "best attempt of the last time", "rollouts", "mean reward",
+            "first", "last")  # fmt: skip
+    for one, lists, here in zip(runs, found, map(set, inside), strict=True):
         for title, steps in lists.items():
-            parts.append(f"<h3>{text(title[:1].upper() + title[1:])}</h3>")
-            if not steps:
-                parts.append(
-                    '<p class="none">None was tried at two times, and better at the last.</p>'
-                )
-                continue
             records = one.run.log.read([step.row for step in steps])
-            body = [
-                [
-                    _place(
-                        step,
-                        record,
-                        f"#r={_in_run(place)}{step.row + 1}" if step.row in rows else None,
-                    ),
-                    _excerpt(record.expert_step),
-                    _excerpt(record.action),
-                    number(step.rollouts),
-                    number(step.reward),
-                    _from_to(number(step.first), number(step.last), step),
-                    _from_to(number(step.first_step), number(step.last_step), step),
-                ]
-                for step, record in zip(steps, records, strict=True)
-            ]
-            head = ["step", "expert's step", "best attempt of the last time", "rollouts",
-                    "mean reward", "first → last", "at training step"]  # fmt: skip
-            parts.append(table(head, body, words=3))
+            rows = []
+            for step, record in zip(steps, records, strict=True):
+                said = text(f"{step.problem_id[:8]}, {step.step_index + 1}/{record.num_steps}")
+                link = f'<a href="#r={one.link}{step.row + 1}">{said}</a>'
+                rows.append(
+                    [Raw(link) if step.row in here else said, _excerpt(record.expert_step),
+                     _excerpt(record.action), number(step.rollouts), number(step.reward),
+                     f"{number(step.first)}, step {step.first_step}",
+                     f"{number(step.last)}, step {step.last_step}"]
+                )  # fmt: skip
+            none = '<p class="none">None was tried at two times, and better at the last.</p>'
+            heading = f"<h3>{text(title + one.tag)}</h3>"
+            parts.append(heading + (table(head, rows) if rows else none))
     return "".join(parts)
 
 
-def _from_to(first: str, last: str, step: TriedStep) -> str:
-    return last if step.first_step == step.last_step else f"{first} → {last}"
-
-
-def _place(step: TriedStep, record: StepRecord, link: str | None) -> Raw:
-    said = f"{text(step.problem_id[:8])}, {step.step_index + 1}/{record.num_steps}"
-    return Raw(f'<a href="{text(link)}">{said}</a>' if link else said)
-
-
-def _excerpt(words: str) -> Raw:
+def _excerpt(words: str) -> str:
     one_line = " ".join(words.split())
-    shown = one_line if len(one_line) <= _EXCERPT else f"{one_line[:_EXCERPT]}…"
-    return Raw(f'<span class="said">{text(shown)}</span>')
+    return one_line if len(one_line) <= _EXCERPT else f"{one_line[:_EXCERPT]}…"
 
 
-def settings(runs: Sequence[Named]) -> str:
-    """Settings, environment and command; for two runs what differs comes first."""
-    parts = []
-    if len(runs) > 1 and all(one.run.config is not None for one in runs):
-        differ = _differences(*(plain(one.run.config) for one in runs))
-        items = "".join(f"<li>{line}</li>" for line in differ)
-        names = f"{text(runs[0].name)} → {text(runs[1].name)}"
-        same = '<p class="none">All settings are the same.</p>'
-        parts.append(f"<h3>Settings that differ, {names}</h3>")
-        parts.append(f"<ul>{items}</ul>" if items else same)
-    parts.append(
-        _flat_table("Settings", runs, lambda run: run.config, "This run has no config.yaml.")
-    )
-    parts.append(_flat_table("Environment", runs, lambda run: run.environment, "Not recorded."))
+def settings(runs: Runs) -> str:
+    """Settings, environment and command; of two runs' settings what differs comes first."""
+    parts = [
+        _flat_table("settings", runs, lambda run: run.config),
+        _flat_table("environment", runs, lambda run: run.environment),
+    ]
     for one in runs:
         path = one.run.folder.command
         if path.is_file():
             shown = shareable_command(path.read_text(encoding="utf-8", errors="replace").strip())
-            name = f", {text(one.name)}" if len(runs) > 1 else ""
-            parts.append(f"<h3>Command{name}</h3><pre>{text(shown, most=20_000)}</pre>")
+            command = text(shown, most=20_000)
+            parts.append(f"<h3>{text(f'command{one.tag}')}</h3><pre>{command}</pre>")
     return "".join(parts)
 
 
-def _differences(old: object, new: object) -> list[str]:
-    """What differs, as HTML. Folders are not told, but that they differ is."""
-    assert isinstance(old, dict)
-    assert isinstance(new, dict)
-    told = changed_keys(*(shareable(one) for one in (old, new)))  # type: ignore[arg-type]
-    untold = len(changed_keys(old, new)) - len(told)
-    lines = [f"<code>{text(line)}</code>" for line in told]
-    return lines + ([f"{number(untold)} more, in the folder of a path alone"] if untold else [])
-
-
 def _flat_table(
-    title: str,
-    runs: Sequence[Named],
-    of: Callable[[RunData], Mapping[str, object] | None],
-    missing: str,
+    title: str, runs: Runs, of: Callable[[RunData], Mapping[str, object] | None]
 ) -> str:
-    flat = [flattened(shareable(plain(of(one.run) or {}))) for one in runs]
-    keys = list(dict.fromkeys(key for part in flat for key in part))
+    """Key and value of each run. Folders are not told, but values that differ there alone are
+    among those that differ."""
+    raw = [plain(of(one.run) or {}) for one in runs]
+    shown = [flattened(shareable(part)) for part in raw]
+    hidden = [
+        dict(zip(told, flattened(whole).values(), strict=False))
+        for told, whole in zip(shown, raw, strict=True)
+    ]
+    keys = list(dict.fromkeys(key for part in shown for key in part if key))
     if not keys:
-        return f'<h3>{text(title)}</h3><p class="none">{text(missing)}</p>'
-    head = ["key", *((one.name for one in runs) if len(runs) > 1 else ["value"])]
-    body = [[key, *(_value(part, key) for part in flat)] for key in keys]
-    return (
-        f"<details class=fold><summary>{text(title)}</summary>"
-        f"{table(head, body, words=len(head))}</details>"
-    )
+        return f'<h3>{text(title)}</h3><p class="none">Not recorded in this folder.</p>'
+    head = ["key", *(one.name for one in runs)]
+    rows = {key: [key, *(str(part.get(key, "–")) for part in shown)] for key in keys}
+    differ = [row for key, row in rows.items() if len({str(p.get(key)) for p in hidden}) > 1]
+    first = _titled(f"{title} that differ", head, differ) if differ else ""
+    folded = f"<details><summary>{text(title)}</summary>{table(head, rows.values())}</details>"
+    return first + folded
 
 
-def _value(flat: Mapping[str, object], key: str) -> Raw:
-    if key not in flat:
-        return Raw("–")
-    value = flat[key]
-    said = (
-        {None: "none", True: "true", False: "false"}.get(value)
-        if isinstance(value, bool | None)
-        else str(value)
-    )
-    return Raw(f"<code>{text(said)}</code>")
+# ---- pieces -------------------------------------------------------------------------------------
+
+
+def _metrics(runs: Runs) -> list[Metric]:
+    return list(dict.fromkeys(metric for one in runs for metric in metrics_of(one.run.log)))
+
+
+def _bins(cells: Cells) -> list[Bin]:
+    return cells.keys  # type: ignore[return-value]
+
+
+def _series(name: str, cells: Cells, metric: Metric) -> Series:
+    """A line; an empty one where the run does not have that metric."""
+    return Series(name, _bins(cells), cells.metrics.get(metric.name, [None] * len(cells.keys)))
+
+
+def _sentence(metric: Metric) -> str:
+    return f"{metric.formula[:1].upper()}{metric.formula[1:]}."
+
+
+def _titled(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    return f"<h3>{text(title)}</h3>{table(head, rows)}"
+
+
+def _charts(charts: Sequence[str], none: str = "") -> str:
+    if not any(charts):
+        return f'<p class="none">{none}</p>' if none else ""
+    return f'<div class="charts">{"".join(charts)}</div>'
