@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import sympy
 
@@ -330,10 +331,10 @@ def parse_expression(text: str, *, math: bool = True) -> sympy.Expr:
 def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
     """What left - right is for all values of the variables; None if it depends on them.
 
-    Variables are given fixed fractions with large denominators: all positive, all negative, and
-    mixed. Two expressions whose difference is the same at all three differ by that number. Rational
-    numbers are compared exactly; roots and pi are computed to `PRECISION` digits, and 0 means equal
-    to 45 of them.
+    Variables are given fractions with large denominators: all positive, all negative, and mixed,
+    the same in every call. Where the difference is the same each time, it is taken for that of all
+    values. Rational numbers are compared exactly; roots and pi are computed to `PRECISION` digits,
+    and 0 means equal to 45 of them.
 
     Raises:
         UnreadableError: a value is not real or infinite, or the two are so near each other that
@@ -345,14 +346,18 @@ def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
     # Computing with fractions would let roots of them grow without bound.
     exact = not any(side.has(sympy.pi) or _has_root(side) for side in (left, right))
     gaps = []
-    for trial, signs in enumerate(((1, 1), (-1, -1), (1, -1))):
+    draw = Random(0)
+    for signs in ((1, 1), (-1, -1), (1, -1)):
         at = {}
         for place, letter in enumerate(letters):
-            value = sympy.Rational(signs[place % 2] * (7_919 + 104 * place + 31 * trial), 10_007)
+            value = sympy.Rational(signs[place % 2] * draw.randrange(5_000, 20_000), 10_007)
             at[letter] = value if exact else sympy.Float(value, PRECISION)
         gaps.append(_gap(left.xreplace(at), right.xreplace(at), real=False))
-    spread = EQUAL * max(sympy.S.One, abs(gaps[0]))
-    return gaps[0] if all(abs(gap - gaps[0]) <= spread for gap in gaps) else None
+    if exact:
+        return gaps[0] if len(set(gaps)) == 1 else None
+    if any(abs(gap) > 1 / UNEQUAL for gap in gaps):
+        raise UnreadableError("too far apart to see whether variables matter")
+    return gaps[0] if all(abs(gap - gaps[0]) <= UNEQUAL for gap in gaps) else None
 
 
 def _has_root(expression: sympy.Expr) -> bool:
