@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Literal, get_args
 
 from rewards.calling import DEADLINE, Outcome, call
 from rewards.loading import LoadedReward, RewardNameError, RewardSpec
-from rewards.pool import RewardPool
+from rewards.pool import RewardPool, cores
 from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
 
@@ -161,7 +160,7 @@ class RewardSum:
                 "give at least one of them a weight other than 0, such as similarity: 1.0"
             )
         self.deadline = float(deadline)
-        self.workers = workers or max(1, min(8, _cores() - 1))
+        self.workers = workers or max(1, min(8, cores() - 1))
         self._errors = errors
         self._format_failure = float(format_failure)
         self._failed_rows = failed_rows
@@ -438,12 +437,6 @@ class PendingScores:
             self._rewards._combine(step, {name: said[place] for name, said in found.items()})
             for place, step in enumerate(self._steps)
         ]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _place(step: StepContext) -> str:

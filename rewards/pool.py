@@ -372,3 +372,10 @@ def _unplain(what: str, why: str) -> RewardNameError:
         f"{what} cannot be handed to a worker process: {why}; keep metadata and options to texts, "
         "numbers, lists and mappings"
     )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 _Z95 = 1.959963984540054
 
@@ -24,7 +24,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int]:
         """As summary.json keeps it."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:6.1%}  [{self.low:.1%}, {self.high:.1%}]  n = {self.n}"

@@ -32,9 +32,9 @@ from conftest import read_jsonl
 from rich.console import Console
 
 from srl.compare import runner
+from srl.compare.cell_run import State, read_cells
 from srl.compare.plan_file import load_plan
 from srl.compare.processes import start_process
-from srl.compare.results import State, state_of
 from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 
@@ -265,7 +265,7 @@ def test_a_base_that_was_made_again(file: Path, toy_policy: Path) -> None:
     assert "mv runs/c/toy.base runs/c/toy.base.old\n  mv runs/c/toy.srl.0 " in str(caught.value)
     assert start.asked == []
     plan = load_plan(file)
-    assert [state_of(cell, plan) for cell in plan.cells if cell.row == "base"] == [
+    assert [run.state for run in read_cells(plan).values() if run.cell.row == "base"] == [
         State.OTHER_START
     ]
 
