@@ -76,8 +76,9 @@ class RewardPool:
         deadline: float,
         memory_bytes: int | None = None,
     ) -> None:
+        self.specs = list(specs)
         self._most = workers
-        self._shared = _Shared(list(specs), deadline, memory_bytes)
+        self._shared = _Shared(self.specs, deadline, memory_bytes)
         self._batched: list[bool] | None = None
         self._end = weakref.finalize(self, _end, self._shared)
 
@@ -87,10 +88,19 @@ class RewardPool:
         Raises:
             RewardNameError: a reward that cannot be found or used.
         """
+        if self._batched is None and not self.specs:
+            self._batched = []
         if self._batched is None:
             self._put(_Job([], [])).result()
             self._batched = list(self._shared.batched or [])
         return self._batched
+
+    @property
+    def batched_names(self) -> set[str]:
+        """What the log calls those that take a list of steps."""
+        return {
+            spec.name for spec, batched in zip(self.specs, self.batched(), strict=True) if batched
+        }
 
     def submit(
         self, steps: Sequence[StepContext], rewards: Sequence[int] | None = None

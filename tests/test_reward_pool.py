@@ -264,7 +264,7 @@ def test_equal_steps_are_scored_once_by_built_ins_and_each_time_by_others() -> N
 
     total = RewardSum({"similarity": 1.0, "format": 0.0, here: 0.0})
     twice = [step("2 + 2", thought="hm"), step("2 + 2", thought="so"), step("2 + 2", thought=" ")]
-    pool = total._built_in.pool
+    pool = total._built_in
     submitted: list[int] = []
     submit = pool.submit
     pool.submit = lambda steps, rewards=None: submitted.append(len(steps)) or submit(steps, rewards)  # type: ignore[func-returns-value, method-assign]
@@ -284,9 +284,8 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(
 ) -> None:
     total = RewardSum({"similarity": 1.0, mine + "length": 1.0}, workers=1)
     expected = total.score([step("2 + 2")])
-    for pooled in (total._built_in, total._theirs):
-        assert pooled is not None
-        for worker in list(pooled.pool._shared.workers):
+    for pool in (total._built_in, total._theirs):
+        for worker in list(pool._shared.workers):
             os.kill(worker._process.pid, signal.SIGKILL)
             worker._process.wait()
     assert total.score([step("2 + 2")]) == expected
