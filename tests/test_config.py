@@ -13,8 +13,9 @@ import yaml
 
 from environments.prompts import PAPER_SYSTEM_PROMPT
 from environments.types import LoadReport
-from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
+from srl.config.experiment import load_experiment, parse_experiment
 from srl.config.settings import _UNUSED, SRLConfig, check_one_process
+from srl.config.strict_yaml import apply_overrides
 from srl.errors import UsageError
 from srl.runs.folder import plain
 

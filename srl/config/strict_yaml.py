@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -61,6 +61,38 @@ def read_value(text: str, option: str) -> object:
         return yaml.load(text, _StrictLoader)
     except _UNREADABLE as error:
         raise UsageError(f"{option}: {text[:200]!r} cannot be read: {_reason(error)}") from error
+
+
+def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
+    """`--key value`, `--key=value` and `--block.key value` put into a copy of `values`.
+
+    Dashes in a key may stand for underscores. Values are read as YAML.
+
+    Raises:
+        UsageError: a word that is no option, or an option without its value.
+    """
+    result = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"{word!r} is not an option; settings are given as --key value")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key} has no value; write --{key} VALUE")
+            text = rest.pop(0)
+        value = read_value(text, f"--{key}")
+        block, _, inner = key.partition(".")
+        block = block.replace("-", "_")
+        if not inner:
+            result[block] = value
+            continue
+        target = result.setdefault(block, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--{key}: {block} is one value, {target!r}, and has no parts")
+        target[inner if block == "rewards" else inner.replace("-", "_")] = value
+    return result
 
 
 def _reason(error: Exception) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srl.stats import (Estimate, paired_change)
-from srl.runs.checked_rows import (Fields, checked_rows, is_step, is_text)
+from srl.runs.checked_rows import Fields, checked_rows, is_step, is_text
 from srl.sample_metrics import avg_at_k, over_problems
+from srl.stats import Estimate, paired_change
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from srl.errors import UsageError
-from srl.runs.records import (read_rows)
+from srl.runs.records import read_rows
 
 Row = Mapping[str, object]
 Fields = Mapping[str, Callable[[object], bool]]

@@ -24,8 +24,8 @@ from pathlib import Path
 import yaml
 
 from srl.errors import UsageError
-from srl.redaction import (without_secrets)
-from srl.runs.records import (finite)
+from srl.redaction import without_secrets
+from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
 WEIGHTS = (
@@ -38,6 +38,16 @@ WEIGHTS = (
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+
+
+class _File:
+    """What lies in a run's folder under a fixed name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: object) -> Path:
+        return run.path / self._name
 
 
 @dataclass(frozen=True)
@@ -111,41 +121,15 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def command(self) -> Path:
-        return self.path / "command.txt"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def steps(self) -> Path:
-        return self.path / "steps.jsonl"
-
-    @property
-    def problems(self) -> Path:
-        return self.path / "problems.jsonl"
-
-    @property
-    def eval(self) -> Path:
-        return self.path / "eval.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def policy(self) -> Path:
-        return self.path / "policy"
+    config = _File("config.yaml")
+    command = _File("command.txt")
+    environment = _File("environment.json")
+    metrics = _File("metrics.jsonl")
+    steps = _File("steps.jsonl")
+    problems = _File("problems.jsonl")
+    eval = _File("eval.jsonl")
+    summary = _File("summary.json")
+    policy = _File("policy")
 
     def write_start(self, config: Mapping[str, object], argv: Sequence[str]) -> None:
         """Write down how the run starts: config.yaml, command.txt and environment.json."""
