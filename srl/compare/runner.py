@@ -29,7 +29,6 @@ from srl.compare.cell_run import (
     SESSIONS,
     CellRun,
     State,
-    log_lines,
     read_cell,
     read_cells,
     write_start,
@@ -46,7 +45,7 @@ from srl.runs.records import RecordWriter
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _PAUSE = 0.1  # seconds between looks at the running cells
-_CODE = Path(srl.__file__).resolve().parent.parent
+_CODE = str(Path(srl.__file__).resolve().parent.parent)
 
 
 def compare(
@@ -87,8 +86,7 @@ def compare(
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
         check_problems(plan, missing, console)
         at_once = min(jobs or _at_once(missing), max(1, len(missing)))
-        states = {name: run.state for name, run in runs.items()}
-        queue = Queue(plan, missing, at_once, states, lock, start or start_process, console)
+        queue = Queue(plan, missing, at_once, runs, lock, start or start_process, console)
         code = queue.run()
     show_table(plan, console)
     for name, why in queue.failures.items():
@@ -183,27 +181,25 @@ class Queue:
         plan: Plan,
         cells: Sequence[Cell],
         jobs: int,
-        states: Mapping[str, State],
+        runs: Mapping[str, CellRun],
         lock: int,
         start: Start,
         console: Console,
     ) -> None:
         self.failures: dict[str, str] = {}
         self._plan, self._lock, self._start, self._console = plan, lock, start, console
-        self._states = states
+        self._runs = dict(runs)
         self._waiting = first_first(cells)
         self._total, self._ended, self._jobs = len(cells), 0, jobs
         self._threads = max(1, cores() // jobs)
         self._running: list[_Running] = []
         self._interrupts = 0  # times of Ctrl-C
         self._said_stopping = False
-        self._took = _seconds_taken(plan)
 
     def run(self) -> int:
         """Until all have ended; returns the exit code."""
-        before = None
+        before = signal.signal(signal.SIGINT, self._interrupt)
         try:
-            before = signal.signal(signal.SIGINT, self._interrupt)
             while True:
                 while not self._interrupts and len(self._running) < self._jobs:
                     if (cell := self._next()) is None:
@@ -240,7 +236,7 @@ class Queue:
 
     def _begin(self, cell: Cell) -> None:
         plan, path = self._plan, self._plan.output / cell.name
-        state = self._states[cell.name]
+        state = self._runs[cell.name].state
         if state is State.CUT_OFF:
             aside = _move_aside(path, plan.output / "unfinished")
             _say(self._console, f"{cell.name}: cut off before a checkpoint, moved to {aside}")
@@ -267,9 +263,7 @@ class Queue:
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONUNBUFFERED": "1",
             # The same code as here, wherever it was found.
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(_CODE), os.environ.get("PYTHONPATH", "")])
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, [_CODE, os.environ.get("PYTHONPATH")])),
         }
         process = self._start(words, environment, log, self._lock)
         self._running.append(_Running(cell, process, words, started, time.monotonic(), log))
@@ -288,9 +282,8 @@ class Queue:
         with RecordWriter(self._plan.output / SESSIONS) as writer:
             writer.write([line])
         self._ended += 1
-        run = read_cell(one.cell, self._plan.output)
+        self._runs[name] = run = read_cell(one.cell, self._plan.output)
         if code == 0 and run.done:
-            self._took.append((one.cell.difficulty, one.cell.row, seconds))
             values = run.values.get(self._plan.metric, {})
             solved = f"{fmean(values.values()):.1%}" if values else "-"
             self._told(f"{name} done in {clock(seconds)}: {self._plan.metric} {solved}")
@@ -319,24 +312,22 @@ class Queue:
                 one.process.send_signal(signal.SIGINT if one.interrupts < 3 else signal.SIGKILL)
 
     def _told(self, words: str) -> None:
-        left = self._left()
-        rest = "" if left is None else f"  about {clock(left)} left"
+        """Say it, and about how long the rest takes, by what like cells took."""
+        took = [run for run in self._runs.values() if run.done]
+        rest = ""
+        if took:
+            left = sum(_expected(cell, took) for cell in self._waiting)
+            for one in self._running:
+                left += max(0.0, _expected(one.cell, took) - (time.monotonic() - one.began))
+            rest = f"  about {clock(left / self._jobs)} left"
         _say(self._console, f"[{self._ended}/{self._total}] {words}{rest}")
 
-    def _left(self) -> float | None:
-        """Seconds until all are done, by what like cells took; None if none has ended yet."""
-        if not self._took:
-            return None
-        now = time.monotonic()
-        left = sum(self._expected(cell) for cell in self._waiting)
-        left += sum(max(0.0, self._expected(r.cell) - (now - r.began)) for r in self._running)
-        return left / self._jobs
 
-    def _expected(self, cell: Cell) -> float:
-        """What cells of the same kind took, or of the same row, or all."""
-        like = [s for d, row, s in self._took if (d, row) == (cell.difficulty, cell.row)]
-        like = like or [s for _, row, s in self._took if row == cell.row]
-        return fmean(like or [s for _, _, s in self._took])
+def _expected(cell: Cell, took: Sequence[CellRun]) -> float:
+    """Seconds that cells of the same kind took, or of the same row, or all."""
+    row = [run for run in took if run.cell.row == cell.row]
+    like = [run for run in row if run.cell.difficulty == cell.difficulty]
+    return fmean(run.seconds for run in like or row or took)
 
 
 @dataclass
@@ -361,16 +352,6 @@ def _make_folders(output: Path) -> None:
             f"cannot write the comparison's folder {output}: {error.strerror or error}. Name "
             "another one with output:"
         ) from error
-
-
-def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
-    """Difficulty, row and seconds of cells that ended well in earlier calls."""
-    cells = {cell.name: cell for cell in plan.cells}
-    return [
-        (cell.difficulty, cell.row, line["seconds"])
-        for line in log_lines(plan.output / SESSIONS)
-        if line["exit"] == 0 and (cell := cells.get(line["cell"]))
-    ]
 
 
 def _tell_who_is_at_work(plan: Plan, console: Console) -> None:
