@@ -55,16 +55,33 @@ _SUBSCRIPT = re.compile(r"_(?:([0-9A-Za-z])|\{([0-9A-Za-z]{1,8})\})(?![0-9A-Za-z
 _ENVIRONMENT = re.compile(r"\s*\{[A-Za-z]{1,20}\*?\}")
 _AFTER_FULL_STOP = re.compile(r"""\s|$|[)\]}"'”’$]|\\[)\]\\]|\\end\b|\*\*(?!\s*[0-9A-Za-z(])""")
 _OPERAND_AHEAD = re.compile(r"\s*[0-9A-Za-z(\[{\\$.√π-]")
+# Signs and commands that are a token each: its kind, and its text in normal form.
 _SIGNS = {
-    "+": "+", "-": "-", "−": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "/": "/", "÷": "/",
-    "^": "^",
+    **dict.fromkeys("+", ("operator", "+")),
+    **dict.fromkeys("-−", ("operator", "-")),
+    **dict.fromkeys("*×·⋅", ("operator", "*")),
+    **dict.fromkeys("/÷", ("operator", "/")),
+    "^": ("operator", "^"), "%": ("percent", "%"), "$": ("currency", "$"), "π": ("pi", "π"),
+    "√": ("root", "√"), "²": ("superscript", "2"), "³": ("superscript", "3"),
+    **{sign: ("open", sign) for sign in "([{"},
+    **{sign: ("close", sign) for sign in ")]}"},
 }  # fmt: skip
-_OPERATOR_COMMANDS = {"times": "*", "cdot": "*", "div": "/"}
 _RELATIONS = {"==": "=", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!="}
-_RELATION_COMMANDS = {
-    "approx": "~", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
-    "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
-}  # fmt: skip
+_COMMANDS = {
+    **dict.fromkeys(["times", "cdot"], ("operator", "*")),
+    "div": ("operator", "/"),
+    "approx": ("relation", "~"),
+    "lt": ("relation", "<"),
+    "gt": ("relation", ">"),
+    **dict.fromkeys(["le", "leq", "leqslant"], ("relation", "<=")),
+    **dict.fromkeys(["ge", "geq", "geqslant"], ("relation", ">=")),
+    **dict.fromkeys(["ne", "neq"], ("relation", "!=")),
+    **dict.fromkeys(["frac", "dfrac", "tfrac"], ("fraction", "/")),
+    "sqrt": ("root", "sqrt"),
+    "pi": ("pi", "π"),
+    "%": ("percent", "%"),
+    "$": ("currency", "$"),
+}
 _NOTHING = {
     *",;:!> ", "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle",
     "textstyle",
@@ -177,21 +194,7 @@ class _Tokenizer:
         if at_line_start and piece in "-*#•":
             self.add("break", piece, at)
         elif piece in _SIGNS:
-            self.add("operator", _SIGNS[piece], at)
-        elif piece in "([{":
-            self.add("open", piece, at)
-        elif piece in ")]}":
-            self.add("close", piece, at)
-        elif piece == "%":
-            self.add("percent", piece, at)
-        elif piece == "$":
-            self.add("currency", piece, at)
-        elif piece == "π":
-            self.add("pi", piece, at)
-        elif piece == "√":
-            self.add("root", piece, at)
-        elif piece in "²³":
-            self.add("superscript", "2" if piece == "²" else "3", at)
+            self.add(*_SIGNS[piece], at)
         elif piece == "&" or (piece == "~" and self.math):
             self.gap = True
         else:
@@ -220,26 +223,14 @@ class _Tokenizer:
             self.spaced = True
         elif name in _GAPS:
             self.gap = True
-        elif name in _OPERATOR_COMMANDS:
-            self.add("operator", _OPERATOR_COMMANDS[name], at)
-        elif name in _RELATION_COMMANDS:
-            self.add("relation", _RELATION_COMMANDS[name], at)
+        elif name in _COMMANDS:
+            self.add(*_COMMANDS[name], at)
         elif name in _BREAKS:
             self.add("break", piece, at)
             if name in {"begin", "end"} and (rest := _ENVIRONMENT.match(self.text, end)):
                 end = rest.end()
-        elif name in {"frac", "dfrac", "tfrac"}:
-            self.add("fraction", "/", at)
-        elif name == "sqrt":
-            self.add("root", "sqrt", at)
-        elif name == "pi":
-            self.add("pi", "π", at)
         elif name in _GREEK:
             return self._variable(piece, at, end)
-        elif name == "%":
-            self.add("percent", "%", at)
-        elif name == "$":
-            self.add("currency", "$", at)
         elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
             return end  # adds no token of its own: its brace is the bracket
         elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
