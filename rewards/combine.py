@@ -59,39 +59,27 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepScore:
-    """What one step earned.
-
-    Attributes:
-        rewards: name -> unweighted value; None where the reward does not apply or was not asked.
-        reward: the weighted sum, which is what the policy is trained on.
-        lift: similarity minus that of a copy of the previous step; None at the first step.
-        failures: name -> "deadline" or what went wrong, for rewards that failed.
-    """
+    """What one step earned."""
 
     rewards: dict[str, float | None]
+    """Name -> unweighted value; None where the reward does not apply or was not asked."""
     reward: float
+    """The weighted sum, which is what the policy is trained on."""
     lift: float | None = None
+    """Similarity minus that of a copy of the previous step; None at the first step."""
     failures: dict[str, str] = field(default_factory=dict)
+    """Name -> "deadline" or what went wrong, for rewards that failed."""
 
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """A reward tried on a real row before anything is trained.
-
-    Attributes:
-        name: the reward.
-        weight: its weight.
-        value: what it said of the expert's own step.
-        seconds: how long one step took.
-        at_once: how many steps are asked about at the same time: the number of workers, or 1 for a
-            batched function and for one that runs in this process.
-    """
+    """A reward tried on a real row, the expert's own step, before anything is trained."""
 
     name: str
     weight: float
     value: float | None
-    seconds: float
-    at_once: int
+    seconds: float  # how long one step took
+    at_once: int  # steps asked about at a time: 1 if batched or in this process, else the workers
 
 
 class RewardSum:

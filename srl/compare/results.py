@@ -32,23 +32,14 @@ class Contrast:
 
 @dataclass
 class Part:
-    """The table of one difficulty.
-
-    Attributes:
-        difficulty: its name.
-        problems: how many there are; 0 if no cell is done.
-        rows: each row with its cells.
-        figures: row -> figure -> mean with interval, over the seeds that are done.
-        behaviour: row -> aspect of whole greedy solutions -> the same.
-        contrasts: of each of the plan's metrics in turn.
-    """
+    """The table of one difficulty."""
 
     difficulty: str
-    problems: int
+    problems: int  # how many there are; 0 if no cell is done
     rows: list[tuple[Row, list[CellRun]]]
-    figures: dict[str, dict[str, Estimate]]
-    behaviour: dict[str, dict[str, Estimate]]
-    contrasts: list[Contrast]
+    figures: dict[str, dict[str, Estimate]]  # row -> figure -> mean over the seeds that are done
+    behaviour: dict[str, dict[str, Estimate]]  # row -> aspect of whole greedy solutions -> mean
+    contrasts: list[Contrast]  # of each of the plan's metrics in turn
 
 
 def build(plan: Plan, results: Mapping[str, CellRun]) -> list[Part]:

@@ -137,34 +137,23 @@ def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell], runs: Mapping[str, Cell
             policy that is there for it; or it is none of `cells` and would lose the one it started
             from. The message says which and what to type.
     """
-    other = [cell.name for cell in cells if runs[cell.name].state is State.OTHER_SETTINGS]
-    if other:
-        first = plan.output / other[0]
+    asked = {cell.name for cell in cells}
+    concerned = set(asked)
+    alike: dict[str, list[Path]] = {}
+    for name, run in runs.items():  # a cell stands behind the one it starts from
+        if run.cell.after in concerned:
+            concerned.add(name)
+        refused = asked if run.state is State.OTHER_SETTINGS else concerned
+        if run.why and name in refused:
+            alike.setdefault("\n".join(f"    {line}" for line in run.why), []).append(run.run.path)
+    if alike:
+        moves = [f"  mv {path} {path}.old" for paths in alike.values() for path in paths]
         lines = [
-            f"{first} was made with other settings than {plan.source} has now:",
-            *(f"  {line}" for line in runs[other[0]].why),
-            *([f"So are {', '.join(other[1:])}."] if other[1:] else []),
-            "To keep them, write another `output` into the file, or the old values. To "
-            "make them again, move them away first, as in:",
-            f"  mv {first} {first}.old",
-        ]
-        raise UsageError("\n".join(lines))
-    concerned = {cell.name for cell in cells}
-    for cell in plan.cells:  # a cell stands behind the one it starts from
-        if cell.after in concerned:
-            concerned.add(cell.name)
-    moved = [
-        runs[cell.name]
-        for cell in plan.cells
-        if cell.name in concerned and runs[cell.name].state is State.OTHER_START
-    ]
-    if moved:
-        lines = [
-            "These runs started from a policy that is not there now:",
-            *(f"  {run.run.path}: {', '.join(run.why)}" for run in moved),
-            "To keep them, put back what they started from, or write another `output` into "
-            "the file. To make them again, move them away first:",
-            *(f"  mv {run.run.path} {run.run.path}.old" for run in moved),
+            f"These runs are not what {plan.source} asks for now:",
+            *(f"  {', '.join(map(str, paths))}:\n{why}" for why, paths in alike.items()),
+            "To keep them, put back what changed, or write another `output` into the file. To make "
+            "them again, move them away first:",
+            *moves,
         ]
         raise UsageError("\n".join(lines))
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -229,22 +230,19 @@ def write_json(path: Path, value: object) -> None:
     replace_file(path, (text + "\n").encode())
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """`value` in the types that YAML and JSON know: paths as text, enums as their value."""
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(inner) for inner in value), key=str)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    for kind in (bool, int, float, str):  # subclasses, such as numpy's float64 or a str enum
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
+
+    def known(other: object) -> object:
+        if isinstance(other, Enum):
+            return other.value
+        if isinstance(other, Mapping):
+            return dict(other)
+        return (
+            sorted(map(plain, other), key=str) if isinstance(other, set | frozenset) else str(other)
+        )
+
+    return json.loads(json.dumps(value, default=known))
 
 
 def describe_environment() -> dict[str, object]:
