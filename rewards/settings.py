@@ -39,7 +39,8 @@ def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
     Raises:
         ValueError: something in it is unknown, missing or cannot be.
     """
-    weight, options, target, key = settings, {}, reward, None
+    weight, target, key = settings, reward, None
+    options: object = {}
     if isinstance(settings, Mapping):
         unknown = sorted(set(map(str, settings)) - {"weight", "options", "name"})
         if unknown or "weight" not in settings:
