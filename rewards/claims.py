@@ -78,22 +78,14 @@ _BEFORE_SIGN = _words(
 
 @dataclass(frozen=True)
 class Claim:
-    """Two expressions that stand beside a relation, each readable or not.
-
-    Attributes:
-        left, right: the tokens of the two sides.
-        relation: one of ``= ~ < > <= >= !=``, where ``~`` is "approximately".
-        doubtful: the words around it allow another reading, so it may be true but never false.
-        hedged: a word near it says that the result is not exact.
-        bullet: a dash of a list, or a minus sign, stands before it.
-    """
+    """Two expressions that stand beside a relation, each readable or not."""
 
     left: tuple[Token, ...]
-    relation: str
+    relation: str  # one of = ~ < > <= >= !=, where ~ is "approximately"
     right: tuple[Token, ...]
-    doubtful: bool = False
-    hedged: bool = False
-    bullet: bool = False
+    doubtful: bool = False  # the words around it allow another reading: true, but never false
+    hedged: bool = False  # a word near it says that the result is not exact
+    bullet: bool = False  # a dash of a list, or a minus sign, stands before it
 
     def __str__(self) -> str:
         left, right = ("".join(token.text for token in side) for side in (self.left, self.right))

@@ -149,21 +149,14 @@ def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
 
 @dataclass(frozen=True)
 class Values:
-    """What a reward gives to some steps.
+    """What a reward gives to some steps; None where it applies to none of them."""
 
-    Attributes:
-        n: steps that it applies to.
-        without: steps that it does not apply to.
-        mean: of the n; None where there is none.
-        low, median, high: 5, 50 and 95 % quantiles.
-    """
-
-    n: int
-    without: int
+    n: int  # steps that it applies to
+    without: int  # steps that it does not apply to
     mean: float | None = None
-    low: float | None = None
+    low: float | None = None  # 5 % quantile
     median: float | None = None
-    high: float | None = None
+    high: float | None = None  # 95 % quantile
 
     @classmethod
     def of(cls, given: Iterable[float | None]) -> Values:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from srl.compare.cell_run import CellRun, MadeWith
+from srl.compare.cell_run import CellRun
 from srl.compare.plan import Plan
 from srl.compare.results import Part
 from srl.console import clock, say, visible
@@ -67,17 +67,12 @@ def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> d
             for name, run in runs.items()
         },
         # What the cells were made with, which need not be what this table is.
-        "made_with": [{**asdict(made), "cells": names} for made, names in _by_making(runs)],
+        "made_with": [
+            {**asdict(made), "cells": [name for name, run in runs.items() if run.made_with == made]}
+            for made in dict.fromkeys(run.made_with for run in runs.values())
+            if made is not None
+        ],
     }
-
-
-def _by_making(runs: Mapping[str, CellRun]) -> list[tuple[MadeWith, list[str]]]:
-    """What finished cells were made with, each with their names."""
-    found: dict[MadeWith, list[str]] = {}
-    for name, run in runs.items():
-        if run.made_with is not None:
-            found.setdefault(run.made_with, []).append(name)
-    return list(found.items())
 
 
 def write_table(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> None:
