@@ -54,15 +54,11 @@ _FUNCTION_LETTERS = frozenset("fghFGHPQ")
 
 @dataclass(frozen=True)
 class _Term:
-    """A value with bounds on what computing with it can cost.
-
-    `bits` bounds numerator and denominator together (and the size of a number that is not
-    rational); `percent` marks a number with a per cent sign.
-    """
+    """A value with a bound on what computing with it can cost."""
 
     value: sympy.Expr
-    bits: int
-    percent: bool = False
+    bits: int  # of numerator and denominator together, and the size of what is not rational
+    percent: bool = False  # it has a per cent sign
 
 
 def _rational(value: sympy.Rational, *, percent: bool = False) -> _Term:
@@ -154,8 +150,6 @@ class _Parser:
 
     def _terms(self, depth: int) -> _Term:
         """sum = [sign] product {sign product}"""
-        if depth > MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         total = self._factors(depth)
         while sign := self._next("operator", "+", "-"):
             term = self._factors(depth)
@@ -219,14 +213,12 @@ class _Parser:
 
     def _raised(self, depth: int) -> _Term:
         """factor = atom [^ exponent] [%]"""
-        if depth > MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         term = self._atom(depth)
         if raised := self._next("superscript"):
             term = _power(term, sympy.Integer(int(raised.text)))
         elif self._next("operator", "^"):
             sign = self._next("operator", "-", "+")
-            exponent = self._atom_below(depth)
+            exponent = self._atom(depth + 1)
             if self._next("operator", "^"):
                 raise UnreadableError("a tower of powers without brackets")
             term = _power(term, -exponent.value if sign and sign.text == "-" else exponent.value)
@@ -236,6 +228,8 @@ class _Parser:
         return term
 
     def _atom(self, depth: int) -> _Term:
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         if self.at >= len(self.tokens):
             raise UnreadableError("an operand is missing")
         token = self.tokens[self.at]
@@ -267,16 +261,9 @@ class _Parser:
             degree = int(written.text) if len(written.text) < 3 else 0
             if not 2 <= degree <= MAX_ROOT:
                 raise UnreadableError(f"a root of degree {written.text[:9]}")
-        if token.text == "√":
-            radicand = self._atom_below(depth)
-        else:
-            radicand = self._argument(depth, split=False)
+        plain = token.text == "√"
+        radicand = self._atom(depth + 1) if plain else self._argument(depth, split=False)
         return _power(radicand, sympy.Rational(1, degree))
-
-    def _atom_below(self, depth: int) -> _Term:
-        if depth >= MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
-        return self._atom(depth + 1)
 
     def _argument(self, depth: int, *, split: bool = True) -> _Term:
         r"""What a command takes: a group in braces, or one character as in ``\frac12``."""
@@ -289,7 +276,7 @@ class _Parser:
                 return _number(token.text[0])
             if token.kind == "open" and token.text != "{" and split:
                 raise UnreadableError("braces are missing around an argument")
-        return self._atom_below(depth)
+        return self._atom(depth + 1)
 
 
 def _negative(term: _Term) -> _Term:

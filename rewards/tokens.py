@@ -13,23 +13,17 @@ from typing import NamedTuple
 class Token(NamedTuple):
     r"""One piece of a text.
 
-    Attributes:
-        kind: number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
-            of an expression), currency, relation, word, break, or other (nothing known).
-        text: the piece in normal form (``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``).
-        start: where it begins in the text.
-        spaced: white space stands before it.
-        gap: a column, a wide space or the border of ``$...$`` stands before it; what stands on
-            the two sides is never multiplied without a sign.
-        math: it stands inside ``$...$`` or the like, where every letter is a variable.
+    Its kind is number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
+    of an expression), currency, relation, word, break, or other (nothing known). Its text has one
+    form: ``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``.
     """
 
     kind: str
     text: str
-    start: int
-    spaced: bool = False
-    gap: bool = False
-    math: bool = False
+    start: int  # where it begins in the text
+    spaced: bool = False  # white space stands before it
+    gap: bool = False  # a column, a wide space or the border of $...$: never an implicit product
+    math: bool = False  # it stands inside $...$ or the like, where every letter is a variable
 
 
 _TEXT = re.compile(

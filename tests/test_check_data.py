@@ -74,7 +74,7 @@ def test_a_similarity_that_breaks_on_perfect_copies_is_found(
     def lopsided(action: str, expert: str) -> float:
         return similarity(action.replace("b", "q"), expert)
 
-    monkeypatch.setattr(srl.check_data, "similarity", lopsided)
+    monkeypatch.setattr(srl.commands.check_data, "similarity", lopsided)
     check = check_data(TRAJECTORIES, REPORT)
     assert check.self_score_failures == 1
     assert check.self_score_min == 0.0

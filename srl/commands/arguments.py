@@ -7,14 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
-
-
-class _Unabbreviated(argparse.ArgumentParser):
-    """An abbreviation might be a field of a config that is meant."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+from difflib import get_close_matches
+from functools import partial
 
 
 def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -26,7 +20,8 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         dest="command",
         required=True,
         metavar="COMMAND",
-        parser_class=_Unabbreviated,
+        # An abbreviation might be a field of a config that is meant.
+        parser_class=partial(argparse.ArgumentParser, allow_abbrev=False),
     )
 
     train = commands.add_parser(
@@ -127,6 +122,8 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     instead = compare.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
     instead.add_argument("--dry-run", action="store_true", help="only list the runs")
+    for one in commands.choices.values():
+        one.set_defaults(parser=one)
     return parser
 
 
@@ -141,17 +138,9 @@ def with_minus(words: Sequence[str]) -> list[str]:
     return found
 
 
-def unknown_words(command: str, words: Sequence[str]) -> str:
+def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
     """Words that a command does not know, and the nearest option to the first."""
-    from difflib import get_close_matches
-
-    parser = parser_of([command])
-    known = [
-        option
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for option in action.choices[command]._option_string_actions
-    ]
+    known = args.parser._option_string_actions
     near = get_close_matches(words[0].partition("=")[0], known, n=1)
     meant = f"did you mean {near[0]}? All options" if near else "see"
-    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {command} --help"
+    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {args.command} --help"

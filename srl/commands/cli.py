@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_packages_side_by_side()
         args, rest = parser_of(words).parse_known_args(with_minus(words))
         if rest and args.command in ("inspect", "report", "compare"):
-            raise UsageError(unknown_words(args.command, rest))
+            raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
             what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
             raise UsageError(f"write {what} first: python -m srl {args.command} {what} --key value")
