@@ -81,5 +81,9 @@ def _checked(value: object, seconds: float) -> Outcome:
             return Outcome(value=float(value), seconds=seconds)
     except OverflowError:  # an integer beyond every float
         pass
-    shown = repr(value)
-    return Outcome(failure=f"returned {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    return Outcome(failure=f"returned {short(repr(value))}")
+
+
+def short(text: str) -> str:
+    """At most 80 characters of a text."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

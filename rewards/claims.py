@@ -120,23 +120,23 @@ def _tokens(text: str) -> list[Token]:
     for start, inner_start, inner_end, end in _math_regions(text):
         tokens += _piece(text, at, start, tokens, math=False)
         if end - inner_end == 2 and text[start:inner_start] != r"\(":
-            tokens.append(Token("break", "display", start))
+            tokens.append(Token("break", "display"))
         inside = _piece(text, inner_start, inner_end, tokens, math=True)
         if inside:
             inside[0] = inside[0]._replace(gap=True, spaced=True)
         tokens += inside
         if end - inner_end == 2 and text[start:inner_start] != r"\(":
-            tokens.append(Token("break", "display", end))
+            tokens.append(Token("break", "display"))
         at = end
     tokens += _piece(text, at, len(text), tokens, math=False)
     if cut:  # the last expression may go on
-        tokens.append(Token("other", "", len(text)))
+        tokens.append(Token("other", ""))
     return tokens
 
 
 def _piece(text: str, at: int, end: int, before: list[Token], *, math: bool) -> list[Token]:
     line_start = not before or before[-1].text == "\n"
-    piece = tokenize(text[at:end], math=math, start=at, line_start=line_start)
+    piece = tokenize(text[at:end], math=math, line_start=line_start)
     if piece and before and at > 0 and before[-1].math:
         piece[0] = piece[0]._replace(gap=True)
     return piece

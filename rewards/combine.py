@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from rewards.calling import DEADLINE, Outcome, call
+from rewards.calling import DEADLINE, Outcome, call, short
 from rewards.loading import LoadedReward, RewardNameError, RewardSpec
 from rewards.pool import RewardPool, cores
 from rewards.settings import read_settings
@@ -388,7 +388,5 @@ class PendingScores:
 
 def _place(step: StepContext) -> str:
     if not step.problem:
-        shown = step.action if len(step.action) <= 80 else step.action[:77] + "..."
-        return f"the step {shown!r}"
-    problem = step.problem if len(step.problem) <= 80 else step.problem[:77] + "..."
-    return f"step {step.step_index + 1} of {step.num_steps} of problem {problem!r}"
+        return f"the step {short(step.action)!r}"
+    return f"step {step.step_index + 1} of {step.num_steps} of problem {short(step.problem)!r}"

@@ -177,7 +177,6 @@ def test_value_is_that_of_fractions(tree: Tree) -> None:
 @given(st.text(max_size=60) | st.text(alphabet="0123456789+-*/^(){}[]xy\\%. ,$_=√π²!", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for math in (True, False):
-        tokens = tokenize(text, math=math)
-        assert all(0 <= token.start < len(text) for token in tokens)
+        assert len(tokenize(text, math=math)) <= len(text)
         with contextlib.suppress(UnreadableError):
             assert isinstance(parse_expression(text, math=math), sympy.Expr)
