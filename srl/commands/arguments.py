@@ -16,21 +16,15 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
     )
-    commands = parser.add_subparsers(
-        dest="command",
-        required=True,
-        metavar="COMMAND",
-        # An abbreviation might be a field of a config that is meant.
-        parser_class=partial(argparse.ArgumentParser, allow_abbrev=False),
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # An abbreviation might be a field of a config that is meant.
+    add = partial(commands.add_parser, allow_abbrev=False)
 
-    train = commands.add_parser(
-        "train", help="train a policy; --key value overrides any field of the config"
-    )
+    train = add("train", help="train a policy; --key value overrides any field of the config")
     train.add_argument("--config", required=True, help="an experiment file")
     train.add_argument("--run-name", help="the run's folder in output_dir; default: date and time")
 
-    resume = commands.add_parser("resume", help="go on with an interrupted run")
+    resume = add("resume", help="go on with an interrupted run")
     resume.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
     resume.add_argument(
         "--accept-changes",
@@ -38,7 +32,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="go on although --key value changes the config",
     )
 
-    evaluate = commands.add_parser(
+    evaluate = add(
         "eval",
         help="evaluate a run's policy, or any model, on held-out problems or on benchmarks; --key "
         "value as in train",
@@ -61,7 +55,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--limit", type=int, metavar="N", help="with --bench: the first N problems of each"
     )
 
-    inspect = commands.add_parser(
+    inspect = add(
         "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )
     if "inspect" in words[:1]:
@@ -69,7 +63,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
         add_inspect(inspect)
 
-    report = commands.add_parser(
+    report = add(
         "report", help="one or two runs as one HTML file: curves, tables, and every rollout to read"
     )
     report.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
@@ -82,14 +76,14 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="at most so many are in the page, whole groups (default 20000)",
     )
 
-    check = commands.add_parser(
+    check = add(
         "check-data", help="check a data set without a model; --key value are the source's options"
     )
     check.add_argument(
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
     )
 
-    score = commands.add_parser(
+    score = add(
         "score",
         help="rewards without a model, of one step or of a file; --rewards.NAME WEIGHT chooses",
         usage="srl score (FILE | --action STEP --expert STEP) [--rewards.NAME WEIGHT ...] [...]",
@@ -105,12 +99,12 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     score.add_argument("--deadline", type=float, default=5.0, help="seconds a call may take (5)")
     score.add_argument("--json", action="store_true", help="one line of JSON for each step")
 
-    play = commands.add_parser(
+    play = add(
         "play", help="you are the policy: type a step, see every reward; --key value as in train"
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
 
-    compare = commands.add_parser(
+    compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"
     )
     compare.add_argument("--config", required=True, help="a comparison's file")
