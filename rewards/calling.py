@@ -25,19 +25,12 @@ DEADLINE = "deadline"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one reward said of one step.
+    """What one reward said of one step."""
 
-    Attributes:
-        value: a finite number, or None: does not apply, or failed.
-        failure: None, "deadline", or what went wrong in words.
-        trace: the traceback of an exception, else "".
-        seconds: how long the call took; of a batched one its share.
-    """
-
-    value: float | None = None
-    failure: str | None = None
-    trace: str = ""
-    seconds: float = 0.0
+    value: float | None = None  # finite; None: does not apply, or failed
+    failure: str | None = None  # "deadline", or what went wrong in words
+    trace: str = ""  # the traceback of an exception
+    seconds: float = 0.0  # how long the call took; of a batched one its share
 
 
 def call(reward: LoadedReward, steps: Sequence[StepContext]) -> list[Outcome]:
@@ -88,5 +81,9 @@ def _checked(value: object, seconds: float) -> Outcome:
             return Outcome(value=float(value), seconds=seconds)
     except OverflowError:  # an integer beyond every float
         pass
-    shown = repr(value)
-    return Outcome(failure=f"returned {shown if len(shown) <= 80 else shown[:77] + '...'}")
+    return Outcome(failure=f"returned {short(repr(value))}")
+
+
+def short(text: str) -> str:
+    """At most 80 characters of a text."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -78,22 +78,14 @@ _BEFORE_SIGN = _words(
 
 @dataclass(frozen=True)
 class Claim:
-    """Two expressions that stand beside a relation, each readable or not.
-
-    Attributes:
-        left, right: the tokens of the two sides.
-        relation: one of ``= ~ < > <= >= !=``, where ``~`` is "approximately".
-        doubtful: the words around it allow another reading, so it may be true but never false.
-        hedged: a word near it says that the result is not exact.
-        bullet: a dash of a list, or a minus sign, stands before it.
-    """
+    """Two expressions that stand beside a relation, each readable or not."""
 
     left: tuple[Token, ...]
-    relation: str
+    relation: str  # one of = ~ < > <= >= !=, where ~ is "approximately"
     right: tuple[Token, ...]
-    doubtful: bool = False
-    hedged: bool = False
-    bullet: bool = False
+    doubtful: bool = False  # the words around it allow another reading: true, but never false
+    hedged: bool = False  # a word near it says that the result is not exact
+    bullet: bool = False  # a dash of a list, or a minus sign, stands before it
 
     def __str__(self) -> str:
         left, right = ("".join(token.text for token in side) for side in (self.left, self.right))
@@ -128,23 +120,23 @@ def _tokens(text: str) -> list[Token]:
     for start, inner_start, inner_end, end in _math_regions(text):
         tokens += _piece(text, at, start, tokens, math=False)
         if end - inner_end == 2 and text[start:inner_start] != r"\(":
-            tokens.append(Token("break", "display", start))
+            tokens.append(Token("break", "display"))
         inside = _piece(text, inner_start, inner_end, tokens, math=True)
         if inside:
             inside[0] = inside[0]._replace(gap=True, spaced=True)
         tokens += inside
         if end - inner_end == 2 and text[start:inner_start] != r"\(":
-            tokens.append(Token("break", "display", end))
+            tokens.append(Token("break", "display"))
         at = end
     tokens += _piece(text, at, len(text), tokens, math=False)
     if cut:  # the last expression may go on
-        tokens.append(Token("other", "", len(text)))
+        tokens.append(Token("other", ""))
     return tokens
 
 
 def _piece(text: str, at: int, end: int, before: list[Token], *, math: bool) -> list[Token]:
     line_start = not before or before[-1].text == "\n"
-    piece = tokenize(text[at:end], math=math, start=at, line_start=line_start)
+    piece = tokenize(text[at:end], math=math, line_start=line_start)
     if piece and before and at > 0 and before[-1].math:
         piece[0] = piece[0]._replace(gap=True)
     return piece

@@ -16,18 +16,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-from rewards.calling import DEADLINE, Outcome, call
+from rewards.calling import DEADLINE, Outcome, call, short
 from rewards.loading import LoadedReward, RewardNameError, RewardSpec
-from rewards.pool import RewardPool
+from rewards.pool import RewardPool, cores
 from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
 
@@ -60,39 +59,27 @@ class RewardError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepScore:
-    """What one step earned.
-
-    Attributes:
-        rewards: name -> unweighted value; None where the reward does not apply or was not asked.
-        reward: the weighted sum, which is what the policy is trained on.
-        lift: similarity minus that of a copy of the previous step; None at the first step.
-        failures: name -> "deadline" or what went wrong, for rewards that failed.
-    """
+    """What one step earned."""
 
     rewards: dict[str, float | None]
+    """Name -> unweighted value; None where the reward does not apply or was not asked."""
     reward: float
+    """The weighted sum, which is what the policy is trained on."""
     lift: float | None = None
+    """Similarity minus that of a copy of the previous step; None at the first step."""
     failures: dict[str, str] = field(default_factory=dict)
+    """Name -> "deadline" or what went wrong, for rewards that failed."""
 
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """A reward tried on a real row before anything is trained.
-
-    Attributes:
-        name: the reward.
-        weight: its weight.
-        value: what it said of the expert's own step.
-        seconds: how long one step took.
-        at_once: how many steps are asked about at the same time: the number of workers, or 1 for a
-            batched function and for one that runs in this process.
-    """
+    """A reward tried on a real row, the expert's own step, before anything is trained."""
 
     name: str
     weight: float
     value: float | None
-    seconds: float
-    at_once: int
+    seconds: float  # how long one step took
+    at_once: int  # steps asked about at a time: 1 if batched or in this process, else the workers
 
 
 class RewardSum:
@@ -161,29 +148,19 @@ class RewardSum:
                 "give at least one of them a weight other than 0, such as similarity: 1.0"
             )
         self.deadline = float(deadline)
-        self.workers = workers or max(1, min(8, _cores() - 1))
+        self.workers = workers or max(1, min(8, cores() - 1))
         self._errors = errors
         self._format_failure = float(format_failure)
         self._failed_rows = failed_rows
         self._told_of: set[str] = set()
         # Two pools: a user's function that hangs takes no built-in down with it, and only what
         # reads hostile text is bounded in memory.
-        built_in = [spec for spec in self._specs.values() if spec.built_in]
+        built_in = [*(spec for spec in self._specs.values() if spec.built_in), _LIFT]
         theirs = [spec for spec in self._specs.values() if not spec.built_in]
-        self._built_in = _Pooled(
-            [*built_in, _LIFT],
-            RewardPool(
-                [*built_in, _LIFT],
-                workers=self.workers,
-                deadline=self.deadline,
-                memory_bytes=_BUILT_IN_MEMORY,
-            ),
+        self._built_in = RewardPool(
+            built_in, workers=self.workers, deadline=self.deadline, memory_bytes=_BUILT_IN_MEMORY
         )
-        self._theirs = (
-            _Pooled(theirs, RewardPool(theirs, workers=self.workers, deadline=self.deadline))
-            if theirs
-            else None
-        )
+        self._theirs = RewardPool(theirs, workers=self.workers, deadline=self.deadline)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -203,8 +180,7 @@ class RewardSum:
         """
         self.submit([step]).outcomes()
         found = self.submit([step]).outcomes()
-        theirs = self._theirs
-        one_at_a_time = set(self._local) | (theirs.batched_names() if theirs else set())
+        one_at_a_time = set(self._local) | self._theirs.batched_names
         checks = []
         for name, weight in self._weights.items():
             outcome = found[name][0]
@@ -225,9 +201,8 @@ class RewardSum:
         Raises:
             ValueError: one of them cannot be found or used.
         """
-        for pooled in (self._built_in, self._theirs):
-            if pooled is not None:
-                pooled.pool.batched()
+        for pool in (self._built_in, self._theirs):
+            pool.batched()
 
     def submit(self, steps: Sequence[StepContext]) -> PendingScores:
         """Start to score steps beside whatever comes next; `result()` waits for the scores.
@@ -252,12 +227,11 @@ class RewardSum:
                 places[key] = len(once)
                 once.append(step)
             which.append(places[key])
-        waiting = [self._built_in.submit(once, which, _CHUNK)]
-        if self._theirs is not None:
-            # Evenly, since these may be slow.
-            chunk = max(1, min(_CHUNK, math.ceil(len(batch) / self.workers)))
-            waiting.append(self._theirs.submit(batch, list(range(len(batch))), chunk))
-        return PendingScores(self, batch, waiting)
+        # Evenly, since these may be slow.
+        chunk = max(1, min(_CHUNK, math.ceil(len(batch) / self.workers)))
+        asked = _ask(self._built_in, once, which, _CHUNK)
+        asked += _ask(self._theirs, batch, range(len(batch)), chunk)
+        return PendingScores(self, batch, asked)
 
     def score(self, steps: Sequence[StepContext]) -> list[StepScore]:
         """Ask every reward about each of these steps; one score a step.
@@ -278,12 +252,8 @@ class RewardSum:
 
     def close(self) -> None:
         """Kill the worker processes. Otherwise done with the last reference to this."""
-        for pooled in (self._built_in, self._theirs):
-            if pooled is not None:
-                pooled.pool.close()
-
-    def _call_local(self, steps: list[StepContext]) -> dict[str, list[Outcome]]:
-        return {name: call(reward, steps) for name, reward in self._local.items()}
+        for pool in (self._built_in, self._theirs):
+            pool.close()
 
     def _combine(self, step: StepContext, outcomes: Mapping[str, Outcome]) -> StepScore:
         values: dict[str, float | None] = dict.fromkeys(self._weights, None)
@@ -334,10 +304,10 @@ class RewardSum:
         if self._failed_rows is None:
             return message
         # A batched function fails with all that it was given.
-        batched = name in self._theirs.batched_names() if self._theirs else False
-        rows = [{**_row(step), "traceback": outcome.trace}]
-        if batched:
-            rows = [_row(one) for one in steps]
+        batched = name in self._theirs.batched_names
+        rows = (
+            [vars(one) for one in steps] if batched else [vars(step) | {"traceback": outcome.trace}]
+        )
         ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
         file = self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -353,62 +323,39 @@ class RewardSum:
         return f"{saved}; to try again: {shlex.join(words)}"
 
 
-def _row(step: StepContext) -> dict[str, object]:
-    return {one.name: getattr(step, one.name) for one in fields(step)}
+class _Asked(NamedTuple):
+    """One reward under way: its place in its pool, its calls, and what each step asked for."""
+
+    name: str
+    place: int
+    parts: list[Future[list[list[Outcome]]]]
+    which: Sequence[int]
+
+    def outcomes(self) -> list[Outcome]:
+        said = [outcome for part in self.parts for outcome in part.result()[self.place]]
+        return [said[place] for place in self.which]
 
 
-class _Pooled:
-    """Rewards in a pool, and which of them they are."""
-
-    def __init__(self, specs: list[RewardSpec], pool: RewardPool) -> None:
-        self.specs = specs
-        self.pool = pool
-
-    def batched_names(self) -> set[str]:
-        pairs = zip(self.specs, self.pool.batched(), strict=True)
-        return {spec.name for spec, batched in pairs if batched}
-
-    def submit(self, steps: list[StepContext], which: list[int], chunk: int) -> _Waiting:
-        """Single rewards in chunks over the workers, each batched one as a job of its own."""
-        batched = self.pool.batched()
-        single = [number for number, takes_all in enumerate(batched) if not takes_all]
-        futures: dict[int, list[Future[list[list[Outcome]]]]] = {}
-        parts = [
-            self.pool.submit(steps[start : start + chunk], single)
-            for start in range(0, len(steps), chunk)
-            if single
-        ]
-        for number, takes_all in enumerate(batched):
-            whole = [self.pool.submit(steps, [number])] if takes_all and steps else []
-            futures[number] = whole if takes_all else parts
-        return _Waiting(self.specs, futures, which)
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """Calls under way: for each reward its parts, and which of the steps each asked for."""
-
-    specs: list[RewardSpec]
-    futures: dict[int, list[Future[list[list[Outcome]]]]]
-    which: list[int]
-
-    def outcomes(self) -> dict[str, list[Outcome]]:
-        found: dict[str, list[Outcome]] = {}
-        for number, spec in enumerate(self.specs):
-            said = [one for part in self.futures[number] for one in part.result()[number]]
-            found[spec.name] = [said[place] for place in self.which]
-        return found
+def _ask(
+    pool: RewardPool, steps: list[StepContext], which: Sequence[int], chunk: int
+) -> list[_Asked]:
+    """Single rewards in chunks over the workers, each batched one as a job of its own."""
+    batched = pool.batched() if steps else [False] * len(pool.specs)
+    single = [place for place, takes_all in enumerate(batched) if not takes_all]
+    starts = range(0, len(steps), chunk) if single else ()
+    parts = [pool.submit(steps[start : start + chunk], single) for start in starts]
+    whole = {n: [pool.submit(steps, [n])] for n, takes_all in enumerate(batched) if takes_all}
+    return [
+        _Asked(spec.name, place, whole.get(place, parts), which)
+        for place, spec in enumerate(pool.specs)
+    ]
 
 
 class PendingScores:
     """Scores on their way."""
 
-    def __init__(
-        self, rewards: RewardSum, steps: list[StepContext], waiting: list[_Waiting]
-    ) -> None:
-        self._rewards = rewards
-        self._steps = steps
-        self._waiting = waiting
+    def __init__(self, rewards: RewardSum, steps: list[StepContext], asked: list[_Asked]) -> None:
+        self._rewards, self._steps, self._asked = rewards, steps, asked
 
     def outcomes(self) -> dict[str, list[Outcome]]:
         """Name -> one outcome a step; waits for them.
@@ -417,13 +364,12 @@ class PendingScores:
             RewardError: the steps cannot be handed over, or a worker had to be replaced and a
                 reward is not what it was.
         """
-        found = self._rewards._call_local(self._steps)
-        for waiting in self._waiting:
-            try:
-                found |= waiting.outcomes()
-            except RewardNameError as error:  # it was there at the start
-                raise RewardError(str(error)) from error
-        return found
+        local = self._rewards._local
+        found = {name: call(reward, self._steps) for name, reward in local.items()}
+        try:
+            return found | {asked.name: asked.outcomes() for asked in self._asked}
+        except RewardNameError as error:  # it was there at the start
+            raise RewardError(str(error)) from error
 
     def result(self) -> list[StepScore]:
         """One score a step; waits for them.
@@ -440,15 +386,7 @@ class PendingScores:
         ]
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _place(step: StepContext) -> str:
     if not step.problem:
-        shown = step.action if len(step.action) <= 80 else step.action[:77] + "..."
-        return f"the step {shown!r}"
-    problem = step.problem if len(step.problem) <= 80 else step.problem[:77] + "..."
-    return f"step {step.step_index + 1} of {step.num_steps} of problem {problem!r}"
+        return f"the step {short(step.action)!r}"
+    return f"step {step.step_index + 1} of {step.num_steps} of problem {short(step.problem)!r}"

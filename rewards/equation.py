@@ -7,17 +7,13 @@ of true claims must not depend on the style of writing. See `rewards.expressions
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache
 
 import sympy
 
 from rewards.claims import MAX_ACTION_CHARACTERS, Claim, decimal_places, find_claims, stripped
-from rewards.expressions import (
-    HUNDREDTH,
-    UnreadableError,
-    difference,
-    parse_tokens,
-)
+from rewards.expressions import HUNDREDTH, UnreadableError, difference, parse_tokens
 from rewards.tokens import Token
 from rewards.types import StepContext
 
@@ -25,6 +21,14 @@ ROUNDED_ON_THE_WAY = sympy.Rational(1, 1000)
 """Calculating with decimals and missing by less than this share is rounding, not an error."""
 HEDGED = sympy.Rational(1, 20)
 """What a result may miss by where the sentence says that it is not exact; or by less than 1."""
+
+_ORDER = {
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+}
 
 
 def equation(step: StepContext) -> float | None:
@@ -94,10 +98,9 @@ def check(claim: Claim) -> bool | None:
         minus = claim.left[0]._replace(kind="operator", text="-")
         if _verdict(Claim((minus, *claim.left), claim.relation, claim.right)):
             return None
-    percents = [
-        any(token.kind == "percent" for token in side) for side in (claim.left, claim.right)
-    ]
-    if percents[0] != percents[1] and _verdict(claim, percent=sympy.S.One):
+    if bool(_percents(claim.left)) != bool(_percents(claim.right)) and _verdict(
+        claim, percent=sympy.S.One
+    ):
         return None  # "5/20 * 100 = 25%" says 25 of a hundred, sloppily
     return False
 
@@ -111,12 +114,8 @@ def _verdict(claim: Claim, *, percent: sympy.Rational = HUNDREDTH) -> bool | Non
         return None
     if gap is None:
         return None
-    if claim.relation in {"<", ">", "<=", ">=", "!="}:
-        return bool(
-            {"<": gap < 0, ">": gap > 0, "<=": gap <= 0, ">=": gap >= 0, "!=": gap != 0}[
-                claim.relation
-            ]
-        )
+    if claim.relation in _ORDER:
+        return bool(_ORDER[claim.relation](gap, 0))
     digits = [decimal_places(side) for side in (claim.left, claim.right)]
     shown = [places for places in digits if places is not None]
     if gap == 0:

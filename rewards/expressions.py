@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import sympy
-from sympy.polys.rings import PolyElement, PolyRing
 
 from rewards.tokens import Token, tokenize
 
@@ -30,15 +30,11 @@ MAX_BITS = 8_192
 MAX_EXPONENT = 10_000
 """Largest exponent; with a base of one bit or with x as base, `MAX_BITS` alone bounds nothing."""
 MAX_SUM_EXPONENT = 64
-"""Largest exponent of a sum that is not a plain number, because comparing expands it."""
+"""Largest exponent of a sum that is not a plain number."""
 MAX_ROOT = 12
 """Largest degree of a root."""
 MAX_RADICAND_BITS = 160
 """Largest number under a root, because sympy looks for its small factors."""
-MAX_TERM_PRODUCTS = 10_000
-"""Products of two terms that comparing two expressions may compute, about 0.03 s."""
-MAX_GENERATORS = 12
-"""Most variables and roots that two compared expressions may hold."""
 HUNDREDTH = sympy.Rational(1, 100)
 PRECISION = 60
 """Decimal digits to which roots and pi are computed where no exact answer exists."""
@@ -58,15 +54,11 @@ _FUNCTION_LETTERS = frozenset("fghFGHPQ")
 
 @dataclass(frozen=True)
 class _Term:
-    """A value with bounds on what computing with it can cost.
-
-    `bits` bounds numerator and denominator together (and the size of a number that is not
-    rational); `percent` marks a number with a per cent sign.
-    """
+    """A value with a bound on what computing with it can cost."""
 
     value: sympy.Expr
-    bits: int
-    percent: bool = False
+    bits: int  # of numerator and denominator together, and the size of what is not rational
+    percent: bool = False  # it has a per cent sign
 
 
 def _rational(value: sympy.Rational, *, percent: bool = False) -> _Term:
@@ -158,8 +150,6 @@ class _Parser:
 
     def _terms(self, depth: int) -> _Term:
         """sum = [sign] product {sign product}"""
-        if depth > MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         total = self._factors(depth)
         while sign := self._next("operator", "+", "-"):
             term = self._factors(depth)
@@ -223,14 +213,12 @@ class _Parser:
 
     def _raised(self, depth: int) -> _Term:
         """factor = atom [^ exponent] [%]"""
-        if depth > MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         term = self._atom(depth)
         if raised := self._next("superscript"):
             term = _power(term, sympy.Integer(int(raised.text)))
         elif self._next("operator", "^"):
             sign = self._next("operator", "-", "+")
-            exponent = self._atom_below(depth)
+            exponent = self._atom(depth + 1)
             if self._next("operator", "^"):
                 raise UnreadableError("a tower of powers without brackets")
             term = _power(term, -exponent.value if sign and sign.text == "-" else exponent.value)
@@ -240,6 +228,8 @@ class _Parser:
         return term
 
     def _atom(self, depth: int) -> _Term:
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
         if self.at >= len(self.tokens):
             raise UnreadableError("an operand is missing")
         token = self.tokens[self.at]
@@ -271,16 +261,9 @@ class _Parser:
             degree = int(written.text) if len(written.text) < 3 else 0
             if not 2 <= degree <= MAX_ROOT:
                 raise UnreadableError(f"a root of degree {written.text[:9]}")
-        if token.text == "√":
-            radicand = self._atom_below(depth)
-        else:
-            radicand = self._argument(depth, split=False)
+        plain = token.text == "√"
+        radicand = self._atom(depth + 1) if plain else self._argument(depth, split=False)
         return _power(radicand, sympy.Rational(1, degree))
-
-    def _atom_below(self, depth: int) -> _Term:
-        if depth >= MAX_DEPTH:
-            raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
-        return self._atom(depth + 1)
 
     def _argument(self, depth: int, *, split: bool = True) -> _Term:
         r"""What a command takes: a group in braces, or one character as in ``\frac12``."""
@@ -293,7 +276,7 @@ class _Parser:
                 return _number(token.text[0])
             if token.kind == "open" and token.text != "{" and split:
                 raise UnreadableError("braces are missing around an argument")
-        return self._atom_below(depth)
+        return self._atom(depth + 1)
 
 
 def _negative(term: _Term) -> _Term:
@@ -335,19 +318,45 @@ def parse_expression(text: str, *, math: bool = True) -> sympy.Expr:
 def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
     """What left - right is for all values of the variables; None if it depends on them.
 
-    Rational numbers are compared exactly and so are expressions with variables, as fractions of
-    polynomials; roots and pi are computed to `PRECISION` digits, and 0 means equal to 45 of them.
+    Variables are given fractions with large denominators: all positive, all negative, and mixed,
+    the same in every call. Where the difference is the same each time, it is taken for that of all
+    values. Rational numbers are compared exactly; roots and pi are computed to `PRECISION` digits,
+    and 0 means equal to 45 of them.
 
     Raises:
-        UnreadableError: expanding is past the bounds, a value is not real, or the two are so
-            near each other that nobody knows.
+        UnreadableError: a value is not real or infinite, or the two are so near each other that
+            nobody knows.
     """
+    letters = sorted(left.free_symbols | right.free_symbols, key=str)
+    if not letters:
+        return _gap(left, right)
+    # Computing with fractions would let roots of them grow without bound.
+    exact = not any(side.has(sympy.pi) or _has_root(side) for side in (left, right))
+    gaps = []
+    draw = Random(0)
+    for signs in ((1, 1), (-1, -1), (1, -1)):
+        at = {}
+        for place, letter in enumerate(letters):
+            value = sympy.Rational(signs[place % 2] * draw.randrange(5_000, 20_000), 10_007)
+            at[letter] = value if exact else sympy.Float(value, PRECISION)
+        gaps.append(_gap(left.xreplace(at), right.xreplace(at), real=False))
+    if exact:
+        return gaps[0] if len(set(gaps)) == 1 else None
+    if any(abs(gap) > 1 / UNEQUAL for gap in gaps):
+        raise UnreadableError("too far apart to see whether variables matter")
+    return gaps[0] if all(abs(gap - gaps[0]) <= UNEQUAL for gap in gaps) else None
+
+
+def _has_root(expression: sympy.Expr) -> bool:
+    return any(not power.exp.is_Integer for power in expression.atoms(sympy.Pow))
+
+
+def _gap(left: sympy.Expr, right: sympy.Expr, *, real: bool = True) -> sympy.Expr:
+    """left - right, both without variables."""
     if left.is_Rational and right.is_Rational:
         return left - right
-    if left.free_symbols or right.free_symbols:
-        return _Polynomials(left, right).difference()
     a, b = (side.evalf(PRECISION) for side in (left, right))
-    if not all(side.is_Float or side.is_Rational for side in (a, b)):
+    if not all(side.is_finite and (side.is_real or not real) for side in (a, b)):
         raise UnreadableError("no real value")
     gap = a - b
     scale = max(sympy.S.One, abs(a), abs(b))
@@ -356,87 +365,3 @@ def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
     if abs(gap) <= UNEQUAL * scale:
         raise UnreadableError("too near each other to tell apart")
     return gap
-
-
-class _Polynomials:
-    """Two expressions as fractions of polynomials over the rationals.
-
-    pi and every root are variables of their own. What holds for free variables holds for these
-    too; that roots have relations among themselves only means that some identities go unseen.
-    """
-
-    def __init__(self, left: sympy.Expr, right: sympy.Expr) -> None:
-        self.sides = (left, right)
-        found = left.free_symbols | right.free_symbols
-        for side in self.sides:
-            found |= {atom for atom in side.atoms(sympy.Pow) if not atom.exp.is_Integer}
-            found |= side.atoms(sympy.NumberSymbol)
-        roots = {_root_of(atom) if atom.is_Pow else atom for atom in found}
-        if len(roots) > MAX_GENERATORS:
-            raise UnreadableError(f"{len(roots)} variables; the most is {MAX_GENERATORS}")
-        ordered = sorted(roots, key=str)
-        names = [sympy.Symbol(f"g{place}") for place in range(len(ordered))]
-        self.ring = PolyRing(names, sympy.QQ, sympy.lex)
-        self.generators = dict(zip(ordered, self.ring.gens, strict=True))
-        self.left_to_spend = MAX_TERM_PRODUCTS
-
-    def difference(self) -> sympy.Expr | None:
-        (a, b), (c, d) = (self._fraction(side) for side in self.sides)
-        above, below = self._times(a, d) - self._times(c, b), self._times(b, d)
-        if not above:
-            return sympy.S.Zero
-        quotient = above.coeff(below.leading_monom()) / below.LC if below.LC else 0
-        if above == below * quotient:
-            return sympy.Rational(int(quotient.numerator), int(quotient.denominator))
-        return None
-
-    def _times(self, a: PolyElement, b: PolyElement) -> PolyElement:
-        self.left_to_spend -= len(a) * len(b)
-        if self.left_to_spend < 0:
-            raise UnreadableError(f"more than {MAX_TERM_PRODUCTS} products of terms")
-        return a * b
-
-    def _to_the(self, base: PolyElement, exponent: int) -> PolyElement:
-        if len(base) <= 1:
-            return base**exponent
-        power = self.ring.one
-        for _ in range(exponent):
-            power = self._times(power, base)
-        return power
-
-    def _fraction(self, expression: sympy.Expr) -> tuple[PolyElement, PolyElement]:
-        """Numerator and denominator; as deep as the parser let the expression become."""
-        one = self.ring.one
-        if expression.is_Rational:
-            return self.ring(sympy.QQ(int(expression.p), int(expression.q))), one
-        if expression in self.generators:
-            return self.generators[expression], one
-        if expression.is_Pow:
-            root = expression if expression.exp.is_Integer else _root_of(expression)
-            if root is expression:
-                above, below = self._fraction(expression.base)
-                exponent = int(expression.exp)
-            else:
-                above, below = self.generators[root], one
-                exponent = int(expression.exp.p)
-            if exponent < 0:
-                above, below = below, above
-                if not below:
-                    raise UnreadableError("division by zero")
-            return self._to_the(above, abs(exponent)), self._to_the(below, abs(exponent))
-        above, below = (self.ring.zero, one) if expression.is_Add else (one, one)
-        for part in expression.args:
-            part_above, part_below = self._fraction(part)
-            if not expression.is_Add:
-                above, below = self._times(above, part_above), self._times(below, part_below)
-            elif part_below == below:
-                above = above + part_above
-            else:
-                above = self._times(above, part_below) + self._times(part_above, below)
-                below = self._times(below, part_below)
-        return above, below
-
-
-def _root_of(power: sympy.Expr) -> sympy.Expr:
-    """x^(2/3) -> x^(1/3), of which it is a power."""
-    return sympy.Pow(power.base, sympy.Rational(1, power.exp.q), evaluate=False)

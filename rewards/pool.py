@@ -76,9 +76,9 @@ class RewardPool:
         deadline: float,
         memory_bytes: int | None = None,
     ) -> None:
+        self.specs = list(specs)
         self._most = workers
-        self._shared = _Shared(list(specs), deadline, memory_bytes)
-        self._batched: list[bool] | None = None
+        self._shared = _Shared(self.specs, deadline, memory_bytes)
         self._end = weakref.finalize(self, _end, self._shared)
 
     def batched(self) -> list[bool]:
@@ -87,10 +87,16 @@ class RewardPool:
         Raises:
             RewardNameError: a reward that cannot be found or used.
         """
-        if self._batched is None:
+        if self._shared.batched is None:
             self._put(_Job([], [])).result()
-            self._batched = list(self._shared.batched or [])
-        return self._batched
+        return self._shared.batched or []
+
+    @property
+    def batched_names(self) -> set[str]:
+        """What the log calls those that take a list of steps."""
+        return {
+            spec.name for spec, batched in zip(self.specs, self.batched(), strict=True) if batched
+        }
 
     def submit(
         self, steps: Sequence[StepContext], rewards: Sequence[int] | None = None
@@ -141,7 +147,7 @@ class _Shared:
         self.specs = specs
         self.deadline = deadline
         self.memory_bytes = memory_bytes
-        self.batched: list[bool] | None = None
+        self.batched: list[bool] | None = None if specs else []  # known when one was started
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.lock = threading.Lock()
         self.threads: list[threading.Thread] = []
@@ -151,10 +157,9 @@ class _Shared:
         self.closed = False
         self.owner = os.getpid()
         # `package.module:name` may lie in the current folder, as it may for `python -m`.
-        self.path = [entry for entry in sys.path if isinstance(entry, str)]
-        self.path = [entry or os.getcwd() for entry in self.path]
-        if os.getcwd() not in self.path:
-            self.path.append(os.getcwd())
+        here = os.getcwd()
+        path = [entry or here for entry in sys.path if isinstance(entry, str)]
+        self.path = path if here in path else [*path, here]
         self.files = {spec.file: _digest(spec.file) for spec in specs if spec.file is not None}
 
 
@@ -213,7 +218,6 @@ def _run(
         # The worker is gone, or is made to go; the call it was at is the one to blame. But a worker
         # may have died of something else, so a call that killed one is tried on another.
         worker.end()
-        shared.workers.discard(worker)
         worker = None
         if shared.closed:
             raise RuntimeError("these rewards were closed while they were scoring")
@@ -226,7 +230,6 @@ def _run(
             found[reward][place] = Outcome(failure=failure, seconds=shared.deadline)
     if worker is not None and worker.calls >= _CALLS_PER_WORKER:
         worker.end()
-        shared.workers.discard(worker)
         worker = None
     return worker, found
 
@@ -248,7 +251,6 @@ def _start(shared: _Shared) -> _Worker:
         shared.batched = worker.load(shared)
     except BaseException:
         worker.end()
-        shared.workers.discard(worker)
         raise
     return worker
 
@@ -266,7 +268,7 @@ class _Worker:
 
     def __init__(self, shared: _Shared) -> None:
         self.calls = 0
-        self._deadline = shared.deadline
+        self._deadline, self._workers = shared.deadline, shared.workers
         self._socket, theirs = socket.socketpair()
         self._received = b""
         start = _START.format(path=shared.path, descriptor=theirs.fileno())
@@ -332,6 +334,7 @@ class _Worker:
             self._process.kill()
         self._process.wait()
         self._socket.close()
+        self._workers.discard(self)
 
     def _reply(self, seconds: float) -> Any:
         """The next message, or in words (a text) how the worker ended without one."""
@@ -372,3 +375,10 @@ def _unplain(what: str, why: str) -> RewardNameError:
         f"{what} cannot be handed to a worker process: {why}; keep metadata and options to texts, "
         "numbers, lists and mappings"
     )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -21,19 +21,12 @@ from rewards.types import StepReward
 
 @dataclass(frozen=True)
 class WeightedReward:
-    """One reward of a sum.
+    """One reward of a sum."""
 
-    Attributes:
-        name: what the log calls it.
-        weight: finite; 0 records only, a negative one punishes.
-        reward: what it is: to be found by its name, or a function that was given as such.
-        shown: how to write it in a message.
-    """
-
-    name: str
-    weight: float
-    reward: RewardSpec | LoadedReward
-    shown: str
+    name: str  # what the log calls it
+    weight: float  # finite; 0 records only, a negative one punishes
+    reward: RewardSpec | LoadedReward  # to be found by its name, or given as a function
+    shown: str  # how to write it in a message
 
 
 def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
@@ -46,10 +39,8 @@ def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
     Raises:
         ValueError: something in it is unknown, missing or cannot be.
     """
-    weight: object = settings
+    weight, target, key = settings, reward, None
     options: object = {}
-    target = reward
-    key = None
     if isinstance(settings, Mapping):
         unknown = sorted(set(map(str, settings)) - {"weight", "options", "name"})
         if unknown or "weight" not in settings:
@@ -66,11 +57,11 @@ def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
     built_in = target if isinstance(target, str) else _built_in_of(target)
     name = key or name_of(target)
     number = _finite_weight(name, weight)
-    found: RewardSpec | LoadedReward
-    if built_in is not None:
-        found = RewardSpec(name, found_target(built_in), dict(options))
-    else:
-        found = bind(target, options, f"step reward {name!r}")
+    found = (
+        bind(target, options, f"step reward {name!r}")
+        if built_in is None
+        else RewardSpec(name, found_target(built_in), dict(options))
+    )
     shown = target if isinstance(target, str) else "the function"
     return WeightedReward(name, number, found, shown)
 

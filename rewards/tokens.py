@@ -13,23 +13,16 @@ from typing import NamedTuple
 class Token(NamedTuple):
     r"""One piece of a text.
 
-    Attributes:
-        kind: number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
-            of an expression), currency, relation, word, break, or other (nothing known).
-        text: the piece in normal form (``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``).
-        start: where it begins in the text.
-        spaced: white space stands before it.
-        gap: a column, a wide space or the border of ``$...$`` stands before it; what stands on
-            the two sides is never multiplied without a sign.
-        math: it stands inside ``$...$`` or the like, where every letter is a variable.
+    Its kind is number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
+    of an expression), currency, relation, word, break, or other (nothing known). Its text has one
+    form: ``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``.
     """
 
     kind: str
     text: str
-    start: int
-    spaced: bool = False
-    gap: bool = False
-    math: bool = False
+    spaced: bool = False  # white space stands before it
+    gap: bool = False  # a column, a wide space or the border of $...$: never an implicit product
+    math: bool = False  # it stands inside $...$ or the like, where every letter is a variable
 
 
 _TEXT = re.compile(
@@ -55,16 +48,33 @@ _SUBSCRIPT = re.compile(r"_(?:([0-9A-Za-z])|\{([0-9A-Za-z]{1,8})\})(?![0-9A-Za-z
 _ENVIRONMENT = re.compile(r"\s*\{[A-Za-z]{1,20}\*?\}")
 _AFTER_FULL_STOP = re.compile(r"""\s|$|[)\]}"'”’$]|\\[)\]\\]|\\end\b|\*\*(?!\s*[0-9A-Za-z(])""")
 _OPERAND_AHEAD = re.compile(r"\s*[0-9A-Za-z(\[{\\$.√π-]")
+# Signs and commands that are a token each: its kind, and its text in normal form.
 _SIGNS = {
-    "+": "+", "-": "-", "−": "-", "*": "*", "×": "*", "·": "*", "⋅": "*", "/": "/", "÷": "/",
-    "^": "^",
+    **dict.fromkeys("+", ("operator", "+")),
+    **dict.fromkeys("-−", ("operator", "-")),
+    **dict.fromkeys("*×·⋅", ("operator", "*")),
+    **dict.fromkeys("/÷", ("operator", "/")),
+    "^": ("operator", "^"), "%": ("percent", "%"), "$": ("currency", "$"), "π": ("pi", "π"),
+    "√": ("root", "√"), "²": ("superscript", "2"), "³": ("superscript", "3"),
+    **{sign: ("open", sign) for sign in "([{"},
+    **{sign: ("close", sign) for sign in ")]}"},
 }  # fmt: skip
-_OPERATOR_COMMANDS = {"times": "*", "cdot": "*", "div": "/"}
 _RELATIONS = {"==": "=", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!="}
-_RELATION_COMMANDS = {
-    "approx": "~", "lt": "<", "gt": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=",
-    "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
-}  # fmt: skip
+_COMMANDS = {
+    **dict.fromkeys(["times", "cdot"], ("operator", "*")),
+    "div": ("operator", "/"),
+    "approx": ("relation", "~"),
+    "lt": ("relation", "<"),
+    "gt": ("relation", ">"),
+    **dict.fromkeys(["le", "leq", "leqslant"], ("relation", "<=")),
+    **dict.fromkeys(["ge", "geq", "geqslant"], ("relation", ">=")),
+    **dict.fromkeys(["ne", "neq"], ("relation", "!=")),
+    **dict.fromkeys(["frac", "dfrac", "tfrac"], ("fraction", "/")),
+    "sqrt": ("root", "sqrt"),
+    "pi": ("pi", "π"),
+    "%": ("percent", "%"),
+    "$": ("currency", "$"),
+}
 _NOTHING = {
     *",;:!> ", "left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "displaystyle",
     "textstyle",
@@ -88,16 +98,15 @@ _GREEK = {
 class _Tokenizer:
     """Cuts one piece of text, left to right, in time linear in its length."""
 
-    def __init__(self, text: str, *, math: bool, start: int, line_start: bool) -> None:
+    def __init__(self, text: str, *, math: bool, line_start: bool) -> None:
         self.text = text
         self.math = math
-        self.offset = start
         self.tokens: list[Token] = []
         self.spaced = self.gap = False
         self.line_start = line_start
 
-    def add(self, kind: str, text: str, at: int) -> None:
-        self.tokens.append(Token(kind, text, self.offset + at, self.spaced, self.gap, self.math))
+    def add(self, kind: str, text: str) -> None:
+        self.tokens.append(Token(kind, text, self.spaced, self.gap, self.math))
         self.spaced = self.gap = False
         self.line_start = text == "\n" and kind == "break"
 
@@ -117,7 +126,7 @@ class _Tokenizer:
         if self.math:  # white space to LaTeX
             self.gap = True
         else:
-            self.add("break", "\n", at)
+            self.add("break", "\n")
         return end
 
     def _number(self, piece: str, at: int, end: int) -> int:
@@ -127,34 +136,34 @@ class _Tokenizer:
         if glued or re.match(r"[.,][0-9]", self.text[end : end + 2]):
             run = re.compile(r"[0-9.,]*[0-9]").match(self.text, at)
             end = run.end() if run else end
-            self.add("other", piece, at)
+            self.add("other", piece)
         else:
-            self.add("number", re.sub(r"[^0-9.]", "", piece), at)
+            self.add("number", re.sub(r"[^0-9.]", "", piece))
         return end
 
     def _letters(self, piece: str, at: int, end: int) -> int:
         if not self.math and (word := _WORD.match(self.text, at)):
-            self.add("word", word.group(), at)
+            self.add("word", word.group())
             return word.end()
-        return self._variable(piece[0], at, at + 1)
+        return self._variable(piece[0], at + 1)
 
-    def _variable(self, name: str, at: int, end: int) -> int:
+    def _variable(self, name: str, end: int) -> int:
         if subscript := _SUBSCRIPT.match(self.text, end):
             name, end = f"{name}_{subscript.group(1) or subscript.group(2)}", subscript.end()
-        self.add("letter", name, at)
+        self.add("letter", name)
         return end
 
     def _arrow(self, piece: str, at: int, end: int) -> int:
-        self.add("break", piece, at)
+        self.add("break", piece)
         return end
 
     def _relation(self, piece: str, at: int, end: int) -> int:
         glued = piece == "!=" and at > 0 and not self.text[at - 1].isspace()
-        self.add("other" if glued else "relation", _RELATIONS.get(piece, piece), at)  # 5!=120
+        self.add("other" if glued else "relation", _RELATIONS.get(piece, piece))  # 5!=120
         return end
 
     def _dots(self, piece: str, at: int, end: int) -> int:
-        self.add("other", piece, at)
+        self.add("other", piece)
         return end
 
     # Two dashes are minus a negative number to one writer and a pause to the other.
@@ -165,7 +174,7 @@ class _Tokenizer:
         before = at > 0 and not self.text[at - 1].isspace()
         after = end < len(self.text) and not self.text[end].isspace()
         if before == after and _OPERAND_AHEAD.match(self.text, end):
-            self.add("operator", "^", at)
+            self.add("operator", "^")
         else:
             self.gap = True
         return end
@@ -175,27 +184,13 @@ class _Tokenizer:
         after = self.text[end] if end < len(self.text) else " "
         at_line_start = self.line_start and not self.math and after.isspace()
         if at_line_start and piece in "-*#•":
-            self.add("break", piece, at)
+            self.add("break", piece)
         elif piece in _SIGNS:
-            self.add("operator", _SIGNS[piece], at)
-        elif piece in "([{":
-            self.add("open", piece, at)
-        elif piece in ")]}":
-            self.add("close", piece, at)
-        elif piece == "%":
-            self.add("percent", piece, at)
-        elif piece == "$":
-            self.add("currency", piece, at)
-        elif piece == "π":
-            self.add("pi", piece, at)
-        elif piece == "√":
-            self.add("root", piece, at)
-        elif piece in "²³":
-            self.add("superscript", "2" if piece == "²" else "3", at)
+            self.add(*_SIGNS[piece])
         elif piece == "&" or (piece == "~" and self.math):
             self.gap = True
         else:
-            self.add("break" if self._ends(piece, before, after, end) else "other", piece, at)
+            self.add("break" if self._ends(piece, before, after, end) else "other", piece)
         return end
 
     def _ends(self, piece: str, before: str, after: str, end: int) -> bool:
@@ -220,37 +215,25 @@ class _Tokenizer:
             self.spaced = True
         elif name in _GAPS:
             self.gap = True
-        elif name in _OPERATOR_COMMANDS:
-            self.add("operator", _OPERATOR_COMMANDS[name], at)
-        elif name in _RELATION_COMMANDS:
-            self.add("relation", _RELATION_COMMANDS[name], at)
+        elif name in _COMMANDS:
+            self.add(*_COMMANDS[name])
         elif name in _BREAKS:
-            self.add("break", piece, at)
+            self.add("break", piece)
             if name in {"begin", "end"} and (rest := _ENVIRONMENT.match(self.text, end)):
                 end = rest.end()
-        elif name in {"frac", "dfrac", "tfrac"}:
-            self.add("fraction", "/", at)
-        elif name == "sqrt":
-            self.add("root", "sqrt", at)
-        elif name == "pi":
-            self.add("pi", "π", at)
         elif name in _GREEK:
-            return self._variable(piece, at, end)
-        elif name == "%":
-            self.add("percent", "%", at)
-        elif name == "$":
-            self.add("currency", "$", at)
+            return self._variable(piece, end)
         elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
             return end  # adds no token of its own: its brace is the bracket
         elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
             end += len(inside)
             words = inside.strip()[1:-1].strip()
             if words:
-                self.add("word", words, at)
+                self.add("word", words)
             else:
                 self.gap = True
         else:
-            self.add("other", piece, at)
+            self.add("other", piece)
         return end
 
     def _braced(self, at: int) -> str | None:
@@ -266,16 +249,13 @@ class _Tokenizer:
         return None
 
 
-def tokenize(
-    text: str, *, math: bool = True, start: int = 0, line_start: bool = False
-) -> list[Token]:
+def tokenize(text: str, *, math: bool = True, line_start: bool = False) -> list[Token]:
     """All tokens of a text; what nothing is known about becomes a token of the kind `other`.
 
     Args:
         text: any text whatever.
         math: every letter is a variable; otherwise runs of letters are words, and so are a lone
             "a", "A" and "I".
-        start: added to the place of every token.
         line_start: a dash or star in front is the mark of a list, not a sign.
     """
-    return _Tokenizer(text, math=math, start=start, line_start=line_start).run()
+    return _Tokenizer(text, math=math, line_start=line_start).run()

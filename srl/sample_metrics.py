@@ -11,6 +11,7 @@ No torch here, and nothing is drawn but the bootstrap's problems, from a fixed s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -74,23 +75,18 @@ def maj_at_k(votes: Sequence[int | None], k: int) -> float:
     wrong = [votes.count(vote) for vote in {*votes} - {RIGHT, None}]
     won = Fraction(0)
     for most in range(1, min(right, k) + 1):  # the right answer stands in the draw so many times
-        # ways[tied][size]: choices of `size` samples among the wrong answers seen so far, none of
+        # (tied, size) -> choices of `size` samples among the wrong answers seen so far, none of
         # which more than `most` times, and `tied` of which just as often
-        ways = [[0] * (k - most + 1) for _ in range(1 + (k - most) // most)]
-        ways[0][0] = 1
+        ways = Counter({(0, 0): 1})
         for count in wrong:
-            after = [[0] * len(row) for row in ways]
-            for tied, row in enumerate(ways):
-                for size, number in enumerate(row):
-                    for drawn in range(min(count, most, k - most - size) + 1 if number else 0):
-                        more = tied + (drawn == most)
-                        after[more][size + drawn] += number * comb(count, drawn)
+            after: Counter[tuple[int, int]] = Counter()
+            for (tied, size), number in ways.items():
+                for drawn in range(min(count, most, k - most - size) + 1):
+                    after[tied + (drawn == most), size + drawn] += number * comb(count, drawn)
             ways = after
-        for tied, row in enumerate(ways):
-            draws = sum(
-                number * comb(silent, k - most - size) for size, number in enumerate(row) if number
-            )
-            won += Fraction(comb(right, most) * draws, 1 + tied)
+        for (tied, size), number in ways.items():
+            draws = comb(right, most) * number * comb(silent, k - most - size)
+            won += Fraction(draws, 1 + tied)
     return float(won / comb(n, k))
 
 

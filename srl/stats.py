@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 _Z95 = 1.959963984540054
+_ROUNDS = 2000  # draws of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int]:
         """As summary.json keeps it."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:6.1%}  [{self.low:.1%}, {self.high:.1%}]  n = {self.n}"
@@ -41,20 +42,12 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
-def bootstrap(
-    values: Sequence[float],
-    problems: Sequence[str] | None = None,
-    *,
-    rounds: int = 2000,
-    seed: int = 0,
-) -> Estimate:
+def bootstrap(values: Sequence[float], problems: Sequence[str] | None = None) -> Estimate:
     """The mean of `values` with a percentile bootstrap interval; no values give NaN.
 
     Args:
         values: one a row.
         problems: the problem of each row: then whole problems are drawn, with all their rows.
-        rounds: how many draws.
-        seed: of the draws.
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan, 0)
@@ -62,13 +55,13 @@ def bootstrap(
     for number, value in enumerate(values):
         rows.setdefault(number if problems is None else problems[number], []).append(value)
     parts = [(sum(part), len(part)) for part in rows.values()]
-    rng = random.Random(seed)
+    rng = random.Random(0)
     means = []
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         drawn = rng.choices(parts, k=len(parts))
         means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
     means.sort()
-    low, high = means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+    low, high = means[int(0.025 * _ROUNDS)], means[int(0.975 * _ROUNDS) - 1]
     return Estimate(sum(values) / len(values), low, high, len(values))
 
 

@@ -240,7 +240,7 @@ def test_check_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["nothere.jsonl"], "nothere.jsonl: no such file"),
         (["gsm9k"], "unknown source 'gsm9k'.*Did you mean 'gsm8k'"),
         (["data.jsonl", "--colour", "red"], "has no option 'colour'"),
-        (["data.jsonl", "--limit"], "--limit has no value: options are given as --key value"),
+        (["data.jsonl", "--limit"], "--limit has no value; write --limit VALUE"),
         (["data.jsonl", "--limit", "[1"], "cannot be read"),
     ],
 )

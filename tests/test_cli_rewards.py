@@ -299,7 +299,7 @@ def test_score_of_an_old_run_with_a_new_reward(
         (["--action", "a"], None, "give a file of steps, or one step"),
         (["gone.jsonl"], None, "cannot read gone.jsonl: No such file"),
         (["rows.jsonl"], "{", "rows.jsonl, line 1: not JSON"),
-        (["rows.jsonl"], "[1]", "line 1: a row is a JSON object with action and expert_step"),
+        (["rows.jsonl"], "[1]", "line 1: a record is a JSON object, not .1"),
         (["rows.jsonl"], '{"action": "a"}', "expert_step is None; a row needs the text"),
         (["rows.jsonl"], '{"action": 1, "expert_step": "b"}', "action is 1; a row needs"),
         (
@@ -318,9 +318,9 @@ def test_score_of_an_old_run_with_a_new_reward(
         (
             ["--rewards.similarity", "1", "rows.jsonl"],
             "{}",
-            "'rows.jsonl': it is one word too many",
+            "'rows.jsonl' is not an option",
         ),
-        (["--rewards.equation=1", "rows.jsonl"], "{}", "'rows.jsonl': it is one word too many"),
+        (["--rewards.equation=1", "rows.jsonl"], "{}", "'rows.jsonl' is not an option"),
         (["rows.jsonl", "--deadline", "0"], "{}", "deadline of rewards is 0.0; give seconds"),
     ],
 )

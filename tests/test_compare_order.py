@@ -32,9 +32,9 @@ from conftest import read_jsonl
 from rich.console import Console
 
 from srl.compare import runner
+from srl.compare.cell_run import State, read_cells
 from srl.compare.plan_file import load_plan
 from srl.compare.processes import start_process
-from srl.compare.results import State, state_of
 from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 
@@ -175,9 +175,12 @@ def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
     with pytest.raises(UsageError) as caught:
         run(start=start)
     message = str(caught.value)
-    assert "runs/c/toy.srl.0 was made with other settings than compare.yaml has now" in message
-    assert "  learning_rate: 0.001 -> 0.5\n  temperature: 1.0 -> 0.7\n" in message
-    assert "So are toy.srl.1, toy.two.0, toy.two.1." in message
+    assert "These runs are not what compare.yaml asks for now" in message
+    assert (
+        "  runs/c/toy.srl.0, runs/c/toy.srl.1:\n"
+        "    learning_rate: 0.001 -> 0.5\n    temperature: 1.0 -> 0.7\n"
+    ) in message
+    assert "  runs/c/toy.two.0, runs/c/toy.two.1:\n    temperature: 1.0 -> 0.7\n" in message
     assert "  mv runs/c/toy.srl.0 runs/c/toy.srl.0.old" in message
     assert start.asked == []
     assert Path("runs/c/toy.srl.0/summary.json").is_file()
@@ -195,7 +198,9 @@ def test_a_finished_cell_with_other_settings_is_refused(file: Path) -> None:
     # Stage two of a policy that is to be made anew is not what it says.
     write(rows=rows)
     Path("runs/c/toy.srl.0").rename("runs/c/toy.srl.0.old")
-    message = r"toy.two.0: toy.srl.0, whose policy it started from, is not done \(to do\)\n(.|\n)*"
+    message = (
+        r"toy.two.0:\n    toy.srl.0, whose policy it started from, is not done \(to do\)\n(.|\n)*"
+    )
     for rows_asked in (["srl"], ["two"], None):  # also if only the first is asked for
         with pytest.raises(UsageError, match=message + "  mv runs/c/toy.two.0 runs/c/toy.two.0.o"):
             run(start=start, rows=rows_asked)
@@ -217,7 +222,7 @@ def test_a_setting_that_a_method_has_no_use_for_is_no_difference(file: Path) -> 
     assert run(start=start)[0] == 0
     assert start.asked == []
     path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    with pytest.raises(UsageError, match=r"has now:\n  learning_rate: 0.002 -> 0.001\n"):
+    with pytest.raises(UsageError, match=r"toy.sft.0:\n    learning_rate: 0.002 -> 0.001\n"):
         run(start=start)
 
 
@@ -265,7 +270,7 @@ def test_a_base_that_was_made_again(file: Path, toy_policy: Path) -> None:
     assert "mv runs/c/toy.base runs/c/toy.base.old\n  mv runs/c/toy.srl.0 " in str(caught.value)
     assert start.asked == []
     plan = load_plan(file)
-    assert [state_of(cell, plan) for cell in plan.cells if cell.row == "base"] == [
+    assert [run.state for run in read_cells(plan).values() if run.cell.row == "base"] == [
         State.OTHER_START
     ]
 

@@ -32,10 +32,9 @@ from conftest import read_jsonl, same_weights, weights, write_toy_data
 
 from srl.commands.cli import main
 from srl.compare import runner
+from srl.compare.cell_run import State, cpu_name, read_cells
 from srl.compare.figures import figures_of
-from srl.compare.origin import cpu_name
 from srl.compare.plan_file import load_plan
-from srl.compare.results import State, state_of
 from srl.models.loading import load_policy
 
 # ---- real cells ---------------------------------------------------------------------------------
@@ -187,7 +186,7 @@ def test_killed_and_called_again_it_ends_with_the_same_table(
     killed_comparison(after)
     out, plan = Path("runs/c"), load_plan(Path("compare.yaml"))
     assert not (out / "table.json").exists()
-    assert state_of(plan.cells[0], plan) is state
+    assert read_cells(plan)[plan.cells[0].name].state is state
     start = Starter()
     code, shown = run(start=start)
     assert code == 0, shown

@@ -18,13 +18,12 @@ from comparing import (
 )
 from conftest import read_jsonl
 
-from srl.compare.results import _groups
-from srl.compare.table import cores
+from rewards.pool import cores
+from srl.compare.cell_run import groups_of
 from srl.errors import UsageError
-from srl.runs.folder import RunFolder
 
 
-def test_groups_are_counted_over_all_steps(tmp_path: Path) -> None:
+def test_groups_are_counted_over_all_steps() -> None:
     """A line of metrics.jsonl has means over the steps since the line before."""
     lines = [
         {"step": 4, "groups_kept": 0.5, "groups_tried": 8.0},
@@ -32,8 +31,7 @@ def test_groups_are_counted_over_all_steps(tmp_path: Path) -> None:
         {"step": 5, "groups_kept": 3.0, "groups_tried": 8.0},
         {"step": 5, "train_runtime": 1.0},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert _groups(RunFolder(tmp_path)) == (5.0, 40.0)
+    assert groups_of(lines) == (5.0, 40.0)
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -14,7 +14,7 @@ import yaml
 from environments.prompts import PAPER_SYSTEM_PROMPT
 from environments.types import LoadReport
 from srl.commands.cli import main
-from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
+from srl.config.experiment import load_experiment, parse_experiment
 from srl.config.parts import Part, own_settings, parts_of, setting_names
 from srl.config.settings import (
     _UNUSED,
@@ -23,7 +23,7 @@ from srl.config.settings import (
     SRLConfig,
     check_one_process,
 )
-from srl.config.strict_yaml import build
+from srl.config.strict_yaml import apply_overrides, build
 from srl.errors import UsageError
 from srl.runs.folder import plain
 

@@ -264,7 +264,7 @@ def test_equal_steps_are_scored_once_by_built_ins_and_each_time_by_others() -> N
 
     total = RewardSum({"similarity": 1.0, "format": 0.0, here: 0.0})
     twice = [step("2 + 2", thought="hm"), step("2 + 2", thought="so"), step("2 + 2", thought=" ")]
-    pool = total._built_in.pool
+    pool = total._built_in
     submitted: list[int] = []
     submit = pool.submit
     pool.submit = lambda steps, rewards=None: submitted.append(len(steps)) or submit(steps, rewards)  # type: ignore[func-returns-value, method-assign]
@@ -284,9 +284,8 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(
 ) -> None:
     total = RewardSum({"similarity": 1.0, mine + "length": 1.0}, workers=1)
     expected = total.score([step("2 + 2")])
-    for pooled in (total._built_in, total._theirs):
-        assert pooled is not None
-        for worker in list(pooled.pool._shared.workers):
+    for pool in (total._built_in, total._theirs):
+        for worker in list(pool._shared.workers):
             os.kill(worker._process.pid, signal.SIGKILL)
             worker._process.wait()
     assert total.score([step("2 + 2")]) == expected
@@ -526,8 +525,11 @@ def test_a_reward_is_tried_on_a_real_row(mine: str, reward: str, message: str) -
         ({"options": {"unit": "word"}}, "it has no weight; give a number, or {weight: 0.5"),
         ({"weight": 1.0, "options": [1]}, r"options of step reward 'similarity' are \[1\]"),
         ({"weight": 1.0, "options": {"unit": "wrd"}}, "'unit' is 'wrd'; allowed: character, word"),
-        ({"weight": 1.0, "options": {"autojunk": 1}}, "'autojunk' is 1; it must be of type bool"),
-        ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit, .*'unit'"),
+        (
+            {"name": "length", "weight": 1.0, "options": {"low": "x"}},
+            "'low' is 'x'; it must be of type float",
+        ),
+        ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit; .*'unit'"),
         ({"weight": "lots"}, "weight of step reward 'similarity' is 'lots'"),
         ({"weight": 10**400}, "weight of step reward 'similarity' is 1000"),
     ],

@@ -7,14 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
-
-
-class _Unabbreviated(argparse.ArgumentParser):
-    """An abbreviation might be a field of a config that is meant."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+from difflib import get_close_matches
+from functools import partial
 
 
 def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -22,20 +16,15 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
     )
-    commands = parser.add_subparsers(
-        dest="command",
-        required=True,
-        metavar="COMMAND",
-        parser_class=_Unabbreviated,
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # An abbreviation might be a field of a config that is meant.
+    add = partial(commands.add_parser, allow_abbrev=False)
 
-    train = commands.add_parser(
-        "train", help="train a policy; --key value overrides any field of the config"
-    )
+    train = add("train", help="train a policy; --key value overrides any field of the config")
     train.add_argument("--config", required=True, help="an experiment file")
     train.add_argument("--run-name", help="the run's folder in output_dir; default: date and time")
 
-    resume = commands.add_parser("resume", help="go on with an interrupted run")
+    resume = add("resume", help="go on with an interrupted run")
     resume.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
     resume.add_argument(
         "--accept-changes",
@@ -43,7 +32,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="go on although --key value changes the config",
     )
 
-    evaluate = commands.add_parser(
+    evaluate = add(
         "eval",
         help="evaluate a run's policy, or any model, on held-out problems or on benchmarks; --key "
         "value as in train",
@@ -66,7 +55,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--limit", type=int, metavar="N", help="with --bench: the first N problems of each"
     )
 
-    inspect = commands.add_parser(
+    inspect = add(
         "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )
     if "inspect" in words[:1]:
@@ -74,7 +63,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
         add_inspect(inspect)
 
-    report = commands.add_parser(
+    report = add(
         "report", help="one or two runs as one HTML file: curves, tables, and every rollout to read"
     )
     report.add_argument("name", metavar="RUN", help="a run folder, or its name in runs/")
@@ -87,14 +76,14 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="at most so many are in the page, whole groups (default 20000)",
     )
 
-    check = commands.add_parser(
+    check = add(
         "check-data", help="check a data set without a model; --key value are the source's options"
     )
     check.add_argument(
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
     )
 
-    score = commands.add_parser(
+    score = add(
         "score",
         help="rewards without a model, of one step or of a file; --rewards.NAME WEIGHT chooses",
         usage="srl score (FILE | --action STEP --expert STEP) [--rewards.NAME WEIGHT ...] [...]",
@@ -110,12 +99,12 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     score.add_argument("--deadline", type=float, default=5.0, help="seconds a call may take (5)")
     score.add_argument("--json", action="store_true", help="one line of JSON for each step")
 
-    play = commands.add_parser(
+    play = add(
         "play", help="you are the policy: type a step, see every reward; --key value as in train"
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
 
-    compare = commands.add_parser(
+    compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"
     )
     compare.add_argument("--config", required=True, help="a comparison's file")
@@ -127,6 +116,8 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     instead = compare.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
     instead.add_argument("--dry-run", action="store_true", help="only list the runs")
+    for one in commands.choices.values():
+        one.set_defaults(parser=one)
     return parser
 
 
@@ -141,17 +132,9 @@ def with_minus(words: Sequence[str]) -> list[str]:
     return found
 
 
-def unknown_words(command: str, words: Sequence[str]) -> str:
+def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
     """Words that a command does not know, and the nearest option to the first."""
-    from difflib import get_close_matches
-
-    parser = parser_of([command])
-    known = [
-        option
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for option in action.choices[command]._option_string_actions
-    ]
+    known = args.parser._option_string_actions
     near = get_close_matches(words[0].partition("=")[0], known, n=1)
     meant = f"did you mean {near[0]}? All options" if near else "see"
-    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {command} --help"
+    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {args.command} --help"

@@ -13,14 +13,14 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
-from srl.console import visible
+from srl.console import say, visible
 from srl.errors import DivergedError, UsageError
 
 if TYPE_CHECKING:
@@ -44,25 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_packages_side_by_side()
         args, rest = parser_of(words).parse_known_args(with_minus(words))
         if rest and args.command in ("inspect", "report", "compare"):
-            raise UsageError(unknown_words(args.command, rest))
+            raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
             what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
             raise UsageError(f"write {what} first: python -m srl {args.command} {what} --key value")
         run = _COMMANDS[args.command]
         return run(args, rest, [sys.executable, "-m", "srl", *words], console)
-    except UsageError as error:
-        _complain(errors, str(error))
-        return 2
-    except ValueError as error:
-        if not _is_wrong_use(error):
+    except (UsageError, ValueError, RuntimeError) as error:
+        code = 2 if isinstance(error, UsageError) else _exit_code(error)
+        if code is None:
             raise
         _complain(errors, str(error))
-        return 2
-    except RuntimeError as error:
-        if not _is_known_failure(error):
-            raise
-        _complain(errors, str(error))
-        return 1
+        return code
     except KeyboardInterrupt:
         _complain(errors, "stopped")
         return INTERRUPTED
@@ -74,34 +67,37 @@ def _complain(console: Console, message: str) -> None:
     console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
-def _is_wrong_use(error: ValueError) -> bool:
-    """Data that cannot be used: said where it is read."""
+def _exit_code(error: Exception) -> int | None:
+    """Of data that cannot be used, and of failures whose message says all there is to say."""
     from environments.types import DataError
-
-    return isinstance(error, DataError)
-
-
-def _is_known_failure(error: RuntimeError) -> bool:
-    """A failure at run time whose message says all there is to say."""
     from rewards import RewardError
 
-    if isinstance(error, (RewardError, DivergedError)):
-        return True
+    if isinstance(error, DataError):
+        return 2
     trainer = sys.modules.get("srl.training.trainer")
-    return trainer is not None and isinstance(error, trainer.NothingToTrainOnError)
+    known = (RewardError, DivergedError, *([trainer.NothingToTrainOnError] if trainer else []))
+    return 1 if isinstance(error, known) else None
 
 
-def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    _quieten()
-    from srl.commands.train import InterruptedRunError, train_run
-    from srl.config.experiment import load_experiment
+def _until_interrupted(work: Callable[[], object], console: Console) -> int:
+    """Train; Ctrl-C saves, and says how to go on."""
+    from srl.commands.train import InterruptedRunError
 
     try:
-        train_run(load_experiment(args.config, rest), args.run_name, argv, console)
+        work()
     except InterruptedRunError as interrupted:
         console.print(str(interrupted), highlight=False)
         return INTERRUPTED
     return 0
+
+
+def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.train import train_run
+    from srl.config.experiment import load_experiment
+
+    experiment = load_experiment(args.config, rest)
+    return _until_interrupted(lambda: train_run(experiment, args.run_name, argv, console), console)
 
 
 def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
@@ -110,8 +106,8 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     run = RunFolder.open(_run_path(args.name))
     old = run.read_config()
     _quieten()
-    from srl.commands.train import InterruptedRunError, resume_run
-    from srl.config.experiment import apply_overrides
+    from srl.commands.train import resume_run
+    from srl.config.strict_yaml import apply_overrides
 
     new = apply_overrides(old, rest)
     changed = changed_keys(old, new)
@@ -122,12 +118,7 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
             + "\nThe resumed run would not equal an uninterrupted one. To go on all the same, add "
             "--accept-changes"
         )
-    try:
-        resume_run(run, new, argv, console)
-    except InterruptedRunError as interrupted:
-        console.print(str(interrupted), highlight=False)
-        return INTERRUPTED
-    return 0
+    return _until_interrupted(lambda: resume_run(run, new, argv, console), console)
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
@@ -159,7 +150,8 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
         )
     _quieten()
     from srl.commands.train import evaluate_into, evaluate_policy
-    from srl.config.experiment import apply_overrides, load_experiment, parse_experiment
+    from srl.config.experiment import load_experiment, parse_experiment
+    from srl.config.strict_yaml import apply_overrides
 
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
@@ -183,9 +175,9 @@ def _eval_bench(
     run: RunFolder | None,
 ) -> int:
     _quieten()
-    from srl.config.experiment import apply_overrides
     from srl.config.parts import setting_names
     from srl.config.settings import BenchmarkSettings
+    from srl.config.strict_yaml import apply_overrides
     from srl.evaluation.benchmarks.run import plan_from_words, run_benchmark
 
     # A run's policy is asked as it was trained to be.
@@ -223,7 +215,7 @@ def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console:
             rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
             told=reading,
         )
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    say(console, str(report))
     return 0
 
 
@@ -243,7 +235,7 @@ def _check_data(
         source = str(options.pop("source", "files"))
     report = LoadReport()
     environment = environment_at(source)
-    trajectories = load_trajectories(environment, report=report, **options)  # type: ignore[arg-type]
+    trajectories = load_trajectories(environment, report=report, **options)
     check = check_data(trajectories, report, rewards=asked)
     console.print(render(check), highlight=False, markup=False)
     if check.self_score_failures:
@@ -260,13 +252,14 @@ def _check_data(
 
 def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     import json
+    from dataclasses import asdict
 
-    from srl.commands.score import as_row, built_ins_and, make_rewards, score_file, show, step_from
+    from srl.commands.score import built_ins_and, make_rewards, score_file, show, step_from
 
     words = list(rest)
     # Not argparse's: it would take the value of an option it does not know for the file.
     file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
-    options, asked = _options(words, "it is one word too many; a FILE comes first: srl score FILE")
+    options, asked = _options(words)
     if options:
         raise UsageError(f"unknown words: {' '.join(words)}; see: python -m srl score --help")
     pair = args.action is not None and args.expert is not None
@@ -291,7 +284,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
     step = step_from(row, "the command line")
     score = rewards.score([step])[0]
     if args.json:
-        print(json.dumps(as_row(score), allow_nan=False))
+        print(json.dumps(asdict(score), allow_nan=False))
     else:
         show(step, score, rewards, console)
     return 1 if score.failures else 0
@@ -352,28 +345,14 @@ _COMMANDS = {
 }
 
 
-def _options(
-    words: Sequence[str], no_option: str = "options are given as --key value"
-) -> tuple[dict[str, object], dict[str, object]]:
-    """`--key value` words as a source's options, `--rewards.name value` apart; values as YAML."""
-    from srl.config.strict_yaml import read_value
+def _options(words: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, object]]:
+    """`--key value` words as a source's options, and `--rewards.name value` apart."""
+    from srl.config.strict_yaml import apply_overrides
 
-    options: dict[str, object] = {}
-    rewards: dict[str, object] = {}
-    rest = list(words)
-    while rest:
-        key = rest.pop(0)
-        if not key.startswith("--"):
-            raise UsageError(f"{key!r}: {no_option}")
-        if not rest and "=" not in key:
-            raise UsageError(f"{key} has no value: options are given as --key value")
-        name, has_value, text = key[2:].partition("=")
-        text = text if has_value else rest.pop(0)
-        value = read_value(text, key)
-        if name.startswith("rewards."):
-            rewards[name.removeprefix("rewards.")] = value
-        else:
-            options[name.replace("-", "_")] = value
+    options = apply_overrides({}, words)
+    rewards = options.pop("rewards", {})
+    if not isinstance(rewards, Mapping):
+        raise UsageError(f"--rewards is {rewards!r}; write --rewards.NAME WEIGHT")
     return options, rewards
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, Group
@@ -21,8 +23,9 @@ from rich.text import Text
 from rewards import BUILT_INS, RewardSum, StepContext, StepScore, normalize
 from rewards.settings import name_of
 from rewards.similarity import matching_blocks
-from srl.console import visible
+from srl.console import say, visible
 from srl.errors import UsageError
+from srl.runs.records import read_object
 
 # So many rows of a file are shown one by one; more of them as a table of their distribution.
 SHOWN_ROWS = 3
@@ -66,10 +69,15 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
     columns: dict[str, list[float | None]] = {name: [] for name in rewards.names}
     failures = rows = skipped = 0
     from_a_run = False
-    for batch in _batches(_read(path)):
-        skipped += sum(row.step is None for row in batch)
-        from_a_run = from_a_run or any(row.of_a_run for row in batch)
-        steps = [(row.line, row.step) for row in batch if row.step is not None]
+    lines = _read(path)
+    while batch := list(islice(lines, _BATCH)):
+        from_a_run = from_a_run or any("schema" in row for _, row in batch)
+        steps = [
+            (number, step_from(row, f"{path}, line {number}"))
+            for number, row in batch
+            if row.get("format_failure") is None
+        ]
+        skipped += len(batch) - len(steps)
         scores = rewards.score([step for _, step in steps])
         for (number, step), score in zip(steps, scores, strict=True):
             rows += 1
@@ -77,37 +85,27 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
             for name, value in score.rewards.items():
                 columns[name].append(value)
             if as_json:
-                told = json.dumps({"line": number, **as_row(score)}, allow_nan=False)
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+                say(console, json.dumps({"line": number, **asdict(score)}, allow_nan=False))
             elif rows <= SHOWN_ROWS:
-                console.print(f"line {number}:", highlight=False)
+                say(console, f"line {number}:")
                 show(step, score, rewards, console)
     if not rows:
         raise UsageError(f"{path} has no steps to score ({skipped} broke the format)")
-    if not as_json and rows > 1:
+    if as_json:
+        return failures
+    if rows > 1:
         console.print(distributions(columns, title=f"{rows:,} steps of {path}"))
-    if not as_json and skipped:
+    if skipped:
         console.print(f"{skipped:,} completions broke the format and were not scored")
-    if not as_json and failures:
+    if failures:
         console.print(f"steps with a reward that failed: {failures:,}; --json tells how")
-    if not as_json and from_a_run:
-        console.print(
+    if from_a_run:
+        say(
+            console,
             "A run's log holds no problems, no answers, no metadata and only the step before: "
             "a reward that looks at them sees nothing",
-            highlight=False,
-            soft_wrap=True,
         )
     return failures
-
-
-def as_row(score: StepScore) -> dict[str, object]:
-    """A score as JSON."""
-    return {
-        "rewards": score.rewards,
-        "reward": score.reward,
-        "lift": score.lift,
-        "failures": score.failures,
-    }
 
 
 def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Console) -> None:
@@ -151,21 +149,14 @@ def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
 
 @dataclass(frozen=True)
 class Values:
-    """What a reward gives to some steps.
+    """What a reward gives to some steps; None where it applies to none of them."""
 
-    Attributes:
-        n: steps that it applies to.
-        without: steps that it does not apply to.
-        mean: of the n; None where there is none.
-        low, median, high: 5, 50 and 95 % quantiles.
-    """
-
-    n: int
-    without: int
+    n: int  # steps that it applies to
+    without: int  # steps that it does not apply to
     mean: float | None = None
-    low: float | None = None
+    low: float | None = None  # 5 % quantile
     median: float | None = None
-    high: float | None = None
+    high: float | None = None  # 95 % quantile
 
     @classmethod
     def of(cls, given: Iterable[float | None]) -> Values:
@@ -192,7 +183,7 @@ def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) 
     return table
 
 
-def step_from(row: object, where: str) -> StepContext:
+def step_from(row: Mapping[str, Any], where: str) -> StepContext:
     """A row of a file as what a reward sees.
 
     Wanted are `action` and `expert_step`; `previous_steps` or `previous_step`, `problem`,
@@ -201,8 +192,6 @@ def step_from(row: object, where: str) -> StepContext:
     Raises:
         UsageError: it is no such row.
     """
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: a row is a JSON object with action and expert_step, not {row}")
     for name in ("action", "expert_step"):
         if not isinstance(row.get(name), str):
             raise UsageError(
@@ -228,60 +217,26 @@ def step_from(row: object, where: str) -> StepContext:
     if not isinstance(metadata, dict):
         raise UsageError(f"{where}: metadata is {metadata!r}; it must be a JSON object")
     return StepContext(
-        problem=texts["problem"] or "",
+        **{name: text or "" for name, text in texts.items()} | {"answer": texts["answer"]},
         previous_steps=tuple(previous),
         action=row["action"],
-        thought=texts["thought"] or "",
         expert_step=row["expert_step"],
         step_index=index,
         num_steps=count,
-        answer=texts["answer"],
-        source=texts["source"] or "",
         metadata=metadata,
     )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of a file; no step: a completion that broke the format."""
-
-    line: int
-    step: StepContext | None
-    of_a_run: bool
-
-
-def _read(path: Path) -> Iterator[_Row]:
-    """The rows of a file."""
+def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their line numbers."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     with file:
-        try:
-            for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UsageError(f"{where}: not JSON ({error})") from error
-                known = row if isinstance(row, dict) else {}
-                failed = known.get("format_failure") is not None
-                yield _Row(number, None if failed else step_from(row, where), "schema" in known)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    """Rows to score together; at least one batch, perhaps empty."""
-    batch: list[_Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    yield batch
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, read_object(line, f"{path}, line {number}")
 
 
 def _wrapped(rows: Sequence[Text], heads: Sequence[str], width: int) -> Text:

@@ -92,11 +92,7 @@ def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, 
 
 
 def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """How the greedy whole solutions of one evaluation reason, as one number a problem.
-
-    Returns:
-        each aspect of `srl.evaluation.behaviour.Behaviour` -> problem id -> number.
-    """
+    """Aspect of `Behaviour` -> problem id -> number, of one evaluation's greedy whole solutions."""
     found: dict[str, dict[str, float]] = {}
     for line in attempts:
         if (line["mode"], line["sample"]) == ("whole", 0):
@@ -107,14 +103,7 @@ def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str
 
 
 def row_estimate_of_counts(seeds: Sequence[Values]) -> Estimate:
-    """`row_estimate` of counts and lengths: from 0 on, and nothing added to the spread.
-
-    Args:
-        seeds: for each seed its values, of the same problems.
-
-    Raises:
-        ValueError: no values, or seeds with other problems.
-    """
+    """`row_estimate` of counts and lengths: from 0 on, and nothing added to the spread."""
     return _crossed(_matrix(seeds), (), (0.0, math.inf))
 
 

@@ -16,42 +16,25 @@ from srl.errors import UsageError
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
-
-    Attributes:
-        name: as in the file.
-        title: as in the table.
-        trained: false for the policy that every row starts from, which is evaluated once.
-        after: the row whose policies this one starts from, or None.
-    """
+    """A line of the table."""
 
     name: str
     title: str
-    trained: bool
-    after: str | None
+    trained: bool  # false for the policy that every row starts from, which is evaluated once
+    after: str | None  # the row whose policies this one starts from
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the plan.
+    """One run of the plan."""
 
-    Attributes:
-        name: of its folder: `hard.srl.0`, or `hard.base` without a seed.
-        difficulty: which problems.
-        row: which line of the table.
-        seed: of its training; None is not trained.
-        after: the cell whose policy it starts from, or None.
-        settings: its experiment file.
-        experiment: the same, checked.
-    """
-
-    name: str
+    name: str  # of its folder: `hard.srl.0`, or `hard.base` without a seed
     difficulty: str
     row: str
-    seed: int | None
-    after: str | None
-    settings: Mapping[str, object]
-    experiment: Experiment
+    seed: int | None  # of its training; None is not trained
+    after: str | None  # the cell whose policy it starts from
+    settings: Mapping[str, object]  # its experiment file
+    experiment: Experiment  # the same, checked
 
     @property
     def trained(self) -> bool:
@@ -60,29 +43,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison.
+    """A comparison."""
 
-    Attributes:
-        source: the file.
-        quick: it is the small one, of `--quick`.
-        output: the folder of all runs.
-        difficulties: their names, in order.
-        rows: in the table's order.
-        seeds: of every trained row.
-        contrasts: pairs of rows; the difference is of the first less the second.
-        metrics: the figures that contrasts are about; the first is the main one.
-        cells: all runs; a cell stands behind the one whose policy it starts from.
-    """
-
-    source: Path
-    quick: bool
-    output: Path
+    source: Path  # its file
+    quick: bool  # it is the small one, of `--quick`
+    output: Path  # the folder of all runs
     difficulties: tuple[str, ...]
-    rows: tuple[Row, ...]
-    seeds: tuple[int, ...]
-    contrasts: tuple[tuple[str, str], ...]
-    metrics: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    rows: tuple[Row, ...]  # in the table's order
+    seeds: tuple[int, ...]  # of every trained row
+    contrasts: tuple[tuple[str, str], ...]  # pairs of rows: the first less the second
+    metrics: tuple[str, ...]  # the figures that contrasts are about; the first is the main one
+    cells: tuple[Cell, ...]  # each behind the one whose policy it starts from
 
     @property
     def metric(self) -> str:

@@ -9,8 +9,9 @@ after a night. `quick` changes what it names, and leaves out a difficulty or row
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from rewards import RewardSum
@@ -113,7 +114,6 @@ def _merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, o
 
 def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
     where = str(path)
-    fields_known = _experiment_fields()
     output = values.get("output")
     if not isinstance(output, str) or not output:
         raise UsageError(
@@ -121,39 +121,35 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
             "output: runs/compare"
         )
     settings = _block(values.get("settings"), f"{where}: settings")
-    _settings_known(settings, fields_known, f"{where}, settings")
+    _settings_known(settings, (), f"{where}, settings")
     for key, place in (("model", "at the top of the file"), ("data", "into a difficulty")):
         if key in settings:
             raise UsageError(f"{where}, settings: write {key} {place}")
     difficulties = _blocks(values.get("difficulties"), f"{where}: difficulties")
     for name, block in difficulties.items():
-        _settings_known(block, fields_known, f"{where}, difficulty {name}")
+        _settings_known(block, (), f"{where}, difficulty {name}")
         if "data" not in block:
             raise UsageError(
                 f"{where}, difficulty {name}: it has no data; give its problems, such as "
                 "data: {source: word_problems, limit: 2000}"
             )
-    rows = _blocks(values.get("rows"), f"{where}: rows")
-    table = tuple(_row(name, block, rows, where) for name, block in rows.items())
-    for name, block in rows.items():
-        own = {key: value for key, value in block.items() if key not in ROW_WORDS}
-        _settings_known(own, (*fields_known, *ROW_WORDS), f"{where}, row {name}")
-        if "model" in own and block.get("after") is not None:
+    blocks = _blocks(values.get("rows"), f"{where}: rows")
+    rows = {name: _row(name, block, blocks, where) for name, block in blocks.items()}
+    own_settings: dict[str, dict[str, object]] = {}
+    for name in _in_order(blocks, "like", where):  # each behind the one that it is like
+        own = {key: value for key, value in blocks[name].items() if key not in ROW_WORDS}
+        if "model" in own and rows[name].after is not None:
             raise UsageError(
-                f"{where}, row {name}: it starts after row {block['after']}, so it has no model of "
-                "its own; give one of the two"
+                f"{where}, row {name}: it starts after row {rows[name].after}, so it has no model "
+                "of its own; give one of the two"
             )
+        own_settings[name] = _merged(own_settings.get(str(blocks[name].get("like")), {}), own)
     seeds, data_seed = _seeds(values, where)
-    own_settings = {name: _with_like(name, rows, where) for name in rows}
     cells = []
     for difficulty, problems in difficulties.items():
-        for row in _behind_their_first(table, where):
-            given = {
-                "model": values.get("model"),
-                **settings,
-                **problems,
-                **own_settings[row.name],
-            }
+        for row in (rows[name] for name in _in_order(blocks, "after", where)):
+            place = f"{where}, row {row.name}, difficulty {difficulty}"
+            given = {"model": values.get("model"), **settings, **problems, **own_settings[row.name]}
             # What a row says of its data is added: `compare` checks that the same problems are
             # held out for all rows.
             given["data"] = {
@@ -161,36 +157,40 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
                 **_block(own_settings[row.name].get("data"), f"{where}, row {row.name}: data"),
             }
             for seed in seeds if row.trained else (None,):
-                name = cell_name(difficulty, row.name, seed)
+                # The untrained policy draws its samples by the seed of the problems.
+                given |= {"seed": data_seed if seed is None else seed, "data_seed": data_seed}
+                given |= {"test_before": False, "output_dir": output}
                 after = cell_name(difficulty, row.after, seed) if row.after is not None else None
-                cell: dict[str, object] = {
-                    **given,
-                    # The untrained policy draws its samples by the seed of the problems.
-                    "seed": data_seed if seed is None else seed,
-                    "data_seed": data_seed,
-                    "test_before": False,
-                    "output_dir": output,
-                }
                 if after is not None:
-                    cell["model"] = str(Path(output) / after / "policy")
-                place = f"{where}, row {row.name}, difficulty {difficulty}"
-                experiment = parse_experiment(cell, where=place)
+                    given["model"] = str(Path(output) / after / "policy")
+                experiment = parse_experiment(given, where=place)
                 try:
                     RewardSum(experiment.rewards)
                 except ValueError as error:
                     raise UsageError(f"{place}: rewards: {error}") from error
-                cells.append(Cell(name, difficulty, row.name, seed, after, cell, experiment))
+                name = cell_name(difficulty, row.name, seed)
+                cells.append(Cell(name, difficulty, row.name, seed, after, {**given}, experiment))
     return Plan(
         source=path,
         quick=quick,
         output=Path(output),
         difficulties=tuple(difficulties),
-        rows=table,
+        rows=tuple(rows.values()),
         seeds=seeds,
         contrasts=_contrasts(values.get("contrasts", []), rows, where),
         metrics=_metrics(values.get("metric", "steps greedy"), cells, where),
         cells=tuple(cells),
     )
+
+
+def _in_order(rows: Mapping[str, Mapping[str, object]], word: str, where: str) -> list[str]:
+    """The names of rows, each behind the one that its `word` names."""
+    graph = {name: [] if block.get(word) is None else [block[word]] for name, block in rows.items()}
+    try:
+        return [str(name) for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise UsageError(f"{where}: rows {word} each other in a circle: {circle}") from error
 
 
 def figure_names(experiment: Experiment) -> list[str]:
@@ -207,13 +207,10 @@ def figure_names(experiment: Experiment) -> list[str]:
     ]
 
 
-def _experiment_fields() -> tuple[str, ...]:
-    own = [f.name for f in fields(Experiment) if f.name != "args"]
-    return (*own, *setting_names(SRLConfig))
-
-
-def _settings_known(values: Mapping[str, object], known: Collection[str], where: str) -> None:
-    refuse_unknown(values, known, where)
+def _settings_known(values: Mapping[str, object], more: Sequence[str], where: str) -> None:
+    """Refuse what is neither a field of an experiment nor one of `more`, or is the plan's."""
+    own = [field.name for field in fields(Experiment) if field.name != "args"]
+    refuse_unknown(values, [*own, *setting_names(SRLConfig), *more], where)
     for key, why in _PLANNED.items():
         if key in values:
             raise UsageError(f"{where}: {key} is the plan's: {why}")
@@ -245,62 +242,34 @@ def _blocks(value: object, where: str) -> dict[str, dict[str, object]]:
     return {name: _block(block, f"{where}.{name}") for name, block in blocks.items()}
 
 
-def _row(name: str, block: Mapping[str, object], rows: Collection[str], where: str) -> Row:
-    where = f"{where}, row {name}"
-    trained, title = block.get("train", True), block.get("title", name)
+def _row(
+    name: str, block: Mapping[str, object], rows: Mapping[str, Mapping[str, object]], where: str
+) -> Row:
+    where_row = f"{where}, row {name}"
+    _settings_known(block, ROW_WORDS, where_row)
+    trained, title, after = block.get("train", True), block.get("title", name), block.get("after")
     if not isinstance(trained, bool):
-        raise UsageError(f"{where}: train is {trained!r}; allowed: true, false")
+        raise UsageError(f"{where_row}: train is {trained!r}; allowed: true, false")
     if not isinstance(title, str):
-        raise UsageError(f"{where}: title is {title!r}; give a text")
+        raise UsageError(f"{where_row}: title is {title!r}; give a text")
     for key in ("after", "like"):
-        other = block.get(key)
-        if other is not None and (not isinstance(other, str) or other not in rows):
-            raise UsageError(
-                f"{where}: {key} is {other!r}, which is none of the rows {', '.join(rows)}"
-                f"{nearest(other, rows)}"
-            )
-    after = block.get("after")
+        if block.get(key) is not None:
+            _one_of(rows, block[key], f"{where_row}: {key} is")
     if after is not None and not trained:
-        raise UsageError(f"{where}: after is for rows that are trained; take it or train away")
+        raise UsageError(f"{where_row}: after is for rows that are trained; take it or train away")
+    if after is not None and rows[str(after)].get("train") is False:
+        raise UsageError(
+            f"{where_row}: it starts after {after}, which is not trained; "
+            "leave `after` away: every row starts from model"
+        )
     return Row(name, title, trained, None if after is None else str(after))
 
 
-def _with_like(
-    name: str, rows: Mapping[str, Mapping[str, object]], where: str
-) -> dict[str, object]:
-    """A row's settings: those of the row it is like, its own above them."""
-    chain = _chain(name, {row: block.get("like") for row, block in rows.items()}, "like", where)
-    settings: dict[str, object] = {}
-    for row in reversed(chain):
-        own = {key: value for key, value in rows[row].items() if key not in ROW_WORDS}
-        settings = _merged(settings, own)
-    if rows[name].get("after") is not None:
-        settings.pop("model", None)
-    return settings
-
-
-def _behind_their_first(rows: Sequence[Row], where: str) -> Iterator[Row]:
-    """The rows, each behind the one whose policies it starts from."""
-    after = {row.name: row.after for row in rows}
-    by_name = {row.name: row for row in rows}
-    for row in rows:
-        if row.after is not None and not by_name[row.after].trained:
-            raise UsageError(
-                f"{where}, row {row.name}: it starts after {row.after}, which is not trained; "
-                "leave `after` away: every row starts from model"
-            )
-    yield from sorted(rows, key=lambda row: len(_chain(row.name, after, "after", where)))
-
-
-def _chain(name: str, next_of: Mapping[str, object], word: str, where: str) -> list[str]:
-    """`name`, the row that its `word` names, that one's, and so on."""
-    chain = [name]
-    while (following := next_of[chain[-1]]) is not None:
-        if following in chain:
-            circle = [*chain[chain.index(str(following)) :], str(following)]
-            raise UsageError(f"{where}: rows {word} each other in a circle: {' -> '.join(circle)}")
-        chain.append(str(following))
-    return chain
+def _one_of(rows: Collection[str], name: object, what: str) -> None:
+    if not isinstance(name, str) or name not in rows:
+        raise UsageError(
+            f"{what} {name!r}, which is none of the rows {', '.join(rows)}{nearest(name, rows)}"
+        )
 
 
 def _seeds(values: Mapping[str, object], where: str) -> tuple[tuple[int, ...], int]:
@@ -332,11 +301,7 @@ def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[
                 "contrasts: [[srl, rlvr], [srl, base]]"
             )
         for row in pair:
-            if row not in rows:
-                raise UsageError(
-                    f"{where}: contrasts names {row!r}, which is none of the rows "
-                    f"{', '.join(rows)}{nearest(row, rows)}"
-                )
+            _one_of(rows, row, f"{where}: contrasts names")
         found.append((pair[0], pair[1]))
     return tuple(found)
 

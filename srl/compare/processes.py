@@ -16,15 +16,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from srl.errors import UsageError
 
-_PAUSE = 0.1  # seconds between looks at a lock
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # Found here and not in a child between fork and exec, where other threads' locks may be held.
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -75,13 +73,7 @@ def at_work(output: Path) -> str | None:
     if not (output / ".caller").is_file():
         return None
     with (output / ".caller").open("r+") as own:
-        try:
-            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            return own.read().strip()
-    return None
+        return None if _take(own) else own.read().strip()
 
 
 @contextmanager
@@ -96,28 +88,29 @@ def locked(output: Path, waits: Callable[[], object]) -> Iterator[int]:
         UsageError: another call holds it.
     """
     with (output / ".caller").open("a+") as own, (output / ".lock").open("a+") as shared:
-        try:
-            # Of this process alone, whatever it starts; it is gone when the process is.
-            fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+        if not _take(own):
             own.seek(0)
             raise UsageError(
                 f"another comparison runs in {output} (process {own.read().strip()}); wait for it, "
                 "or look at what is done with --table"
-            ) from None
+            )
         own.truncate(0)
         own.write(str(os.getpid()))
         own.flush()
-        told = False
-        while True:
-            try:
-                fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    waits()
-                    told = True
-                time.sleep(_PAUSE)
+        try:
+            fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(shared, fcntl.LOCK_EX)
         yield shared.fileno()
+
+
+def _take(own: IO[str]) -> bool:
+    """Take a lock of this process alone, whatever it starts, gone when it ends; False if held."""
+    try:
+        fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return False
+    return True

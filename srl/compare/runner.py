@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,30 +24,28 @@ import yaml
 from rich.console import Console
 
 import srl
-from srl.compare.origin import write_start
+from rewards.pool import cores
+from srl.compare.cell_run import (
+    SESSIONS,
+    CellRun,
+    State,
+    read_cell,
+    read_cells,
+    write_start,
+)
 from srl.compare.plan import Cell, Plan
 from srl.compare.problems import check_problems
 from srl.compare.processes import Process, Start, at_work, locked, start_process
-from srl.compare.results import (
-    SESSIONS,
-    State,
-    build,
-    changes_of,
-    other_start,
-    read_results,
-    read_sessions,
-    state_of,
-    values_of,
-)
-from srl.compare.table import cores, show, write_table
-from srl.console import clock, visible
+from srl.compare.results import build
+from srl.compare.table import show, write_table
+from srl.console import clock, say, visible
 from srl.errors import UsageError
-from srl.runs.folder import RunFolder, replace_file
+from srl.runs.folder import replace_file
 from srl.runs.records import RecordWriter
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _PAUSE = 0.1  # seconds between looks at the running cells
-_CODE = Path(srl.__file__).resolve().parent.parent
+_CODE = str(Path(srl.__file__).resolve().parent.parent)
 
 
 def compare(
@@ -78,17 +76,17 @@ def compare(
     chosen = plan.cells if cells is None else cells
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs is {jobs}; it must be 1 or more")
-    refuse_mixed_runs(plan, chosen)
+    refuse_mixed_runs(plan, chosen, read_cells(plan))
     _make_folders(plan.output)
     waiting = "waiting for cells that an earlier call left running"
     with locked(plan.output, lambda: _say(console, waiting)) as lock:
-        # An earlier call's cells may have ended while we waited.
-        refuse_mixed_runs(plan, chosen)
-        missing = [cell for cell in chosen if state_of(cell, plan) is not State.DONE]
+        runs = read_cells(plan)  # an earlier call's cells may have ended while we waited
+        refuse_mixed_runs(plan, chosen, runs)
+        missing = [cell for cell in chosen if not runs[cell.name].done]
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
         check_problems(plan, missing, console)
         at_once = min(jobs or _at_once(missing), max(1, len(missing)))
-        queue = Queue(plan, missing, at_once, lock, start or start_process, console)
+        queue = Queue(plan, missing, at_once, runs, lock, start or start_process, console)
         code = queue.run()
     show_table(plan, console)
     for name, why in queue.failures.items():
@@ -101,26 +99,23 @@ def compare(
 def show_table(plan: Plan, console: Console) -> None:
     """The table of what is there, shown and written."""
     _tell_who_is_at_work(plan, console)
-    results = read_results(plan)
-    parts = build(plan, results)
-    show(plan, results, parts, console)
-    if any(result.values for result in results.values()):
-        write_table(plan, results, parts)
+    runs = read_cells(plan)
+    parts = build(plan, runs)
+    show(plan, runs, parts, console)
+    if any(run.values for run in runs.values()):
+        write_table(plan, runs, parts)
         _say(console, f"table: {plan.output / 'table.md'}, {plan.output / 'table.json'}")
 
 
 def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
     """What a call would do with each cell: `--dry-run`."""
     _tell_who_is_at_work(plan, console)
+    runs = read_cells(plan)
     for cell in first_first(cells):
-        state = state_of(cell, plan)
         from_ = f", from {cell.after}" if cell.after is not None else ""
-        _say(console, f"{cell.name:30} {state}{from_}")
-        if state is State.OTHER_SETTINGS:
-            for line in changes_of(cell, plan):
-                _say(console, f"    {line}")
-        if state is State.OTHER_START:
-            _say(console, f"    {other_start(cell, plan)}")
+        _say(console, f"{cell.name:30} {runs[cell.name].state}{from_}")
+        for line in runs[cell.name].why:
+            _say(console, f"    {line}")
 
 
 def first_first(cells: Sequence[Cell]) -> list[Cell]:
@@ -134,7 +129,7 @@ def first_first(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda c: (-longest[c.name], -1 if c.seed is None else c.seed))
 
 
-def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell]) -> None:
+def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell], runs: Mapping[str, CellRun]) -> None:
     """Never mix runs.
 
     Raises:
@@ -142,42 +137,25 @@ def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell]) -> None:
             policy that is there for it; or it is none of `cells` and would lose the one it started
             from. The message says which and what to type.
     """
-    other = [cell for cell in cells if state_of(cell, plan) is State.OTHER_SETTINGS]
-    if other:
-        first = plan.output / other[0].name
-        more = [f"So are {', '.join(cell.name for cell in other[1:])}."] if other[1:] else []
-        raise UsageError(
-            "\n".join(
-                [
-                    f"{first} was made with other settings than {plan.source} has now:",
-                    *(f"  {line}" for line in changes_of(other[0], plan)),
-                    *more,
-                    "To keep them, write another `output` into the file, or the old values. To "
-                    "make them again, move them away first, as in:",
-                    f"  mv {first} {first}.old",
-                ]
-            )
-        )
-    concerned = {cell.name for cell in cells}
-    moved: list[tuple[Path, str]] = []
-    for cell in plan.cells:  # a cell stands behind the one it starts from
-        if cell.after in concerned:
-            concerned.add(cell.name)
-        begun = state_of(cell, plan) not in (State.TO_DO, State.CUT_OFF)
-        if cell.name in concerned and begun and (why := other_start(cell, plan)) is not None:
-            moved.append((plan.output / cell.name, why))
-    if moved:
-        raise UsageError(
-            "\n".join(
-                [
-                    "These runs started from a policy that is not there now:",
-                    *(f"  {path}: {why}" for path, why in moved),
-                    "To keep them, put back what they started from, or write another `output` into "
-                    "the file. To make them again, move them away first:",
-                    *(f"  mv {path} {path}.old" for path, _ in moved),
-                ]
-            )
-        )
+    asked = {cell.name for cell in cells}
+    concerned = set(asked)
+    alike: dict[str, list[Path]] = {}
+    for name, run in runs.items():  # a cell stands behind the one it starts from
+        if run.cell.after in concerned:
+            concerned.add(name)
+        refused = asked if run.state is State.OTHER_SETTINGS else concerned
+        if run.why and name in refused:
+            alike.setdefault("\n".join(f"    {line}" for line in run.why), []).append(run.run.path)
+    if alike:
+        moves = [f"  mv {path} {path}.old" for paths in alike.values() for path in paths]
+        lines = [
+            f"These runs are not what {plan.source} asks for now:",
+            *(f"  {', '.join(map(str, paths))}:\n{why}" for why, paths in alike.items()),
+            "To keep them, put back what changed, or write another `output` into the file. To make "
+            "them again, move them away first:",
+            *moves,
+        ]
+        raise UsageError("\n".join(lines))
 
 
 class Queue:
@@ -192,25 +170,25 @@ class Queue:
         plan: Plan,
         cells: Sequence[Cell],
         jobs: int,
+        runs: Mapping[str, CellRun],
         lock: int,
         start: Start,
         console: Console,
     ) -> None:
         self.failures: dict[str, str] = {}
         self._plan, self._lock, self._start, self._console = plan, lock, start, console
+        self._runs = dict(runs)
         self._waiting = first_first(cells)
         self._total, self._ended, self._jobs = len(cells), 0, jobs
         self._threads = max(1, cores() // jobs)
         self._running: list[_Running] = []
         self._interrupts = 0  # times of Ctrl-C
         self._said_stopping = False
-        self._took = _seconds_taken(plan)
 
     def run(self) -> int:
         """Until all have ended; returns the exit code."""
-        before = None
+        before = signal.signal(signal.SIGINT, self._interrupt)
         try:
-            before = signal.signal(signal.SIGINT, self._interrupt)
             while True:
                 while not self._interrupts and len(self._running) < self._jobs:
                     if (cell := self._next()) is None:
@@ -246,14 +224,14 @@ class Queue:
         return None
 
     def _begin(self, cell: Cell) -> None:
-        plan, run = self._plan, RunFolder(self._plan.output / cell.name)
-        state = state_of(cell, plan)
+        plan, path = self._plan, self._plan.output / cell.name
+        state = self._runs[cell.name].state
         if state is State.CUT_OFF:
-            aside = _move_aside(run.path, plan.output / "unfinished")
+            aside = _move_aside(path, plan.output / "unfinished")
             _say(self._console, f"{cell.name}: cut off before a checkpoint, moved to {aside}")
         words = [sys.executable, "-m", "srl"]
         if state is State.INTERRUPTED:
-            words += ["resume", str(run.path)]
+            words += ["resume", str(path)]
         else:
             config = plan.output / "configs" / f"{cell.name}.yaml"
             text = yaml.safe_dump(dict(cell.settings), sort_keys=False, allow_unicode=True)
@@ -274,9 +252,7 @@ class Queue:
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONUNBUFFERED": "1",
             # The same code as here, wherever it was found.
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(_CODE), os.environ.get("PYTHONPATH", "")])
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, [_CODE, os.environ.get("PYTHONPATH")])),
         }
         process = self._start(words, environment, log, self._lock)
         self._running.append(_Running(cell, process, words, started, time.monotonic(), log))
@@ -284,24 +260,20 @@ class Queue:
         self._told(f"{cell.name} {how}")
 
     def _end(self, one: _Running, code: int) -> None:
-        seconds = time.monotonic() - one.began
+        name, seconds = one.cell.name, time.monotonic() - one.began
+        line = {
+            "cell": name,
+            "started": one.started,
+            "seconds": round(seconds, 3),
+            "exit": code,
+            "command": one.words,
+        }
         with RecordWriter(self._plan.output / SESSIONS) as writer:
-            writer.write(
-                [
-                    {
-                        "cell": one.cell.name,
-                        "started": one.started,
-                        "seconds": round(seconds, 3),
-                        "exit": code,
-                        "command": one.words,
-                    }
-                ]
-            )
+            writer.write([line])
         self._ended += 1
-        name = one.cell.name
-        if code == 0 and state_of(one.cell, self._plan) is State.DONE:
-            self._took.append((one.cell.difficulty, one.cell.row, seconds))
-            values = values_of(RunFolder(self._plan.output / name)).get(self._plan.metric, {})
+        self._runs[name] = run = read_cell(one.cell, self._plan.output)
+        if code == 0 and run.done:
+            values = run.values.get(self._plan.metric, {})
             solved = f"{fmean(values.values()):.1%}" if values else "-"
             self._told(f"{name} done in {clock(seconds)}: {self._plan.metric} {solved}")
             return
@@ -310,7 +282,7 @@ class Queue:
             return
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         if code == 0:
-            how += f", but its run is not done ({state_of(one.cell, self._plan)})"
+            how += f", but its run is not done ({run.state})"
         self.failures[name] = f"failed ({how}): {_last_line(one.log)}; its log: {one.log}"
         self._told(f"{name} {self.failures[name]}")
 
@@ -329,24 +301,22 @@ class Queue:
                 one.process.send_signal(signal.SIGINT if one.interrupts < 3 else signal.SIGKILL)
 
     def _told(self, words: str) -> None:
-        left = self._left()
-        rest = "" if left is None else f"  about {clock(left)} left"
+        """Say it, and about how long the rest takes, by what like cells took."""
+        took = [run for run in self._runs.values() if run.done]
+        rest = ""
+        if took:
+            left = sum(_expected(cell, took) for cell in self._waiting)
+            for one in self._running:
+                left += max(0.0, _expected(one.cell, took) - (time.monotonic() - one.began))
+            rest = f"  about {clock(left / self._jobs)} left"
         _say(self._console, f"[{self._ended}/{self._total}] {words}{rest}")
 
-    def _left(self) -> float | None:
-        """Seconds until all are done, by what like cells took; None if none has ended yet."""
-        if not self._took:
-            return None
-        now = time.monotonic()
-        left = sum(self._expected(cell) for cell in self._waiting)
-        left += sum(max(0.0, self._expected(r.cell) - (now - r.began)) for r in self._running)
-        return left / self._jobs
 
-    def _expected(self, cell: Cell) -> float:
-        """What cells of the same kind took, or of the same row, or all."""
-        like = [s for d, row, s in self._took if (d, row) == (cell.difficulty, cell.row)]
-        like = like or [s for _, row, s in self._took if row == cell.row]
-        return fmean(like or [s for _, _, s in self._took])
+def _expected(cell: Cell, took: Sequence[CellRun]) -> float:
+    """Seconds that cells of the same kind took, or of the same row, or all."""
+    row = [run for run in took if run.cell.row == cell.row]
+    like = [run for run in row if run.cell.difficulty == cell.difficulty]
+    return fmean(run.seconds for run in like or row or took)
 
 
 @dataclass
@@ -371,17 +341,6 @@ def _make_folders(output: Path) -> None:
             f"cannot write the comparison's folder {output}: {error.strerror or error}. Name "
             "another one with output:"
         ) from error
-
-
-def _seconds_taken(plan: Plan) -> list[tuple[str, str, float]]:
-    """Difficulty, row and seconds of cells that ended well in earlier calls."""
-    cells = {cell.name: cell for cell in plan.cells}
-    found = []
-    for line in read_sessions(plan.output):
-        cell, seconds = cells.get(str(line.get("cell"))), line.get("seconds")
-        if cell is not None and line.get("exit") == 0 and isinstance(seconds, int | float):
-            found.append((cell.difficulty, cell.row, float(seconds)))
-    return found
 
 
 def _tell_who_is_at_work(plan: Plan, console: Console) -> None:
@@ -418,5 +377,4 @@ def _last_line(log: Path) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    lines = [visible(line, console.encoding) for line in text.split("\n")]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    say(console, "\n".join(visible(line, console.encoding) for line in text.split("\n")))

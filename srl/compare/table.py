@@ -5,27 +5,26 @@ Every number is in `table.json`; `table.md` and the terminal show the same table
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from srl.compare.cell_run import CellRun
 from srl.compare.plan import Plan
-from srl.compare.results import CellResult, MadeWith, Part, State
-from srl.console import clock, visible
+from srl.compare.results import Part
+from srl.console import clock, say, visible
 from srl.runs.folder import replace_file, write_json
 from srl.stats import Estimate
 
 # ---- for programs -------------------------------------------------------------------------------
 
 
-def as_json(
-    plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]
-) -> dict[str, object]:
+def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> dict[str, object]:
     """Every number of the comparison, and what it was made with."""
     return {
         "config": str(plan.source),
@@ -42,94 +41,61 @@ def as_json(
                         "title": row.title,
                         "after": row.after,
                         "seeds_done": [c.cell.seed for c in cells if c.values and c.cell.trained],
-                        "figures": {
-                            name: estimate.to_json()
-                            for name, estimate in part.figures[row.name].items()
-                        },
-                        "behaviour": {
-                            name: estimate.to_json()
-                            for name, estimate in part.behaviour[row.name].items()
-                        },
+                        "figures": {n: e.to_json() for n, e in part.figures[row.name].items()},
+                        "behaviour": {n: e.to_json() for n, e in part.behaviour[row.name].items()},
                         "cells": [cell.cell.name for cell in cells],
                     }
                     for row, cells in part.rows
                 ],
-                "contrasts": [
-                    {
-                        "first": c.first,
-                        "second": c.second,
-                        "figure": c.figure,
-                        "seeds": list(c.seeds),
-                        "difference": None if c.difference is None else c.difference.to_json(),
-                        "verdict": c.word,
-                    }
-                    for c in part.contrasts
-                ],
+                "contrasts": [{**asdict(c), "verdict": c.word} for c in part.contrasts],
             }
             for part in parts
         ],
         "cells": {
             name: {
-                "state": str(result.state),
-                "seed": result.cell.seed,
-                "figures": {
-                    figure: sum(values.values()) / len(values)
-                    for figure, values in result.values.items()
-                },
-                "seconds": round(result.seconds, 1),
-                "commands": result.commands,
-                "summary": dict(result.summary),
-                "policy_step": result.policy_step,
-                "groups_kept": result.groups[0] if result.groups else None,
-                "groups_tried": result.groups[1] if result.groups else None,
-                "commit": result.made_with.commit if result.made_with else None,
+                "state": str(run.state),
+                "seed": run.cell.seed,
+                "figures": {figure: fmean(run.values[figure].values()) for figure in run.values},
+                "seconds": round(run.seconds, 1),
+                "commands": run.commands,
+                "summary": dict(run.summary),
+                "policy_step": run.policy_step,
+                "groups_kept": run.groups[0] if run.groups else None,
+                "groups_tried": run.groups[1] if run.groups else None,
+                "commit": run.made_with.commit if run.made_with else None,
             }
-            for name, result in results.items()
+            for name, run in runs.items()
         },
         # What the cells were made with, which need not be what this table is.
-        "made_with": [{**asdict(made), "cells": names} for made, names in _by_making(results)],
+        "made_with": [
+            {**asdict(made), "cells": [name for name, run in runs.items() if run.made_with == made]}
+            for made in dict.fromkeys(run.made_with for run in runs.values())
+            if made is not None
+        ],
     }
 
 
-def _by_making(results: Mapping[str, CellResult]) -> list[tuple[MadeWith, list[str]]]:
-    """What finished cells were made with, each with their names."""
-    found: dict[MadeWith, list[str]] = {}
-    for name, result in results.items():
-        if result.made_with is not None:
-            found.setdefault(result.made_with, []).append(name)
-    return list(found.items())
-
-
-def write_table(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> None:
+def write_table(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> None:
     """`table.json` and `table.md` in the output folder."""
-    write_json(plan.output / "table.json", as_json(plan, results, parts))
-    replace_file(plan.output / "table.md", markdown(plan, results, parts).encode())
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    write_json(plan.output / "table.json", as_json(plan, runs, parts))
+    replace_file(plan.output / "table.md", markdown(plan, runs, parts).encode())
 
 
 # ---- for the eye --------------------------------------------------------------------------------
 
 
-def markdown(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> str:
+def markdown(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> str:
     """The table as Markdown."""
     lines = [f"# {plan.source.name}: {plan.metric}", ""]
     for part in parts:
         lines += [f"## {_heading(part, plan)}", ""]
         for header, rows in _tables(part, plan):
             lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
-    lines += [f"- {note}" for note in notes(plan, results, parts)]
+    lines += [f"- {note}" for note in notes(plan, runs, parts)]
     return "\n".join(lines) + "\n"
 
 
-def show(
-    plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part], console: Console
-) -> None:
+def show(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part], console: Console) -> None:
     """The table in the terminal."""
     for part in parts:
         title = _heading(part, plan)
@@ -141,22 +107,20 @@ def show(
                 table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
             console.print(table)
             title = ""
-    for note in notes(plan, results, parts):
-        console.print(
-            visible(note, console.encoding), markup=False, highlight=False, soft_wrap=True
-        )
+    for note in notes(plan, runs, parts):
+        say(console, visible(note, console.encoding))
 
 
 ALONE = "(p)"
 """Marks intervals over problems alone in a table whose others are over training seeds too."""
 
 
-def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) -> list[str]:
+def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> list[str]:
     """What one must know to read the table."""
     found = []
-    missing = [f"{n} ({r.state})" for n, r in results.items() if r.state is not State.DONE]
+    missing = [f"{n} ({r.state})" for n, r in runs.items() if not r.done]
     if missing:
-        found.append(f"Incomplete, {len(missing)} of {len(results)} cells: {', '.join(missing)}.")
+        found.append(f"Incomplete, {len(missing)} of {len(runs)} cells: {', '.join(missing)}.")
     over = "over problems and training seeds together"
     alone = "over problems alone: of one training nobody knows what the next gives"
     if len(plan.seeds) == 1:
@@ -167,7 +131,7 @@ def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) 
         f"Intervals are 95 %, {over} (srl/compare/figures.py). Contrasts are paired by problem and "
         "seed, and not corrected for their number."
     )
-    if any(result.tokens is not None for result in results.values()):
+    if any(run.tokens is not None for run in runs.values()):
         found.append(
             "Groups used are those that updates were made of, of all that were sampled: dynamic "
             "sampling leaves out groups whose rollouts earned the same. Updates are those of the "
@@ -175,26 +139,24 @@ def notes(plan: Plan, results: Mapping[str, CellResult], parts: Sequence[Part]) 
             "are sums over a row's cells: tokens that the policy wrote in training, or that SFT "
             "read; time with evaluations."
         )
-    seconds = sum(result.seconds for result in results.values())
+    seconds = sum(run.seconds for run in runs.values())
     found.append(
-        f"{'; '.join([*_makings(results), f'cells took {clock(seconds)}'])}. Made by: "
+        f"{'; '.join([*_makings(runs), f'cells took {clock(seconds)}'])}. Made by: "
         f"python -m srl compare --config {plan.source}{' --quick' if plan.quick else ''}"
     )
     return found
 
 
-def _makings(results: Mapping[str, CellResult]) -> list[str]:
+def _makings(runs: Mapping[str, CellRun]) -> list[str]:
     """What the finished cells were made with; where they differ, how many with what."""
-    made = [result.made_with for result in results.values() if result.made_with is not None]
+    made = [run.made_with for run in runs.values() if run.made_with is not None]
     found = [
         _counted(one.cpu for one in made),
-        _counted(None if one.cpu_count is None else f"{one.cpu_count} cores" for one in made),
-        _counted(None if one.threads is None else f"threads a cell: {one.threads}" for one in made),
-        _counted(None if one.torch is None else f"torch {one.torch}" for one in made),
+        _counted(one.cpu_count and f"{one.cpu_count} cores" for one in made),
+        _counted(one.threads and f"threads a cell: {one.threads}" for one in made),
+        _counted(one.torch and f"torch {one.torch}" for one in made),
         _counted(
-            None
-            if one.commit is None
-            else f"commit {one.commit[:10]}{' with changes' if one.dirty else ''}"
+            one.commit and f"commit {one.commit[:10]}{' with changes' if one.dirty else ''}"
             for one in made
         ),
     ]
@@ -204,9 +166,9 @@ def _makings(results: Mapping[str, CellResult]) -> list[str]:
     return said
 
 
-def _counted(values: Iterable[str | None]) -> list[str]:
+def _counted(values: Iterable[object]) -> list[str]:
     """The one value there is, or each with its number of cells; the unknown is left out."""
-    counts = Counter(value for value in values if value is not None)
+    counts = Counter(str(value) for value in values if value)
     if len(counts) < 2:
         return list(counts)
     return [f"{value} ({count} cells)" for value, count in counts.items()]
@@ -225,28 +187,19 @@ def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
 
 
 def _behaviour_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
-    aspects = list(dict.fromkeys(name for one in part.behaviour.values() for name in one))
-    header = ["a whole solution has", *(name.replace("_", " ") for name in aspects)]
-    rows = [
-        [
-            row.title,
-            *(
-                f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]{_mark(_trainings(cells), plan)}"
-                for e in shown.values()
-            ),
-        ]
-        for row, cells in part.rows
-        if (shown := part.behaviour[row.name])
-    ]
-    return header, rows
+    aspects = dict.fromkeys(name for one in part.behaviour.values() for name in one)
+    rows = []
+    for row, cells in part.rows:
+        if shown := part.behaviour[row.name].values():
+            mark = _mark(_trainings(cells), plan)
+            figures = (f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]{mark}" for e in shown)
+            rows.append([row.title, *figures])
+    return ["a whole solution has", *(name.replace("_", " ") for name in aspects)], rows
 
 
 def _figure_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
-    others = list(
-        dict.fromkeys(
-            name for figures in part.figures.values() for name in figures if name != plan.metric
-        )
-    )
+    names = dict.fromkeys(name for figures in part.figures.values() for name in figures)
+    others = [name for name in names if name != plan.metric]
     header = ["", plan.metric, *(f"seed {seed}" for seed in plan.seeds), *others]
     header += ["groups used", "updates", "tokens", "time"]
     rows = []
@@ -284,28 +237,28 @@ def _contrast_rows(part: Part, plan: Plan, metric: str) -> tuple[list[str], list
     return ["", f"difference in {metric}, points", "seeds", "verdict"], rows
 
 
-def _seed_cell(result: CellResult | None, metric: str) -> str:
-    if result is None:  # a row without seeds
+def _seed_cell(run: CellRun | None, metric: str) -> str:
+    if run is None:  # a row without seeds
         return ""
-    values = result.values.get(metric)
+    values = run.values.get(metric)
     if not values:
-        return str(result.state)
-    return f"{100 * sum(values.values()) / len(values):.1f}"
+        return str(run.state)
+    return f"{100 * fmean(values.values()):.1f}"
 
 
-def _short_of(cells: Sequence[CellResult]) -> str:
+def _short_of(cells: Sequence[CellRun]) -> str:
     done = sum(bool(cell.values) for cell in cells)
     return "" if done == len(cells) else f" ({done} of {len(cells)} cells)"
 
 
-def _groups_used(cells: Sequence[CellResult]) -> str:
+def _groups_used(cells: Sequence[CellRun]) -> str:
     """The share of the sampled groups that updates were made of."""
     found = [cell.groups for cell in cells if cell.groups is not None]
     kept, tried = (sum(pair[i] for pair in found) for i in (0, 1))
     return f"{100 * kept / tried:.0f} %" if tried else "-"
 
 
-def _updates(cells: Sequence[CellResult]) -> str:
+def _updates(cells: Sequence[CellRun]) -> str:
     """Of the policies that were tested, and of how many where an earlier one was the best."""
     tested = [cell.policy_step for cell in cells if cell.policy_step is not None]
     if not tested:
@@ -316,12 +269,12 @@ def _updates(cells: Sequence[CellResult]) -> str:
     return f"{', '.join(map(str, tested))} of {last}"
 
 
-def _tokens(cells: Sequence[CellResult]) -> str:
+def _tokens(cells: Sequence[CellRun]) -> str:
     found = [cell.tokens for cell in cells if cell.tokens is not None]
     return f"{sum(found):,.0f}" if found else "-"
 
 
-def _trainings(cells: Sequence[CellResult]) -> int:
+def _trainings(cells: Sequence[CellRun]) -> int:
     """How many trainings a row's interval is over."""
     return sum(bool(cell.values) and cell.cell.trained for cell in cells)
 

@@ -22,7 +22,7 @@ from srl.config.lora import LoraSettings
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
 from srl.config.sources import environment_at
-from srl.config.strict_yaml import build, fit, read_settings, read_value, refuse_unknown
+from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
@@ -135,38 +135,6 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
     return parse_experiment(apply_overrides(read_settings(path), overrides), where=str(path))
-
-
-def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
-    """`--key value`, `--key=value` and `--block.key value` put into a copy of `values`.
-
-    Dashes in a key may stand for underscores. Values are read as YAML.
-
-    Raises:
-        UsageError: a word that is no option, or an option without its value.
-    """
-    result = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UsageError(f"{word!r} is not an option; settings are given as --key value")
-        key, has_value, text = word[2:].partition("=")
-        if not has_value:
-            if not rest or rest[0].startswith("--"):
-                raise UsageError(f"--{key} has no value; write --{key} VALUE")
-            text = rest.pop(0)
-        value = read_value(text, f"--{key}")
-        block, _, inner = key.partition(".")
-        block = block.replace("-", "_")
-        if not inner:
-            result[block] = value
-            continue
-        target = result.setdefault(block, {})
-        if not isinstance(target, dict):
-            raise UsageError(f"--{key}: {block} is one value, {target!r}, and has no parts")
-        target[inner if block == "rewards" else inner.replace("-", "_")] = value
-    return result
 
 
 def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:

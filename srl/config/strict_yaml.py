@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar, Union
@@ -134,6 +134,38 @@ def fit(value: object, hint: object, where: str) -> object:
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     names = names.replace("NoneType", "null")
     raise UsageError(f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}")
+
+
+def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
+    """`--key value`, `--key=value` and `--block.key value` put into a copy of `values`.
+
+    Dashes in a key may stand for underscores. Values are read as YAML.
+
+    Raises:
+        UsageError: a word that is no option, or an option without its value.
+    """
+    result = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"{word!r} is not an option; settings are given as --key value")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key} has no value; write --{key} VALUE")
+            text = rest.pop(0)
+        value = read_value(text, f"--{key}")
+        block, _, inner = key.partition(".")
+        block = block.replace("-", "_")
+        if not inner:
+            result[block] = value
+            continue
+        target = result.setdefault(block, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--{key}: {block} is one value, {target!r}, and has no parts")
+        target[inner if block == "rewards" else inner.replace("-", "_")] = value
+    return result
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from srl.data.prompts import OPEN, TAG
 from srl.stats import Estimate, bootstrap
@@ -40,23 +40,14 @@ PLANNING = re.compile(
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What one attempt shows.
+    """What one attempt shows."""
 
-    Attributes:
-        tokens: tokens written.
-        thoughts: monologues in it.
-        interleaved: those that begin after some words of the solution.
-        thought_share: the share of its characters that stand in monologues; tags count nowhere.
-        checks: places where it says that it checks something (`CHECKING`).
-        plans: places where it says what it will do (`PLANNING`).
-    """
-
-    tokens: int
-    thoughts: int
-    interleaved: int
-    thought_share: float
-    checks: int
-    plans: int
+    tokens: int  # written
+    thoughts: int  # monologues in it
+    interleaved: int  # those that begin after some words of the solution
+    thought_share: float  # of its characters, those in monologues; tags count nowhere
+    checks: int  # places where it says that it checks something (`CHECKING`)
+    plans: int  # places where it says what it will do (`PLANNING`)
 
 
 def behaviour(text: str, tokens: int) -> Behaviour:
@@ -94,17 +85,12 @@ def behaviour(text: str, tokens: int) -> Behaviour:
 def mean_behaviour(
     behaviours: Sequence[Behaviour], problems: Sequence[str]
 ) -> Mapping[str, Estimate]:
-    """Means per attempt, with 95 % intervals over problems, which `n` counts.
-
-    Args:
-        behaviours: of each attempt.
-        problems: of each attempt, which problem it is about.
-    """
+    """Means per attempt, each of the problem beside it, with 95 % intervals over problems, which
+    `n` counts."""
     if not behaviours:
         return {}
-    columns = [asdict(one) for one in behaviours]
     found = {
-        name: bootstrap([float(column[name]) for column in columns], problems)
-        for name in columns[0]
+        field.name: bootstrap([float(getattr(one, field.name)) for one in behaviours], problems)
+        for field in fields(Behaviour)
     }
     return {name: replace(one, n=len({*problems})) for name, one in found.items()}

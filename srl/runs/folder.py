@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,6 +39,16 @@ WEIGHTS = (
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+
+
+class _File:
+    """What lies in a run's folder under a fixed name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: object) -> Path:
+        return run.path / self._name
 
 
 @dataclass(frozen=True)
@@ -111,41 +122,15 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def command(self) -> Path:
-        return self.path / "command.txt"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def steps(self) -> Path:
-        return self.path / "steps.jsonl"
-
-    @property
-    def problems(self) -> Path:
-        return self.path / "problems.jsonl"
-
-    @property
-    def eval(self) -> Path:
-        return self.path / "eval.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def policy(self) -> Path:
-        return self.path / "policy"
+    config = _File("config.yaml")
+    command = _File("command.txt")
+    environment = _File("environment.json")
+    metrics = _File("metrics.jsonl")
+    steps = _File("steps.jsonl")
+    problems = _File("problems.jsonl")
+    eval = _File("eval.jsonl")
+    summary = _File("summary.json")
+    policy = _File("policy")
 
     def write_start(self, config: Mapping[str, object], argv: Sequence[str]) -> None:
         """Write down how the run starts: config.yaml, command.txt and environment.json."""
@@ -245,22 +230,19 @@ def write_json(path: Path, value: object) -> None:
     replace_file(path, (text + "\n").encode())
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """`value` in the types that YAML and JSON know: paths as text, enums as their value."""
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(inner) for inner in value), key=str)
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    for kind in (bool, int, float, str):  # subclasses, such as numpy's float64 or a str enum
-        if isinstance(value, kind):
-            return kind(value)
-    return str(value)
+
+    def known(other: object) -> object:
+        if isinstance(other, Enum):
+            return other.value
+        if isinstance(other, Mapping):
+            return dict(other)
+        return (
+            sorted(map(plain, other), key=str) if isinstance(other, set | frozenset) else str(other)
+        )
+
+    return json.loads(json.dumps(value, default=known))
 
 
 def describe_environment() -> dict[str, object]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from srl.console import clock
+from srl.console import clock, say
 
 # Changes smaller than this are noise on some sixty validation problems.
 _RISE, _FALL = 0.01, 0.03
@@ -61,7 +61,7 @@ class ProgressReport(TrainerCallback):
         self._started = time.monotonic()
         self._first_step = state.global_step
         for line in self._first:
-            self.console.print(line(), highlight=False, markup=False, soft_wrap=True)
+            say(self.console, line())
         if self._stops:
             self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
         if self.console.is_terminal:
@@ -88,11 +88,8 @@ class ProgressReport(TrainerCallback):
         if not logs or "seconds/update" not in logs:  # no line about a step
             return
         done = state.global_step - self._first_step
-        left = (
-            (time.monotonic() - self._started)
-            / max(1, done)
-            * (state.max_steps - state.global_step)
-        )
+        seconds_a_step = (time.monotonic() - self._started) / max(1, done)
+        left = seconds_a_step * (state.max_steps - state.global_step)
         seconds = logs.get("seconds/collect", 0.0) + logs["seconds/update"]
         if "reward" in logs:
             words = (
@@ -109,11 +106,7 @@ class ProgressReport(TrainerCallback):
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, description=words)
         else:
-            self.console.print(
-                f"step {state.global_step}/{state.max_steps}  {words}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(self.console, f"step {state.global_step}/{state.max_steps}  {words}")
 
     def on_evaluate(
         self,
@@ -137,11 +130,7 @@ class ProgressReport(TrainerCallback):
                 f"  exact steps {_share(metrics['eval_exact'])}"
                 f"  failures {_share(metrics['eval_format_failures'])}"
             )
-        self.console.print(
-            words,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(self.console, words)
         if self._first_eval is None:
             self._first_eval = dict(metrics)
             return
