@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from math import isqrt
 from threading import get_ident
 from typing import Literal, NamedTuple, get_args
@@ -66,10 +67,12 @@ def normalize(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
-def similarity(action: str, expert_step: str, *, unit: Unit = "character") -> float:
+def similarity(
+    action: str, expert_step: str, *, unit: Unit = "character", autojunk: bool = False
+) -> float:
     """The share of characters that the two normalised steps have in common, from 0.0 to 1.0.
 
-    Equal to ``difflib.SequenceMatcher(None, action, expert_step, autojunk=False).ratio()``.
+    Equal to ``difflib.SequenceMatcher(None, action, expert_step, autojunk=autojunk).ratio()``.
 
     Ambiguous cases, and what was decided:
         Two empty steps score 1.0, as in difflib: they are equal. One empty step scores 0.0.
@@ -85,21 +88,27 @@ def similarity(action: str, expert_step: str, *, unit: Unit = "character") -> fl
         expert_step: the expert's.
         unit: what is matched: characters (the paper's formula), words (between white space; then
             spaces do not count) or tokens (LaTeX commands, words, runs of digits, single signs).
+        autojunk: difflib's default, for comparison only: from 200 elements on, those that make up
+            more than 1 % of the expert's step start no match.
 
     Raises:
         ValueError: `unit` is none of the three.
     """
     action, expert_step = normalize(action), normalize(expert_step)
     remembered = len(action) + len(expert_step) <= _REMEMBERED
-    return (_ratio if remembered else _ratio.__wrapped__)(action, expert_step, unit)
+    return (_ratio if remembered else _ratio.__wrapped__)(action, expert_step, unit, autojunk)
 
 
-def similarity_reward(step: StepContext, *, unit: Unit = "character") -> float:
+def similarity_reward(
+    step: StepContext, *, unit: Unit = "character", autojunk: bool = False
+) -> float:
     """The step reward `similarity`: the action against the expert's step."""
-    return similarity(step.action, step.expert_step, unit=unit)
+    return similarity(step.action, step.expert_step, unit=unit, autojunk=autojunk)
 
 
-def similarity_lift(step: StepContext, *, unit: Unit = "character") -> float | None:
+def similarity_lift(
+    step: StepContext, *, unit: Unit = "character", autojunk: bool = False
+) -> float | None:
     """The step reward `progress`: what the action gains over repeating the step before it.
 
     From -1.0 to 1.0; None at the first step, which has nothing to repeat. A copy of the previous
@@ -108,8 +117,8 @@ def similarity_lift(step: StepContext, *, unit: Unit = "character") -> float | N
     """
     if not step.previous_steps:
         return None
-    copied = similarity(step.previous_steps[-1], step.expert_step, unit=unit)
-    return similarity(step.action, step.expert_step, unit=unit) - copied
+    copied = similarity(step.previous_steps[-1], step.expert_step, unit=unit, autojunk=autojunk)
+    return similarity(step.action, step.expert_step, unit=unit, autojunk=autojunk) - copied
 
 
 def matching_blocks(action: str, expert_step: str) -> list[tuple[int, int, int]]:
@@ -122,7 +131,7 @@ def matching_blocks(action: str, expert_step: str) -> list[tuple[int, int, int]]
         not touch or overlap.
     """
     merged: list[tuple[int, int, int]] = []
-    for i, j, size in sorted(_blocks(action, expert_step)):
+    for i, j, size in sorted(_blocks(action, expert_step, autojunk=False)):
         if merged and size and sum(merged[-1][::2]) == i and sum(merged[-1][1:]) == j:
             merged[-1] = (*merged[-1][:2], merged[-1][2] + size)
         elif size:
@@ -159,13 +168,13 @@ def indel(step: StepContext) -> float:
 
 # The rollouts of a group often repeat an action, and all of them share one previous step.
 @lru_cache(maxsize=8192)
-def _ratio(action: str, expert_step: str, unit: Unit) -> float:
+def _ratio(action: str, expert_step: str, unit: Unit, autojunk: bool) -> float:
     if action == expert_step:
         return 1.0
     a, b = _cut(action, unit), _cut(expert_step, unit)
     if not a and not b:
         return 1.0
-    matched = sum(size for _, _, size in _blocks(a, b))
+    matched = sum(size for _, _, size in _blocks(a, b, autojunk))
     return 2.0 * matched / (len(a) + len(b))
 
 
@@ -180,7 +189,7 @@ def _cut(text: str, unit: Unit) -> Sequence[str]:
 
 
 def _blocks(
-    a: Sequence[str], b: Sequence[str], budget: int | None = None
+    a: Sequence[str], b: Sequence[str], autojunk: bool, budget: int | None = None
 ) -> list[tuple[int, int, int]]:
     """difflib's matching blocks, in any order, as far as `budget` visits reach."""
     if budget is None:
@@ -188,9 +197,11 @@ def _blocks(
     if _VISITS_AN_ELEMENT * (len(a) + len(b)) > _NEVER_MORE:
         return []
     if isinstance(b, str) and len(b) <= _REMEMBERED:
-        whole = _searched(b, get_ident())
+        whole = _searched(b, autojunk, get_ident())
     else:
-        whole = _Searched.of(b)
+        whole = _Searched.of(b, autojunk)
+    if autojunk and len(b) >= 200:  # difflib's rule
+        return _blocks_in_ranges(a, whole, budget)
     found: list[tuple[int, int, int]] = []
     pieces = [(a, whole, 0, 0)]
     while pieces:
@@ -220,12 +231,12 @@ def _blocks(
             continue
         i, j, size = matcher.find_longest_match(0, len(a), 0, len(b))
         found.append((i + a_start, j + b_start, size))
-        # The matches within a piece depend on nothing outside it.
+        # Autojunk off, the matches within a piece depend on nothing outside it.
         if i and j:
-            pieces.append((a[:i], _Searched.of(b[:j]), a_start, b_start))
+            pieces.append((a[:i], _Searched.of(b[:j], False), a_start, b_start))
         i, j = i + size, j + size
         if i < len(a) and j < len(b):
-            pieces.append((a[i:], _Searched.of(b[j:]), a_start + i, b_start + j))
+            pieces.append((a[i:], _Searched.of(b[j:], False), a_start + i, b_start + j))
     return found
 
 
@@ -238,13 +249,41 @@ class _Searched(NamedTuple):
     most: int  # how often its most frequent element occurs
 
     @classmethod
-    def of(cls, b: Sequence[str]) -> _Searched:
+    def of(cls, b: Sequence[str], autojunk: bool) -> _Searched:
         counts = Counter(b)
-        matcher = SequenceMatcher(None, "", b, autojunk=False)
+        matcher = SequenceMatcher(None, "", b, autojunk=autojunk)
         return cls(matcher, b, counts, max(counts.values(), default=0))
 
 
 @lru_cache(maxsize=256)
-def _searched(b: str, thread: int) -> _Searched:
+def _searched(b: str, autojunk: bool, thread: int) -> _Searched:
     """The rollouts of a group share it. One a thread: the matcher holds an action as it works."""
-    return _Searched.of(b)
+    return _Searched.of(b, autojunk)
+
+
+def _blocks_in_ranges(
+    a: Sequence[str], whole: _Searched, budget: int
+) -> list[tuple[int, int, int]]:
+    """The same under autojunk: what is frequent follows from all of b, so b cannot be cut."""
+    whole.matcher.set_seq1(a)
+    length = len(whole.b)
+    in_b = {x: n for x, n in whole.counts.items() if n <= length // 100 + 1}
+    before = [0, *accumulate(in_b.get(element, 0) for element in a)]
+    found = []
+    ranges = [(0, len(a), 0, length)]
+    while ranges:
+        a_low, a_high, b_low, b_high = ranges.pop()
+        # Also where nothing starts a match: difflib then extends one from the corner.
+        price = before[a_high] - before[a_low] + a_high - a_low
+        if price > budget:
+            continue
+        budget -= price
+        i, j, size = whole.matcher.find_longest_match(a_low, a_high, b_low, b_high)
+        if size == 0:
+            continue
+        found.append((i, j, size))
+        if a_low < i and b_low < j:
+            ranges.append((a_low, i, b_low, j))
+        if i + size < a_high and j + size < b_high:
+            ranges.append((i + size, a_high, j + size, b_high))
+    return found

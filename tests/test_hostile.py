@@ -274,6 +274,7 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, object]]] = {
         {},
         optional={
             "unit": st.sampled_from(["character", "word", "token"]),
+            "autojunk": st.booleans(),
         },
     ),
     "length": st.fixed_dictionaries(

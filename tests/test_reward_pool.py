@@ -525,11 +525,8 @@ def test_a_reward_is_tried_on_a_real_row(mine: str, reward: str, message: str) -
         ({"options": {"unit": "word"}}, "it has no weight; give a number, or {weight: 0.5"),
         ({"weight": 1.0, "options": [1]}, r"options of step reward 'similarity' are \[1\]"),
         ({"weight": 1.0, "options": {"unit": "wrd"}}, "'unit' is 'wrd'; allowed: character, word"),
-        (
-            {"name": "length", "weight": 1.0, "options": {"low": "x"}},
-            "'low' is 'x'; it must be of type float",
-        ),
-        ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit; .*'unit'"),
+        ({"weight": 1.0, "options": {"autojunk": 1}}, "'autojunk' is 1; it must be of type bool"),
+        ({"weight": 1.0, "options": {"units": "word"}}, "no option 'units'; it has unit, .*'unit'"),
         ({"weight": "lots"}, "weight of step reward 'similarity' is 'lots'"),
         ({"weight": 10**400}, "weight of step reward 'similarity' is 1000"),
     ],

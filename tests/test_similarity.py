@@ -34,8 +34,8 @@ def step(
     return StepContext(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def oracle(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, normalize(a), normalize(b), autojunk=False).ratio()
+def oracle(a: str, b: str, autojunk: bool = False) -> float:
+    return difflib.SequenceMatcher(None, normalize(a), normalize(b), autojunk=autojunk).ratio()
 
 
 few_letters = st.text(alphabet="ab \n", max_size=60)
@@ -101,8 +101,8 @@ def test_looping_text_is_bounded_and_never_overrated() -> None:
 def test_a_smaller_budget_never_raises_the_score(a: str, b: str, budget: int) -> None:
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
     exact = sum(block.size for block in blocks)
-    assert sum(size for _, _, size in _blocks(a, b)) == exact
-    assert 0 <= sum(size for _, _, size in _blocks(a, b, budget)) <= exact
+    assert sum(size for _, _, size in _blocks(a, b, False)) == exact
+    assert 0 <= sum(size for _, _, size in _blocks(a, b, False, budget)) <= exact
     assert matching_blocks(a, b) == [tuple(block) for block in blocks if block.size]
 
 
@@ -165,34 +165,42 @@ def generated_pairs(count: int) -> Iterator[tuple[str, str]]:
 def test_100_000_pairs_are_bit_equal_to_difflib() -> None:
     pairs = list(generated_pairs(100_000))
     assert sum(len(b) >= 200 for _, b in pairs) > 4_000
-    for a, b in pairs:
-        assert similarity(a, b) == oracle(a, b), (a, b)
+    for number, (a, b) in enumerate(pairs):
+        autojunk = number % 2 == 0
+        assert similarity(a, b, autojunk=autojunk) == oracle(a, b, autojunk), (a, b, autojunk)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "ratio"),
+    ("a", "b", "autojunk", "ratio"),
     [
         # As CPython's test_difflib and the documentation of difflib state them
-        ("", "", 1.0),
-        ("b" * 100, "a" + "b" * 100, 0.995),
-        ("b" * 100, "b" * 50 + "a" + "b" * 50, 0.995),
-        ("a" * 40 + "c" + "b" * 40, "a" * 40 + "b" * 40, 0.994),
-        ("b" * 200, "a" + "b" * 200, 0.9975),
-        ("abcd", "bcde", 0.75),
-        ("tide", "diet", 0.25),
-        ("diet", "tide", 0.5),
-        ("private Thread currentThread;", "private volatile Thread currentThread;", 0.866),
+        ("", "", True, 1.0),
+        ("b" * 100, "a" + "b" * 100, True, 0.995),
+        ("b" * 100, "b" * 50 + "a" + "b" * 50, True, 0.995),
+        ("a" * 40 + "c" + "b" * 40, "a" * 40 + "b" * 40, True, 0.994),
+        ("b" * 200, "a" + "b" * 200, True, 0.0),
+        ("b" * 200, "a" + "b" * 200, False, 0.9975),
+        ("abcd", "bcde", True, 0.75),
+        ("tide", "diet", True, 0.25),
+        ("diet", "tide", True, 0.5),
+        (
+            "private Thread currentThread;",
+            "private volatile Thread currentThread;",
+            True,
+            0.866,
+        ),
     ],
 )
-def test_cpythons_own_cases(a: str, b: str, ratio: float) -> None:
-    assert similarity(a, b) == oracle(a, b) == pytest.approx(ratio, abs=6e-4)
+def test_cpythons_own_cases(a: str, b: str, autojunk: bool, ratio: float) -> None:
+    assert similarity(a, b, autojunk=autojunk) == oracle(a, b, autojunk)
+    assert similarity(a, b, autojunk=autojunk) == pytest.approx(ratio, abs=6e-4)
 
 
 def test_without_cydifflib_the_score_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = list(generated_pairs(600))
-    fast = [_blocks(a, b) for a, b in pairs]
+    fast = [_blocks(a, b, autojunk) for a, b in pairs for autojunk in (False, True)]
     monkeypatch.setattr(MODULE, "SequenceMatcher", difflib.SequenceMatcher)
-    slow = [_blocks(a, b) for a, b in pairs]
+    slow = [_blocks(a, b, autojunk) for a, b in pairs for autojunk in (False, True)]
     assert [[tuple(block) for block in blocks] for blocks in fast] == [
         [tuple(block) for block in blocks] for blocks in slow
     ]
@@ -201,9 +209,10 @@ def test_without_cydifflib_the_score_is_the_same(monkeypatch: pytest.MonkeyPatch
 def test_long_texts_take_the_careful_way_to_the_same_score() -> None:
     rng = random.Random(3)
     words = ["the", "sum", "of", "x", "and", "y", "is", "12", "3.5", "+", "=", "hence"]
-    a, b = (" ".join(rng.choices(words, k=500)) for _ in range(2))
-    assert min(len(a), len(b)) > 1500
-    assert similarity(a, b) == oracle(a, b)
+    for autojunk in (False, True):
+        a, b = (" ".join(rng.choices(words, k=500)) for _ in range(2))
+        assert min(len(a), len(b)) > 1500
+        assert similarity(a, b, autojunk=autojunk) == oracle(a, b, autojunk)
 
 
 @pytest.mark.parametrize("pieces", [("abc", "acb"), ("ab", "ba"), ("x=1;", "x=2;"), ("a", "b a")])
@@ -221,7 +230,7 @@ def test_looping_text_of_600_characters_is_searched_within_its_budget(
             return super().find_longest_match(alo, ahi, blo, bhi)
 
     monkeypatch.setattr(MODULE, "SequenceMatcher", Counting)
-    found = sum(size for _, _, size in _blocks(a, b))
+    found = sum(size for _, _, size in _blocks(a, b, autojunk=False))
     assert visited <= 3 * 600 * 600
     assert 0 < found <= 600
 
