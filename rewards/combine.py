@@ -25,8 +25,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from rewards.by_path import CodeNameError
 from rewards.calling import DEADLINE, Outcome, call
-from rewards.loading import LoadedReward, RewardNameError, RewardSpec
+from rewards.loading import LoadedReward, RewardSpec
 from rewards.pool import RewardPool
 from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
@@ -421,7 +422,7 @@ class PendingScores:
         for waiting in self._waiting:
             try:
                 found |= waiting.outcomes()
-            except RewardNameError as error:  # it was there at the start
+            except CodeNameError as error:  # it was there at the start
                 raise RewardError(str(error)) from error
         return found
 

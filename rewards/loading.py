@@ -7,21 +7,16 @@ what there is instead.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import sys
-import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args, get_origin
 
+from rewards.by_path import CodeNameError, find, resolve
 from rewards.types import StepReward
 
 BUILT_INS: dict[str, str] = {
@@ -38,10 +33,6 @@ BUILT_INS: dict[str, str] = {
 
 # What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
 _UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)
-
-
-class RewardNameError(ValueError):
-    """A reward that cannot be found or used; the message says what there is instead."""
 
 
 @dataclass(frozen=True)
@@ -83,56 +74,29 @@ def found_target(target: str) -> str:
     Nothing is imported.
 
     Raises:
-        RewardNameError: an unknown built-in, a file that is not there, or no function named.
+        CodeNameError: an unknown built-in, a file that is not there, or no function named.
     """
     if target in BUILT_INS:
         return target
-    place, colon, name = target.rpartition(":")
-    if not colon:
+    if ":" not in target:
         near = get_close_matches(target, BUILT_INS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if target.endswith(".py"):
             hint = f"; for a function of your own write {target}:NAME"
-        raise RewardNameError(
+        raise CodeNameError(
             f"no step reward is called {target!r}; built in: {', '.join(BUILT_INS)}; "
             f"your own: file.py:name or package.module:name{hint}"
         )
-    if not name.isidentifier():
-        raise RewardNameError(
-            f"step reward {target!r}: {name!r} is not the name of a function; write "
-            f"{place or 'file.py'}:NAME"
-        )
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise RewardNameError(
-                f"step reward {target!r}: there is no file {place} in {Path.cwd()}"
-            )
-        return f"{Path(place).resolve()}:{name}"  # wherever a worker is started later
-    elif not all(part.isidentifier() for part in place.split(".")):
-        raise RewardNameError(
-            f"step reward {target!r}: {place!r} is neither a file.py nor a package.module"
-        )
-    return target
+    return resolve(target, what="step reward")
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
     """Import a reward and bind its options.
 
     Raises:
-        RewardNameError: it is not there, cannot be imported, or is no step reward.
+        CodeNameError: it is not there, cannot be imported, or is no step reward.
     """
-    target = BUILT_INS.get(spec.target, spec.target)
-    place, _, name = target.rpartition(":")
-    module = _import(place)
-    found = getattr(module, name, None)
-    if found is None:
-        there = _callables(module)
-        near = get_close_matches(name, there, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RewardNameError(
-            f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}"
-            f"{hint}"
-        )
+    found = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
     return bind(found, spec.options, f"step reward {spec.target!r}")
 
 
@@ -143,24 +107,24 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
     with, and its instances are called with the step.
 
     Raises:
-        RewardNameError: not callable, wrong parameters, or an option it does not have.
+        CodeNameError: not callable, wrong parameters, or an option it does not have.
     """
     if inspect.isclass(found):
         _check_options(found, options, f"{what} (a class)", list(_parameters(found, what)))
         try:
             function = found(**options)
         except Exception as error:  # a user's class may raise anything
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what}: making it with {dict(options)} raised {type(error).__name__}: {error}"
             ) from error
         if not callable(function):
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what} is a class whose instances cannot be called: give it "
                 "def __call__(self, step)"
             )
         return LoadedReward(function, _takes_batch(function, what))
     if not callable(found):
-        raise RewardNameError(f"{what} is {found!r}, which is neither a function nor a class")
+        raise CodeNameError(f"{what} is {found!r}, which is neither a function nor a class")
     if options:
         named = [
             parameter.name
@@ -172,57 +136,11 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
     return LoadedReward(found, _takes_batch(found, what))
 
 
-def _import(place: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        path = Path(place).resolve()
-        # Under a name of its own: a user's `random.py` must not stand in for Python's. Once,
-        # however many rewards are taken from it: it may load a model.
-        name = f"_step_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-        if name in sys.modules:
-            return sys.modules[name]
-        spec = spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"{path} cannot be imported")
-        module = module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickle look the module up
-        # Its neighbours can be imported, as in a script that is run.
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
-    except BaseException as error:  # a user's module may raise anything, SystemExit included
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-        own = [f for f in frames if not f.filename.startswith("<frozen")]
-        line = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise RewardNameError(
-            f"{place} cannot be imported: {type(error).__name__}: {error}{line}"
-        ) from error
-
-
-def _callables(module: ModuleType) -> list[str]:
-    """Public functions and classes that the module itself defines."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and callable(value)
-        and getattr(value, "__module__", None) == module.__name__
-    ]
-
-
 def _parameters(found: Callable[..., object], what: str) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(found).parameters
     except (TypeError, ValueError) as error:
-        raise RewardNameError(f"{what}: its parameters cannot be read: {error}") from error
+        raise CodeNameError(f"{what}: its parameters cannot be read: {error}") from error
 
 
 def _check_options(
@@ -236,20 +154,20 @@ def _check_options(
         if option not in known:
             near = get_close_matches(str(option), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what} has no option {option!r}; it has {', '.join(known) or 'none'}{hint}"
             )
         wanted = hints.get(option)
         if get_origin(wanted) is Literal:
             if value not in get_args(wanted):
-                raise RewardNameError(
+                raise CodeNameError(
                     f"{what}: option {option!r} is {value!r}; allowed: "
                     f"{', '.join(map(str, get_args(wanted)))}"
                 )
         elif wanted in (bool, int, float, str):
             allowed = (int, float) if wanted is float else (wanted,)
             if type(value) not in allowed:
-                raise RewardNameError(
+                raise CodeNameError(
                     f"{what}: option {option!r} is {value!r}; it must be of type {wanted.__name__}"
                 )
 
@@ -258,13 +176,13 @@ def _takes_batch(function: Callable[..., object], what: str) -> bool:
     """Whether it wants a list of steps; refuses what can be called with neither.
 
     Raises:
-        RewardNameError: it does not take exactly one step, or is a coroutine.
+        CodeNameError: it does not take exactly one step, or is a coroutine.
     """
     call = function.func if isinstance(function, partial) else function
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
         getattr(call, "__call__", None)  # noqa: B004
     ):
-        raise RewardNameError(f"{what} is async; a step reward is called and answers at once")
+        raise CodeNameError(f"{what} is async; a step reward is called and answers at once")
     parameters = _parameters(function, what)
     needed = [
         p
@@ -279,7 +197,7 @@ def _takes_batch(function: Callable[..., object], what: str) -> bool:
     unmet = [p.name for p in needed if p not in positional[:1]]
     if not positional or unmet:
         shown = f"({', '.join(map(str, parameters.values()))})"
-        raise RewardNameError(
+        raise CodeNameError(
             f"{what} takes {shown}; it is called with one StepContext, as in "
             "def my_reward(step), or with a list of them, as in def my_reward(steps)"
             + (f"; give these as options: {', '.join(unmet)}" if positional and unmet else "")
