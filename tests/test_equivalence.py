@@ -102,8 +102,8 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         trainer = make(
             toy_policy, folder, max_steps=2, num_iterations=2, loss_type=loss_type, beta=beta,
             entropy_coef=beta, importance_sampling_level="sequence" if beta else "token",
-            mask_truncated_completions=bool(beta), micro_batch_tokens=tokens, prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1,
-            max_grad_norm=0, save_steps=2,
+            mask_truncated_completions=bool(beta), micro_batch_tokens=tokens,
+            prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1, max_grad_norm=0, save_steps=2,
         )  # fmt: skip
         trainer.train()
         after = weights(trainer.model)

@@ -368,7 +368,7 @@ def test_a_loss_by_path_is_called_as_the_built_in_ones(mine: Path) -> None:
         ("reinforc", "has no 'reinforc'; .*did you mean 'reinforce'"),
         ("only_one", "cannot be called as a loss: .*write def my_loss"),
         ("raises", "raised AttributeError: .*log_prob.* as in the first update"),
-        ("later", "raised ZeroDivisionError: .* as in later updates of a batch"),
+        ("later", "raised ZeroDivisionError: .* as in a later update"),
         ("bare", r"returned a tensor of shape \[\]; it must return a pair"),
         ("per_token", r"returned a tensor of shape \[2, 3\] as the loss; it must be a scalar"),
         ("plain", r"returned 3.0 \(float\) as the loss; it must be a scalar tensor"),

@@ -358,13 +358,12 @@ class LossSettings(Part):
             raise UsageError(
                 f"entropy_coef is {self.entropy_coef}; give a finite number, such as 0.001"
             )
-        if (
-            self.multi_objective_aggregation == "normalize_then_sum"
-            and self.scale_rewards != "group"
-        ):
+        decoupled = self.multi_objective_aggregation == "normalize_then_sum"
+        if decoupled and self.scale_rewards != "group":
             raise UsageError(
                 f"scale_rewards is {self.scale_rewards!r}, but normalize_then_sum always divides "
-                "each reward by its group's std, and the sums by the batch's; take scale_rewards out"
+                "each reward by its group's std, and the sums by the batch's; leave scale_rewards "
+                "out"
             )
 
     @property
@@ -380,7 +379,7 @@ def _loss_type(name: str) -> str:
     if not isinstance(name, str) or ":" not in name:
         raise UsageError(
             f"loss_type is {name!r}; allowed: {', '.join(LOSS_TYPES)}; a loss of your own: "
-            f"file.py:name or package.module:name"
+            "file.py:name or package.module:name"
         )
     try:
         return resolve(name, what="loss_type")

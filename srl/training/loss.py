@@ -1,4 +1,4 @@
-"""What an update minimises: tensors of a micro-batch and totals of the step in, loss and figures out.
+"""What an update minimises: a micro-batch's tensors and the step's totals in, loss and figures out.
 
 For token t of rollout i with advantage A, `log_r = log_prob - old_log_prob`, `r = exp(log_r)` (or,
 with `importance_sampling_level: sequence`, exp of the mean of log_r over the rollout's tokens):
@@ -338,11 +338,10 @@ def _try(loss: Loss, what: str) -> None:
         try:
             result = loss(inputs, LossScale(2, 5, 4))
         except Exception as error:  # a user's function may raise anything
-            when = (
-                "later updates of a batch" if later else "the first update, without old_log_probs"
-            )
+            when = "a later update" if later else "the first update, without old_log_probs"
             raise UsageError(
-                f"{what} raised {type(error).__name__}: {error} (tried on two rollouts, as in {when})"
+                f"{what} raised {type(error).__name__}: {error} (tried on two rollouts, as in "
+                f"{when})"
             ) from error
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
             raise UsageError(
@@ -352,14 +351,14 @@ def _try(loss: Loss, what: str) -> None:
         value, figures = result
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise UsageError(
-                f"{what} returned {_shown(value)} as the loss; it must be a scalar tensor: sum over "
-                "the tokens and divide by a total of `scale`"
+                f"{what} returned {_shown(value)} as the loss; it must be a scalar tensor: sum "
+                "over the tokens and divide by a total of `scale`"
             )
         for name, figure in figures.items():
             if not isinstance(name, str) or not isinstance(figure, Tensor) or figure.dim() != 0:
                 raise UsageError(
-                    f"{what} returned the figure {name!r} as {_shown(figure)}; a figure is a scalar "
-                    "tensor: the sum over the tokens that count, or a maximum named max_…"
+                    f"{what} returned the figure {name!r} as {_shown(figure)}; a figure is a "
+                    "scalar tensor: the sum over the tokens that count, or a maximum named max_…"
                 )
             if name in _COMMON:
                 raise UsageError(f"{what}: a figure {name!r} is logged of every loss; rename yours")
@@ -367,8 +366,8 @@ def _try(loss: Loss, what: str) -> None:
             raise UsageError(f"{what} returned {value.item()} on finite inputs; it must be finite")
         if not value.requires_grad:
             raise UsageError(
-                f"{what} returned a loss without gradient; compute it from inputs.log_probs, without "
-                "detach() or no_grad()"
+                f"{what} returned a loss without gradient; compute it from inputs.log_probs, "
+                "without detach() or no_grad()"
             )
         [gradient] = torch.autograd.grad(value, log_probs, allow_unused=True)
         if gradient is None or not gradient.isfinite().all() or not gradient.any():
