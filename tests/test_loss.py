@@ -6,6 +6,8 @@ That they also equal TRL's, gradients included, is shown in test_trl_oracle.py.
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,12 +15,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import (
+    read_jsonl,
+    refused,
+    same_weights,
+    toy_config,
+    toy_trajectories,
+    train,
+    weights,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srl.commands.cli import main
 from srl.config.parts import LOSS_TYPES, LossSettings
 from srl.errors import UsageError
+from srl.models.loading import load_policy
+from srl.training.advantages import decoupled_advantages
 from srl.training.loss import (
     BUILT_INS,
     Figures,
@@ -28,6 +43,8 @@ from srl.training.loss import (
     load_loss,
     step_loss,
 )
+from srl.training.progress import ProgressReport
+from srl.training.trainer import SRLTrainer
 
 LOW, HIGH, LONGEST = 0.2, 0.28, 9
 
@@ -406,3 +423,94 @@ def test_a_setting_that_a_loss_cannot_follow_is_refused(
     with pytest.raises(UsageError, match=f"takes no settings, so {name} would do nothing"):
         load_loss(LossSettings(loss_type="mine.py:reinforce", **changes))  # type: ignore[arg-type]
     load_loss(LossSettings(loss_type="mine.py:with_settings", **changes))  # type: ignore[arg-type]
+
+
+# Whole runs with it
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C while a step is being made."""
+
+    def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if state.global_step + 1 == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressReport, "on_step_begin", on_step_begin, raising=False)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "leaky"])
+def test_a_run_with_a_loss_of_ones_own_trains_and_resumes(
+    home: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = str(Path(__file__).parent.parent / "experiments/custom_loss.py")
+    words = ["--loss_type", f"{os.path.relpath(place)}:{name}", "--num_iterations", "2"]
+    words += ["--test_problems", "0", "--validation_problems", "0", "--eval_strategy", "no"]
+    assert train(*words, name="straight") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert train(*words, name="stopped") == 130
+    assert yaml.safe_load(Path("runs/stopped/config.yaml").read_text())["loss_type"].startswith("/")
+    assert main(["resume", "stopped"]) == 0
+    straight, stopped, start = (
+        weights(load_policy(str(path))[0])
+        for path in ("runs/straight/policy", "runs/stopped/policy", toy_policy)
+    )
+    assert same_weights(straight, stopped)
+    assert not same_weights(straight, start)
+    steps = [one for one in read_jsonl(home / "runs/straight/metrics.jsonl") if "entropy" in one]
+    assert len(steps) == 4
+    for one in steps:
+        assert one["entropy"] > 0  # type: ignore[operator]
+        assert one["surprise" if name == "reinforce" else "max_ratio"] > 0  # type: ignore[operator]
+
+
+def test_a_run_with_a_wrong_loss_is_refused(
+    home: Path, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, train("--loss_type", "mine.py:flat"), "mine.py:flat.*not 0 everywhere")
+    refused(capsys, train("--loss_type", "mine.py:flt"), "it has: reinforce, .*did you mean")
+
+
+def test_truncated_completions_are_left_out_of_the_loss_and_counted(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    def run(name: str, **changes: object) -> tuple[SRLTrainer, list[dict[str, object]]]:
+        args = toy_config(tmp_path / name, max_steps=1, dynamic_sampling=False, **changes)
+        trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20))
+        trainer.train()
+        lines = read_jsonl(tmp_path / name / "metrics.jsonl")
+        return trainer, [line for line in lines if "entropy" in line or "masked_rollouts" in line]
+
+    trainer, [line] = run("some", mask_truncated_completions=True)
+    batch = trainer._batch
+    assert batch is not None
+    assert batch.scale.num_sequences == 16
+    assert 0 < line["masked_rollouts"] == 16 - len(batch.rollouts)  # type: ignore[operator]
+    assert not any(one.truncated for one in batch.rollouts)
+    assert batch.scale.num_tokens == sum(len(one.completion_ids) for one in batch.rollouts)
+    # Where all are cut off there is nothing to learn from, and nothing changes.
+    trainer, [line] = run("all", mask_truncated_completions=True, max_completion_length=1)
+    assert line["masked_rollouts"] == 16
+    before = weights(load_policy(str(toy_policy))[0])
+    assert same_weights(before, weights(trainer.model))
+
+
+def test_rewards_normalised_one_by_one_train(toy_policy: Path, tmp_path: Path) -> None:
+    args = toy_config(
+        tmp_path, max_steps=1, multi_objective_aggregation="normalize_then_sum", epsilon_high=5.0,
+        loss_type="cispo", importance_sampling_level="sequence", entropy_coef=0.01,
+    )  # fmt: skip
+    rewards = {"similarity": 1.0, "progress": 0.5, "length": -0.1}
+    trainer = SRLTrainer(str(toy_policy), args, toy_trajectories(20), step_rewards=rewards)
+    trainer.train()
+    assert trainer._batch is not None
+    rollouts = trainer._batch.rollouts
+    groups = [rollouts[i : i + 4] for i in range(0, len(rollouts), 4)]
+    expected = decoupled_advantages(
+        [[one.score.rewards if one.is_valid else None for one in group] for group in groups],
+        rewards,
+        format_failure=-1.0,
+    )
+    assert [one.advantage for one in rollouts] == [a for group in expected for a in group]
+    assert not all(one.is_valid for one in rollouts)
+    assert not same_weights(weights(load_policy(str(toy_policy))[0]), weights(trainer.model))

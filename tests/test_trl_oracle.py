@@ -446,7 +446,7 @@ def test_the_fused_head_equals_log_softmax_on_the_same_hidden_states(softcap: fl
 
 
 def test_a_small_cpu_batch_does_not_use_the_fused_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("the fused head was called")
 
     monkeypatch.setattr(trl_parts, "_fused", fail)
