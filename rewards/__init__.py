@@ -7,6 +7,7 @@ only where a text states its final answer.
 
 from __future__ import annotations
 
+from rewards.by_path import CodeNameError
 from rewards.combine import (
     FORMAT_FAILURE_REWARD,
     PendingScores,
@@ -15,7 +16,7 @@ from rewards.combine import (
     RewardSum,
     StepScore,
 )
-from rewards.loading import BUILT_INS, RewardNameError
+from rewards.loading import BUILT_INS
 from rewards.similarity import normalize, similarity, similarity_lift, similarity_reward
 from rewards.types import BatchedReward, SingleReward, StepContext, StepReward
 
@@ -23,10 +24,10 @@ __all__ = [
     "BUILT_INS",
     "FORMAT_FAILURE_REWARD",
     "BatchedReward",
+    "CodeNameError",
     "PendingScores",
     "RewardCheck",
     "RewardError",
-    "RewardNameError",
     "RewardSum",
     "SingleReward",
     "StepContext",

@@ -1,7 +1,6 @@
-"""An object by its place: `file.py:name` or `package.module:name`.
+"""Finds code that a setting names: `file.py:name` or `package.module:name`.
 
-Whatever may be a user's own code (a reward, a loss, an environment) is found here. Everything that
-can be wrong with the place is said with what there is instead.
+Every message says what is wrong with the name, and what there is instead.
 """
 
 from __future__ import annotations
@@ -17,27 +16,22 @@ from types import ModuleType
 
 
 class CodeNameError(ValueError):
-    """Code that cannot be found or imported; the message says what there is instead."""
+    """Named code that cannot be found or used; the message says what there is instead."""
 
 
-def whole_target(target: str, *, what: str, example: str) -> str:
-    """The target with a file's whole path, so that it is found from any folder; imports nothing.
+def resolve(target: str, *, what: str) -> str:
+    """Returns `target` with the absolute path of its file, so that any process finds it later.
 
-    Args:
-        target: `file.py:name` or `package.module:name`.
-        what: what is looked for, for messages: "step reward".
-        example: what could be written instead, for messages: "my_file.py:my_reward".
+    Nothing is imported. `what` names the kind of code in messages, such as "step reward".
 
     Raises:
-        CodeNameError: no name after a colon, a file that is not there, or no place at all.
+        CodeNameError: the target is not written as it must be, or its file does not exist.
     """
     place, colon, name = target.rpartition(":")
-    if not colon:
-        raise CodeNameError(f"no {what} is called {target!r}; write one of your own as {example}")
-    if not name.isidentifier():
+    if not colon or not name.isidentifier():
         raise CodeNameError(
-            f"{what} {target!r}: {name!r} is not the name of a function; write "
-            f"{place or 'file.py'}:NAME"
+            f"{what} {target!r}: {name!r} is not the name of a function or class; write "
+            f"{(place if colon else target) or 'file.py'}:NAME"
         )
     if place.endswith(".py"):
         if not Path(place).is_file():
@@ -50,22 +44,24 @@ def whole_target(target: str, *, what: str, example: str) -> str:
     return target
 
 
-def find(target: str, *, what: str, example: str) -> object:
-    """Import the place and hand over what stands there under the name; arguments as above.
+def find(target: str, *, what: str) -> object:
+    """Imports and returns what `file.py:name` or `package.module:name` names.
 
     Raises:
-        CodeNameError: as `whole_target`; or it cannot be imported, or has no such name.
+        CodeNameError: as `resolve`; or the module cannot be imported, or has no such name.
     """
-    place, _, name = whole_target(target, what=what, example=example).rpartition(":")
+    place, _, name = resolve(target, what=what).rpartition(":")
     module = _import(place)
-    if (found := getattr(module, name, None)) is not None:
-        return found
-    there = _callables(module)
-    near = get_close_matches(name, there, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise CodeNameError(
-        f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}{hint}"
-    )
+    found = getattr(module, name, None)
+    if found is None:
+        there = _callables(module)
+        near = get_close_matches(name, there, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CodeNameError(
+            f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}"
+            f"{hint}"
+        )
+    return found
 
 
 def _import(place: str) -> ModuleType:
@@ -74,7 +70,7 @@ def _import(place: str) -> ModuleType:
             return importlib.import_module(place)
         path = Path(place).resolve()
         # Under a name of its own: a user's `random.py` must not stand in for Python's. Once,
-        # however many objects are taken from it: it may load a model.
+        # however many names are taken from it: it may load a model.
         name = f"_by_path_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
         if name in sys.modules:
             return sys.modules[name]

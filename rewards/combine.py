@@ -24,8 +24,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from rewards.by_path import CodeNameError
 from rewards.calling import DEADLINE, Outcome, call, short
-from rewards.loading import LoadedReward, RewardNameError, RewardSpec
+from rewards.loading import LoadedReward, RewardSpec
 from rewards.pool import RewardPool, cores
 from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
@@ -368,7 +369,7 @@ class PendingScores:
         found = {name: call(reward, self._steps) for name, reward in local.items()}
         try:
             return found | {asked.name: asked.outcomes() for asked in self._asked}
-        except RewardNameError as error:  # it was there at the start
+        except CodeNameError as error:  # it was there at the start
             raise RewardError(str(error)) from error
 
     def result(self) -> list[StepScore]:

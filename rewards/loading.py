@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
-from rewards.by_path import CodeNameError, find, whole_target
+from rewards.by_path import CodeNameError, find, resolve
 from rewards.types import StepReward
 
 BUILT_INS: dict[str, str] = {
@@ -30,14 +30,9 @@ BUILT_INS: dict[str, str] = {
     "length": "rewards.form:length_reward",
 }
 
-Found = TypeVar("Found")
 
 # What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
 _UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)
-
-
-class RewardNameError(CodeNameError):
-    """A reward that cannot be found or used; the message says what there is instead."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def found_target(target: str) -> str:
     Nothing is imported.
 
     Raises:
-        RewardNameError: an unknown built-in, a file that is not there, or no function named.
+        CodeNameError: an unknown built-in, a file that is not there, or no function named.
     """
     if target in BUILT_INS:
         return target
@@ -88,27 +83,20 @@ def found_target(target: str) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         if target.endswith(".py"):
             hint = f"; for a function of your own write {target}:NAME"
-        raise RewardNameError(
+        raise CodeNameError(
             f"no step reward is called {target!r}; built in: {', '.join(BUILT_INS)}; "
             f"your own: file.py:name or package.module:name{hint}"
         )
-    return _located(whole_target, target)
-
-
-def _located(look: Callable[..., Found], target: str) -> Found:
-    try:
-        return look(target, what="step reward", example="file.py:name")
-    except CodeNameError as error:
-        raise RewardNameError(str(error)) from error
+    return resolve(target, what="step reward")
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
     """Import a reward and bind its options.
 
     Raises:
-        RewardNameError: it is not there, cannot be imported, or is no step reward.
+        CodeNameError: it is not there, cannot be imported, or is no step reward.
     """
-    found = _located(find, BUILT_INS.get(spec.target, spec.target))
+    found = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
     return bind(found, spec.options, f"step reward {spec.target!r}")
 
 
@@ -119,24 +107,24 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
     with, and its instances are called with the step.
 
     Raises:
-        RewardNameError: not callable, wrong parameters, or an option it does not have.
+        CodeNameError: not callable, wrong parameters, or an option it does not have.
     """
     if inspect.isclass(found):
         _check_options(found, options, f"{what} (a class)", list(_parameters(found, what)))
         try:
             function = found(**options)
         except Exception as error:  # a user's class may raise anything
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what}: making it with {dict(options)} raised {type(error).__name__}: {error}"
             ) from error
         if not callable(function):
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what} is a class whose instances cannot be called: give it "
                 "def __call__(self, step)"
             )
         return LoadedReward(function, _takes_batch(function, what))
     if not callable(found):
-        raise RewardNameError(f"{what} is {found!r}, which is neither a function nor a class")
+        raise CodeNameError(f"{what} is {found!r}, which is neither a function nor a class")
     if options:
         named = [
             parameter.name
@@ -152,7 +140,7 @@ def _parameters(found: Callable[..., object], what: str) -> Mapping[str, inspect
     try:
         return inspect.signature(found).parameters
     except (TypeError, ValueError) as error:
-        raise RewardNameError(f"{what}: its parameters cannot be read: {error}") from error
+        raise CodeNameError(f"{what}: its parameters cannot be read: {error}") from error
 
 
 def _check_options(
@@ -166,20 +154,20 @@ def _check_options(
         if option not in known:
             near = get_close_matches(str(option), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{what} has no option {option!r}; it has {', '.join(known) or 'none'}{hint}"
             )
         wanted = hints.get(option)
         if get_origin(wanted) is Literal:
             if value not in get_args(wanted):
-                raise RewardNameError(
+                raise CodeNameError(
                     f"{what}: option {option!r} is {value!r}; allowed: "
                     f"{', '.join(map(str, get_args(wanted)))}"
                 )
         elif wanted in (bool, int, float, str):
             allowed = (int, float) if wanted is float else (wanted,)
             if type(value) not in allowed:
-                raise RewardNameError(
+                raise CodeNameError(
                     f"{what}: option {option!r} is {value!r}; it must be of type {wanted.__name__}"
                 )
 
@@ -188,13 +176,13 @@ def _takes_batch(function: Callable[..., object], what: str) -> bool:
     """Whether it wants a list of steps; refuses what can be called with neither.
 
     Raises:
-        RewardNameError: it does not take exactly one step, or is a coroutine.
+        CodeNameError: it does not take exactly one step, or is a coroutine.
     """
     call = function.func if isinstance(function, partial) else function
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
         getattr(call, "__call__", None)  # noqa: B004
     ):
-        raise RewardNameError(f"{what} is async; a step reward is called and answers at once")
+        raise CodeNameError(f"{what} is async; a step reward is called and answers at once")
     parameters = _parameters(function, what)
     needed = [
         p
@@ -209,7 +197,7 @@ def _takes_batch(function: Callable[..., object], what: str) -> bool:
     unmet = [p.name for p in needed if p not in positional[:1]]
     if not positional or unmet:
         shown = f"({', '.join(map(str, parameters.values()))})"
-        raise RewardNameError(
+        raise CodeNameError(
             f"{what} takes {shown}; it is called with one StepContext, as in "
             "def my_reward(step), or with a list of them, as in def my_reward(steps)"
             + (f"; give these as options: {', '.join(unmet)}" if positional and unmet else "")

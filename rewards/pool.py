@@ -29,8 +29,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from rewards.by_path import CodeNameError
 from rewards.calling import DEADLINE, Outcome
-from rewards.loading import RewardNameError, RewardSpec
+from rewards.loading import RewardSpec
 from rewards.types import StepContext
 
 LOADING_SECONDS = 120.0
@@ -85,7 +86,7 @@ class RewardPool:
         """Which of the rewards take a list of steps; loads them all, in one worker.
 
         Raises:
-            RewardNameError: a reward that cannot be found or used.
+            CodeNameError: a reward that cannot be found or used.
         """
         if self._shared.batched is None:
             self._put(_Job([], [])).result()
@@ -237,7 +238,7 @@ def _run(
 def _start(shared: _Shared) -> _Worker:
     for file, digest in shared.files.items():
         if _digest(file) != digest:
-            raise RewardNameError(
+            raise CodeNameError(
                 f"{file} was changed meanwhile: rewards would mean something else from here on. "
                 "Put it back and resume, or start a new run"
             )
@@ -287,7 +288,7 @@ class _Worker:
         """Import the rewards; which of them are batched.
 
         Raises:
-            RewardNameError: one of them cannot be found or used.
+            CodeNameError: one of them cannot be found or used.
         """
         message = (shared.specs, shared.deadline, shared.memory_bytes)
         self._socket.sendall(_pickled(message, "the options of rewards"))
@@ -296,12 +297,12 @@ class _Worker:
             why = reply
             if reply == DEADLINE:
                 why = f"importing them took more than {LOADING_SECONDS:.0f} s"
-            raise RewardNameError(
+            raise CodeNameError(
                 f"the rewards {', '.join(spec.target for spec in shared.specs)} could not be "
                 f"loaded: {why}"
             )
         if "refused" in reply:
-            raise RewardNameError(str(reply["refused"]))
+            raise CodeNameError(str(reply["refused"]))
         batched: list[bool] = reply["batched"]
         return batched
 
@@ -370,8 +371,8 @@ def _pickled(message: object, what: str) -> bytes:
         raise _unplain(what, str(error)) from error
 
 
-def _unplain(what: str, why: str) -> RewardNameError:
-    return RewardNameError(
+def _unplain(what: str, why: str) -> CodeNameError:
+    return CodeNameError(
         f"{what} cannot be handed to a worker process: {why}; keep metadata and options to texts, "
         "numbers, lists and mappings"
     )

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 
-from rewards.loading import (
-    BUILT_INS,
-    LoadedReward,
-    RewardNameError,
-    RewardSpec,
-    bind,
-    found_target,
-)
+from rewards.by_path import CodeNameError
+from rewards.loading import BUILT_INS, LoadedReward, RewardSpec, bind, found_target
 from rewards.types import StepReward
 
 
@@ -74,12 +68,12 @@ def name_of(reward: object) -> str:
     class.
 
     Raises:
-        RewardNameError: neither a name nor callable.
+        CodeNameError: neither a name nor callable.
     """
     if isinstance(reward, str):
         return reward if reward in BUILT_INS else reward.rpartition(":")[2]
     if not callable(reward):
-        raise RewardNameError(
+        raise CodeNameError(
             f"a step reward is a name or a function of a StepContext, not {reward!r}; "
             f"built in: {', '.join(BUILT_INS)}"
         )

@@ -17,8 +17,9 @@ import socket
 from collections.abc import Sequence
 from typing import IO
 
+from rewards.by_path import CodeNameError
 from rewards.calling import call
-from rewards.loading import LoadedReward, RewardNameError, load_reward
+from rewards.loading import LoadedReward, load_reward
 
 
 def main(descriptor: int) -> None:
@@ -34,7 +35,7 @@ def main(descriptor: int) -> None:
     for spec in specs:
         try:
             rewards.append(load_reward(spec))
-        except RewardNameError as error:
+        except CodeNameError as error:
             _send(parent, {"refused": str(error)})
             return
     _send(parent, {"batched": [reward.batched for reward in rewards]})

@@ -280,7 +280,7 @@ def test_score_of_an_old_run_with_a_new_reward(
     records = read_jsonl(mine / "runs/one/steps.jsonl")
     valid = [record for record in records if record["format_failure"] is None]
     assert [t["rewards"]["similarity"] for t in told] == [r["rewards"]["similarity"] for r in valid]
-    assert [t["lift"] for t in told] == [r["lift"] for r in valid]
+    assert [t["lift"] for t in told] == [r["metrics"]["lift"] for r in valid]
     assert [records[t["line"] - 1] for t in told] == valid
     assert main(words) == 0
     shown = capsys.readouterr().out

@@ -114,7 +114,15 @@ def test_an_unknown_key_like_nothing_known() -> None:
         ({"step_title": True}, "step_title is True; allowed: off, given"),
         ({"template": None}, "template is None; allowed: auto, chat, plain"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; allowed: grpo, dapo, dr_grpo"),
-        ({"scale_rewards": "batch"}, "scale_rewards is 'batch'; allowed: group, none"),
+        ({"loss_type": "none.py:mine"}, "loss_type 'none.py:mine': there is no file none.py in"),
+        ({"scale_rewards": "std"}, "scale_rewards is 'std'; allowed: group, batch, none"),
+        ({"delta": 0.9}, "delta is 0.9; it bounds ratios, .* so it must be above 1"),
+        ({"delta": 4.0, "loss_type": "cispo"}, "cispo has no use for delta"),
+        ({"entropy_coef": math.inf}, "entropy_coef is inf; give a finite number"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},
+            "scale_rewards is 'none', but normalize_then_sum always divides",
+        ),
         ({"model": None}, "model is None; give a model folder or a hub name"),
         ({"model": ""}, "model is ''; give a model folder"),
         ({"model": 3}, "model is 3"),
@@ -417,6 +425,8 @@ OF_BOTH = """
 OF_SRL = """
     num_generations dynamic_sampling dynamic_sampling_epsilon max_sampling_rounds max_empty_steps
     loss_type scale_rewards epsilon epsilon_high beta use_bias_correction_kl num_iterations
+    multi_objective_aggregation mask_truncated_completions importance_sampling_level delta
+    entropy_coef
     format_failure_reward log_completions
 """
 

@@ -73,7 +73,7 @@ def test_the_seed_decides_everything(toy_policy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.2])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "cispo"])
 def test_neither_micro_batches_nor_trees_change_a_step(
     toy_policy: Path,
     tmp_path: Path,
@@ -83,14 +83,14 @@ def test_neither_micro_batches_nor_trees_change_a_step(
 ) -> None:
     start = weights(load_policy(str(toy_policy))[0])
     calls = 0
-    policy_loss = srl.training.trainer.policy_loss
+    step_loss = srl.training.trainer.step_loss
 
     def counted(*args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
-        return policy_loss(*args, **kwargs)  # type: ignore[arg-type]
+        return step_loss(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(srl.training.trainer, "policy_loss", counted)
+    monkeypatch.setattr(srl.training.trainer, "step_loss", counted)
     # One decoder for all: each draws random numbers in an order of its own.
     monkeypatch.setattr(srl.rollout.samplers, "refusal", lambda model: "asked for")
 
@@ -101,8 +101,9 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         # SGD, because Adam's first step is a sign: where the gradient is noise, so is the step.
         trainer = make(
             toy_policy, folder, max_steps=2, num_iterations=2, loss_type=loss_type, beta=beta,
-            micro_batch_tokens=tokens, prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1,
-            max_grad_norm=0, save_steps=2,
+            entropy_coef=beta, importance_sampling_level="sequence" if beta else "token",
+            mask_truncated_completions=bool(beta), micro_batch_tokens=tokens,
+            prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1, max_grad_norm=0, save_steps=2,
         )  # fmt: skip
         trainer.train()
         after = weights(trainer.model)

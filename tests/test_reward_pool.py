@@ -502,7 +502,7 @@ def test_a_file_that_changes_meanwhile_is_not_taken_for_the_same(mine: str, tmp_
         ("mine.py:later", "is async; a step reward is called and answers at once"),
         ("mine.py:two", r"takes \(step, other\); it is called with one StepContext.*options: oth"),
         ("mine.py", "no step reward is called 'mine.py'.*write mine.py:NAME"),
-        ("mine.py:", "'' is not the name of a function; write mine.py:NAME"),
+        ("mine.py:", "'' is not the name of a function or class; write mine.py:NAME"),
         ("gone.py:f", "there is no file gone.py in"),
         ("no-such:f", "'no-such' is neither a file.py nor a package.module"),
         ("no_such:f", "no_such cannot be imported: ModuleNotFoundError"),

@@ -22,7 +22,7 @@ from srl import SRLTrainer
 from srl.errors import UsageError
 from srl.models.loading import load_policy
 from srl.rollout.samplers import Completion, Prompt, SamplingParams
-from srl.training.advantages import group_advantages
+from srl.training.advantages import step_advantages
 from srl.trl_adapter import adapt
 
 G = 4
@@ -125,7 +125,7 @@ def test_the_rewards_in_trl_are_those_of_our_trainer(
         flat = [reward for group in rewards for reward in group]
         assert line["rewards/step_reward/mean"] == pytest.approx(sum(flat) / len(flat), abs=1e-6)
         assert line["reward"] == pytest.approx(sum(flat) / len(flat), abs=1e-6)
-        expected = [a for group in rewards for a in group_advantages(group, scale="group")]
+        expected = [a for group in step_advantages(rewards, scale="group") for a in group]
         assert batch["advantages"].tolist() == pytest.approx(expected, abs=1e-4)
         for name in ("similarity", "progress", "vowels"):
             values = [v for s in steps if (v := s.score.rewards[name]) is not None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -30,18 +30,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
+from srl.config.parts import LOSS_TYPES, LossSettings
 from srl.models import scoring as trl_parts
 from srl.models.scoring import completion_log_probs
-from srl.training.advantages import group_advantages
-from srl.training.loss import LossScale, LossType, policy_loss
+from srl.training.advantages import decoupled_advantages, step_advantages
+from srl.training.loss import LossInputs, LossScale, load_loss, step_loss
 
-LOSS_TYPES: list[LossType] = ["grpo", "dapo", "dr_grpo"]
 Row = tuple[list[int], list[int]]
 
 G, PROMPTS, LONGEST, TEMPERATURE = 4, 2, 10, 0.9
 LOW, HIGH = 0.2, 0.28
 # Rewards of 2 groups of 4: spread out with a failure in it, and nearly flat
 REWARDS = [0.31, -1.0, 0.87, 0.52, 0.40, 0.41, 0.40, 0.43]
+# A second one with nulls, in one group all but one of them
+SECOND = [1.0, None, 0.0, 0.25, None, None, 2.0, None]
+WEIGHTS = {"first": 1.0, "second": 0.5}
 
 
 def tiny_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
@@ -85,6 +88,14 @@ class Oracle:
         return rows
 
     @property
+    def settings(self) -> LossSettings:
+        """Ours under TRL's names, with TRL's values."""
+        names = {one.name for one in fields(LossSettings)}
+        return LossSettings(
+            **{name: getattr(self.trainer.args, name) for name in names - {"num_iterations"}}
+        )
+
+    @property
     def scale(self) -> LossScale:
         return LossScale.of([len(completion) for _, completion in self.rows], LONGEST)
 
@@ -95,32 +106,38 @@ class Oracle:
         loss.backward()
         return loss.detach(), flat_gradient(self.model)
 
-    def our_loss(self, loss_type: LossType, beta: float, cuts: Sequence[int]) -> Result:
+    def our_loss(self, cuts: Sequence[int], settings: LossSettings | None = None) -> Result:
         """Ours, as the sum of the micro-batches between the cuts."""
         self.model.zero_grad()
+        settings = settings or self.settings
         total = torch.zeros(())
         clipped = 0.0
         for a, b in zip([0, *cuts], [*cuts, G * PROMPTS], strict=True):
             scored = completion_log_probs(
-                self.model, self.rows[a:b], pad_id=257, temperature=TEMPERATURE, device="cpu"
+                self.model,
+                self.rows[a:b],
+                pad_id=257,
+                temperature=TEMPERATURE,
+                device="cpu",
+                with_entropy=True,
+                entropy_gradient=settings.entropy_coef != 0.0,
             )
             C = scored.mask.shape[1]  # TRL pads to the longest row of the whole batch, we do not
-            loss, stats = policy_loss(
-                scored.log_probs,
-                self.inputs["old_per_token_logps"][a:b, :C],
-                self.inputs["advantages"][a:b],
-                scored.mask,
-                loss_type=loss_type,
-                scale=self.scale,
-                epsilon_low=LOW,
-                epsilon_high=HIGH,
+            inputs = LossInputs(
+                log_probs=scored.log_probs,
+                advantages=self.inputs["advantages"][a:b],
+                mask=scored.mask,
+                old_log_probs=self.inputs["old_per_token_logps"][a:b, :C],
                 ref_log_probs=self.inputs["ref_per_token_logps"][a:b, :C],
-                beta=beta,
-                use_bias_correction_kl=self.trainer.args.use_bias_correction_kl,
+                entropy=scored.entropy,
+            )
+            loss, figures = step_loss(
+                load_loss(settings), inputs, self.scale, entropy_coef=settings.entropy_coef
             )
             loss.backward()
             total += loss.detach()
-            clipped += stats.clipped_low.item() + stats.clipped_high.item()
+            clipped += figures["clip_ratio_high"].item()
+            clipped += figures["clip_ratio_low"].item() if "clip_ratio_low" in figures else 0.0
         return Result(total, flat_gradient(self.model), clipped)
 
 
@@ -140,11 +157,9 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 class MakeOracle(Protocol):
-    """The signature of the fixture `make_oracle`."""
+    """The signature of the fixture `make_oracle`; options are TRL's."""
 
-    def __call__(
-        self, loss_type: LossType, beta: float, *, use_bias_correction_kl: bool = True
-    ) -> Oracle: ...
+    def __call__(self, loss_type: str = "grpo", **options: object) -> Oracle: ...
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +173,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_oracle(model_folder: Path) -> MakeOracle:
     tokenizer: PreTrainedTokenizerFast = build_tokenizer()
 
-    def reward(completions: list[str], **_: object) -> list[float]:
+    def first(completions: list[str], **_: object) -> list[float]:
         assert len(completions) == len(REWARDS)
         return REWARDS
 
-    def make(loss_type: LossType, beta: float, *, use_bias_correction_kl: bool = True) -> Oracle:
+    def second(completions: list[str], **_: object) -> list[float | None]:
+        return SECOND
+
+    def make(loss_type: str = "grpo", rewards: int = 1, **options: object) -> Oracle:
         args = GRPOConfig(
             output_dir=str(model_folder.parent / "run"),
             report_to=[],
@@ -174,16 +192,13 @@ def make_oracle(model_folder: Path) -> MakeOracle:
             max_completion_length=LONGEST,
             temperature=TEMPERATURE,
             loss_type=loss_type,
-            epsilon=LOW,
-            epsilon_high=HIGH,
-            beta=beta,
-            use_bias_correction_kl=use_bias_correction_kl,
-            scale_rewards="group",
+            reward_weights=list(WEIGHTS.values())[:rewards],
             seed=1,
+            **{"epsilon": LOW, "epsilon_high": HIGH, **options},
         )
         trainer = GRPOTrainer(
             model=Qwen2ForCausalLM.from_pretrained(model_folder, dtype=torch.float32),
-            reward_funcs=reward,
+            reward_funcs=[first, second][:rewards],
             args=args,
             train_dataset=Dataset.from_dict({"prompt": ["1 + 2 =", "a longer prompt: 3 * 4 ="]}),
             processing_class=tokenizer,
@@ -208,36 +223,95 @@ def make_oracle(model_folder: Path) -> MakeOracle:
     return make
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize(("beta", "correction"), [(0.0, True), (0.04, True), (0.04, False)])
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"beta": 0.04},
+    {"beta": 0.04, "use_bias_correction_kl": False},
+    {"importance_sampling_level": "sequence", "epsilon": 0.002, "epsilon_high": 0.003},
+    {
+        "importance_sampling_level": "sequence",
+        "beta": 0.04,
+        "epsilon": 0.002,
+        "epsilon_high": 0.003,
+    },
+    {"delta": 1.3},
+    {
+        "delta": 1.01,
+        "importance_sampling_level": "sequence",
+        "epsilon": 0.002,
+        "epsilon_high": 0.003,
+    },
+    {"entropy_coef": 0.1},
+    {"entropy_coef": -0.5, "beta": 0.04},
+]
+CASES = [
+    (loss_type, options)
+    for loss_type in LOSS_TYPES
+    for options in OPTIONS
+    if not (loss_type == "cispo" and "delta" in options)  # which TRL then ignores, and we refuse
+] + [
+    ("cispo", {"epsilon_high": 5.0}),
+    ("cispo", {"epsilon_high": None}),
+    ("cispo", {"epsilon_high": 1.1}),
+]
+
+
+@pytest.mark.parametrize(("loss_type", "options"), CASES)
 def test_loss_and_gradients_equal_trl(
-    make_oracle: MakeOracle, loss_type: LossType, beta: float, correction: bool
+    make_oracle: MakeOracle, loss_type: str, options: dict[str, object]
 ) -> None:
-    oracle = make_oracle(loss_type, beta, use_bias_correction_kl=correction)
+    oracle = make_oracle(loss_type, **options)
     their_loss, their_gradient = oracle.trl_loss()
-    whole = oracle.our_loss(loss_type, beta, cuts=[])
-    assert whole.clipped >= 3  # else the clip would go untested
+    whole = oracle.our_loss(cuts=[])
+    assert whole.clipped >= 3 or options.get("epsilon_high") == 5.0  # else it would go untested
     assert relative_error(whole.loss, their_loss) <= 1e-5
     assert relative_error(whole.gradient, their_gradient) <= 1e-5
 
     # One update of four micro-batches, uneven ones, is the same update.
-    four = oracle.our_loss(loss_type, beta, cuts=[1, 4, 6])
+    four = oracle.our_loss(cuts=[1, 4, 6])
     assert relative_error(four.loss, their_loss) <= 1e-5
     assert relative_error(four.gradient, their_gradient) <= 1e-5
 
 
-def test_the_loss_types_differ(make_oracle: MakeOracle) -> None:
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_masked_completions_equal_trl(make_oracle: MakeOracle, loss_type: str) -> None:
+    """TRL empties the masks of truncated completions; to its divisors they still are rollouts."""
+    oracle = make_oracle(loss_type, entropy_coef=0.01, beta=0.04)
+    for row in (0, 5):
+        oracle.inputs["completion_mask"][row] = 0
+    oracle.inputs["num_items_in_batch"] = oracle.inputs["completion_mask"].sum()
+    their_loss, their_gradient = oracle.trl_loss()
+    ours = oracle.our_loss(cuts=[2, 6])
+    assert relative_error(ours.loss, their_loss) <= 1e-5
+    assert relative_error(ours.gradient, their_gradient) <= 1e-5
+
+
+def test_the_losses_differ(make_oracle: MakeOracle) -> None:
     """Else the comparisons above would show less than they seem to."""
-    oracle = make_oracle("grpo", 0.0)
-    gradients = [oracle.our_loss(t, b, cuts=[]).gradient for t in LOSS_TYPES for b in (0.0, 0.04)]
+    oracle = make_oracle()
+    every = [
+        LossSettings(**{"loss_type": name, "epsilon": LOW, "epsilon_high": HIGH, **options})
+        for name, options in CASES
+    ]
+    gradients = [oracle.our_loss([], settings).gradient for settings in every]
     for i, a in enumerate(gradients):
-        assert all(relative_error(a, b) > 1e-2 for b in gradients[:i])
+        for j, b in enumerate(gradients[:i]):
+            assert relative_error(a, b) > 1e-3, (CASES[i], CASES[j])
 
 
-def test_advantages_equal_trl(make_oracle: MakeOracle) -> None:
-    theirs = make_oracle("grpo", 0.0).inputs["advantages"]
-    ours = group_advantages(REWARDS[:G]) + group_advantages(REWARDS[G:])
-    torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_equal_trl(make_oracle: MakeOracle, scale: str) -> None:
+    theirs = make_oracle(scale_rewards=scale).inputs["advantages"]
+    ours = step_advantages([REWARDS[:G], REWARDS[G:]], scale=scale)  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.tensor(ours).flatten(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_advantages_of_rewards_normalised_one_by_one_equal_trl(make_oracle: MakeOracle) -> None:
+    oracle = make_oracle(rewards=2, multi_objective_aggregation="normalize_then_sum")
+    rows = [{"first": a, "second": b} for a, b in zip(REWARDS, SECOND, strict=True)]
+    ours = decoupled_advantages([rows[:G], rows[G:]], WEIGHTS, format_failure=-1.0)
+    theirs = oracle.inputs["advantages"]
+    torch.testing.assert_close(torch.tensor(ours).flatten(), theirs, rtol=1e-5, atol=1e-5)
 
 
 # Log-probabilities of completions
@@ -360,15 +434,19 @@ def test_the_fused_head_equals_log_softmax_on_the_same_hidden_states(softcap: fl
     results = []
     for score in (trl_parts._fused, trl_parts._token_log_probs):  # 50 x 300 is below the limit
         hidden = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        log_probs, entropy = score(hidden, linear, targets, head, 0.8, True)
-        gradients = torch.autograd.grad(weighted([log_probs]), [hidden, *linear.parameters()])
-        results.append([log_probs.detach(), entropy, *gradients])
+        log_probs, entropy = score(
+            hidden, linear, targets, head, 0.8, with_entropy=True, entropy_gradient=True
+        )
+        gradients = torch.autograd.grad(
+            weighted([log_probs, entropy]), [hidden, *linear.parameters()]
+        )
+        results.append([log_probs.detach(), entropy.detach(), *gradients])
     for fused, plain in zip(*results, strict=True):
         assert relative_error(fused, plain) <= 1e-6
 
 
 def test_a_small_cpu_batch_does_not_use_the_fused_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("the fused head was called")
 
     monkeypatch.setattr(trl_parts, "_fused", fail)

@@ -17,12 +17,13 @@ from shapes import Shape
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srl.config.parts import LossSettings
 from srl.models.prefix_tree import Row
 from srl.models.scoring import completion_log_probs
 from srl.models.tree_models import attending_over_trees
-from srl.training.advantages import group_advantages
+from srl.training.advantages import step_advantages
 from srl.training.batch import MicroBatch, micro_batches
-from srl.training.loss import LossScale, policy_loss
+from srl.training.loss import LossInputs, LossScale, load_loss, step_loss
 
 EPSILON = 0.2
 # `SRLConfig.micro_batch_tokens` unless told otherwise.
@@ -98,7 +99,7 @@ class Case:
         return [
             value
             for _ in range(groups)
-            for value in group_advantages([rng.random() for _ in range(self.group_size)])
+            for value in step_advantages([[rng.random() for _ in range(self.group_size)]])[0]
         ]
 
 
@@ -127,6 +128,7 @@ def one_tree(rows: Sequence[Row]) -> list[MicroBatch]:
 
 def ours(case: Case, cut: Cut) -> Contestant:
     """Our update, micro-batch by micro-batch."""
+    grpo = load_loss(LossSettings(loss_type="grpo", epsilon=EPSILON))
     model, values = case.model, torch.tensor(case.advantages(), device=case.device)
 
     def work() -> Update:
@@ -144,16 +146,8 @@ def ours(case: Case, cut: Cut) -> Contestant:
                         device=case.device,
                         tree=part.tree,
                     )
-                    loss, _ = policy_loss(
-                        scores.log_probs,
-                        None,
-                        values[part.rows],
-                        scores.mask,
-                        loss_type="grpo",
-                        scale=scale,
-                        epsilon_low=EPSILON,
-                        epsilon_high=EPSILON,
-                    )
+                    inputs = LossInputs(scores.log_probs, values[part.rows], scores.mask)
+                    loss, _ = step_loss(grpo, inputs, scale)
                 loss.backward()
             log_probs.append((part.rows, scores.log_probs.detach()))
         return Update(log_probs, gradients_of(model))

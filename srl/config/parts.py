@@ -14,8 +14,12 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+from rewards.by_path import CodeNameError, resolve
 from srl.config.strict_yaml import fit
 from srl.errors import UsageError
+
+# The built-in losses (`srl/training/loss.py`).
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
 
 
 @dataclass
@@ -302,28 +306,87 @@ class GroupSettings(Part):
 
 @dataclass
 class LossSettings(Part):
-    """What an update minimises (`srl/training/loss.py`), and how often on the same rollouts.
+    """What an update minimises, and how often on the same rollouts; docs/losses.md.
+
+    The names and the defaults are TRL's, except for `loss_type` and `beta`.
 
     Attributes:
-        loss_type: "grpo", "dapo" or "dr_grpo".
-        scale_rewards: "group" divides advantages by the group's std, "none" does not.
+        loss_type: a name in `LOSS_TYPES`, or a loss of one's own by file.py:name or module:name.
+        multi_objective_aggregation: "sum_then_normalize" makes advantages from the weighted sum of
+            the rewards; "normalize_then_sum" normalises each reward in its group, then sums.
+        scale_rewards: advantages are divided by the std of the "group", of the whole "batch" of
+            groups, or by nothing ("none").
+        mask_truncated_completions: completions that the length limit cut do not enter the loss.
+        importance_sampling_level: the ratio to the policy that sampled belongs to each "token", or
+            is one for the "sequence": the geometric mean of its tokens' ratios.
         epsilon: the clip range below 1, and above it too unless `epsilon_high` is given.
-        epsilon_high: the clip range above 1.
+        epsilon_high: the clip range above 1; of cispo the largest ratio itself, such as 5.
+        delta: the largest ratio under a negative advantage, which the clip range leaves unbounded.
         beta: weight of the KL term against the run's first policy; 0 needs no second model.
         use_bias_correction_kl: weigh the KL term by the ratio, as TRL does.
+        entropy_coef: weight of a bonus for the mean entropy of the predictions.
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
     """
 
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    scale_rewards: Literal["group", "none"] = "group"
+    loss_type: str = "grpo"
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = (
+        "sum_then_normalize"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated_completions: bool = False
+    importance_sampling_level: Literal["token", "sequence"] = "token"
     epsilon: float = 0.2
     epsilon_high: float | None = None
+    delta: float | None = None
     beta: float = 0.0
     use_bias_correction_kl: bool = True
+    entropy_coef: float = 0.0
     num_iterations: int = 1
 
     def check(self) -> None:
         at_least(self, epsilon=0.0, epsilon_high=0.0, beta=0.0, num_iterations=1)
+        self.loss_type = _loss_type(self.loss_type)
+        if self.delta is not None and not self.delta > 1:
+            raise UsageError(
+                f"delta is {self.delta}; it bounds ratios, which are 1 where the policy has not "
+                "changed, so it must be above 1, and better above the clip range, such as 4"
+            )
+        if self.delta is not None and self.loss_type == "cispo":
+            raise UsageError(
+                "loss_type cispo has no use for delta: it bounds every ratio by epsilon_high; take "
+                "delta out"
+            )
+        if not -math.inf < self.entropy_coef < math.inf:
+            raise UsageError(
+                f"entropy_coef is {self.entropy_coef}; give a finite number, such as 0.001"
+            )
+        decoupled = self.multi_objective_aggregation == "normalize_then_sum"
+        if decoupled and self.scale_rewards != "group":
+            raise UsageError(
+                f"scale_rewards is {self.scale_rewards!r}, but normalize_then_sum always divides "
+                "each reward by its group's std, and the sums by the batch's; leave scale_rewards "
+                "out"
+            )
+
+    @property
+    def clip_high(self) -> float:
+        """`epsilon_high`, or `epsilon` where it is not given."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+
+def _loss_type(name: str) -> str:
+    """A built-in loss, or the place of another, with a file's absolute path."""
+    if name in LOSS_TYPES:
+        return name
+    if not isinstance(name, str) or ":" not in name:
+        raise UsageError(
+            f"loss_type is {name!r}; allowed: {', '.join(LOSS_TYPES)}; a loss of your own: "
+            "file.py:name or package.module:name"
+        )
+    try:
+        return resolve(name, what="loss_type")
+    except CodeNameError as error:
+        raise UsageError(str(error)) from error
 
 
 @dataclass

@@ -17,7 +17,7 @@ def environment_at(source: str) -> Environment:
     if ":" not in source:
         return built_in_environment(source)
     try:
-        found = find(source, what="environment", example="my_file.py:MyEnvironment")
+        found = find(source, what="environment")
     except ValueError as error:
         raise UsageError(f"source: {error}") from error
     return as_environment(found, source)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -76,6 +76,7 @@ def completion_log_probs(
     temperature: float,
     device: torch.device | str,
     with_entropy: bool = False,
+    entropy_gradient: bool = False,
     tree: bool = False,
 ) -> CompletionScores:
     """Log-probability of every completion token under `model`, at the sampling temperature.
@@ -97,6 +98,7 @@ def completion_log_probs(
         temperature: above 0.
         device: where the model is.
         with_entropy: also return the entropy of every prediction.
+        entropy_gradient: with a gradient; it costs memory for another [N, V].
         tree: compute what the rows share once (`prefix_tree.py`); call it, and run the backward
             pass, inside `attending_over_trees(model)`, of a model without a `refusal` there.
 
@@ -127,7 +129,13 @@ def completion_log_probs(
             project = cast(PreTrainedModel, language_model).get_output_embeddings()
         predictors = hidden.flatten(0, 1).index_select(0, batch.predictors)  # [N, H], or [N, V]
         return _token_log_probs(
-            predictors, project, batch.targets, head or _NO_HEAD, temperature, with_entropy
+            predictors,
+            project,
+            batch.targets,
+            head or _NO_HEAD,
+            temperature,
+            with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
         )
 
     with _in_place_of_forward(language_model, scores):
@@ -275,21 +283,31 @@ def _token_log_probs(
     targets: Tensor,
     head: _Head,
     temperature: float,
+    *,
     with_entropy: bool,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities and entropy, both [N], of `targets` [N] given `hidden` [N, H]."""
     # Exactly nn.Linear: the weight of an adapter or of a quantised layer is not all there is to it.
     if type(project) is nn.Linear:
         small = hidden.shape[0] * project.out_features <= _CPU_LOGITS_LIMIT
         if hidden.device.type != "cpu" or not small:
-            return _fused(hidden, project, targets, head, temperature, with_entropy)
+            return _fused(
+                hidden,
+                project,
+                targets,
+                head,
+                temperature,
+                with_entropy=with_entropy,
+                entropy_gradient=entropy_gradient,
+            )
     logits = head.logits(project(hidden)) / temperature
-    log_probs = -F.cross_entropy(logits, targets, reduction="none")
+    every = F.log_softmax(logits, -1)
+    log_probs = -F.nll_loss(every, targets, reduction="none")
     if not with_entropy:
         return log_probs, None
-    with torch.no_grad():
-        log_z = torch.logsumexp(logits, -1)
-        entropy = log_z - (torch.exp(logits - log_z.unsqueeze(-1)) * logits).sum(-1)
+    with nullcontext() if entropy_gradient else torch.no_grad():
+        entropy = -(torch.exp(every) * every).sum(-1)
     return log_probs, entropy
 
 
@@ -299,7 +317,9 @@ def _fused(
     targets: Tensor,
     head: _Head,
     temperature: float,
+    *,
     with_entropy: bool,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The same through TRL's kernel, which never holds the [N, V] logits."""
     width = min(_TILE_WIDTH.get(hidden.device.type, _TILE_WIDTH_ELSEWHERE), linear.out_features)
@@ -314,7 +334,7 @@ def _fused(
         head.scale,
         ("entropy",) if with_entropy else (),
     )
-    return log_probs, None if entropy is None else entropy.detach()
+    return log_probs, entropy if entropy is None or entropy_gradient else entropy.detach()
 
 
 # What own logits have behind them.

@@ -1,4 +1,4 @@
-"""From the rewards of one group of rollouts to their advantages; pure Python.
+"""From the rewards of a step's groups of rollouts to their advantages; pure Python.
 
 GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1) centres the G rewards of one prompt and divides
 them by their spread. Two spreads are in use, 7 % apart at G = 8, and both occur here on purpose:
@@ -12,12 +12,12 @@ them by their spread. Two spreads are in use, 7 % apart at G = 8, and both occur
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from srl.errors import UsageError
 
-ScaleRewards = Literal["group", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
 
 # TRL's `GRPOTrainer` adds the same constant, which keeps a flat group at zero instead of 0 / 0.
 ADVANTAGE_EPS = 1e-4
@@ -39,15 +39,16 @@ def group_stats(rewards: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((r - mean) ** 2 for r in rewards) / len(rewards))
 
 
-def group_advantages(
-    rewards: Sequence[float], *, scale: ScaleRewards = "group", eps: float = ADVANTAGE_EPS
-) -> list[float]:
-    """One advantage per rollout of a group.
+def step_advantages(
+    groups: Sequence[Sequence[float]], *, scale: ScaleRewards = "group", eps: float = ADVANTAGE_EPS
+) -> list[list[float]]:
+    """One advantage per rollout of the groups that an optimiser step trains on.
 
-    "group" gives `(r - mean) / (sample_std + eps)`: the GRPO paper's form with TRL's constants.
-    "none" gives `r - mean`, which Dr. GRPO (arXiv 2503.20783) asks for: dividing by the std weighs
-    prompts that are nearly always or nearly never solved more than the rest. The names are those of
-    TRL's `scale_rewards`. A flat group has advantages of exactly 0 either way.
+    "group" gives `(r - group mean) / (group's sample std + eps)`: the GRPO paper's form with TRL's
+    constants. "batch" divides by the sample std of all the step's rewards instead (Lite PPO, arXiv
+    2508.08221). "none" gives `r - group mean`, which Dr. GRPO (arXiv 2503.20783) asks for: dividing
+    by the group's std weighs prompts that are nearly always or nearly never solved more than the
+    rest. The names are those of TRL's `scale_rewards`. A flat group has advantages of exactly 0.
 
     Raises:
         UsageError: fewer than two rewards, one that is not finite, or an unknown scale.
@@ -55,16 +56,76 @@ def group_advantages(
     if scale not in get_args(ScaleRewards):
         allowed = ", ".join(get_args(ScaleRewards))
         raise UsageError(f"scale_rewards is {scale!r}; allowed: {allowed}")
-    if len(rewards) == 1:
-        raise UsageError(
-            "a group of 1 rollout has no advantage: there is nothing to compare it with; "
-            "set num_generations to 2 or more"
-        )
-    mean, population_std = group_stats(rewards)
-    if scale == "none":
-        return [r - mean for r in rewards]
-    sample_std = population_std * math.sqrt(len(rewards) / (len(rewards) - 1))
-    return [(r - mean) / (sample_std + eps) for r in rewards]
+    for rewards in groups:
+        if len(rewards) == 1:
+            raise UsageError(
+                "a group of 1 rollout has no advantage: there is nothing to compare it with; "
+                "set num_generations to 2 or more"
+            )
+    spread = _sample_std([r for rewards in groups for r in rewards]) if scale == "batch" else None
+    advantages = []
+    for rewards in groups:
+        mean, _ = group_stats(rewards)
+        if scale == "group":
+            spread = _sample_std(rewards)
+        divisor = 1.0 if spread is None else spread + eps
+        advantages.append([(r - mean) / divisor for r in rewards])
+    return advantages
+
+
+def decoupled_advantages(
+    groups: Sequence[Sequence[Mapping[str, float | None] | None]],
+    weights: Mapping[str, float],
+    *,
+    format_failure: float,
+    eps: float = ADVANTAGE_EPS,
+) -> list[list[float]]:
+    """Advantages from rewards that are normalised one by one before they are summed.
+
+    TRL's `multi_objective_aggregation: normalize_then_sum` (GDPO, arXiv 2601.05242): each reward is
+    centred and divided by its sample std in the group, the results are summed by weight, and the
+    sums are centred and divided by their sample std over the step.
+
+    A null counts neither in the mean nor in the std of its reward and adds nothing to the sum. A
+    reward with fewer than two values in a group adds nothing there. A format failure, which no
+    reward has seen, counts as `format_failure` in every reward (and as its opposite in one of
+    negative weight), so that it is worth as little in each as in the sum.
+
+    Args:
+        groups: each rollout's rewards by name, None for a format failure.
+        weights: of each reward.
+        format_failure: what a format failure earns.
+        eps: added to every std.
+
+    Raises:
+        UsageError: a reward that is not finite.
+    """
+    sums = []
+    for group in groups:
+        totals = [0.0] * len(group)
+        for name, weight in weights.items():
+            failed = math.copysign(format_failure, format_failure * weight)
+            values = [failed if one is None else one[name] for one in group]
+            known = [value for value in values if value is not None]
+            if len(known) < 2 or weight == 0:
+                continue
+            mean, divisor = group_stats(known)[0], _sample_std(known) + eps
+            for i, value in enumerate(values):
+                if value is not None:
+                    totals[i] += weight * ((value - mean) / divisor)
+        sums.append(totals)
+    everything = [total for totals in sums for total in totals]
+    if not everything:
+        return []
+    mean, divisor = group_stats(everything)[0], _sample_std(everything) + eps
+    return [[(total - mean) / divisor for total in totals] for totals in sums]
+
+
+def _sample_std(values: Sequence[float]) -> float:
+    """The std with n - 1; 0 of equal values, and of none or one."""
+    if len(values) < 2:
+        return 0.0
+    return group_stats(values)[1] * math.sqrt(len(values) / (len(values) - 1))
 
 
 def _check_rewards(rewards: Sequence[float]) -> None:

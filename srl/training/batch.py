@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ class Batch:
     """What one or several optimiser steps train on.
 
     Attributes:
-        rollouts: every kept rollout, with its advantage.
+        rollouts: the kept rollouts that have tokens to train on, with their advantages.
         scale: the totals that the loss is divided by.
         micro_batches: which of them go through the model together.
         old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
@@ -42,14 +42,24 @@ class Batch:
         micro_batch_tokens: int,
         trees: bool,
     ) -> Batch:
-        """The kept rollouts, cut into micro-batches."""
+        """The kept rollouts, cut into micro-batches.
+
+        A rollout without any token that counts stands in no micro-batch, but counts as a rollout.
+        """
+        lengths = [sum(one.loss_mask) for one in rollouts]
+        counted = [one for one, length in zip(rollouts, lengths, strict=True) if length]
         return cls(
-            rollouts=list(rollouts),
-            scale=LossScale.of([sum(one.loss_mask) for one in rollouts], max_completion_length),
+            rollouts=counted,
+            scale=LossScale.of(lengths, max_completion_length),
             micro_batches=micro_batches(
-                [row_of(one) for one in rollouts], micro_batch_tokens, trees=trees
+                [row_of(one) for one in counted], micro_batch_tokens, trees=trees
             ),
         )
+
+
+def without_loss(rollout: Rollout) -> Rollout:
+    """The same rollout, none of whose tokens enters the loss."""
+    return replace(rollout, loss_mask=[False] * len(rollout.loss_mask))
 
 
 def row_of(rollout: Rollout) -> Row:

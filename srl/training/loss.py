@@ -1,36 +1,54 @@
-"""The GRPO objective on padded completions, in the three normalisations we offer.
+"""What an update minimises: a micro-batch's tensors and the step's totals in, loss and figures out.
 
-For token t of rollout i, with `r = exp(log_prob - old_log_prob)` and the rollout's advantage A:
+For token t of rollout i with advantage A, `log_r = log_prob - old_log_prob`, `r = exp(log_r)` (or,
+with `importance_sampling_level: sequence`, exp of the mean of log_r over the rollout's tokens):
 
-    l[i,t] = -min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A) + beta * k3
-    k3     = exp(ref - log_prob) - (ref - log_prob) - 1          (never negative, 0 at equality)
+    grpo, dapo, dr_grpo   l[i,t] = -min(min(r, delta) A, clip(r, 1 - epsilon, 1 + epsilon_high) A)
+    cispo                 l[i,t] = -min(r, epsilon_high) A log_prob, no gradient through the ratio
 
-(k3 is multiplied by r unless told otherwise, as TRL does: DeepSeek-V3.2, arXiv 2512.02556.)
+and `beta * k3` is added, with k3 = exp(ref - log_prob) - (ref - log_prob) - 1, times r unless
+`use_bias_correction_kl` is off (DeepSeek-V3.2, arXiv 2512.02556). Then the tokens are summed:
 
-    grpo     sum_i (1 / |o_i|) sum_t l[i,t] / rollouts           DeepSeekMath, arXiv 2402.03300
-    dapo     sum_i sum_t l[i,t] / tokens                         DAPO, arXiv 2503.14476
-    dr_grpo  sum_i sum_t l[i,t] / (rollouts * longest allowed)   Dr. GRPO, arXiv 2503.20783
+    grpo          sum_i (1 / |o_i|) sum_t l[i,t] / rollouts          DeepSeekMath, arXiv 2402.03300
+    dapo, cispo   sum_i sum_t l[i,t] / tokens                        arXiv 2503.14476, 2506.13585
+    dr_grpo       sum_i sum_t l[i,t] / (rollouts * longest allowed)  Dr. GRPO, arXiv 2503.20783
 
 The divisors belong to the whole optimiser step, not to the tensors at hand. So the losses of its
 micro-batches *add up* to the step's loss, however the step was cut.
+
+A loss is one function, `(inputs, scale)` or `(inputs, scale, settings)`; a user's own is named by
+its place and called as the built-in ones are (docs/losses.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rewards.by_path import CodeNameError, find
+from srl.config.parts import LossSettings
 from srl.errors import UsageError
-
-LossType = Literal["grpo", "dapo", "dr_grpo"]
 
 # Two such exponentials may be multiplied, and float32 ends at exp(88.7): beyond it `min` hands back
 # a gradient of 0 * inf = NaN. A token that is 17 orders of magnitude off gets no gradient instead.
 _LOG_RATIO_LIMIT = 40.0
+
+# Settings that act inside a loss: one that does not ask for `settings` cannot follow them.
+_INSIDE = (
+    "importance_sampling_level",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "beta",
+    "use_bias_correction_kl",
+)
+# Figures of every loss; its own have other names.
+_COMMON = ("entropy", "max_log_ratio")
 
 
 @dataclass(frozen=True)
@@ -57,165 +75,311 @@ class LossScale:
 
 
 @dataclass(frozen=True)
-class LossStats:
-    """Sums over the counted tokens of one micro-batch; `a + b` gives those of both.
+class LossInputs:
+    """The tensors of one micro-batch of B rollouts, padded to C tokens.
 
-    The fields are scalar tensors without gradient, so that collecting them does not make the host
-    wait for the device; `metrics()` does, and belongs at the end of a step.
+    What stands at masked positions must not be used: sum with `torch.where(mask, values, 0)`.
 
     Attributes:
-        tokens: how many tokens count.
-        clipped_low: tokens whose ratio fell below the clip range under a negative advantage.
-        clipped_high: tokens whose ratio rose above it under a positive one.
-        kl: sum of the KL term before its weight `beta`; 0 without one.
-        max_log_ratio: the largest |log_prob - old_log_prob|.
+        log_probs: [B, C] of the policy under training, with gradient.
+        advantages: [B], one per rollout.
+        mask: [B, C], True at the tokens that count.
+        old_log_probs: [B, C] of the policy that sampled; None in the first update after sampling,
+            where both are the same policy (the ratio is 1, its gradient is not 0).
+        ref_log_probs: [B, C] of the reference policy; None where `beta` is 0.
+        entropy: [B, C] of the predictions, in nats; it has a gradient if `entropy_coef` is not 0.
     """
 
-    tokens: Tensor
-    clipped_low: Tensor
-    clipped_high: Tensor
-    kl: Tensor
-    max_log_ratio: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    old_log_probs: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    entropy: Tensor | None = None
 
-    def __add__(self, other: LossStats) -> LossStats:
-        return LossStats(
-            tokens=self.tokens + other.tokens,
-            clipped_low=self.clipped_low + other.clipped_low,
-            clipped_high=self.clipped_high + other.clipped_high,
-            kl=self.kl + other.kl,
-            max_log_ratio=torch.maximum(self.max_log_ratio, other.max_log_ratio),
-        )
+    def __post_init__(self) -> None:
+        shape = self.log_probs.shape
+        if len(shape) != 2:
+            raise UsageError(f"log_probs has shape {tuple(shape)}; it must be [B, C]")
+        for name in ("mask", "old_log_probs", "ref_log_probs", "entropy"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != shape:
+                raise UsageError(
+                    f"{name} has shape {tuple(tensor.shape)}; "
+                    f"it must be that of log_probs, {tuple(shape)}"
+                )
+        if self.advantages.shape != shape[:1]:
+            raise UsageError(
+                f"advantages has shape {tuple(self.advantages.shape)}; "
+                f"it must be one per row, ({shape[0]},)"
+            )
 
-    def metrics(self) -> dict[str, float]:
-        """Means per token, and the largest log ratio, as plain numbers for the log."""
-        tokens = max(self.tokens.item(), 1.0)
+    @property
+    def log_ratio(self) -> Tensor:
+        """[B, C] log_probs less old_log_probs, float32 at least; 0 where masked."""
+        old = self.log_probs.detach() if self.old_log_probs is None else self.old_log_probs
+        return _difference(self.log_probs, old, self.mask)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of [B, C] or [B, 1] values over the tokens that count; a figure, so detached."""
+        return torch.where(self.mask.bool(), values.detach(), 0).sum()
+
+
+# Sums over the counted tokens of a micro-batch by name, and maxima, whose names begin with `max_`.
+Figures = Mapping[str, Tensor]
+LossResult = tuple[Tensor, Figures]
+Loss = Callable[[LossInputs, LossScale], LossResult]
+
+
+class FigureSums:
+    """Gathers the figures of a step's micro-batches, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, figures: Figures) -> None:
+        """Take one micro-batch's figures."""
+        for name, value in figures.items():
+            value, before = value.detach(), self._totals.get(name)
+            if before is not None:
+                largest = name.startswith("max_")
+                value = torch.maximum(before, value) if largest else before + value
+            self._totals[name] = value
+
+    def metrics(self, num_tokens: float) -> dict[str, float]:
+        """Means per counted token of the step, and maxima, as plain numbers for the log."""
         return {
-            "clip_ratio_low": self.clipped_low.item() / tokens,
-            "clip_ratio_high": self.clipped_high.item() / tokens,
-            "kl": self.kl.item() / tokens,
-            "max_log_ratio": self.max_log_ratio.item(),
+            name: value.item() if name.startswith("max_") else value.item() / max(num_tokens, 1.0)
+            for name, value in self._totals.items()
         }
 
 
-def policy_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    loss_type: LossType,
-    scale: LossScale,
-    epsilon_low: float,
-    epsilon_high: float,
-    ref_log_probs: Tensor | None = None,
-    beta: float = 0.0,
-    use_bias_correction_kl: bool = True,
-) -> tuple[Tensor, LossStats]:
-    """This micro-batch's share of the optimiser step's loss (module docstring), and its figures.
+# -- the built-in losses -------------------------------------------------------------------------
 
-    Values at masked positions are never used, not even a NaN. The arithmetic is float32 at least.
 
-    Args:
-        log_probs: [B, C] of the policy under training, with gradient.
-        old_log_probs: [B, C] of the policy that sampled; None on the first update after sampling,
-            where both are the same policy (the ratio is 1, its gradient is not 0).
-        advantages: [B], one per rollout.
-        mask: [B, C], True or 1 at the tokens that count. Build it from lengths.
-        loss_type: which normalisation.
-        scale: the totals of the whole optimiser step.
-        epsilon_low, epsilon_high: the clip range is [1 - epsilon_low, 1 + epsilon_high].
-        ref_log_probs: [B, C] of the reference policy; needed when `beta` is not 0.
-        beta: weight of the KL term.
-        use_bias_correction_kl: multiply k3 by the ratio, which makes its gradient that of the
-            reverse KL; differs from plain k3 even where the ratio is 1. TRL's name and default.
+def grpo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
+    """Every rollout counts the same, whatever its length."""
+    losses, figures = _clipped(inputs, settings)
+    lengths = inputs.mask.bool().to(losses.dtype).sum(1).clamp(min=1)
+    return (losses.sum(1) / lengths).sum() / scale.num_sequences, figures
 
-    Raises:
-        UsageError: unknown loss type, shapes that do not fit, a missing reference, totals below 1.
+
+def dapo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
+    """Every token of the step counts the same."""
+    losses, figures = _clipped(inputs, settings)
+    return losses.sum() / scale.num_tokens, figures
+
+
+def dr_grpo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
+    """Every token counts the same, in every step."""
+    losses, figures = _clipped(inputs, settings)
+    return losses.sum() / (scale.num_sequences * scale.max_completion_length), figures
+
+
+def cispo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
+    """REINFORCE weighed by the bounded ratio: no token loses its gradient to the bound."""
+    ratio, advantage = _ratio(inputs, settings), _column(inputs)
+    weight = ratio.clamp(max=settings.clip_high).detach()
+    log_probs = torch.where(inputs.mask.bool(), _wide(inputs.log_probs), 0)
+    too_high = (ratio > settings.clip_high) & (advantage > 0)
+    losses, figures = _with_kl(inputs, settings, -weight * advantage * log_probs, ratio)
+    return losses.sum() / scale.num_tokens, {"clip_ratio_high": inputs.total(too_high), **figures}
+
+
+BUILT_INS: dict[str, Callable[[LossInputs, LossScale, LossSettings], LossResult]] = {
+    "grpo": grpo,
+    "dapo": dapo,
+    "dr_grpo": dr_grpo,
+    "cispo": cispo,
+}
+
+
+def _clipped(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss of each token, [B, C], 0 where masked."""
+    low, high = 1 - settings.epsilon, 1 + settings.clip_high
+    ratio, advantage = _ratio(inputs, settings), _column(inputs)
+    bounded = ratio if settings.delta is None else ratio.clamp(max=settings.delta)
+    losses = -torch.minimum(bounded * advantage, ratio.clamp(low, high) * advantage)
+    losses, figures = _with_kl(inputs, settings, losses, ratio)
+    return losses, {
+        "clip_ratio_low": inputs.total((ratio < low) & (advantage < 0)),
+        "clip_ratio_high": inputs.total((ratio > high) & (advantage > 0)),
+        **figures,
+    }
+
+
+def _with_kl(
+    inputs: LossInputs, settings: LossSettings, losses: Tensor, ratio: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """[B, C] losses with the KL term, 0 where masked."""
+    weight = inputs.mask.bool().to(ratio.dtype)
+    if settings.beta == 0.0 or inputs.ref_log_probs is None:
+        return losses * weight, {"kl": torch.zeros_like(weight.sum())}
+    ref_log_ratio = _difference(inputs.ref_log_probs, inputs.log_probs, inputs.mask)
+    kl = torch.exp(ref_log_ratio) - ref_log_ratio - 1
+    if settings.use_bias_correction_kl:
+        kl = kl * ratio
+    return (losses + settings.beta * kl) * weight, {"kl": inputs.total(kl)}
+
+
+def _ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
+    """[B, C] by token, or [B, 1] by sequence: how much likelier than when it was sampled.
+
+    One ratio a sequence is that of GSPO (arXiv 2507.18071).
     """
-    _check(log_probs, old_log_probs, advantages, mask, loss_type, scale, ref_log_probs, beta)
-    active = mask.bool()
-    weight = active.to(_wide(log_probs).dtype)  # [B, C]
-    advantage = advantages.to(weight).unsqueeze(1)  # [B, 1]
+    log_ratio = inputs.log_ratio
+    if settings.importance_sampling_level == "sequence":
+        lengths = inputs.mask.bool().to(log_ratio.dtype).sum(1, keepdim=True).clamp(min=1)
+        log_ratio = log_ratio.sum(1, keepdim=True) / lengths
+    return torch.exp(log_ratio)
 
-    log_ratio = _difference(
-        log_probs, log_probs.detach() if old_log_probs is None else old_log_probs, active
-    )
-    ratio = torch.exp(log_ratio)
-    clipped_ratio = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
-    token_loss = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
 
-    kl = torch.zeros_like(weight)
-    if beta != 0.0 and ref_log_probs is not None:
-        ref_log_ratio = _difference(ref_log_probs, log_probs, active)
-        kl = torch.exp(ref_log_ratio) - ref_log_ratio - 1
-        if use_bias_correction_kl:
-            kl = kl * ratio
-        token_loss = token_loss + beta * kl
-
-    token_loss = token_loss * weight
-    if loss_type == "grpo":
-        loss = (token_loss.sum(1) / weight.sum(1).clamp(min=1)).sum() / scale.num_sequences
-    elif loss_type == "dapo":
-        loss = token_loss.sum() / scale.num_tokens
-    else:
-        loss = token_loss.sum() / (scale.num_sequences * scale.max_completion_length)
-
-    with torch.no_grad():
-        too_low = (ratio < 1 - epsilon_low) & (advantage < 0)
-        too_high = (ratio > 1 + epsilon_high) & (advantage > 0)
-        stats = LossStats(
-            tokens=weight.sum(),
-            clipped_low=(too_low * weight).sum(),
-            clipped_high=(too_high * weight).sum(),
-            kl=(kl * weight).sum(),
-            max_log_ratio=log_ratio.abs().max() if log_ratio.numel() else weight.sum(),
-        )
-    return loss, stats
+def _column(inputs: LossInputs) -> Tensor:
+    """The advantages, [B, 1]."""
+    return inputs.advantages.to(_wide(inputs.log_probs)).unsqueeze(1)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _difference(a: Tensor, b: Tensor, active: Tensor) -> Tensor:
-    """`a - b` where active, and 0 elsewhere, within what exp() can bear; [B, C]."""
-    difference = torch.where(active, _wide(a) - _wide(b), 0.0)
+def _difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """`a - b` where the mask is on, and 0 elsewhere, within what exp() can bear; [B, C]."""
+    difference = torch.where(mask.bool(), _wide(a) - _wide(b), 0.0)
     return difference.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
 
 
-def _check(
-    log_probs: Tensor,
-    old_log_probs: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    loss_type: str,
-    scale: LossScale,
-    ref_log_probs: Tensor | None,
-    beta: float,
-) -> None:
-    if loss_type not in get_args(LossType):
-        raise UsageError(f"loss_type is {loss_type!r}; allowed: {', '.join(get_args(LossType))}")
-    if beta != 0.0 and ref_log_probs is None:
-        raise UsageError(
-            f"beta is {beta} but there are no ref_log_probs; the KL term needs the reference "
-            "policy's log-probabilities, or beta: 0"
-        )
+# -- a step's loss -------------------------------------------------------------------------------
+
+
+def step_loss(
+    loss: Loss, inputs: LossInputs, scale: LossScale, *, entropy_coef: float = 0.0
+) -> LossResult:
+    """This micro-batch's share of the step's loss, with the bonus for entropy, and all figures.
+
+    The bonus is `entropy_coef` times the mean entropy over the step's tokens, whatever the loss.
+
+    Raises:
+        UsageError: a total that is 0, or a bonus without entropies.
+    """
     if min(scale.num_sequences, scale.num_tokens, scale.max_completion_length) <= 0:
         raise UsageError(f"{scale}: every total must be above 0; an empty step has no loss")
-    if log_probs.dim() != 2:
-        raise UsageError(f"log_probs has shape {tuple(log_probs.shape)}; it must be [B, C]")
-    for name, tensor in (
-        ("old_log_probs", old_log_probs),
-        ("ref_log_probs", ref_log_probs),
-        ("mask", mask),
-    ):
-        if tensor is not None and tensor.shape != log_probs.shape:
-            raise UsageError(
-                f"{name} has shape {tuple(tensor.shape)}; "
-                f"it must be that of log_probs, {tuple(log_probs.shape)}"
-            )
-    if advantages.shape != log_probs.shape[:1]:
+    value, figures = loss(inputs, scale)
+    log_ratio = inputs.log_ratio.detach().abs()
+    common = {"max_log_ratio": log_ratio.max() if log_ratio.numel() else log_ratio.sum()}
+    if inputs.entropy is not None:
+        common["entropy"] = inputs.total(inputs.entropy)
+    if entropy_coef != 0.0:
+        if inputs.entropy is None:
+            raise UsageError(f"entropy_coef is {entropy_coef}, but the inputs have no entropy")
+        entropy = torch.where(inputs.mask.bool(), inputs.entropy, 0).sum()
+        value = value - entropy_coef * entropy / scale.num_tokens
+    return value, {**figures, **common}
+
+
+def load_loss(settings: LossSettings) -> Loss:
+    """The loss that the settings name, ready to be called; a user's own is tried first.
+
+    Raises:
+        UsageError: it cannot be found, does not take what it is given or does not return what it
+            must, or leaves a setting unused.
+    """
+    if settings.loss_type in BUILT_INS:
+        built_in = BUILT_INS[settings.loss_type]
+        return lambda inputs, scale: built_in(inputs, scale, settings)
+    what = f"loss_type {settings.loss_type!r}"
+    try:
+        found = find(settings.loss_type, what="loss_type")
+    except CodeNameError as error:
+        raise UsageError(str(error)) from error
+    loss = _with_settings(found, settings, what)
+    _try(loss, what)
+    return loss
+
+
+def _with_settings(found: object, settings: LossSettings, what: str) -> Loss:
+    write = "write def my_loss(inputs, scale) or def my_loss(inputs, scale, settings)"
+    if not callable(found) or inspect.isclass(found):
+        raise UsageError(f"{what} is {found!r}, which is not a function; {write}")
+    try:
+        signature = inspect.signature(found)
+        wants_settings = "settings" in signature.parameters
+        more = {"settings": settings} if wants_settings else {}
+        signature.bind(None, None, **more)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} cannot be called as a loss: {error}; {write}") from error
+    if wants_settings:
+        return partial(found, settings=settings)
+    defaults = {one.name: one.default for one in fields(LossSettings)}
+    if idle := [name for name in _INSIDE if getattr(settings, name) != defaults[name]]:
         raise UsageError(
-            f"advantages has shape {tuple(advantages.shape)}; "
-            f"it must be one per row, ({log_probs.shape[0]},)"
+            f"{what} takes no settings, so {', '.join(idle)} would do nothing; take that out, or "
+            "give the function a third parameter, settings, and use it"
         )
+    return found
+
+
+def _try(loss: Loss, what: str) -> None:
+    """Call a user's loss on tiny tensors, as in a first and in a later update.
+
+    Raises:
+        UsageError: what came, and what must come.
+    """
+    for later in (False, True):
+        log_probs = torch.tensor([[-0.5, -1.0, -2.0], [-1.5, -0.7, 0.0]], requires_grad=True)
+        other = log_probs.detach() + 0.1
+        inputs = LossInputs(
+            log_probs=log_probs,
+            advantages=torch.tensor([1.0, -1.0]),
+            mask=torch.tensor([[True, True, True], [True, True, False]]),
+            old_log_probs=other if later else None,
+            ref_log_probs=other,
+            entropy=torch.ones(2, 3),
+        )
+        try:
+            result = loss(inputs, LossScale(2, 5, 4))
+        except Exception as error:  # a user's function may raise anything
+            when = "a later update" if later else "the first update, without old_log_probs"
+            raise UsageError(
+                f"{what} raised {type(error).__name__}: {error} (tried on two rollouts, as in "
+                f"{when})"
+            ) from error
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+            raise UsageError(
+                f"{what} returned {_shown(result)}; it must return a pair: the loss, and a dict of "
+                "figures, which may be empty"
+            )
+        value, figures = result
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise UsageError(
+                f"{what} returned {_shown(value)} as the loss; it must be a scalar tensor: sum "
+                "over the tokens and divide by a total of `scale`"
+            )
+        for name, figure in figures.items():
+            if not isinstance(name, str) or not isinstance(figure, Tensor) or figure.dim() != 0:
+                raise UsageError(
+                    f"{what} returned the figure {name!r} as {_shown(figure)}; a figure is a "
+                    "scalar tensor: the sum over the tokens that count, or a maximum named max_…"
+                )
+            if name in _COMMON:
+                raise UsageError(f"{what}: a figure {name!r} is logged of every loss; rename yours")
+        if not value.isfinite():
+            raise UsageError(f"{what} returned {value.item()} on finite inputs; it must be finite")
+        if not value.requires_grad:
+            raise UsageError(
+                f"{what} returned a loss without gradient; compute it from inputs.log_probs, "
+                "without detach() or no_grad()"
+            )
+        [gradient] = torch.autograd.grad(value, log_probs, allow_unused=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            found = "none" if gradient is None else gradient.tolist()
+            raise UsageError(
+                f"{what}: the gradient of its loss with respect to inputs.log_probs is {found}; it "
+                "must be finite, and not 0 everywhere"
+            )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"{value!r:.80} ({type(value).__name__})"

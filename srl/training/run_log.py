@@ -22,8 +22,8 @@ from srl.training.groups import Collected, FilterDecision, Group
 
 # Figures of which the log gives the total, or the largest, since the last line; of all others the
 # mean.
-_TOTALS = ("tokens", "seconds/", "reward_deadlines/", "reward_errors/")
-_LARGEST = ("max_log_ratio", "max_sampler_gap")
+_TOTALS = ("tokens", "masked_rollouts", "seconds/", "reward_deadlines/", "reward_errors/")
+_LARGEST = "max_"
 
 
 class RunLog:
@@ -173,7 +173,7 @@ def _merge(name: str, values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if name.startswith(_TOTALS):
         return sum(known)
-    if name in _LARGEST:
+    if name.startswith(_LARGEST):
         return max(known, default=math.nan)
     return sum(known) / len(known) if known else math.nan
 

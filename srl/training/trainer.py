@@ -44,11 +44,11 @@ from srl.models.scoring import CompletionScores, completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.rollouts import Rollout, rollout_metrics, sample_rollouts, try_rewards
 from srl.rollout.samplers import Completion, Prompt, SamplingParams, key_of
-from srl.training.advantages import group_advantages
+from srl.training.advantages import decoupled_advantages, step_advantages
 from srl.training.base import StepTrainer
-from srl.training.batch import Batch, MicroBatch, row_of
+from srl.training.batch import Batch, MicroBatch, row_of, without_loss
 from srl.training.groups import Group, collect_groups
-from srl.training.loss import LossStats, policy_loss
+from srl.training.loss import Figures, FigureSums, LossInputs, load_loss, step_loss
 from srl.training.run_log import RunLog, collect_metrics
 from srl.training.sampler_gap import SamplerGap
 from srl.training.start_lines import arithmetic, nothing_left, reward_report
@@ -103,6 +103,7 @@ class SRLTrainer(StepTrainer):
         if not isinstance(step_rewards, RewardSum):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
             step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
+        self.loss = load_loss(args)
         self._prepare(
             model, args, processing_class, validation_trajectories, step_rewards, best_by=BEST_BY
         )
@@ -179,7 +180,7 @@ class SRLTrainer(StepTrainer):
         # A step without groups leaves every gradient None, so that the optimiser changes nothing:
         # a gradient of zero would still move the weights by momentum and weight decay.
         total = torch.zeros((), device=self.args.device)
-        stats: LossStats | None = None
+        figures = FigureSums()
         gap = SamplerGap()
         for number, micro_batch in enumerate(self._batch.micro_batches):
             with self._attention(model, micro_batch):
@@ -188,8 +189,8 @@ class SRLTrainer(StepTrainer):
                     loss, part = self._loss(model, self._batch, number, micro_batch, gap)
                 self.accelerator.backward(loss)
             total += loss.detach()
-            stats = part if stats is None else stats + part
-        self.run_log.note({**(stats.metrics() if stats is not None else {}), **gap.metrics()})
+            figures.add(part)
+        self.run_log.note({**figures.metrics(self._batch.scale.num_tokens), **gap.metrics()})
         self.run_log.note(
             {
                 "seconds/collect": collected - started,
@@ -267,10 +268,9 @@ class SRLTrainer(StepTrainer):
             epsilon=args.dynamic_sampling_epsilon,
             dynamic_sampling=args.dynamic_sampling,
         )
+        advantages = iter(self._advantages(collected.kept))
         groups = [
-            group.with_advantages(group_advantages(group.rewards, scale=args.scale_rewards))
-            if decision.kept
-            else group
+            group.with_advantages(next(advantages)) if decision.kept else group
             for group, decision in zip(collected.groups, collected.decisions, strict=True)
         ]
         collected = replace(collected, groups=groups)
@@ -280,12 +280,30 @@ class SRLTrainer(StepTrainer):
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         if self._empty_steps >= args.max_empty_steps:
             raise NothingToTrainOnError(nothing_left(args, collected))
+        rollouts = [rollout for group in collected.kept for rollout in group.rollouts]
+        if args.mask_truncated_completions:
+            self.run_log.note({"masked_rollouts": sum(one.truncated for one in rollouts)})
+            rollouts = [without_loss(one) if one.truncated else one for one in rollouts]
         return Batch.of(
-            [rollout for group in collected.kept for rollout in group.rollouts],
+            rollouts,
             max_completion_length=args.completion_length,
             micro_batch_tokens=args.micro_batch_tokens,
             trees=self.tree_refusal is None,
         )
+
+    def _advantages(self, groups: Sequence[Group]) -> list[list[float]]:
+        """One advantage per rollout of each group that is trained on."""
+        args = self.args
+        if args.multi_objective_aggregation == "normalize_then_sum":
+            return decoupled_advantages(
+                [
+                    [None if not one.is_valid else one.score.rewards for one in group.rollouts]
+                    for group in groups
+                ],
+                self.rewards.weights,
+                format_failure=args.format_failure_reward,
+            )
+        return step_advantages([group.rewards for group in groups], scale=args.scale_rewards)
 
     def _attention(self, model: nn.Module, micro_batch: MicroBatch) -> AbstractContextManager[None]:
         """How the model attends to a micro-batch, forward and backward."""
@@ -300,10 +318,10 @@ class SRLTrainer(StepTrainer):
         number: int,
         micro_batch: MicroBatch,
         gap: SamplerGap,
-    ) -> tuple[Tensor, LossStats]:
+    ) -> tuple[Tensor, Figures]:
         """This micro-batch's share of the step's loss."""
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
-        scores = self._score(model, rollouts, micro_batch.tree)
+        scores = self._score(model, rollouts, micro_batch.tree, with_entropy=True)
         if rollouts[0].policy_version == self.state.global_step:
             gap.add(scores, [one.log_probs for one in rollouts])
         old = None
@@ -315,29 +333,27 @@ class SRLTrainer(StepTrainer):
         if self.reference is not None:
             with torch.no_grad(), self._attention(self.reference, micro_batch):
                 reference = self._score(self.reference, rollouts, micro_batch.tree).log_probs
-        return policy_loss(
-            scores.log_probs,
-            old,
-            torch.tensor([one.advantage for one in rollouts], device=self.args.device),
-            scores.padded([one.loss_mask for one in rollouts]),
-            loss_type=self.args.loss_type,
-            scale=batch.scale,
-            epsilon_low=self.args.epsilon,
-            epsilon_high=(
-                self.args.epsilon if self.args.epsilon_high is None else self.args.epsilon_high
-            ),
+        inputs = LossInputs(
+            log_probs=scores.log_probs,
+            advantages=torch.tensor([one.advantage for one in rollouts], device=self.args.device),
+            mask=scores.padded([one.loss_mask for one in rollouts]),
+            old_log_probs=old,
             ref_log_probs=reference,
-            beta=self.args.beta,
-            use_bias_correction_kl=self.args.use_bias_correction_kl,
+            entropy=scores.entropy,
         )
+        return step_loss(self.loss, inputs, batch.scale, entropy_coef=self.args.entropy_coef)
 
-    def _score(self, model: nn.Module, rollouts: Sequence[Rollout], tree: bool) -> CompletionScores:
+    def _score(
+        self, model: nn.Module, rollouts: Sequence[Rollout], tree: bool, with_entropy: bool = False
+    ) -> CompletionScores:
         return completion_log_probs(
             model,
             [row_of(one) for one in rollouts],
             pad_id=self.processing_class.pad_token_id,
             temperature=self.args.temperature,
             device=self.args.device,
+            with_entropy=with_entropy,
+            entropy_gradient=self.args.entropy_coef != 0.0,
             tree=tree,
         )
 
