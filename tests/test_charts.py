@@ -14,7 +14,7 @@ from report_pages import Page
 
 import srl.logs.report
 from srl.logs.report.axes import Scale, Series, plain_series, span_of, ticks
-from srl.logs.report.charts import RAMP, SERIES, heat_map, line_chart, stacked_bars
+from srl.logs.report.charts import SERIES, line_chart
 from srl.logs.report.markup import figure_cell, number, seconds, size, table, text
 from srl.logs.report.markup import points as in_points
 from srl.stats import Estimate
@@ -167,81 +167,10 @@ def test_marks_of_the_axis(values: tuple[float, float], share: bool, expected: l
     assert re.findall(r'class="tick end"[^>]*>([^<]*)<', chart) == expected
 
 
-# ---- bars and maps ------------------------------------------------------------------------------
-
-
-def test_bars_are_stacked() -> None:
-    counts = {"kept": [2, 0, 4], "dropped": [1, 3, 0]}
-    chart = stacked_bars("t", "c", bins(3), counts, "groups")
-    bars = {
-        title: tuple(map(float, box))
-        for *box, title in re.findall(
-            r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)">'
-            "<title>(.*?)</title>",
-            chart,
-        )
-    }
-    assert len(bars) == 4  # none of a count of zero
-    kept, dropped = (bars[f"step 1: {name} of 3 groups"] for name in ("kept, 2", "dropped, 1"))
-    assert dropped[1] + dropped[3] == pytest.approx(kept[1], abs=0.2)
-    assert kept[3] == pytest.approx(2 * dropped[3], abs=0.3)
-    assert bars["step 3: kept, 4 of 4 groups"][3] == pytest.approx(4 * dropped[3], abs=0.5)
-    (found,) = Page(chart).tables
-    assert found.rows[1] == ["step 2", "0", "3", "3"]
-
-
-@pytest.mark.parametrize(
-    ("most", "expected"), [(1, ["0", "1"]), (8, ["0", "2", "4", "6", "8"]), (900, ["0", "250"])]
-)
-def test_counts_are_whole(most: int, expected: list[str]) -> None:
-    chart = stacked_bars("t", "c", bins(2), {"a": [most, 1]}, "failures")
-    assert re.findall(r'class="tick end"[^>]*>([^<]*)<', chart)[: len(expected)] == expected
-
-
 def test_lines_that_are_too_many_are_named() -> None:
     many = [Series(f"s{k}", bins(2), exactly(1, 2)) for k in range(8)]
     assert "<span>About. Not drawn: s6, s7.</span>" in line_chart("t", "About.", many)
     assert "Not drawn" not in line_chart("t", "About.", many[:6])
-
-
-def test_many_stacks_end_in_others() -> None:
-    counts = {f"reason {k}": [k + 1, 1] for k in range(10)}
-    (found,) = Page(stacked_bars("t", "c", bins(2), counts, "failures")).tables
-    assert found.head == ["training", *(f"reason {k}" for k in range(5)), "others", "all"]
-    assert found.column("others") == ["40", "5"]
-    assert found.column("all") == ["55", "10"]
-    assert "None." in stacked_bars("t", "c", bins(2), {"a": [0, 0]}, "failures")
-    assert "None." in stacked_bars("t", "c", [], {}, "failures")
-
-
-def test_heat_map() -> None:
-    values = [[0.0, 0.5, None], [1.0, 0.99, 0.01]]
-    cells = [exactly(*row) for row in values]
-    chart = heat_map("t", "c", [(1, 4), (5, 8), (9, 9)], ["0", "1"], cells, (0.0, 1.0))
-    found = {
-        title: colour
-        for colour, title in re.findall(r'<rect class="(\w+)"[^>]*><title>(.*?)</title>', chart)
-    }
-    assert found["step index 0, steps 1–4: 0.000 [−0.100, 0.100], n = 8"] == "h0"
-    assert found["step index 0, steps 5–8: 0.500 [0.400, 0.600], n = 8"] == f"h{RAMP // 2}"
-    assert found["step index 0, step 9: no rollouts"] == "gap"
-    assert found["step index 1, steps 1–4: 1.000 [0.900, 1.100], n = 8"] == f"h{RAMP - 1}"
-    (table_,) = Page(chart).tables
-    assert table_.column("step index 1") == [
-        "1.000 [0.900, 1.100]", "0.990 [0.890, 1.090]", "0.010 [−0.090, 0.110]",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("theme", [0, 1])
-def test_the_ramp_is_even(theme: int) -> None:
-    """Lightness, as the eye has it (OKLab), goes one way in steps of about one size."""
-    pairs = re.findall(r"--h\d+: light-dark\((#\w{6}), (#\w{6})\);", STYLE)
-    assert len(pairs) == RAMP
-    light = [lightness(pair[theme]) for pair in pairs]
-    steps = [b - a for a, b in pairwise(light)]
-    assert all(step < 0 for step in steps) if theme == 0 else all(step > 0 for step in steps)
-    mean = sum(steps) / len(steps)
-    assert all(0.7 * abs(mean) < abs(step) < 1.3 * abs(mean) for step in steps)
 
 
 @pytest.mark.parametrize("theme", [0, 1])
@@ -263,18 +192,6 @@ def test_what_is_written_can_be_read(theme: int) -> None:
 def linear(colour: str) -> list[float]:
     parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     return [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-
-
-def lightness(colour: str) -> float:
-    r, g, b = linear(colour)
-    long = 0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b
-    medium = 0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b
-    short = 0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b
-    return (
-        0.2104542553 * long ** (1 / 3)
-        + 0.7936177850 * medium ** (1 / 3)
-        - 0.0040720468 * short ** (1 / 3)
-    )
 
 
 def contrast(one: str, other: str) -> float:
@@ -326,8 +243,6 @@ def test_hostile_names() -> None:
     evil = "\"><script>alert(1)</script><svg onload='x'>\u202e"
     charts = [
         line_chart(evil, evil, [Series(evil, bins(2), exactly(1, 2))] * 2, along=evil),
-        stacked_bars(evil, evil, bins(2), {evil: [1, 2]}, evil),
-        heat_map(evil, evil, bins(2), [evil], [exactly(1, 2)], (0.0, 2.0)),
         table([evil, evil], [[evil, evil]]),
     ]
     for chart in charts:

@@ -77,8 +77,6 @@ def test_a_long_run_has_no_more_points(tmp_path: Path) -> None:
     accuracy = page.table("Validation problems solved").rows
     assert len(accuracy) <= 120
     assert accuracy[-1] == ["step 1000", "100.0 %"]
-    heat = page.table("Reward by step index")
-    assert len(heat.rows) == 40
 
 
 def test_many_step_indices_and_sources(tmp_path: Path) -> None:
@@ -87,7 +85,6 @@ def test_many_step_indices_and_sources(tmp_path: Path) -> None:
     page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
     assert len(page.table("By step index (the 100 with most rollouts)").rows) == 100
     assert len(page.table("By source (the 100 with most rollouts)").rows) == 100
-    assert "110 more rows are not drawn" in page.words
     assert len(page.table("By problem (the 20 with most rollouts)").rows) == 20
     assert len(page.table("Reward by source").head) == 1 + 2 * 6
 
@@ -124,16 +121,6 @@ def test_steps_that_improve(tmp_path: Path) -> None:
     (row,) = page.table("Most improved").rows
     assert row[0] == "aa, 2/4"
     assert row[3:] == ["2", "0.562", "0.250 → 0.875", "1 → 5"]
-    assert [g["change"] for g in page.runs[0]["groups"]] == [0.625, -0.125, 0.625, -0.125]
-
-
-def test_many_rewards_are_all_drawn(tmp_path: Path) -> None:
-    names = [f"r{k}" for k in range(9)]
-    log = made_up(3, rewards={name: k / 8 for k, name in enumerate(names)})
-    page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
-    parts = [page.table(f"Reward components, {k} of 2") for k in (1, 2)]
-    assert [name for part in parts for name in part.head[1::2]] == names
-    assert [part.rows[0][1] for part in parts] == ["0.000", "0.500"]
 
 
 def test_seconds_are_those_of_one_step(tmp_path: Path) -> None:

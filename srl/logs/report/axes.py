@@ -76,13 +76,12 @@ class Scale:
         return self._start + (min(self.high, max(self.low, value)) - self.low) * self._factor
 
     @classmethod
-    def up(cls, low: float, high: float, *, whole: bool = False) -> Scale:
-        """Bottom to top; with whole numbers only where counts are drawn."""
+    def up(cls, low: float, high: float) -> Scale:
+        """Bottom to top."""
         slack = 1e-9 * (high - low)
         marks = [low, high]
         for about in (5, 6, 8, 10):  # until four are inside
             inside = [m for m in ticks(low, high, about) if low - slack <= m <= high + slack]
-            inside = [m for m in inside if m == int(m)] if whole else inside
             marks = inside if len(inside) > 1 else marks
             if len(inside) >= 4:
                 break
@@ -127,12 +126,6 @@ def steps_of(key: object) -> Bin:
 def bins_of(keys: Sequence[object]) -> list[Bin]:
     """All of them."""
     return [steps_of(key) for key in keys]
-
-
-def columns_of(bins: Sequence[Bin]) -> int:
-    """How many bins of the same width the whole of training would have."""
-    width = max(b[1] - b[0] + 1 for b in bins)
-    return math.ceil((bins[-1][1] - bins[0][0] + 1) / width)
 
 
 def axes(x: Scale, y: Scale, along: str, *, share: bool = False) -> str:

@@ -1,6 +1,6 @@
-"""Charts as SVG, drawn here: lines with their 95 % bands, stacked bars, heat maps.
+"""Charts as SVG, drawn here: lines over training with their 95 % bands.
 
-Each is a <figure> that can be read three ways: the picture, a tooltip on every point, bar and cell,
+Each is a <figure> that can be read three ways: the picture, a tooltip on every point,
 and under it a table of the same numbers. Colours are classes that the page's style sheet fills in:
 so charts follow the theme, and none has an inline style, which the page's policy forbids. Series
 differ by colour, dash and marker. Nothing here knows what the numbers mean.
@@ -22,17 +22,14 @@ from srl.logs.report.axes import (
     Series,
     at,
     axes,
-    columns_of,
     drawable,
     middle,
-    span_of,
     where,
 )
 from srl.logs.report.markup import interval, number, table, text, with_interval
 from srl.stats import Estimate
 
 SERIES = 6  # how many series the style sheet can tell apart
-RAMP = 16  # colours of a heat map
 
 
 def line_chart(
@@ -73,99 +70,6 @@ def line_chart(
     legend = _legend({k: one.name for k, one in drawn}) if many else ""
     numbers = _line_table([one for _, one in drawn], along, share, many)
     return _figure(title, caption, _svg(title, parts), legend, numbers)
-
-
-def stacked_bars(
-    title: str, caption: str, bins: Sequence[Bin], stacks: Mapping[str, Sequence[int]], unit: str
-) -> str:
-    """Counts by bin of training steps, stacked in the order given; `unit` is what is counted."""
-    names = list(stacks)
-    if len(names) > SERIES:  # the rest in one
-        rest = [sum(stacks[n][k] for n in names[SERIES - 1 :]) for k in range(len(bins))]
-        stacks = {**{n: stacks[n] for n in names[: SERIES - 1]}, "others": rest}
-    if not any(map(any, stacks.values())):
-        return _figure(title, caption, '<p class="none">None.</p>', "", "")
-    totals = [sum(counts[k] for counts in stacks.values()) for k in range(len(bins))]
-    y = Scale.up(0, 1.04 * max(totals), whole=True)
-    x = Scale.along(bins)
-    width = max(1.0, 0.8 * (WIDTH - LEFT - RIGHT) / max(1, columns_of(bins)))
-    parts = [axes(x, y, TRAINING)]
-    below = [0] * len(bins)
-    for number_of, (name, counts) in enumerate(stacks.items()):
-        bars = []
-        for k, count in enumerate(counts):
-            if not count:
-                continue
-            top, bottom = y(below[k] + count), y(below[k])
-            below[k] += count
-            said = f"{span_of(bins[k])}: {name}, {number(count)} of {number(totals[k])} {unit}"
-            left = x(middle(bins[k])) - width / 2
-            bars.append(
-                f'<rect x="{at(left)}" y="{at(top)}" width="{at(width)}" '
-                f'height="{at(bottom - top)}"><title>{text(said)}</title></rect>'
-            )
-        parts.append(f'<g class="bars s{number_of}">{"".join(bars)}</g>')
-    rows = [
-        [span_of(b), *(number(c[k]) for c in stacks.values()), number(totals[k])]
-        for k, b in enumerate(bins)
-    ]
-    numbers = table(["training", *stacks, "all"], rows)
-    return _figure(
-        title, caption, _svg(title, parts), _legend(dict(enumerate(stacks)), bars=True), numbers
-    )
-
-
-def heat_map(
-    title: str,
-    caption: str,
-    columns: Sequence[Bin],
-    rows: Sequence[str],
-    cells: Sequence[Sequence[Estimate | None]],
-    scale: tuple[float, float],
-    *,
-    share: bool = False,
-) -> str:
-    """One row a step index, one column a bin of training steps, the figure as a colour.
-
-    `scale` is what the first and the last colour stand for.
-    """
-    low, high = scale
-    cells = [[*map(drawable, row)] for row in cells]
-    wide, left, tall = 640, 26, 18
-    across, bottom = (wide - left - 2) / len(columns), len(rows) * tall
-    parts = []
-    for r, row in enumerate(cells):
-        parts.append(_word("end", left - 6, (r + 0.5) * tall + 4, rows[r]))
-        for c, cell in enumerate(row):
-            said = "no rollouts" if cell is None else _said(cell, share=share)
-            here = f"step index {rows[r]}, {span_of(columns[c])}: {said}"
-            colour = "gap" if cell is None else f"h{_level(cell.value, low, high)}"
-            parts.append(
-                f'<rect class="{colour}" x="{at(left + c * across)}" y="{r * tall}" '
-                f'width="{at(across - 0.8)}" height="{tall - 0.8}">'
-                f"<title>{text(here)}</title></rect>"
-            )
-    for c in range(0, len(columns), math.ceil(len(columns) / 10)):
-        parts.append(_word("middle", left + (c + 0.5) * across, bottom + 16, str(columns[c][0])))
-    parts.append(_word("middle", (left + wide) / 2, bottom + 33, TRAINING))
-    svg = (
-        f'<div class="scroll" tabindex="0"><svg class="wide" viewBox="0 0 {wide} {bottom + 38}" '
-        f'role="img" aria-label="{text(title)}">{"".join(parts)}</svg></div>'
-    )
-    ramp = "".join(
-        f'<rect class="h{k}" x="{k * 10}" y="0" width="10.2" height="10"/>' for k in range(RAMP)
-    )
-    empty = _key('<rect class="gap" x="4" y="1" width="14" height="10"/>', "no rollouts")
-    legend = (
-        f'<p class="legend">{number(low, share=share)} <svg class="ramp" viewBox="0 0 {RAMP * 10} '
-        f'10" aria-hidden="true">{ramp}</svg> {number(high, share=share)}{empty}</p>'
-    )
-    body = [
-        [span_of(columns[c]), *(with_interval(row[c], share=share) for row in cells)]
-        for c in range(len(columns))
-    ]
-    numbers = table(["training", *(f"step index {name}" for name in rows)], body)
-    return _figure(title, caption, svg, legend, numbers)
 
 
 def _band(one: Series, number_of: int, x: Scale, y: Scale) -> str:
@@ -234,22 +138,14 @@ def _said(value: Estimate, *, share: bool) -> str:
     return f"{said}, n = {number(value.n)}" if value.n else said
 
 
-def _legend(names: Mapping[int, str], *, bars: bool = False) -> str:
-    keys = []
-    for k, name in names.items():
-        sign = (
-            f'<rect class="bars s{k}" x="4" y="1" width="14" height="10"/>'
-            if bars
-            else f'<path class="line s{k}" d="M1 6H21"/>'
-            f'<g class="points few s{k}"><path d="{_marker(k, 11, 6, 2.8)}"/></g>'
-        )
-        keys.append(_key(sign, name))
+def _legend(names: Mapping[int, str]) -> str:
+    keys = [
+        '<span class="key"><svg class="sign" viewBox="0 0 22 12" aria-hidden="true">'
+        f'<path class="line s{k}" d="M1 6H21"/><g class="points few s{k}">'
+        f'<path d="{_marker(k, 11, 6, 2.8)}"/></g></svg>{text(name)}</span>'
+        for k, name in names.items()
+    ]
     return f'<p class="legend">{"".join(keys)}</p>'
-
-
-def _key(sign: str, name: str) -> str:
-    drawn = f'<svg class="sign" viewBox="0 0 22 12" aria-hidden="true">{sign}</svg>'
-    return f'<span class="key">{drawn}{text(name)}</span>'
 
 
 def _line_table(series: Sequence[Series], along: str, share: bool, named: bool) -> str:
@@ -297,11 +193,3 @@ def _svg(title: str, parts: Sequence[str]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">'
         f"{''.join(parts)}</svg>"
     )
-
-
-def _word(anchor: str, x: float, y: float, said: str) -> str:
-    return f'<text class="{anchor}" x="{at(x)}" y="{at(y)}">{text(said)}</text>'
-
-
-def _level(value: float, low: float, high: float) -> int:
-    return min(RAMP - 1, max(0, int((value - low) / (high - low) * RAMP)))

@@ -1,13 +1,12 @@
 """The curves of a report: training, step indices over training, sources, validation.
 
-One run gives one line a chart; two runs share each chart that has lines, and have their own of
-those with stacks and colours. Every point comes from `figures.py` or `run_data.py`.
+One run gives one line a chart; two runs share each chart that has a line a run, and have their own
+of those with several. Every point comes from `figures.py` or `run_data.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,11 +16,9 @@ from srl.logs.figures import (
     FIXED,
     REWARD_METRIC,
     Cells,
-    Grid,
     Metric,
     codes,
     counts,
-    grid,
     metrics_of,
     most_frequent,
     only,
@@ -30,16 +27,11 @@ from srl.logs.figures import (
     thinned,
 )
 from srl.logs.index import METRIC, REWARD
-from srl.logs.report.axes import Series, bins_of, drawable, plain_series, ticks
-from srl.logs.report.charts import SERIES, heat_map, line_chart, stacked_bars
+from srl.logs.report.axes import Bin, Series, bins_of, plain_series
+from srl.logs.report.charts import SERIES, line_chart
 from srl.logs.run_data import RunData
-from srl.stats import Estimate
 
 BINS = 60
-COLUMNS = 40  # of a heat map
-ROWS = 40
-SOURCES = 6  # lines one can tell apart
-
 # Figures of metrics.jsonl that no record has: name -> title, what it is.
 _FIGURES = {
     "loss": (
@@ -87,9 +79,6 @@ def training(runs: Sequence[Named]) -> str:
     named = list(dict.fromkeys(m for one in runs for m in _rewards(one.run)))
     charts = [chart(REWARD_METRIC, "Reward")]
     charts += [chart(metric, _title(metric)) for metric in named]
-    if len(named) > 1:
-        for one, cells in zip(runs, over, strict=True):
-            charts += _components(one, cells, runs)
     charts.append(chart(FIXED["lift"], "Lift over copying", zero=True))
     charts.append(chart(FIXED["exact"], "Exact steps"))
     charts.append(chart(FIXED["copied"], "Copies"))
@@ -103,22 +92,6 @@ def training(runs: Sequence[Named]) -> str:
     return _grid(charts)
 
 
-def _components(one: Named, cells: Cells, runs: Sequence[Named]) -> list[str]:
-    """All named rewards of a run together: in one chart, or in several where they are many."""
-    named = _rewards(one.run)
-    if len(named) < 2:
-        return []
-    about = "Every named reward, over rollouts in the right format that it applies to."
-    count = -(-len(named) // SERIES)
-    charts = []
-    for k in range(count):
-        chosen = named[k * len(named) // count : (k + 1) * len(named) // count]
-        parts = [Series(m.label, bins_of(cells.keys), cells.metrics[m.name]) for m in chosen]
-        title = "Reward components" + (f", {k + 1} of {count}" if count > 1 else "")
-        charts.append(line_chart(_of(title, one, runs), about, _bare(parts)))
-    return charts
-
-
 def optimisation(runs: Sequence[Named]) -> str:
     """Figures of metrics.jsonl that no rollout has; those that are zero throughout are left out."""
     charts = []
@@ -126,10 +99,6 @@ def optimisation(runs: Sequence[Named]) -> str:
         points = [_figure(one.run, name) for one in runs]
         if any(value for part in points for _, value in part):
             charts.append(_plain(title, about, runs, points))
-    speeds = [one.run.speed() for one in runs]
-    if any(speeds):
-        about = "Tokens written, over the seconds of sampling and update together."
-        charts.append(_plain("Tokens a second", about, runs, speeds))
     return _grid(charts) if charts else '<p class="none">No metrics.jsonl in this folder.</p>'
 
 
@@ -139,54 +108,26 @@ def _figure(run: RunData, name: str) -> Sequence[tuple[int, float]]:
     return run.training_figures().get(name, [])
 
 
-def by_index(runs: Sequence[Named]) -> str:
-    """Two heat maps a run: reward and exact steps, by step index over training."""
-    maps = []
-    tables = [one.train for one in runs]
-    for metric, title in ((REWARD_METRIC, "Reward"), (FIXED["exact"], "Exact steps")):
-        grids = [grid(table, metric, most=COLUMNS) for table in tables]
-        scale = (0.0, 1.0) if metric.share else _scale(grids)
-        maps += [
-            _map(_of(f"{title} by step index", one, runs), metric, found, scale)
-            for one, found in zip(runs, grids, strict=True)
-            if found.columns
-        ]
-    return f'<div class="charts maps">{"".join(maps)}</div>'
-
-
-def _map(title: str, metric: Metric, found: Grid, scale: tuple[float, float]) -> str:
-    about = f"{_sentence(metric)} Rows are the places of the expert's steps, the first is 0."
-    if len(found.rows) > ROWS:
-        about += f" {len(found.rows) - ROWS} more rows are not drawn."
-    rows = [str(row) for row in found.rows[:ROWS]]
-    return heat_map(
-        title, about, found.columns, rows, found.cells[:ROWS], scale, share=metric.share
-    )
-
-
-def _scale(grids: Sequence[Grid]) -> tuple[float, float]:
-    """One for all maps, so that a colour means the same in each."""
-    cells = [drawable(c) for one in grids for row in one.cells for c in row]
-    found = [c.value for c in cells if c is not None]
-    marks = ticks(min(found), max(found)) if found else [0.0, 1.0]
-    return marks[0], marks[-1]
-
-
-def by_source(runs: Sequence[Named]) -> str:
-    """Reward and similarity of each source; nothing where a run has one source only."""
+def by_value(runs: Sequence[Named], column: str, title: str) -> str:
+    """Figures over training, a line each value of a column; nothing where a run has one only."""
     charts = []
     for one in runs:
-        table = most_frequent(one.train, "source", SOURCES)
-        cells, names = codes(table["source"])
+        table = most_frequent(one.train, column, SERIES)
+        cells, names = codes(table[column])
         if len(names) < 2:
             continue
-        for metric in [REWARD_METRIC, *_similarity(one.run)]:
-            parts = []
-            for k, name in enumerate(names):
-                over = over_training(table.filter(pa.array(cells == k)), [metric], most=BINS)
-                parts.append(Series(str(name), bins_of(over.keys), over.metrics[metric.name]))
-            title = _of(f"{_title(metric)} by source", one, runs)
-            charts.append(line_chart(title, _sentence(metric), parts))
+        metrics = [REWARD_METRIC, *_similarity(one.run), FIXED["exact"]]
+        over = [
+            over_training(table.filter(pa.array(cells == k)), metrics, most=BINS)
+            for k in range(len(names))
+        ]
+        for metric in metrics:
+            parts = [
+                Series(str(name), bins_of(part.keys), part.metrics[metric.name])
+                for name, part in zip(names, over, strict=True)
+            ]
+            said = _of(f"{_title(metric)} by {title}", one, runs)
+            charts.append(line_chart(said, _sentence(metric), parts, share=metric.share))
     return _grid(charts) if charts else ""
 
 
@@ -238,22 +179,25 @@ def _series(one: Named, cells: Cells, metric: Metric) -> Series:
 
 
 def _failures(one: Named, runs: Sequence[Named]) -> str:
-    bins, stacks = counts(one.train, "format_failure", most=BINS)
+    bins, found = counts(one.train, "format_failure", most=BINS)
     about = "How many rollouts failed, by reason."
-    return stacked_bars(
-        _of("Format failures by reason", one, runs), about, bins, stacks, "failures"
-    )
+    return _counts(_of("Format failures by reason", one, runs), about, bins, found)
 
 
 def _yield(one: Named, runs: Sequence[Named]) -> str:
     parts = sampling_yield(one.run.log.table, most=BINS)
-    reasons = list(dict.fromkeys(name for part in parts for name in part.dropped))
-    stacks = {"kept": [part.kept for part in parts]}
-    for name in reasons:  # a reason may be called anything, `kept` too
-        stacks[f"dropped: {name}"] = [part.dropped.get(name, 0) for part in parts]
-    about = "Groups that were tried: kept for the update, or dropped, and why."
+    found = {"tried": [part.tried for part in parts], "kept": [part.kept for part in parts]}
+    for name in dict.fromkeys(name for part in parts for name in part.dropped):
+        # A reason may be called anything, `kept` too.
+        found[f"dropped: {name}"] = [part.dropped.get(name, 0) for part in parts]
+    about = "Groups that were tried, those kept for the update, and those dropped, by reason."
     title = _of("Dynamic sampling", one, runs)
-    return stacked_bars(title, about, [part.bin for part in parts], stacks, "groups")
+    return _counts(title, about, [part.bin for part in parts], found)
+
+
+def _counts(title: str, about: str, bins: Sequence[Bin], found: Mapping[str, Sequence[int]]) -> str:
+    parts = [plain_series(name, list(zip(bins, n, strict=True))) for name, n in found.items()]
+    return line_chart(title, about, parts)
 
 
 def _plain(
@@ -261,15 +205,6 @@ def _plain(
 ) -> str:
     parts = zip(runs, (thinned(part, 2 * BINS) for part in points), strict=True)
     return line_chart(title, about, [plain_series(one.name, part) for one, part in parts])
-
-
-def _bare(series: Sequence[Series]) -> list[Series]:
-    """Without bands: five of them over each other say nothing."""
-
-    def bare(value: Estimate | None) -> Estimate | None:
-        return value and Estimate(value.value, math.nan, math.nan, value.n)
-
-    return [Series(one.name, one.bins, [bare(v) for v in one.values]) for one in series]
 
 
 def _rewards(run: RunData) -> list[Metric]:
@@ -282,7 +217,8 @@ def _similarity(run: RunData) -> list[Metric]:
 
 def _title(metric: Metric) -> str:
     # `units` is a word, `my_rewards.py:units` a name.
-    return metric.label.capitalize() if metric.label.isalpha() else metric.label
+    is_word = metric in FIXED.values() or metric.label.isalpha()
+    return metric.label.capitalize() if is_word else metric.label
 
 
 def _sentence(metric: Metric) -> str:

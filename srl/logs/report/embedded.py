@@ -13,6 +13,7 @@ import base64
 import gzip
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,7 +25,6 @@ from rewards.similarity import matching_blocks, normalize
 from srl.logs.figures import codes
 from srl.logs.index import METRIC, REWARD, Log
 from srl.logs.run_data import RunData
-from srl.logs.tried_steps import TriedSteps
 from srl.runs.records import StepRecord
 
 # Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.
@@ -105,10 +105,9 @@ def evenly(count: int) -> Iterator[int]:
             yield number
 
 
-def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict[str, object]:
+def run_json(run: RunData, name: str, chosen: Chosen) -> dict[str, object]:
     """One run as the viewer reads it."""
     problems: dict[int, tuple[int, object]] = {}  # by identity: where, and what
-    changes = _changes(tried)
     flat = [int(row) for group in chosen.groups for row in group]
     table = run.log.table.take(pa.array(flat, pa.int64()))
     # Figures from the table: it knows what a log of schema 1 does not say.
@@ -139,8 +138,7 @@ def run_json(run: RunData, name: str, chosen: Chosen, tried: TriedSteps) -> dict
                 }
                 problems[id(problem)] = len(problems), said
             where = None if problem is None else problems[id(problem)][0]
-            change = changes.get((first.problem_id, first.source, first.step_index))
-            groups.append(_group(group, where, change))
+            groups.append(_group(group, where))
     return {
         "name": name,
         "whole": chosen.whole,
@@ -169,32 +167,23 @@ def marks(action: str, expert_step: str) -> list[int]:
 
     Places count UTF-16 units, as JavaScript does. Both texts are normalised ones.
     """
-    here, there = _units(action), _units(expert_step)
+    # Few texts have a sign beyond the first 65,536, and of those most have few.
+    here, there = (
+        [] if text.isascii() else [k for k, sign in enumerate(text) if sign > "\uffff"]
+        for text in (action, expert_step)
+    )
     found: list[int] = []
     for i, j, length in matching_blocks(action, expert_step)[:MOST_BLOCKS]:
-        length = min(length, LONGEST_TEXT - i, LONGEST_TEXT - j)
-        if length > 0:
-            found += [here(i), there(j), here(i + length) - here(i)]
+        end = i + min(length, LONGEST_TEXT - i, LONGEST_TEXT - j)
+        if end > i:
+            place = i + bisect_left(here, i)
+            found += [place, j + bisect_left(there, j), end + bisect_left(here, end) - place]
     return found
-
-
-class _units:  # noqa: N801 - called like a function
-    """From a place in a text to its place in UTF-16 units."""
-
-    def __init__(self, text: str) -> None:
-        # Few texts have a sign beyond the first 65,536, and of those most have few.
-        self._beyond = (
-            [k for k, sign in enumerate(text) if sign > "\uffff"] if not text.isascii() else []
-        )
-
-    def __call__(self, place: int) -> int:
-        return place + int(np.searchsorted(self._beyond, place)) if self._beyond else place
 
 
 def _group(
     group: Sequence[tuple[StepRecord, Mapping[str, object]]],
     problem: int | None,
-    change: float | None,
 ) -> dict[str, object]:
     first = group[0][0]
     expert = normalize(first.expert_step)
@@ -218,7 +207,6 @@ def _group(
         "std": _short(first.group_std),
         "kept": first.kept,
         "dropped": first.dropped_because and cut(first.dropped_because),
-        "change": _short(change),
         "rollouts": [_rollout(record, figures, found) for record, figures in group],
     }
 
@@ -246,21 +234,6 @@ def _rollout(
         "advantage": _short(record.advantage),
         "observation": cut(record.observation),
     }
-
-
-def _changes(tried: TriedSteps) -> dict[tuple[object, object, object], float]:
-    """What each expert step gained, of those tried at two training steps or more."""
-    examples = tried.table.take(pa.array(tried.example, pa.int64()))
-    keys = zip(
-        examples["problem_id"].to_pylist(),
-        examples["source"].to_pylist(),
-        examples["step_index"].to_pylist(),
-        strict=True,
-    )
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        gains = (tried.last - tried.first).tolist()
-    twice = (tried.last_step > tried.first_step).tolist()
-    return {key: gain for key, gain, moved in zip(keys, gains, twice, strict=True) if moved}
 
 
 def _short(value: float | None) -> float | None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-
 from srl.console import spelt
 from srl.errors import UsageError
 from srl.logs.figures import rows_of
@@ -28,7 +26,7 @@ from srl.logs.report.curves import Named
 from srl.logs.report.embedded import Chosen, choose, pack, run_json
 from srl.logs.report.markup import size, text
 from srl.logs.run_data import RunData
-from srl.logs.tried_steps import TriedStep, extremes, tried_steps
+from srl.logs.tried_steps import TriedStep, extremes
 from srl.redaction import told_apart
 from srl.runs.folder import RunFolder, replace_file
 
@@ -95,13 +93,9 @@ def write_report(
 
 def make_page(runs: Sequence[Named], rollouts: int = ROLLOUTS) -> str:
     """The whole page."""
-    tried = [tried_steps(one.run.log.table, np.arange(one.run.log.table.num_rows)) for one in runs]
     of_note = [_of_note(one.run) for one in runs]
     chosen = _choose(runs, of_note, rollouts)
-    embedded = [
-        run_json(one.run, one.name, part, steps)
-        for one, part, steps in zip(runs, chosen, tried, strict=True)
-    ]
+    embedded = [run_json(one.run, one.name, part) for one, part in zip(runs, chosen, strict=True)]
     style, script = _part("page.css"), "".join(map(_part, _SCRIPTS))
     title = " and ".join(one.name for one in runs)
     pieces = {
@@ -114,9 +108,9 @@ def make_page(runs: Sequence[Named], rollouts: int = ROLLOUTS) -> str:
         "remarks": headline.remarks(runs),
         "training": curves.training(runs),
         "optimisation": curves.optimisation(runs),
-        "index": curves.by_index(runs),
+        "index": curves.by_value(runs, "step_index", "step index"),
         "tables": sections.tables(runs),
-        "sources": curves.by_source(runs),
+        "sources": curves.by_value(runs, "source", "source"),
         "evaluation": _evaluation(runs),
         "note": sections.steps_of_note(runs, of_note, [part.rows for part in chosen]),
         "settings": sections.settings(runs),
@@ -137,13 +131,12 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
 
     A short training tries no step twice; its validations do.
     """
-    found = extremes(tried_steps(run.log.table, rows_of(run.log.table, "train")), OF_NOTE)
+    table = run.log.table
+    found = extremes(table, rows_of(table, "train"), OF_NOTE)
     if not found["most improved"]:
-        validated = tried_steps(run.log.table, rows_of(run.log.table, "eval"))
         del found["most improved"]
-        found["most improved from one validation to the last"] = extremes(validated, OF_NOTE)[
-            "most improved"
-        ]
+        validated = extremes(table, rows_of(table, "eval"), OF_NOTE)["most improved"]
+        found["most improved from one validation to the last"] = validated
     return found
 
 

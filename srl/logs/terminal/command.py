@@ -25,10 +25,10 @@ from srl.console import is_unicode, visible
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
 from srl.logs.index import Log
-from srl.logs.reading import Reading, say
+from srl.logs.reading import reading, say
 from srl.logs.run_data import RunData
 from srl.logs.terminal.by_column import BY, grouped, grouped_json, grouped_table
-from srl.logs.terminal.follow import Watch, follow_lines, follow_live, is_live, record_line
+from srl.logs.terminal.follow import follow_lines, follow_live, is_live, record_line
 from srl.logs.terminal.overview import overview, overview_json
 from srl.logs.terminal.overview_tables import overview_parts
 from srl.logs.terminal.pen import Pen
@@ -126,8 +126,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
     folder = _folder(path, follow=args.follow)
     if args.follow:
         return _follow(folder, args, wanted, console)
-    with Reading() as reading:
-        data = RunData.open(folder, reading)
+    data = RunData.open(folder, reading())
     log, pen = data.log, Pen.of(console)
     if args.record is not None:
         return _record(data, args, console)
@@ -176,7 +175,7 @@ def _first(rows: np.ndarray, args: argparse.Namespace, wanted: Filter | None = N
 def narrows(wanted: Filter) -> bool:
     """Whether a filter asks for more than a phase."""
     return bool(
-        wanted.ranges or wanted.prefixes or wanted.truths or wanted.failure or wanted.comparisons
+        wanted.ranges or wanted.names or wanted.truths or wanted.failure or wanted.comparisons
     )
 
 
@@ -268,7 +267,7 @@ def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace) -> int:
 
 
 def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console: Console) -> int:
-    watch, pen = Watch(folder), Pen.of(console)
+    pen = Pen.of(console)
 
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
@@ -284,10 +283,10 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
 
     try:
         if is_live(console) and not args.json:
-            follow_live(watch, wanted, console, limit=args.limit or _LATEST)
+            follow_live(folder, wanted, console, limit=args.limit or _LATEST)
         else:
             before = args.limit if args.limit or args.json else 10
-            follow_lines(watch, wanted, write, say, before=before)
+            follow_lines(folder, wanted, write, say, before=before)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

@@ -7,14 +7,13 @@ and texts are somebody's: every control character is spelt out, and none is read
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.columns import Columns
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -22,19 +21,16 @@ from srl.console import clock
 from srl.logs.figures import (
     REWARD_METRIC,
     Cells,
-    Metric,
-    Yield,
 )
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
+from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview
 from srl.logs.terminal.pen import Pen, figure, interval, number, percent, tally
 from srl.logs.tried_steps import TriedStep
 from srl.runs.attempts import Accuracy
 from srl.stats import Estimate
 
-_GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 _SHORT = {"exact": "exact", "format_failures": "fail"}
 _BRIEF = {"step_index": "index", "steps_left": "left", "num_steps": "steps"}
 _TITLES = {"step_index": "step index", "steps_left": "steps left", "num_steps": "steps in all"}
@@ -163,8 +159,6 @@ def _validation(found: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
 def courses(found: Overview, pen: Pen) -> Group:
     """Each metric: mean, interval, its course over training, first and last fifth."""
     rows = [_course_row(course, pen) for course in found.courses if course.metric.name != "kept"]
-    if found.sampling is not None:
-        rows.append(_sampling_row(found.sampling, pen))
     # The label's column is the only one that wraps; the trend gets what is left.
     longest = max(cell_len(row[0]) for row in rows)
     titles = {1: "mean", 2: "95% interval", 4: FIFTHS.format(arrow=pen.arrow)}
@@ -201,7 +195,7 @@ def courses(found: Overview, pen: Pen) -> Group:
     if found.failures:
         notes.add_row(Text("failures", style="bold"), Text(tally(found.failures, pen)))
     if found.sampling is not None:
-        whole = found.sampling.whole
+        whole = found.sampling
         said = f"{whole.kept:,} kept of {whole.tried:,} tried"
         said += f"; dropped: {tally(whole.dropped, pen)}" if whole.dropped else ""
         notes.add_row(Text("groups", style="bold"), Text(said))
@@ -222,19 +216,6 @@ def _course_row(course: Course, pen: Pen) -> _Row:
     )
 
 
-def _sampling_row(sampling: Sampling, pen: Pen) -> _Row:
-    def share(one: Yield | None) -> Estimate | None:
-        return Estimate(one.kept / one.tried, math.nan, math.nan, one.tried) if one else None
-
-    return (
-        _GROUPS.label,
-        percent(sampling.whole.kept / sampling.whole.tried),
-        "",
-        sampling.trend,
-        pen.change(_GROUPS, share(sampling.first), share(sampling.last)),
-    )
-
-
 def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | None]:
     """At most `room` values: means of equally many neighbours."""
     if len(values) <= room:
@@ -248,22 +229,8 @@ def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | Non
 
 def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
     """As many tables beside one another as fit; of few columns where the terminal is low."""
-    probe = Console(width=10_000, color_system=None)
-    rows: list[list[Table]] = []
-    room = 0
-    for item in found.tables.items():
-        table = _table(*item, found, pen, short=pen.short)
-        width = Measurement.get(probe, probe.options, table).maximum + _BETWEEN
-        if width > room + _BETWEEN or not rows:
-            rows.append([])
-            room = pen.width
-        rows[-1].append(table)
-        room -= width
-    parts: list[RenderableType] = []
-    for tables in rows:
-        row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
-        row.add_row(*tables)
-        parts += [Text(), row] if parts else [row]
+    tables = [_table(*item, found, pen, short=pen.short) for item in found.tables.items()]
+    parts: list[RenderableType] = [Columns(tables, padding=(1, _BETWEEN, 0, 0))]
     for column, cells in found.tables.items():
         if left := found.values[column] - len(cells.keys):
             said = f"{left:,} more values of {_TITLES.get(column, column)}: --by {column}"

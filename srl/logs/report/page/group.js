@@ -21,7 +21,6 @@ function showGroup() {
   fact("group " + group.group);
   if (group.std !== null) fact("mean reward " + number(group.mean) + ", std " + number(group.std));
   fact(count(group.prompt, "prompt token"));
-  if (group.change !== null) fact("this step gained " + signed(group.change) + " from its first to its last time");
   const expert = make("div", { id: "expert" });
   const thoughts = make("button", { type: "button", id: "thoughts" });
   thoughts.addEventListener("click", () => {

@@ -84,7 +84,6 @@ const ORDERS = {
   worst: (group) => (group.mean === null ? Infinity : group.mean),
   best: (group) => (group.mean === null ? Infinity : -group.mean),
   std: (group) => (group.std === null ? Infinity : -group.std),
-  change: (group) => (group.change === null ? Infinity : -group.change),
 };
 
 function applyFilter(keep) {
