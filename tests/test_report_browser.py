@@ -121,17 +121,16 @@ def test_charts_are_drawn_in_both_themes(show: Open, report: Path) -> None:
     for scheme in ("light", "dark"):
         page = show(report, color_scheme=scheme)
         boxes = page.eval_on_selector_all(
-            "figure svg .line, figure svg .bars rect, figure svg rect[class^=h]",
+            "figure svg .line",
             "all => all.map(n => n.getBBox()).map(b => [b.width, b.height])",
         )
-        assert len(boxes) > 60
+        assert len(boxes) > 40
         assert all(width > 0 for width, _ in boxes)
-        assert sum(height > 0 for _, height in boxes) > 50  # a line may be flat
+        assert sum(height > 0 for _, height in boxes) > 30  # a line may be flat
         lines = "figure:has(figcaption strong:text-is('Reward')) svg .line"
         colours[scheme] = [
             page.eval_on_selector(lines, "node => getComputedStyle(node).stroke"),
             page.eval_on_selector("body", "node => getComputedStyle(node).backgroundColor"),
-            page.eval_on_selector(".h15", "node => getComputedStyle(node).fill"),
             page.eval_on_selector(".band", "node => getComputedStyle(node).fill"),
         ]
         assert len(set(colours[scheme][:3])) == 3

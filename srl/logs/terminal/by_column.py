@@ -29,7 +29,6 @@ from srl.logs.figures import (
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.terminal.overview import cells_json, table_of
 from srl.logs.terminal.pen import Pen, figure, interval
 from srl.stats import Estimate
 
@@ -48,6 +47,11 @@ class Grouped:
     cells: Cells
     values: int
     metrics: list[Metric]
+
+
+def table_of(log: Log, rows: np.ndarray) -> pa.Table:
+    """These rows of the log's table."""
+    return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
 
 
 def grouped(
@@ -107,6 +111,24 @@ def sort_values(
     return np.bincount(cells, minlength=count).astype(np.float64)
 
 
+def cells_json(cells: Cells) -> list[dict[str, object]]:
+    """Each cell with its key and figures, as JSON has them."""
+    return [
+        {
+            "key": key,
+            "records": cells.records[k],
+            "problems": cells.problems[k],
+            "groups": cells.groups[k],
+            "metrics": {name: estimate_json(values[k]) for name, values in cells.metrics.items()},
+        }
+        for k, key in enumerate(cells.keys)
+    ]
+
+
+def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
+    return None if estimate is None else estimate.to_json()
+
+
 def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, object]:
     """The table for scripts: every metric with its interval."""
     return {
@@ -118,8 +140,11 @@ def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, obj
     }
 
 
-def grouped_table(found: Grouped, wanted: Filter, pen: Pen) -> Group:
-    """The table as wide as the terminal allows, and a line on what it leaves out."""
+def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
+    """The table as wide as the terminal allows, and a line on what it leaves out.
+
+    `wanted` is what the records were asked for by; None where it is said elsewhere.
+    """
     cells = found.cells
     columns = [
         _Column("records", [f"{n:,}" for n in cells.records]),
@@ -150,11 +175,13 @@ def grouped_table(found: Grouped, wanted: Filter, pen: Pen) -> Group:
     parts: list[RenderableType] = [table]
     said = []
     if found.values > len(keys):
-        said.append(f"{len(keys):,} of {found.values:,} shown; --limit shows more")
-    if left_out:
+        how = "--limit" if wanted else f"--by {found.column}"
+        said.append(f"{len(keys):,} of {found.values:,} shown; {how} shows more")
+    if left_out and wanted:
         said.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
-    said.append(f"records: {pen.say(wanted.words)}")
-    parts.append(Text(". ".join(said), style="dim"))
+    if wanted:
+        said.append(f"records: {pen.say(wanted.words)}")
+    parts += [Text(". ".join(said), style="dim")] if said else []
     return Group(*parts)
 
 

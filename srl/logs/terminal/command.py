@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from srl.logs.terminal.pen import Pen
 from srl.logs.terminal.records_view import newest_note, records_table
 from srl.logs.terminal.rollout_view import rollout
 from srl.runs.folder import RunFolder
-from srl.runs.records import finite
+from srl.runs.records import finite, json_line
 
 INTERRUPTED = 130
 
@@ -147,7 +146,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
         _write_lines(log, _first(in_order(log, rows, args.sort), args))
         return 0
     most = 3 if pen.short and not args.json else 5
-    figures = overview(data, rows, most=most, full=args.json)
+    figures = overview(data, rows, most=most, values=100 if args.json else 5 if pen.short else 10)
     if args.json:
         _write_object(overview_json(data, wanted, figures))
         return 0
@@ -184,17 +183,7 @@ def _check(args: argparse.Namespace, wanted: Filter) -> None:
         raise UsageError(f"--limit {args.limit}: at least 1 has to be shown")
     given = {
         f"--{name}": getattr(args, name) not in (None, False)
-        for name in (
-            "by",
-            "record",
-            "figures",
-            "follow",
-            "export",
-            "to",
-            "json",
-            "sort",
-            "limit",
-        )
+        for name in ("by", "record", "figures", "follow", "export", "to", "json", "sort", "limit")
     }
     every = ("--by", "--record", "--figures", "--follow", "--export")
     views = [name for name in every if given[name]]
@@ -272,8 +261,6 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
             said = list(_json_lines(log, rows))
-            # Raises where another record of the same length stands.
-            deque(log.read(rows.tolist()), maxlen=0)
         else:
             records = zip(rows.tolist(), log.read(rows.tolist()), strict=True)
             said = [record_line(row + 1, record, pen) for row, record in records]
@@ -307,8 +294,8 @@ def _write_lines(log: Log, rows: np.ndarray) -> None:
 
 
 def _json_lines(log: Log, rows: np.ndarray) -> Iterator[str]:
-    """The lines of the log, each with its number; in ASCII where signs fail, or are obeyed."""
+    """The records, each with its line's number; in ASCII where signs fail, or are obeyed."""
     plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
-    for row, line in zip(rows.tolist(), log.lines(rows.tolist()), strict=True):
-        said = f'{{"line": {row + 1}, {line.decode().strip()[1:].lstrip()}'
+    for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
+        said = f'{{"line": {row + 1}, {json_line(record).decode().strip()[1:]}'
         yield json.dumps(json.loads(said)) if plain else said

@@ -16,32 +16,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srl.logs.figures import (
-    FIXED,
-    REWARD_METRIC,
-    Cells,
     Metric,
     Yield,
     all_of,
     bins_of,
-    by,
     counts,
     metrics_of,
-    most_frequent,
     over_training,
     sampling_yield,
 )
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
+from srl.logs.terminal.by_column import (
+    Grouped,
+    cells_json,
+    estimate_json,
+    grouped,
+    table_of,
+)
 from srl.logs.tried_steps import TriedStep, extremes
 from srl.stats import Estimate
 
-# What a table of the overview has room for; `--by` shows the rest.
-TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])
 GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 TABLES = ("step_index", "steps_left", "num_steps", "source")
-# Values in a table: those with the most records. A log can have a source for every problem.
-_SHOWN, _TOLD = 20, 100
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,8 @@ class Overview:
         failures: why a format failed -> how many records.
         sampling: groups of training; None where no record is of training.
         time: None where metrics.jsonl tells none.
-        tables: column -> its most frequent values; columns with one value only are left out.
-        values: column -> how many values there are.
-        ends: column -> value -> the mean reward in the first and the last fifth.
+        tables: column -> its values, or those with most records; columns with one value only
+            are left out.
         extremes: best, worst and most improved steps; `row` is a row of the log.
     """
 
@@ -104,19 +101,12 @@ class Overview:
     failures: Mapping[str, int]
     sampling: Yield | None
     time: Time | None
-    tables: Mapping[str, Cells]
-    values: Mapping[str, int]
-    ends: Mapping[str, Mapping[object, tuple[Estimate | None, Estimate | None]]]
+    tables: Mapping[str, Grouped]
     extremes: Mapping[str, Sequence[TriedStep]]
 
 
-def table_of(log: Log, rows: np.ndarray) -> pa.Table:
-    """These rows of the log's table."""
-    return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
-
-
 def overview(
-    data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, full: bool = False
+    data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, values: int = 10
 ) -> Overview:
     """The figures of these rows of the log, at least one.
 
@@ -125,7 +115,7 @@ def overview(
         rows: as `Filter.rows` gives them.
         bins: how many values a trend has at most.
         most: how many best, worst and most improved steps.
-        full: tables with every metric and more values, not only what a terminal has room for.
+        values: how many values a table has at most.
     """
     log = data.log
     table = table_of(log, rows)
@@ -156,13 +146,6 @@ def overview(
         trend = [one.kept / one.tried for one in sampling_yield(table, most=bins)]
         if kept[0] is not None:
             courses.append(Course(GROUPS, kept[0], kept[1], kept[2], [*trend]))
-    in_tables, room = (metrics, _TOLD) if full else (TABLE_METRICS, _SHOWN)
-    values = {column: len(pc.unique(table[column])) for column in TABLES}
-    parts = {
-        column: most_frequent(table, column, room) if count > room else table
-        for column, count in values.items()
-        if count > 1
-    }
     return Overview(
         records=table.num_rows,
         problems=whole.problems[0],
@@ -175,9 +158,7 @@ def overview(
         failures={name: sum(n) for name, n in counts(table, "format_failure", most=1)[1].items()},
         sampling=sampled[0] if sampled else None,
         time=_time(data),
-        tables={column: by(part, column, in_tables) for column, part in parts.items()},
-        values={column: values[column] for column in parts},
-        ends={column: _ends(part, fifths, column) for column, part in parts.items()},
+        tables=_tables(log, rows, values),
         extremes=extremes(log.table, rows, most),
     )
 
@@ -195,16 +176,14 @@ def _within(table: pa.Table, steps: tuple[int, int]) -> pa.Table:
     )
 
 
-def _ends(
-    table: pa.Table, fifths: tuple[tuple[int, int], tuple[int, int]] | None, column: str
-) -> dict[object, tuple[Estimate | None, Estimate | None]]:
-    if fifths is None:
-        return {}
-    first, last = (
-        dict(zip(cells.keys, cells.metrics[REWARD_METRIC.name], strict=True))
-        for cells in (by(_within(table, part), column, [REWARD_METRIC]) for part in fifths)
-    )
-    return {key: (first.get(key), last.get(key)) for key in first.keys() | last.keys()}
+def _tables(log: Log, rows: np.ndarray, most: int) -> dict[str, Grouped]:
+    found = {}
+    for column in TABLES:
+        count = len(pc.unique(log.table[column].take(pa.array(rows))))
+        if count > 1:
+            sort = "-records" if count > most else None
+            found[column] = grouped(log, rows, column, sort=sort, limit=most)
+    return found
 
 
 def _kept(table: pa.Table | None) -> Estimate | None:
@@ -226,24 +205,6 @@ def _time(data: RunData) -> Time | None:
     validating = sum(value for _, value in data.validation_figures().get("seconds", ()))
     speed = tokens / seconds if tokens is not None and seconds > 0 else None
     return Time(sampling, updating, validating, speed)
-
-
-def cells_json(cells: Cells) -> list[dict[str, object]]:
-    """Each cell with its key and figures, as JSON has them."""
-    return [
-        {
-            "key": key,
-            "records": cells.records[k],
-            "problems": cells.problems[k],
-            "groups": cells.groups[k],
-            "metrics": {name: estimate_json(values[k]) for name, values in cells.metrics.items()},
-        }
-        for k, key in enumerate(cells.keys)
-    ]
-
-
-def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
-    return None if estimate is None else estimate.to_json()
 
 
 def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, object]:
@@ -298,8 +259,8 @@ def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, o
         "validations": [
             {"step": step, **estimate.to_json()} for step, estimate in data.validation_accuracy()
         ],
-        "by": {column: cells_json(cells) for column, cells in found.tables.items()},
-        "values": found.values,
+        "by": {column: cells_json(one.cells) for column, one in found.tables.items()},
+        "values": {column: one.values for column, one in found.tables.items()},
         "extremes": {
             name: [
                 {k: v for k, v in asdict(step).items() if k != "row"} | {"line": step.row + 1}

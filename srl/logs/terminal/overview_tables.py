@@ -12,30 +12,22 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.cells import cell_len
-from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from srl.console import clock
-from srl.logs.figures import (
-    REWARD_METRIC,
-    Cells,
-)
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview
+from srl.logs.terminal.by_column import grouped_table
+from srl.logs.terminal.overview import Course, Overview
 from srl.logs.terminal.pen import Pen, figure, interval, number, percent, tally
 from srl.logs.tried_steps import TriedStep
 from srl.runs.attempts import Accuracy
 from srl.stats import Estimate
 
-_SHORT = {"exact": "exact", "format_failures": "fail"}
-_BRIEF = {"step_index": "index", "steps_left": "left", "num_steps": "steps"}
-_TITLES = {"step_index": "step index", "steps_left": "steps left", "num_steps": "steps in all"}
 FIFTHS = "first {arrow} last"
-_BETWEEN = 3  # columns between two tables
 _LEAST_TREND, _MOST_TREND = 8, 60
 
 
@@ -48,8 +40,8 @@ def overview_parts(
         Text(),
         courses(found, pen),
     ]
-    if found.tables:
-        parts += [Text(), *_tables(found, pen)]
+    for table in found.tables.values():
+        parts += [Text(), grouped_table(table, None, pen)]
     if len(found.extremes["worst"]) > 1:
         parts += [Text(), _extremes(data.log, found, pen)]
     return parts
@@ -222,50 +214,6 @@ def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | Non
         return values
     parts = np.array_split(np.array(values, dtype=np.float64), room)
     return [float(np.nanmean(p)) if not np.isnan(p).all() else None for p in parts]
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-
-def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
-    """As many tables beside one another as fit; of few columns where the terminal is low."""
-    tables = [_table(*item, found, pen, short=pen.short) for item in found.tables.items()]
-    parts: list[RenderableType] = [Columns(tables, padding=(1, _BETWEEN, 0, 0))]
-    for column, cells in found.tables.items():
-        if left := found.values[column] - len(cells.keys):
-            said = f"{left:,} more values of {_TITLES.get(column, column)}: --by {column}"
-            parts.append(Text(said, style="dim"))
-    return parts
-
-
-def _table(column: str, cells: Cells, found: Overview, pen: Pen, *, short: bool) -> Table:
-    """One line for each value of a column: how many, how good, better than at first?"""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    # A key of any length: it is the one that gives way.
-    title = _TITLES.get(column, column)
-    title = _BRIEF.get(column, title) if short else title
-    table.add_column(title, overflow="fold", max_width=30)
-    if not short:
-        table.add_column("records", justify="right", no_wrap=True)
-    metrics = TABLE_METRICS[:2] if short else TABLE_METRICS
-    ends = found.ends[column] if found.fifths is not None else {}
-    for metric in metrics:
-        title = _SHORT.get(metric.name, metric.label)
-        table.add_column(title, justify="right", no_wrap=True)
-    if ends:
-        table.add_column(FIFTHS.format(arrow=pen.arrow), justify="right", no_wrap=True)
-    for k, key in enumerate(cells.keys):
-        row = [Text(pen.say(str(key)))]
-        if not short:
-            row.append(Text(f"{cells.records[k]:,}"))
-        for metric in metrics:
-            estimate = cells.metrics[metric.name][k]
-            value = None if estimate is None else estimate.value
-            row.append(Text(figure(metric, value)))
-        if ends:
-            row.append(Text(pen.change(REWARD_METRIC, *ends.get(key, (None, None)))))
-        table.add_row(*row)
-    return table
 
 
 def _extremes(log: Log, found: Overview, pen: Pen) -> Table:
