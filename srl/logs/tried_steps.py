@@ -73,8 +73,8 @@ def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[Tri
         return total / np.maximum(1, np.bincount(cells[at], minlength=count))
 
     inorder = np.argsort(first_at)
-    mean = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
-    found = (rows[first_at], n, mean, mean_at(earliest), mean_at(latest), earliest, latest)
+    means = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
+    found = (rows[first_at], n, means, mean_at(earliest), mean_at(latest), earliest, latest)
     example, tried, mean, first, last, first_step, last_step, best = (
         part[inorder] for part in (*found, rows[order[ends]])
     )
