@@ -126,7 +126,7 @@ def test_charts_are_drawn_in_both_themes(show: Open, report: Path) -> None:
         )
         assert len(boxes) > 40
         assert all(width > 0 for width, _ in boxes)
-        assert sum(height > 0 for _, height in boxes) > 30  # a line may be flat
+        assert sum(height > 0 for _, height in boxes) > 20  # a line may be flat
         lines = "figure:has(figcaption strong:text-is('Reward')) svg .line"
         colours[scheme] = [
             page.eval_on_selector(lines, "node => getComputedStyle(node).stroke"),
