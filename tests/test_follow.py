@@ -22,7 +22,7 @@ from step_logs import RECORD, random_records, write_log
 from srl.logs.filters import Comparison, Filter
 from srl.logs.index import Log, LogChangedError
 from srl.logs.terminal import follow
-from srl.logs.terminal.follow import Watch, follow_lines, follow_live, looks
+from srl.logs.terminal.follow import follow_lines, follow_live
 from srl.runs.folder import RunFolder
 from srl.runs.records import StepRecord, truncate_to
 
@@ -53,7 +53,7 @@ class Follower:
         def run() -> None:
             try:
                 follow_lines(
-                    Watch(RunFolder(folder)),
+                    RunFolder(folder),
                     wanted,
                     write,
                     self.said.append,
@@ -150,17 +150,18 @@ def test_nothing_is_read_while_nothing_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_log(tmp_path, numbered(3))
-    watch = Watch(RunFolder(tmp_path))
-    found = watch.look()
-    assert found is not None
-    assert (found.known, found.cut) == (0, None)
-    monkeypatch.setattr(Log, "open", None)
-    assert watch.look() is None
-    monkeypatch.undo()
-    write_log(tmp_path, numbered(1, 3))
-    found = watch.look()
-    assert found is not None
-    assert (found.known, found.data.log.table.num_rows) == (3, 4)
+    seen: list[int] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            write_log(tmp_path, numbered(1, 3))
+            (tmp_path / "summary.json").write_text("{}")
+
+    monkeypatch.setattr(follow.time, "sleep", sleep)
+    follow.follow(RunFolder(tmp_path), lambda log: seen.append(log.table.num_rows))
+    assert seen == [3, 4]
 
 
 def test_on_a_terminal_the_overview_is_drawn_again(tmp_path: Path) -> None:
@@ -173,8 +174,7 @@ def test_on_a_terminal_the_overview_is_drawn_again(tmp_path: Path) -> None:
 
     def run() -> None:
         try:
-            watch = Watch(RunFolder(tmp_path))
-            follow_live(watch, Filter("train"), console, limit=2, poll=0.01)
+            follow_live(RunFolder(tmp_path), Filter("train"), console, limit=2, poll=0.01)
         except BaseException as error:  # noqa: BLE001  told by the test
             failed.append(error)
 
@@ -302,13 +302,12 @@ def test_a_log_that_is_cut_back_while_it_is_read(
 
 def test_a_log_that_does_not_fit_its_index_is_not_looked_at_for_ever(tmp_path: Path) -> None:
     write_log(tmp_path, numbered(3))
-    watch = Watch(RunFolder(tmp_path))
 
     def write(log: Log, rows: np.ndarray) -> None:
         raise LogChangedError("the log was changed since it was opened")
 
     with pytest.raises(LogChangedError):
-        follow_lines(watch, EVERYTHING, write, str, poll=0.01)
+        follow_lines(RunFolder(tmp_path), EVERYTHING, write, str, before=None, poll=0.01)
 
 
 def test_a_log_that_is_emptied_with_a_filter_by_reward(tmp_path: Path) -> None:
@@ -327,14 +326,23 @@ def test_a_log_that_is_emptied_with_a_filter_by_reward(tmp_path: Path) -> None:
 def test_no_more_than_half_of_the_time_goes_into_looking_and_showing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_log(tmp_path, numbered(3))
+    log = write_log(tmp_path, numbered(1))
     now, slept = [0.0], []
+    takes = iter((0.5, 7.0, 5000.0, 0.0))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        write_log(tmp_path, numbered(1))
+        if len(slept) == 3:
+            (tmp_path / "summary.json").write_text("{}")
+
+    def show(shown: Log) -> None:
+        assert shown.path == log
+        now[0] += next(takes)
+
     monkeypatch.setattr(follow.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(follow.time, "sleep", slept.append)
-    for k, _ in enumerate(looks(Watch(RunFolder(tmp_path)), 1.0)):
-        now[0] += (0.5, 7.0, 5000.0, 0.0)[k]  # what is done with the look
-        if k == 3:
-            break
+    monkeypatch.setattr(follow.time, "sleep", sleep)
+    follow.follow(RunFolder(tmp_path), show)
     assert slept == [1.0, 7.0, 60.0]
 
 
@@ -348,7 +356,7 @@ def test_the_picture_stays_while_the_log_is_cut_back(
     cut_while_it_is_read(log, b"".join(lines), monkeypatch, opening)
     out = io.StringIO()
     console = Console(file=out, width=90, height=30, force_terminal=True, color_system=None)
-    follow_live(Watch(RunFolder(tmp_path)), Filter("train"), console, limit=2, poll=0.01)
+    follow_live(RunFolder(tmp_path), Filter("train"), console, limit=2, poll=0.01)
     _, _, last = out.getvalue().rpartition("Ctrl-C")
     assert "4 of 4 (--phase train)" in last
 

@@ -15,9 +15,9 @@ from step_logs import RECORD, random_records, write_log
 
 from rewards.similarity import normalize
 from srl.logs import figures
-from srl.logs.figures import REWARD_METRIC, Metric, metrics_of
+from srl.logs.figures import Metric, metrics_of
 from srl.logs.index import Log
-from srl.logs.tried_steps import extremes, tried_steps
+from srl.logs.tried_steps import extremes
 from srl.runs.records import StepRecord
 from srl.stats import Estimate, student_t, wilson
 
@@ -152,16 +152,6 @@ def test_bins_of_training(log: Log, most: int) -> None:
         assert cells.keys == [(step, step) for step in range(1, 13)]
 
 
-def test_the_grid(log: Log) -> None:
-    grid = figures.grid(log.table, REWARD_METRIC, most=4)
-    assert grid.columns == [(1, 3), (4, 6), (7, 9), (10, 12)]
-    assert grid.rows == [0, 1, 2, 3]
-    for row, index in enumerate(grid.rows):
-        for column, (first, last) in enumerate(grid.columns):
-            part = [r for r in RECORDS if r.step_index == index and first <= r.train_step <= last]
-            same(grid.cells[row][column], mean_of(part, REWARD_METRIC))
-
-
 @pytest.mark.parametrize("column", ["format_failure", "dropped_because"])
 def test_counts_of_names(log: Log, column: str) -> None:
     columns, found = figures.counts(log.table, column, most=4)
@@ -188,14 +178,15 @@ def test_the_yield_of_dynamic_sampling(log: Log) -> None:
 
 def test_best_worst_and_most_improved(log: Log) -> None:
     train = [k for k, record in enumerate(RECORDS) if record.phase == "train"]
-    tried = tried_steps(log.table, np.array(train))
+    found = extremes(log.table, np.array(train), len(train))
     parts: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for k in train:
         r = RECORDS[k]
         parts[r.problem_id, r.source, r.step_index].append(k)
-    assert len(tried) == len(parts)
+    tried = {(s.problem_id, s.source, s.step_index): s for s in found["best"]}
+    assert tried.keys() == parts.keys()
     rewards = [float(record.reward or 0.0) for record in RECORDS]
-    everything = [tried[k] for k in range(len(tried))]
+    everything = [tried[key] for key in parts]
     for one, (key, rows) in zip(everything, parts.items(), strict=True):
         assert (one.problem_id, one.source, one.step_index) == key
         steps = [RECORDS[k].train_step for k in rows]
@@ -208,19 +199,21 @@ def test_best_worst_and_most_improved(log: Log) -> None:
             fmean(rewards[k] for k in rows if RECORDS[k].train_step == first)
         )
         assert one.row == max(at_last, key=lambda k: (rewards[k], -k))
-    found = extremes(tried, 3)
+    found = extremes(log.table, np.array(train), 3)
     assert found["best"] == sorted(everything, key=lambda s: (-s.reward, -s.rollouts))[:3]
     assert found["worst"] == sorted(everything, key=lambda s: (s.reward, -s.rollouts))[:3]
-    gained = [s for s in everything if s.last_step > s.first_step and s.change > 0]
+    gained = [s for s in everything if s.last_step > s.first_step and s.last > s.first]
     assert gained
-    assert found["most improved"] == sorted(gained, key=lambda s: (-s.change, -s.rollouts))[:3]
+    assert (
+        found["most improved"] == sorted(gained, key=lambda s: (s.first - s.last, -s.rollouts))[:3]
+    )
 
 
 def test_two_solutions_of_a_problem_have_steps_of_their_own(tmp_path: Path) -> None:
     other = replace(RECORD, expert_step="Another way.", reward=0.25, train_step=2)
     log = Log.open(write_log(tmp_path, [RECORD, other]))
-    tried = tried_steps(log.table, np.arange(2))
-    assert [(tried[k].rollouts, tried[k].reward) for k in range(len(tried))] == [
+    tried = extremes(log.table, np.arange(2), 5)["best"]
+    assert [(one.rollouts, one.reward) for one in tried] == [
         (1, 0.75),
         (1, 0.25),
     ]
@@ -233,15 +226,13 @@ def test_nothing_and_next_to_nothing(tmp_path: Path) -> None:
     assert figures.by(empty, "step_index", metrics).keys == []
     assert figures.over_training(empty, metrics, most=5).keys == []
     assert figures.sampling_yield(empty, most=5) == []
-    assert figures.grid(empty, REWARD_METRIC, most=5).cells == []
-    tried = tried_steps(empty, np.arange(0))
-    assert extremes(tried, 5) == {"best": [], "worst": [], "most improved": []}
+    assert extremes(empty, np.arange(0), 5) == {"best": [], "worst": [], "most improved": []}
     # Rewards that could not be had: no figure, not a figure of nought.
     one = replace(RECORD, reward=None, metrics={"lift": None}, rewards={"similarity": None})
     table = Log.open(write_log(tmp_path, [one])).table
     found = figures.all_of(table, metrics)
     assert found.metrics["reward"] == found.metrics["lift"] == [None]
-    assert len(tried_steps(table, np.arange(1))) == 0
+    assert extremes(table, np.arange(1), 5)["best"] == []
     tokens = found.metrics["completion_tokens"][0]
     assert tokens is not None
     assert (tokens.value, tokens.n) == (12.0, 1)

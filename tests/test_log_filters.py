@@ -136,7 +136,7 @@ def test_words_are_read_again_as_they_were(log: Log) -> None:
         first = Filter.from_args(parser.parse_args([f"--source={source}", "--lift=lt:-0.5"]))
         again = Filter.from_args(parser.parse_args(shlex.split(first.words)))
         assert again == first
-        assert again.prefixes == {"source": source}
+        assert again.names == {"source": source}
     assert filter_of("--source teacher_1").words == "--source teacher_1 --phase train"
 
 

@@ -329,20 +329,15 @@ def test_a_log_that_changes_between_opening_and_reading(tmp_path: Path) -> None:
     path = write_log(tmp_path, records)
     log = Log.open(path)
     lines = path.read_bytes().splitlines(keepends=True)
-    assert list(log.lines([5, 0])) == [lines[5], lines[0]]
     said = "line 6: the log was changed since it was opened"
     other = json_line(replace(records[5], rollout=7))  # of the same length
     for content in (lines[:3], [b"x", *lines], [*lines[:5], other], [*lines[:5], b"{}\n"]):
         path.write_bytes(b"".join(content))
         with pytest.raises(LogChangedError, match=said):
             list(log.read([5]))
-        if content[-1] != other:
-            with pytest.raises(LogChangedError, match=said):
-                list(log.lines([5]))
     path.unlink()
-    for reading in (log.read, log.lines):
-        with pytest.raises(LogChangedError, match="cannot read"):
-            list(reading([5]))
+    with pytest.raises(LogChangedError, match="cannot read"):
+        list(log.read([5]))
 
 
 def test_names_that_have_no_utf8_and_rewards_that_come_later(tmp_path: Path) -> None:

@@ -114,7 +114,6 @@ def test_seconds_and_tokens(tmp_path: Path) -> None:
     lines(tmp_path / "metrics.jsonl", rows)
     run = RunData.open(RunFolder.with_log(tmp_path))
     assert run.seconds() == 29
-    assert run.speed() == [(4, 5.0), (8, 10.0)]
     assert run.totals()["reward_errors/units"] == 3
     assert run.per_step("seconds/collect") == [(4, 2.0), (8, 3.0)]  # of 4 steps, and of 3
     assert run.per_step("gone") == []

@@ -204,17 +204,16 @@ def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console
 
 
 def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.logs.reading import Reading
+    from srl.logs.reading import reading
     from srl.logs.report.report import ROLLOUTS, write_report
 
-    with Reading() as reading:
-        report = write_report(
-            _log_path(args.name),
-            None if args.other is None else _log_path(args.other),
-            output=None if args.output is None else Path(args.output),
-            rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
-            told=reading,
-        )
+    report = write_report(
+        _log_path(args.name),
+        None if args.other is None else _log_path(args.other),
+        output=None if args.output is None else Path(args.output),
+        rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
+        told=reading(),
+    )
     say(console, str(report))
     return 0
 

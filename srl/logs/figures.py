@@ -209,13 +209,13 @@ class Cells:
 
 def all_of(table: pa.Table, metrics: Sequence[Metric]) -> Cells:
     """Everything in one cell."""
-    return _cells(table, np.zeros(table.num_rows, dtype=np.int64), ["all"], metrics)
+    return cells_of(table, np.zeros(table.num_rows, dtype=np.int64), ["all"], metrics)
 
 
 def by(table: pa.Table, column: str, metrics: Sequence[Metric]) -> Cells:
     """One cell for each value of a column, in order."""
     cells, keys = codes(table[column])
-    return _cells(table, cells, keys, metrics)
+    return cells_of(table, cells, keys, metrics)
 
 
 def most_frequent(table: pa.Table, column: str, most: int) -> pa.Table:
@@ -229,7 +229,7 @@ def most_frequent(table: pa.Table, column: str, most: int) -> pa.Table:
 def over_training(table: pa.Table, metrics: Sequence[Metric], *, most: int) -> Cells:
     """One cell for each bin of training steps."""
     cells, keys = bins_of(table, most)
-    return _cells(table, cells, list(keys), metrics)
+    return cells_of(table, cells, list(keys), metrics)
 
 
 def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -290,7 +290,7 @@ def grid(table: pa.Table, metric: Metric, *, most: int) -> Grid:
     """`metric` by step index and bin of training steps."""
     across, columns = bins_of(table, most)
     down, rows = codes(table["step_index"])
-    flat = _cells(
+    flat = cells_of(
         table, down * max(1, len(columns)) + across, list(range(len(rows) * len(columns))), [metric]
     ).metrics[metric.name]
     width = len(columns)
@@ -332,7 +332,7 @@ class Yield:
 def sampling_yield(table: pa.Table, *, most: int) -> list[Yield]:
     """Groups of training, by bin."""
     train = only(table, "train")
-    groups = train.take(pa.array(_groups(train)))
+    groups = train.take(pa.array(groups_in(train)))
     across, columns = bins_of(groups, most)
     kept = np.bincount(
         across, weights=groups["kept"].to_numpy(zero_copy_only=False), minlength=len(columns)
@@ -360,15 +360,16 @@ def only(table: pa.Table, phase: str) -> pa.Table:
     return table.filter(pc.equal(pc.cast(table["phase"], pa.string()), phase))
 
 
-def _cells(
+def cells_of(
     table: pa.Table, cells: np.ndarray, keys: list[object], metrics: Sequence[Metric]
 ) -> Cells:
+    """Every figure of each cell; `cells` (N,) is the cell of each record, `keys` what they are."""
     clusters = Clusters(cells, name_codes(table["problem_id"]), len(keys))
     return Cells(
         keys,
         np.bincount(cells, minlength=len(keys)).tolist(),
         clusters.problems(),
-        np.bincount(cells[_groups(table, cells)], minlength=len(keys)).tolist(),
+        np.bincount(cells[groups_in(table, cells)], minlength=len(keys)).tolist(),
         {
             metric.name: clusters.estimates(values_of(table, metric), share=metric.share)
             for metric in metrics
@@ -376,7 +377,7 @@ def _cells(
     )
 
 
-def _groups(table: pa.Table, cells: np.ndarray | None = None) -> np.ndarray:
+def groups_in(table: pa.Table, cells: np.ndarray | None = None) -> np.ndarray:
     """The row of the first record of each group; with cells, of each group in each cell."""
     phase = name_codes(table["phase"])
     step = table["train_step"].to_numpy().astype(np.int64)

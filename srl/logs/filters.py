@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +26,13 @@ _COMPARE = {
     "ge": pc.greater_equal,
     "eq": pc.equal,
     "ne": pc.not_equal,
+}
+_RANGES = {  # option -> column
+    "train-step": "train_step",
+    "step-index": "step_index",
+    "steps-left": "steps_left",
+    "num-steps": "num_steps",
+    "group": "group_id",
 }
 _NUMBERS = {  # option -> column
     "reward": "reward",
@@ -138,7 +144,7 @@ class Filter:
 
     phase: str = "train"
     ranges: dict[str, Range] = field(default_factory=dict)
-    prefixes: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     truths: dict[str, bool] = field(default_factory=dict)
     failure: str | None = None
     comparisons: tuple[Comparison, ...] = ()
@@ -165,18 +171,16 @@ class Filter:
             return value
 
         ranges = {
-            option.replace("-", "_"): Range.parse(text, f"--{option}")
-            for option in ("train-step", "step-index", "steps-left", "num-steps", "group")
+            column: Range.parse(text, f"--{option}")
+            for option, column in _RANGES.items()
             if (text := given(option)) is not None
         }
-        if "group" in ranges:
-            ranges["group_id"] = ranges.pop("group")
-        prefixes = {
-            column: text
-            for option, column in (("problem", "problem_id"), ("source", "source"))
-            if (text := given(option)) is not None
+        names = {name: text for name in ("problem", "source") if (text := given(name)) is not None}
+        truths = {
+            column: text == "true"
+            for name, column in _TRUTHS.items()
+            if (text := given(name)) is not None
         }
-        truths = {name: text == "true" for name in _TRUTHS if (text := given(name)) is not None}
         comparisons = []
         for option, column in _NUMBERS.items():
             for text in getattr(args, option.replace("-", "_")) or ():
@@ -187,9 +191,7 @@ class Filter:
             failure = failure or "any"
             typed.append("--failures-only")
         typed.append(f"--phase {args.phase}")
-        return cls(
-            args.phase, ranges, prefixes, truths, failure, tuple(comparisons), " ".join(typed)
-        )
+        return cls(args.phase, ranges, names, truths, failure, tuple(comparisons), " ".join(typed))
 
     def rows(self, log: Log) -> np.ndarray:
         """The rows of the log's table that pass, as numbers (N,), in the log's order.
@@ -210,20 +212,19 @@ class Filter:
             ask(pc.equal(_text(table["phase"]), self.phase))
         for column, wanted in self.ranges.items():
             ask(wanted.mask(table[column]))
-        if (problem := self.prefixes.get("problem_id")) is not None:
-            ask(_per_name(table["problem_id"], lambda name: name.startswith(problem)))
-        if (source := self.prefixes.get("source")) is not None:
-            ask(_per_name(table["source"], lambda name: name == source))
+        if (problem := self.names.get("problem")) is not None:
+            ask(pc.starts_with(_text(table["problem_id"]), problem))
+        if (source := self.names.get("source")) is not None:
+            ask(pc.equal(_text(table["source"]), source))
         for column, truth in self.truths.items():
-            if (asked := _TRUTHS[column]) not in table.column_names:  # every format is broken
+            if column not in table.column_names:  # every format is broken
                 return np.zeros(0, dtype=np.int64)
-            ask(pc.equal(table[asked], pa.scalar(truth).cast(table[asked].type)))
-        if self.failure == "any":
-            ask(pc.is_valid(table["format_failure"]))
-        elif self.failure == "none":
+            ask(pc.equal(table[column], pa.scalar(truth).cast(table[column].type)))
+        if self.failure == "none":
             ask(pc.is_null(table["format_failure"]))
         elif self.failure is not None:
-            ask(_per_name(table["format_failure"], lambda name: name == self.failure))
+            failed = _text(table["format_failure"])
+            ask(pc.is_valid(failed) if self.failure == "any" else pc.equal(failed, self.failure))
         for comparison in self.comparisons:
             if comparison.column not in table.column_names:
                 kind, _, name = comparison.column.partition("/")
@@ -239,26 +240,24 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     """The options of a filter, as every command has them that reads a log."""
     group = parser.add_argument_group("which records")
     numbers = "a number or a range: 40, 40:60, 40: or :60"
-    group.add_argument("--train-step", "--step", metavar="N", help=f"optimiser step; {numbers}")
-    group.add_argument("--step-index", metavar="N", help=f"the expert's step, from 0; {numbers}")
-    group.add_argument(
-        "--steps-left", metavar="N", help="how many of the expert's steps follow; 0: the last"
-    )
-    group.add_argument("--num-steps", metavar="N", help="how many steps the expert takes")
-    group.add_argument("--group", metavar="N", help="the group within its optimiser step")
+    for option, said in (
+        ("train-step", f"optimiser step; {numbers}"),
+        ("step-index", f"the expert's step, from 0; {numbers}"),
+        ("steps-left", "how many of the expert's steps follow; 0: the last"),
+        ("num-steps", "how many steps the expert takes"),
+        ("group", "the group within its optimiser step"),
+    ):
+        also = ["--step"] if option == "train-step" else []
+        group.add_argument(f"--{option}", *also, metavar="N", help=said)
     group.add_argument("--problem", metavar="ID", help="the problem whose id begins so")
     group.add_argument("--source", metavar="NAME", help="the data set or teacher")
-    for name, said in zip(
-        _TRUTHS,
-        (
-            "used in the update",
-            "the expert's step to the letter",
-            "the step before, to the letter",
-            "cut at the allowed length",
-        ),
-        strict=True,
+    for option, said in (
+        ("kept", "used in the update"),
+        ("exact", "the expert's step to the letter"),
+        ("copied", "the step before, to the letter"),
+        ("truncated", "cut at the allowed length"),
     ):
-        group.add_argument(f"--{name}", choices=("true", "false"), help=said)
+        group.add_argument(f"--{option}", choices=("true", "false"), help=said)
     group.add_argument("--failure", metavar="NAME", help="this format failure; any, or none")
     group.add_argument("--failures-only", action="store_true", help="the same as --failure any")
     for option in _NUMBERS:
@@ -305,16 +304,3 @@ def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(column, pa.string())
-
-
-def _per_name(column: pa.ChunkedArray, wanted) -> pa.ChunkedArray:  # type: ignore[no-untyped-def]
-    """Whether each value is wanted, asked once for each different name."""
-    chunks = [
-        pa.array(_truth(chunk.dictionary, wanted), pa.bool_()).take(chunk.indices)
-        for chunk in column.chunks
-    ]
-    return pa.chunked_array(chunks, pa.bool_())
-
-
-def _truth(names: pa.Array, wanted) -> Sequence[bool]:  # type: ignore[no-untyped-def]
-    return [wanted(name) for name in names.to_pylist()]

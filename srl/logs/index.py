@@ -163,22 +163,6 @@ class Log:
                     raise _changed(where)
                 yield record
 
-    def lines(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """The lines of these rows, not parsed: of a line only its length and its ends are checked.
-
-        Raises:
-            LogChangedError: the log was changed since it was opened.
-        """
-        starts = np.append(self.table["start"].to_numpy(), self.end)
-        with self._file() as file:
-            for row in rows:
-                file.seek(starts[row])
-                line = file.readline()
-                whole = line.strip().startswith(b"{") and line.strip().endswith(b"}")
-                if len(line) != starts[row + 1] - starts[row] or not whole:
-                    raise _changed(f"{self.path}, line {row + 1}")
-                yield line
-
     def _file(self) -> BinaryIO:
         try:
             return self.path.open("rb")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -172,25 +171,6 @@ class RunData:
         """Seconds of sampling and updating, over the whole run; None where none were taken."""
         found = [value for name, value in self.totals().items() if name.startswith("seconds/")]
         return sum(found) if found else None
-
-    def speed(self) -> Points:
-        """(training step, tokens written a second): over rollouts, rewards and update together.
-
-        A batch that several updates use is sampled once: its tokens count over all of them.
-        """
-        figures = self.training_figures()
-        seconds: Counter[int] = Counter()
-        for name in ("seconds/collect", "seconds/update"):
-            for step, value in figures.get(name, ()):
-                seconds[step] += value  # type: ignore[assignment]
-        sampled = figures.get("tokens", [])
-        found = []
-        for k, (step, tokens) in enumerate(sampled):
-            end = sampled[k + 1][0] if k + 1 < len(sampled) else math.inf
-            taken = sum(value for at, value in seconds.items() if step <= at < end)
-            if taken:
-                found.append((step, tokens / taken))
-        return found
 
     def validation_accuracy(self) -> list[tuple[int, Estimate]]:
         """(training step, share of validation problems solved) of each validation.

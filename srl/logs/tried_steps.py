@@ -38,48 +38,13 @@ class TriedStep:
     last_step: int
     row: int
 
-    @property
-    def change(self) -> float:
-        return self.last - self.first
 
+def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[TriedStep]]:
+    """Of the expert steps among these rows of the table, the `most` with the best and the worst
+    mean reward, and those that gained most.
 
-@dataclass(frozen=True)
-class TriedSteps:
-    """Every expert step among some records, one entry (K,) each; `TriedStep` says what they are."""
-
-    table: pa.Table
-    example: np.ndarray  # the row of its first record
-    rollouts: np.ndarray
-    reward: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    first_step: np.ndarray
-    last_step: np.ndarray
-    row: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rollouts)
-
-    def __getitem__(self, k: int) -> TriedStep:
-        example = int(self.example[k])
-        return TriedStep(
-            self.table["problem_id"][example].as_py(),
-            self.table["source"][example].as_py(),
-            self.table["step_index"][example].as_py(),
-            int(self.rollouts[k]),
-            float(self.reward[k]),
-            float(self.first[k]),
-            float(self.last[k]),
-            int(self.first_step[k]),
-            int(self.last_step[k]),
-            int(self.row[k]),
-        )
-
-
-def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
-    """Every expert step among these rows of the table, in the order of their first record.
-
-    Records without a reward do not count.
+    Records without a reward do not count. Gained: tried at two training steps at least, and better
+    at the last. Ties go to what was tried more often, then to what came first.
     """
     reward = table["reward"].to_numpy(zero_copy_only=False)
     rows = rows[~np.isnan(reward[rows])]
@@ -108,27 +73,33 @@ def tried_steps(table: pa.Table, rows: np.ndarray) -> TriedSteps:
         return total / np.maximum(1, np.bincount(cells[at], minlength=count))
 
     inorder = np.argsort(first_at)
-    mean = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
-    found = (rows[first_at], n, mean, mean_at(earliest), mean_at(latest), earliest, latest)
-    return TriedSteps(table, *(part[inorder] for part in (*found, rows[order[ends]])))
+    means = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
+    found = (rows[first_at], n, means, mean_at(earliest), mean_at(latest), earliest, latest)
+    example, tried, mean, first, last, first_step, last_step, best = (
+        part[inorder] for part in (*found, rows[order[ends]])
+    )
 
+    def top(which: np.ndarray, values: np.ndarray) -> list[TriedStep]:
+        ranked = which[np.lexsort((which, -tried[which], values[which]))[:most]]
+        return [
+            TriedStep(
+                *(
+                    table[name][int(example[k])].as_py()
+                    for name in ("problem_id", "source", "step_index")
+                ),
+                *(
+                    part[k].item()
+                    for part in (tried, mean, first, last, first_step, last_step, best)
+                ),
+            )
+            for k in ranked
+        ]
 
-def extremes(tried: TriedSteps, most: int) -> dict[str, list[TriedStep]]:
-    """The `most` steps with the best and the worst mean reward, and those that gained most.
-
-    Gained: tried at two training steps at least, and better at the last. Ties go to what was tried
-    more often, then to what came first.
-    """
-    change = tried.last - tried.first
-    gained = np.flatnonzero((tried.last_step > tried.first_step) & (change > 0))
-    everything = np.arange(len(tried))
-
-    def top(rows: np.ndarray, values: np.ndarray) -> list[TriedStep]:
-        order = np.lexsort((rows, -tried.rollouts[rows], values[rows]))
-        return [tried[int(k)] for k in rows[order[:most]]]
-
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        change = last - first
+    everything = np.arange(count)
     return {
-        "best": top(everything, -tried.reward),
-        "worst": top(everything, tried.reward),
-        "most improved": top(gained, -change),
+        "best": top(everything, -mean),
+        "worst": top(everything, mean),
+        "most improved": top(np.flatnonzero((last_step > first_step) & (change > 0)), -change),
     }

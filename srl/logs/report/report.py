@@ -26,7 +26,7 @@ from srl.logs.report.embedded import choose, pack, run_json
 from srl.logs.report.markup import text
 from srl.logs.report.sections import Named
 from srl.logs.run_data import RunData
-from srl.logs.tried_steps import TriedStep, extremes, tried_steps
+from srl.logs.tried_steps import TriedStep, extremes
 from srl.redaction import told_apart
 from srl.runs.folder import RunFolder, replace_file
 
@@ -137,9 +137,9 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
     A short training tries no step twice; its validations do.
     """
     table = run.log.table
-    found = extremes(tried_steps(table, rows_of(table, "train")), OF_NOTE)
+    found = extremes(table, rows_of(table, "train"), OF_NOTE)
     if not found["most improved"]:
-        validated = extremes(tried_steps(table, rows_of(table, "eval")), OF_NOTE)
+        validated = extremes(table, rows_of(table, "eval"), OF_NOTE)
         del found["most improved"]
         found["most improved from one validation to the last"] = validated["most improved"]
     return found

@@ -183,7 +183,6 @@ def optimisation(runs: Runs) -> str:
         zero = not any(value for line in lines for _, value in line)
         if name not in known and not name.startswith("format_failures/") and not zero:
             charts.append(_plain(name, runs, lines))
-    charts.append(_plain("tokens a second", runs, [one.run.speed() for one in runs]))
     return _charts(charts, "No metrics.jsonl in this folder.")
 
 

@@ -6,9 +6,7 @@ was left out is said. Of a column with a million values only those that are show
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +16,19 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.errors import UsageError
-from srl.logs.figures import Cells, Metric, by, codes, metrics_of, values_of
+from srl.logs.figures import (
+    Cells,
+    Metric,
+    cells_of,
+    codes,
+    groups_in,
+    metrics_of,
+    name_codes,
+    values_of,
+)
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.terminal.overview import cells_json, table_of
 from srl.logs.terminal.pen import Pen, figure, interval
 from srl.stats import Estimate
 
@@ -30,10 +36,7 @@ BY = (
     "step_index", "steps_left", "num_steps", "source", "problem", "problem_id", "train_step",
     "format_failure", "phase",
 )  # fmt: skip
-_T = TypeVar("_T")
 _COUNTS = ("records", "problems", "groups")
-# More values than this are not all worked out when a few are shown.
-_MANY = 2_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Grouped:
     cells: Cells
     values: int
     metrics: list[Metric]
+
+
+def table_of(log: Log, rows: np.ndarray) -> pa.Table:
+    """These rows of the log's table."""
+    return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
 
 
 def grouped(
@@ -71,55 +79,54 @@ def grouped(
         allowed = ", ".join(dict.fromkeys(["key", *_COUNTS, *(m.name for m in metrics)]))
         raise UsageError(f"--sort {sort}: a table can be sorted by {allowed}; -NAME goes downwards")
     cells, keys = codes(table[column])
-    if limit is not None and len(keys) > _MANY and name not in ("problems", "groups"):
-        chosen = _order(_rough(table, cells, len(keys), name, named.get(name)), down)[:limit]
-        table = table.filter(pa.array(np.isin(cells, chosen)))
-    found = by(table, column, metrics)
-    by_value: Sequence[float | None]
-    if name in _COUNTS:
-        by_value = [float(count) for count in getattr(found, name)]
-    elif name == "key":
-        by_value = [float(k) for k in range(len(found.keys))]
-    else:
-        estimates = found.metrics[named[name].name]
-        by_value = [None if one is None else one.value for one in estimates]
-    order = _order(np.array(by_value, dtype=np.float64), down)[:limit]
-    return Grouped(column, _chosen(found, order.tolist()), len(keys), metrics)
+    values = sort_values(table, cells, len(keys), name, named.get(name))
+    # Stable; what has no value comes last. Only what is shown is worked out in full.
+    order = np.argsort(-values if down else values, kind="stable")[:limit]
+    place = np.full(len(keys), -1)
+    place[order] = np.arange(len(order))
+    chosen = place[cells] >= 0
+    shown = cells_of(
+        table.filter(pa.array(chosen)), place[cells[chosen]], [keys[k] for k in order], metrics
+    )
+    return Grouped(column, shown, len(keys), metrics)
 
 
-def _rough(
+def sort_values(
     table: pa.Table, cells: np.ndarray, count: int, name: str, metric: Metric | None
 ) -> np.ndarray:
-    """What to sort by, without any interval."""
+    """(count,) what the cells are sorted by: `key`, one of `_COUNTS`, or a metric's mean."""
     if name == "key":
         return np.arange(count, dtype=np.float64)
-    records = np.bincount(cells, minlength=count)
-    if metric is None:
-        return records.astype(np.float64)
-    values = values_of(table, metric)
-    there = ~np.isnan(values)
-    n = np.bincount(cells[there], minlength=count)
-    total = np.bincount(cells[there], weights=values[there], minlength=count)
-    return np.divide(total, n, out=np.full(count, np.nan), where=n > 0)
+    if metric is not None:
+        values = values_of(table, metric)
+        there = ~np.isnan(values)
+        n = np.bincount(cells[there], minlength=count)
+        total = np.bincount(cells[there], weights=values[there], minlength=count)
+        return np.divide(total, n, out=np.full(count, np.nan), where=n > 0)
+    if name == "problems":
+        problems = name_codes(table["problem_id"])
+        cells = np.unique(np.stack([cells, problems]), axis=1)[0]
+    elif name == "groups":
+        cells = cells[groups_in(table, cells)]
+    return np.bincount(cells, minlength=count).astype(np.float64)
 
 
-def _order(values: np.ndarray, down: bool) -> np.ndarray:
-    """Stable; what has no value comes last."""
-    return np.argsort(-values if down else values, kind="stable")
+def cells_json(cells: Cells) -> list[dict[str, object]]:
+    """Each cell with its key and figures, as JSON has them."""
+    return [
+        {
+            "key": key,
+            "records": cells.records[k],
+            "problems": cells.problems[k],
+            "groups": cells.groups[k],
+            "metrics": {name: estimate_json(values[k]) for name, values in cells.metrics.items()},
+        }
+        for k, key in enumerate(cells.keys)
+    ]
 
 
-def _chosen(cells: Cells, order: list[int]) -> Cells:
-    def pick(values: Sequence[_T]) -> list[_T]:
-        return [values[k] for k in order]
-
-    return replace(
-        cells,
-        keys=pick(cells.keys),
-        records=pick(cells.records),
-        problems=pick(cells.problems),
-        groups=pick(cells.groups),
-        metrics={name: pick(values) for name, values in cells.metrics.items()},
-    )
+def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
+    return None if estimate is None else estimate.to_json()
 
 
 def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, object]:
@@ -133,8 +140,11 @@ def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, obj
     }
 
 
-def grouped_table(found: Grouped, wanted: Filter, pen: Pen) -> Group:
-    """The table as wide as the terminal allows, and a line on what it leaves out."""
+def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
+    """The table as wide as the terminal allows, and a line on what it leaves out.
+
+    `wanted` is what the records were asked for by; None where it is said elsewhere.
+    """
     cells = found.cells
     columns = [
         _Column("records", [f"{n:,}" for n in cells.records]),
@@ -165,11 +175,13 @@ def grouped_table(found: Grouped, wanted: Filter, pen: Pen) -> Group:
     parts: list[RenderableType] = [table]
     said = []
     if found.values > len(keys):
-        said.append(f"{len(keys):,} of {found.values:,} shown; --limit shows more")
-    if left_out:
+        how = "--limit" if wanted else f"--by {found.column}"
+        said.append(f"{len(keys):,} of {found.values:,} shown; {how} shows more")
+    if left_out and wanted:
         said.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
-    said.append(f"records: {pen.say(wanted.words)}")
-    parts.append(Text(". ".join(said), style="dim"))
+    if wanted:
+        said.append(f"records: {pen.say(wanted.words)}")
+    parts += [Text(". ".join(said), style="dim")] if said else []
     return Group(*parts)
 
 

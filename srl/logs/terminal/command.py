@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,17 +24,17 @@ from srl.console import is_unicode, visible
 from srl.errors import UsageError
 from srl.logs.filters import Filter, add_filters, in_order
 from srl.logs.index import Log
-from srl.logs.reading import Reading, say
+from srl.logs.reading import reading, say
 from srl.logs.run_data import RunData
 from srl.logs.terminal.by_column import BY, grouped, grouped_json, grouped_table
-from srl.logs.terminal.follow import Watch, follow_lines, follow_live, is_live, record_line
+from srl.logs.terminal.follow import follow_lines, follow_live, is_live, record_line
 from srl.logs.terminal.overview import overview, overview_json
 from srl.logs.terminal.overview_tables import overview_parts
 from srl.logs.terminal.pen import Pen
 from srl.logs.terminal.records_view import newest_note, records_table
 from srl.logs.terminal.rollout_view import rollout
 from srl.runs.folder import RunFolder
-from srl.runs.records import finite
+from srl.runs.records import finite, json_line
 
 INTERRUPTED = 130
 
@@ -126,8 +125,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
     folder = _folder(path, follow=args.follow)
     if args.follow:
         return _follow(folder, args, wanted, console)
-    with Reading() as reading:
-        data = RunData.open(folder, reading)
+    data = RunData.open(folder, reading())
     log, pen = data.log, Pen.of(console)
     if args.record is not None:
         return _record(data, args, console)
@@ -148,7 +146,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
         _write_lines(log, _first(in_order(log, rows, args.sort), args))
         return 0
     most = 3 if pen.short and not args.json else 5
-    figures = overview(data, rows, most=most, full=args.json)
+    figures = overview(data, rows, most=most, values=100 if args.json else 5 if pen.short else 10)
     if args.json:
         _write_object(overview_json(data, wanted, figures))
         return 0
@@ -176,7 +174,7 @@ def _first(rows: np.ndarray, args: argparse.Namespace, wanted: Filter | None = N
 def narrows(wanted: Filter) -> bool:
     """Whether a filter asks for more than a phase."""
     return bool(
-        wanted.ranges or wanted.prefixes or wanted.truths or wanted.failure or wanted.comparisons
+        wanted.ranges or wanted.names or wanted.truths or wanted.failure or wanted.comparisons
     )
 
 
@@ -185,17 +183,7 @@ def _check(args: argparse.Namespace, wanted: Filter) -> None:
         raise UsageError(f"--limit {args.limit}: at least 1 has to be shown")
     given = {
         f"--{name}": getattr(args, name) not in (None, False)
-        for name in (
-            "by",
-            "record",
-            "figures",
-            "follow",
-            "export",
-            "to",
-            "json",
-            "sort",
-            "limit",
-        )
+        for name in ("by", "record", "figures", "follow", "export", "to", "json", "sort", "limit")
     }
     every = ("--by", "--record", "--figures", "--follow", "--export")
     views = [name for name in every if given[name]]
@@ -268,13 +256,11 @@ def _export(data: RunData, rows: np.ndarray, args: argparse.Namespace) -> int:
 
 
 def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console: Console) -> int:
-    watch, pen = Watch(folder), Pen.of(console)
+    pen = Pen.of(console)
 
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
             said = list(_json_lines(log, rows))
-            # Raises where another record of the same length stands.
-            deque(log.read(rows.tolist()), maxlen=0)
         else:
             records = zip(rows.tolist(), log.read(rows.tolist()), strict=True)
             said = [record_line(row + 1, record, pen) for row, record in records]
@@ -284,10 +270,10 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
 
     try:
         if is_live(console) and not args.json:
-            follow_live(watch, wanted, console, limit=args.limit or _LATEST)
+            follow_live(folder, wanted, console, limit=args.limit or _LATEST)
         else:
             before = args.limit if args.limit or args.json else 10
-            follow_lines(watch, wanted, write, say, before=before)
+            follow_lines(folder, wanted, write, say, before=before)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -308,8 +294,8 @@ def _write_lines(log: Log, rows: np.ndarray) -> None:
 
 
 def _json_lines(log: Log, rows: np.ndarray) -> Iterator[str]:
-    """The lines of the log, each with its number; in ASCII where signs fail, or are obeyed."""
+    """The records, each with its line's number; in ASCII where signs fail, or are obeyed."""
     plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
-    for row, line in zip(rows.tolist(), log.lines(rows.tolist()), strict=True):
-        said = f'{{"line": {row + 1}, {line.decode().strip()[1:].lstrip()}'
+    for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
+        said = f'{{"line": {row + 1}, {json_line(record).decode().strip()[1:]}'
         yield json.dumps(json.loads(said)) if plain else said

@@ -7,39 +7,39 @@ Only figures, from `figures.py` and `run_data.py`; `overview_tables.py` draws th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from srl.logs.figures import (
-    FIXED,
-    REWARD_METRIC,
-    Cells,
     Metric,
     Yield,
     all_of,
     bins_of,
-    by,
     counts,
     metrics_of,
-    most_frequent,
     over_training,
     sampling_yield,
 )
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.tried_steps import TriedStep, extremes, tried_steps
+from srl.logs.terminal.by_column import (
+    Grouped,
+    cells_json,
+    estimate_json,
+    grouped,
+    table_of,
+)
+from srl.logs.tried_steps import TriedStep, extremes
 from srl.stats import Estimate
 
-# What a table of the overview has room for; `--by` shows the rest.
-TABLE_METRICS = (REWARD_METRIC, FIXED["exact"], FIXED["format_failures"])
+GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
 TABLES = ("step_index", "steps_left", "num_steps", "source")
-# Values in a table: those with the most records. A log can have a source for every problem.
-_SHOWN, _TOLD = 20, 100
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,8 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Groups of training: all, in the first and last fifth, and the share kept in each bin."""
-
-    whole: Yield
-    first: Yield | None
-    last: Yield | None
-    trend: list[float | None]
-
-
-@dataclass(frozen=True)
 class Time:
-    """Seconds of the whole run so far, and tokens written in a second of sampling and updating.
-
-    Attributes:
-        sampling, updating, validating: seconds.
-        tokens_per_second: over the whole run; None where no time was taken.
-    """
+    """Seconds of the whole run so far, and tokens written in a second of sampling and updating."""
 
     sampling: float
     updating: float
@@ -98,11 +83,10 @@ class Overview:
         fifths: the same of the first and the last fifth; None where there is one training step.
         courses: the metrics.
         failures: why a format failed -> how many records.
-        sampling: None where no record is of training.
+        sampling: groups of training; None where no record is of training.
         time: None where metrics.jsonl tells none.
-        tables: column -> its most frequent values; columns with one value only are left out.
-        values: column -> how many values there are.
-        ends: column -> value -> the mean reward in the first and the last fifth.
+        tables: column -> its values, or those with most records; columns with one value only
+            are left out.
         extremes: best, worst and most improved steps; `row` is a row of the log.
     """
 
@@ -115,21 +99,14 @@ class Overview:
     fifths: tuple[tuple[int, int], tuple[int, int]] | None
     courses: list[Course]
     failures: Mapping[str, int]
-    sampling: Sampling | None
+    sampling: Yield | None
     time: Time | None
-    tables: Mapping[str, Cells]
-    values: Mapping[str, int]
-    ends: Mapping[str, Mapping[object, tuple[Estimate | None, Estimate | None]]]
+    tables: Mapping[str, Grouped]
     extremes: Mapping[str, Sequence[TriedStep]]
 
 
-def table_of(log: Log, rows: np.ndarray) -> pa.Table:
-    """These rows of the log's table."""
-    return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
-
-
 def overview(
-    data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, full: bool = False
+    data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, values: int = 10
 ) -> Overview:
     """The figures of these rows of the log, at least one.
 
@@ -138,7 +115,7 @@ def overview(
         rows: as `Filter.rows` gives them.
         bins: how many values a trend has at most.
         most: how many best, worst and most improved steps.
-        full: tables with every metric and more values, not only what a terminal has room for.
+        values: how many values a table has at most.
     """
     log = data.log
     table = table_of(log, rows)
@@ -163,13 +140,12 @@ def overview(
                     [None if one is None else one.value for one in trends.metrics[name]],
                 )
             )
-    in_tables, room = (metrics, _TOLD) if full else (TABLE_METRICS, _SHOWN)
-    values = {column: len(pc.unique(table[column])) for column in TABLES}
-    parts = {
-        column: most_frequent(table, column, room) if count > room else table
-        for column, count in values.items()
-        if count > 1
-    }
+    sampled = sampling_yield(table, most=1)
+    if sampled:
+        kept = [_kept(part) for part in (table, early, late)]
+        trend = [one.kept / one.tried for one in sampling_yield(table, most=bins)]
+        if kept[0] is not None:
+            courses.append(Course(GROUPS, kept[0], kept[1], kept[2], [*trend]))
     return Overview(
         records=table.num_rows,
         problems=whole.problems[0],
@@ -180,12 +156,10 @@ def overview(
         fifths=fifths,
         courses=courses,
         failures={name: sum(n) for name, n in counts(table, "format_failure", most=1)[1].items()},
-        sampling=_sampling(table, early, late, bins),
+        sampling=sampled[0] if sampled else None,
         time=_time(data),
-        tables={column: by(part, column, in_tables) for column, part in parts.items()},
-        values={column: values[column] for column in parts},
-        ends={column: _ends(part, fifths, column) for column, part in parts.items()},
-        extremes=extremes(tried_steps(log.table, rows), most),
+        tables=_tables(log, rows, values),
+        extremes=extremes(log.table, rows, most),
     )
 
 
@@ -202,71 +176,40 @@ def _within(table: pa.Table, steps: tuple[int, int]) -> pa.Table:
     )
 
 
-def _ends(
-    table: pa.Table, fifths: tuple[tuple[int, int], tuple[int, int]] | None, column: str
-) -> dict[object, tuple[Estimate | None, Estimate | None]]:
-    if fifths is None:
-        return {}
-    first, last = (
-        dict(zip(cells.keys, cells.metrics[REWARD_METRIC.name], strict=True))
-        for cells in (by(_within(table, part), column, [REWARD_METRIC]) for part in fifths)
+def _tables(log: Log, rows: np.ndarray, most: int) -> dict[str, Grouped]:
+    found = {}
+    for column in TABLES:
+        count = len(pc.unique(log.table[column].take(pa.array(rows))))
+        if count > 1:
+            sort = "-records" if count > most else None
+            found[column] = grouped(log, rows, column, sort=sort, limit=most)
+    return found
+
+
+def _kept(table: pa.Table | None) -> Estimate | None:
+    """The share of groups that were kept."""
+    found = sampling_yield(table, most=1) if table is not None else []
+    return (
+        Estimate(found[0].kept / found[0].tried, math.nan, math.nan, found[0].tried)
+        if found
+        else None
     )
-    return {key: (first.get(key), last.get(key)) for key in first.keys() | last.keys()}
-
-
-def _sampling(
-    table: pa.Table, early: pa.Table | None, late: pa.Table | None, bins: int
-) -> Sampling | None:
-    def whole(part: pa.Table | None) -> Yield | None:
-        found = sampling_yield(part, most=1) if part is not None else []
-        return found[0] if found else None
-
-    if (everything := whole(table)) is None:
-        return None
-    trend = [one.kept / one.tried for one in sampling_yield(table, most=bins)]
-    return Sampling(everything, whole(early), whole(late), list(trend))
 
 
 def _time(data: RunData) -> Time | None:
-    figures = data.training_figures()
-    sampling = dict(figures.get("seconds/collect", ()))
-    updating = dict(figures.get("seconds/update", ()))
-    tokens = dict(figures.get("tokens", ()))
-    validating = sum(value for _, value in data.validation_figures().get("seconds", ()))
-    if not sampling:
+    totals = data.totals()
+    if "seconds/collect" not in totals:
         return None
-    seconds = {step: value + updating.get(step, 0.0) for step, value in sampling.items()}
-    timed = [step for step in seconds if step in tokens and seconds[step] > 0]
-    total = sum(seconds[step] for step in timed)
-    return Time(
-        sum(sampling.values()),
-        sum(updating.values()),
-        validating,
-        sum(tokens[step] for step in timed) / total if total else None,
-    )
-
-
-def cells_json(cells: Cells) -> list[dict[str, object]]:
-    """Each cell with its key and figures, as JSON has them."""
-    return [
-        {
-            "key": key,
-            "records": cells.records[k],
-            "problems": cells.problems[k],
-            "groups": cells.groups[k],
-            "metrics": {name: estimate_json(values[k]) for name, values in cells.metrics.items()},
-        }
-        for k, key in enumerate(cells.keys)
-    ]
-
-
-def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
-    return None if estimate is None else estimate.to_json()
+    sampling, updating = totals["seconds/collect"], totals.get("seconds/update", 0.0)
+    seconds, tokens = sampling + updating, totals.get("tokens")
+    validating = sum(value for _, value in data.validation_figures().get("seconds", ()))
+    speed = tokens / seconds if tokens is not None and seconds > 0 else None
+    return Time(sampling, updating, validating, speed)
 
 
 def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, object]:
     """Everything that the overview shows."""
-    sampling, time, gain = found.sampling, found.time, data.gain()
+    sampling, gain = found.sampling, data.gain()
     return {
         "run": str(data.folder.path),
         "complete": data.complete,
@@ -290,24 +233,18 @@ def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, o
                 "trend": course.trend,
             }
             for course in found.courses
+            if course.metric is not GROUPS
         },
         "format_failures": found.failures,
         "sampling": None
         if sampling is None
         else {
-            "tried": sampling.whole.tried,
-            "kept": sampling.whole.kept,
-            "dropped": sampling.whole.dropped,
-            "trend": sampling.trend,
+            "tried": sampling.tried,
+            "kept": sampling.kept,
+            "dropped": sampling.dropped,
+            "trend": next(c.trend for c in found.courses if c.metric is GROUPS),
         },
-        "time": None
-        if time is None
-        else {
-            "sampling": time.sampling,
-            "updating": time.updating,
-            "validating": time.validating,
-            "tokens_per_second": time.tokens_per_second,
-        },
+        "time": None if found.time is None else asdict(found.time),
         "accuracies": [
             {
                 "when": one.when,
@@ -322,22 +259,11 @@ def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, o
         "validations": [
             {"step": step, **estimate.to_json()} for step, estimate in data.validation_accuracy()
         ],
-        "by": {column: cells_json(cells) for column, cells in found.tables.items()},
-        "values": found.values,
+        "by": {column: cells_json(one.cells) for column, one in found.tables.items()},
+        "values": {column: one.values for column, one in found.tables.items()},
         "extremes": {
             name: [
-                {
-                    "problem_id": step.problem_id,
-                    "source": step.source,
-                    "step_index": step.step_index,
-                    "rollouts": step.rollouts,
-                    "reward": step.reward,
-                    "first": step.first,
-                    "last": step.last,
-                    "first_step": step.first_step,
-                    "last_step": step.last_step,
-                    "line": step.row + 1,
-                }
+                {k: v for k, v in asdict(step).items() if k != "row"} | {"line": step.row + 1}
                 for step in steps
             ]
             for name, steps in found.extremes.items()

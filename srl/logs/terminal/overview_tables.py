@@ -7,39 +7,27 @@ and texts are somebody's: every control character is spelt out, and none is read
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from srl.console import clock
-from srl.logs.figures import (
-    REWARD_METRIC,
-    Cells,
-    Metric,
-    Yield,
-)
 from srl.logs.filters import Filter
 from srl.logs.index import Log
 from srl.logs.run_data import RunData
-from srl.logs.terminal.overview import TABLE_METRICS, Course, Overview, Sampling
+from srl.logs.terminal.by_column import grouped_table
+from srl.logs.terminal.overview import Course, Overview
 from srl.logs.terminal.pen import Pen, figure, interval, number, percent, tally
 from srl.logs.tried_steps import TriedStep
 from srl.runs.attempts import Accuracy
 from srl.stats import Estimate
 
-_GROUPS = Metric("groups", "groups kept", "share used in the update, over groups of training", True)
-_SHORT = {"exact": "exact", "format_failures": "fail"}
-_BRIEF = {"step_index": "index", "steps_left": "left", "num_steps": "steps"}
-_TITLES = {"step_index": "step index", "steps_left": "steps left", "num_steps": "steps in all"}
 FIFTHS = "first {arrow} last"
-_BETWEEN = 3  # columns between two tables
 _LEAST_TREND, _MOST_TREND = 8, 60
 
 
@@ -52,8 +40,8 @@ def overview_parts(
         Text(),
         courses(found, pen),
     ]
-    if found.tables:
-        parts += [Text(), *_tables(found, pen)]
+    for table in found.tables.values():
+        parts += [Text(), grouped_table(table, None, pen)]
     if len(found.extremes["worst"]) > 1:
         parts += [Text(), _extremes(data.log, found, pen)]
     return parts
@@ -163,8 +151,6 @@ def _validation(found: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
 def courses(found: Overview, pen: Pen) -> Group:
     """Each metric: mean, interval, its course over training, first and last fifth."""
     rows = [_course_row(course, pen) for course in found.courses if course.metric.name != "kept"]
-    if found.sampling is not None:
-        rows.append(_sampling_row(found.sampling, pen))
     # The label's column is the only one that wraps; the trend gets what is left.
     longest = max(cell_len(row[0]) for row in rows)
     titles = {1: "mean", 2: "95% interval", 4: FIFTHS.format(arrow=pen.arrow)}
@@ -201,7 +187,7 @@ def courses(found: Overview, pen: Pen) -> Group:
     if found.failures:
         notes.add_row(Text("failures", style="bold"), Text(tally(found.failures, pen)))
     if found.sampling is not None:
-        whole = found.sampling.whole
+        whole = found.sampling
         said = f"{whole.kept:,} kept of {whole.tried:,} tried"
         said += f"; dropped: {tally(whole.dropped, pen)}" if whole.dropped else ""
         notes.add_row(Text("groups", style="bold"), Text(said))
@@ -222,83 +208,12 @@ def _course_row(course: Course, pen: Pen) -> _Row:
     )
 
 
-def _sampling_row(sampling: Sampling, pen: Pen) -> _Row:
-    def share(one: Yield | None) -> Estimate | None:
-        return Estimate(one.kept / one.tried, math.nan, math.nan, one.tried) if one else None
-
-    return (
-        _GROUPS.label,
-        percent(sampling.whole.kept / sampling.whole.tried),
-        "",
-        sampling.trend,
-        pen.change(_GROUPS, share(sampling.first), share(sampling.last)),
-    )
-
-
 def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | None]:
     """At most `room` values: means of equally many neighbours."""
     if len(values) <= room:
         return values
     parts = np.array_split(np.array(values, dtype=np.float64), room)
     return [float(np.nanmean(p)) if not np.isnan(p).all() else None for p in parts]
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-
-def _tables(found: Overview, pen: Pen) -> list[RenderableType]:
-    """As many tables beside one another as fit; of few columns where the terminal is low."""
-    probe = Console(width=10_000, color_system=None)
-    rows: list[list[Table]] = []
-    room = 0
-    for item in found.tables.items():
-        table = _table(*item, found, pen, short=pen.short)
-        width = Measurement.get(probe, probe.options, table).maximum + _BETWEEN
-        if width > room + _BETWEEN or not rows:
-            rows.append([])
-            room = pen.width
-        rows[-1].append(table)
-        room -= width
-    parts: list[RenderableType] = []
-    for tables in rows:
-        row = Table.grid(padding=(0, _BETWEEN, 0, 0), pad_edge=False)
-        row.add_row(*tables)
-        parts += [Text(), row] if parts else [row]
-    for column, cells in found.tables.items():
-        if left := found.values[column] - len(cells.keys):
-            said = f"{left:,} more values of {_TITLES.get(column, column)}: --by {column}"
-            parts.append(Text(said, style="dim"))
-    return parts
-
-
-def _table(column: str, cells: Cells, found: Overview, pen: Pen, *, short: bool) -> Table:
-    """One line for each value of a column: how many, how good, better than at first?"""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    # A key of any length: it is the one that gives way.
-    title = _TITLES.get(column, column)
-    title = _BRIEF.get(column, title) if short else title
-    table.add_column(title, overflow="fold", max_width=30)
-    if not short:
-        table.add_column("records", justify="right", no_wrap=True)
-    metrics = TABLE_METRICS[:2] if short else TABLE_METRICS
-    ends = found.ends[column] if found.fifths is not None else {}
-    for metric in metrics:
-        title = _SHORT.get(metric.name, metric.label)
-        table.add_column(title, justify="right", no_wrap=True)
-    if ends:
-        table.add_column(FIFTHS.format(arrow=pen.arrow), justify="right", no_wrap=True)
-    for k, key in enumerate(cells.keys):
-        row = [Text(pen.say(str(key)))]
-        if not short:
-            row.append(Text(f"{cells.records[k]:,}"))
-        for metric in metrics:
-            estimate = cells.metrics[metric.name][k]
-            value = None if estimate is None else estimate.value
-            row.append(Text(figure(metric, value)))
-        if ends:
-            row.append(Text(pen.change(REWARD_METRIC, *ends.get(key, (None, None)))))
-        table.add_row(*row)
-    return table
 
 
 def _extremes(log: Log, found: Overview, pen: Pen) -> Table:
