@@ -79,9 +79,9 @@ class Environment:
         gold = trajectory.answer
         if answer is None or gold is None:
             return Verdict(False, answer)
-        if same_answer(answer, gold):
-            return Verdict(True, answer)
-        return Verdict(False if is_number(answer) and is_number(gold) else None, answer)
+        if answer == gold or (is_number(answer) and is_number(gold)):
+            return Verdict(same_answer(answer, gold), answer)
+        return Verdict(None, answer)  # such as x(x+1) beside x^2+x, or R - r beside r - R
 
     def finished(self, trajectory: Trajectory, steps: Sequence[Step]) -> bool:
         """Returns whether an attempt ends with the last of these steps: it states an answer."""

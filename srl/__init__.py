@@ -5,7 +5,8 @@ Words, used everywhere in the same sense:
     problem      what is to be solved; `problem_id` is a hash of its text
     trajectory   an expert's whole solution, cut into steps
     step         one expert action
-    context      the problem and the steps so far: what the policy is asked to continue
+    observation  what the world said after a step; context for the next one, never a target
+    context      the problem, the steps so far and what was observed: what the policy continues
     thought      the policy's monologue; it is never scored
     action       the policy's step; it is scored against the expert's
     rollout      one completion of one prompt: a thought and an action, or a format failure

@@ -32,6 +32,8 @@ def test_mathematics_tells(mode: str) -> None:
         (r"\pi/2", r"\frac{\pi}{2}", True),
         ("79 marbles", "79", True),
         ("x=5", "5", True),
+        ("R^2 - r^2", "R^2-r^2", True),
+        ("R^2 - r^2", "r^2 - R^2", False),
         (r"\frac{\pi}{3}", r"\frac{\pi}{2}", False),
         ("78 marbles", "79", False),
         (None, "79", False),
