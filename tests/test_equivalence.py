@@ -11,7 +11,6 @@ from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, wei
 from torch import Tensor
 from transformers import TrainerCallback
 
-import srl.rollout.samplers
 import srl.training.trainer
 from rewards import StepContext, similarity_reward
 from srl.errors import UsageError
@@ -69,6 +68,22 @@ def test_the_seed_decides_everything(toy_policy: Path, tmp_path: Path) -> None:
     assert steps_of(tmp_path / "a") != steps_of(tmp_path / "c")
 
 
+@pytest.mark.parametrize("changes", [{"prefix_tree": False}, {"rollout_token_budget": 120}])
+def test_neither_trees_nor_memory_change_what_is_sampled(
+    toy_policy: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Nor, with it, a reward or an advantage; weights may differ by the rounding of sums."""
+    sampled = {}
+    for name, more in (("a", {}), ("b", changes)):
+        make(toy_policy, tmp_path / name, max_steps=3, optim="sgd", **more).train()
+        sampled[name] = [
+            {key: value for key, value in record.items() if not isinstance(value, float)}
+            for record in read_jsonl(tmp_path / name / "steps.jsonl")
+        ]
+    assert len(sampled["a"]) > 48
+    assert sampled["a"] == sampled["b"]
+
+
 # ---- micro-batches -----------------------------------------------------------------------------
 
 
@@ -91,8 +106,6 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         return step_loss(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(srl.training.trainer, "step_loss", counted)
-    # One decoder for all: each draws random numbers in an order of its own.
-    monkeypatch.setattr(srl.rollout.samplers, "refusal", lambda model: "asked for")
 
     def update(tokens: int, prefix_tree: bool = True) -> tuple[int, Tensor, float]:
         nonlocal calls

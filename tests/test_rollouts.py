@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,9 +31,10 @@ from srl.rollout.samplers import (
     Prompt,
     SamplingParams,
     _chunks,
-    _race,
     complete,
+    key_of,
 )
+from srl.rollout.uniforms import uniforms
 
 VOCABULARY = 24
 PAD = 0
@@ -146,8 +148,7 @@ def test_rows_leave_groups_of_which_others_go_on(monkeypatch: pytest.MonkeyPatch
     """Samples of a group end at different times; what is left must go on as if alone."""
     monkeypatch.setattr(decoding, "_WORTH_A_COPY", 1.0)
     model = build(lambda: qwen2(initializer_range=0.4))
-    torch.manual_seed(3)
-    drawn = sampler(model)(PROMPTS, 20, SamplingParams(12, stop_ids=frozenset(range(6))))
+    drawn = sampler(model)(PROMPTS, 20, SamplingParams(12, stop_ids=frozenset(range(6)), seed=3))
     assert len({len(completion.ids) for group in drawn for completion in group}) >= 6
     surprise = variance = 0.0
     for prompt, group in zip(PROMPTS, drawn, strict=True):
@@ -275,8 +276,7 @@ def assert_drawn_from(tokens: Sequence[int], probs: Tensor) -> None:
 
 
 def first_tokens(model: PreTrainedModel, n: int, **options: float | int) -> list[int]:
-    torch.manual_seed(1)
-    params = SamplingParams(1, **options)  # type: ignore[arg-type]
+    params = SamplingParams(1, seed=1, **options)  # type: ignore[arg-type]
     return [completion.ids[0] for completion in sampler(model, 10**6)([PROMPTS[0]], n, params)[0]]
 
 
@@ -284,8 +284,7 @@ def test_samples_follow_the_models_own_distribution() -> None:
     model = build(lambda: qwen2(initializer_range=0.2))
     # What `generate` would obey, and what would make the samples off-policy
     model.generation_config.update(top_k=1, top_p=0.1, repetition_penalty=9.0, temperature=0.1)
-    torch.manual_seed(1)
-    drawn = sampler(model, 10**6)([PROMPTS[3], PROMPTS[0]], 4000, SamplingParams(2))
+    drawn = sampler(model, 10**6)([PROMPTS[3], PROMPTS[0]], 4000, SamplingParams(2, seed=1))
     for prompt, group in zip((PROMPTS[3], PROMPTS[0]), drawn, strict=True):
         probs = next_token_probs(model, prompt)
         assert_drawn_from([completion.ids[0] for completion in group], probs)
@@ -315,15 +314,6 @@ def test_sampling_options() -> None:
         assert_drawn_from(first_tokens(model, 4000, **{name: value}), expected / expected.sum())
 
 
-def test_tokens_are_drawn_alike_on_other_devices() -> None:
-    """What stands for `torch.multinomial` there; NaN is found later, with a message."""
-    probs = next_token_probs(build(lambda: qwen2(initializer_range=0.2)), PROMPTS[0]).clone()
-    probs[int(probs.argmin())] = 0.0
-    torch.manual_seed(1)
-    assert_drawn_from(_race(probs.expand(4000, -1)).tolist(), probs / probs.sum())
-    assert _race(torch.full((2, 5), torch.nan)).lt(5).all()
-
-
 def test_scores_of_the_memory_are_as_exact_as_in_the_update() -> None:
     """Keys with a large bias in common, as Qwen 2.5 has: in bf16 scores would lose what differs."""
     torch.manual_seed(0)
@@ -343,16 +333,82 @@ def test_scores_of_the_memory_are_as_exact_as_in_the_update() -> None:
     assert (found - expected).norm() / expected.norm() < 0.01  # .1 with scores in bf16
 
 
-def test_the_global_seed_decides() -> None:
+def sampled(**changes: int) -> SamplingParams:
+    return SamplingParams(10, temperature=1.2, stop_ids=frozenset({3, 4}), **changes)  # type: ignore[arg-type]
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
     model = build()
-    params = SamplingParams(8, temperature=1.5, stop_ids=frozenset({3}))
+    drawn = sampler(model)(PROMPTS, 4, sampled(seed=1))
+    torch.manual_seed(5)
+    assert tokens(sampler(model)(PROMPTS, 4, sampled(seed=1))) == tokens(drawn)
+    assert tokens(sampler(model)(PROMPTS, 4, sampled(seed=2))) != tokens(drawn)
+    state = torch.get_rng_state()
+    sampler(model)(PROMPTS, 4, sampled())
+    assert torch.equal(torch.get_rng_state(), state)
 
-    def draw(seed: int) -> list[list[Completion]]:
-        torch.manual_seed(seed)
-        return sampler(model)(PROMPTS, 4, params)
 
-    assert draw(1) == draw(1)
-    assert draw(1) != draw(2)
+def tokens(groups: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids for completion in group] for group in groups]
+
+
+def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it() -> None:
+    """Neither on the other rows and their order, nor on memory, nor on sharing prompts."""
+    model = build(lambda: qwen2(initializer_range=0.3))
+    nested = [*PROMPTS, PROMPTS[2][:5], PROMPTS[2][:3]]
+    asked = [Prompt(ids, key=key_of("place", n)) for n, ids in enumerate(nested)]
+    expected = complete(local(model), asked, 6, sampled())
+    assert len({len(one.ids) for group in expected for one in group}) > 3
+    assert len({tuple(one.ids) for group in expected for one in group}) > 20
+
+    for budget in (1, 90, 300):
+        assert tokens(complete(local(model, budget), asked, 6, sampled())) == tokens(expected)
+    order = [4, 0, 6, 2, 5, 1, 3]
+    again = complete(local(model), [asked[i] for i in order], 6, sampled())
+    assert tokens(again) == tokens([expected[i] for i in order])
+    unshared = LocalSampler(model, pad_id=PAD, token_budget=10_000, share=False)
+    assert tokens(complete(unshared, asked, 6, sampled())) == tokens(expected)
+    # In parts, as where memory holds a few samples of a prompt at a time
+    parts = [complete(local(model), asked, 2, sampled(), first_sample=n) for n in (0, 2, 4)]
+    together = [[one for group in groups for one in group] for groups in zip(*parts, strict=True)]
+    assert tokens(together) == tokens(expected)
+
+
+def test_equal_prompts_at_other_places_are_sampled_apart() -> None:
+    asked = [Prompt(PROMPTS[0], key) for key in (1, 2)]
+    one, two = complete(local(build()), asked, 4, sampled())
+    assert [c.ids for c in one] != [c.ids for c in two]
+
+
+def test_log_probs_are_those_of_the_plain_forward() -> None:
+    """At the sampling temperature, whatever top_p and top_k leave of the distribution."""
+    model = build()
+    for options in ({}, {"top_p": 0.7}, {"top_k": 4}, {"min_p": 0.05}):
+        params = SamplingParams(9, temperature=0.8, stop_ids=frozenset({3}), **options)  # type: ignore[arg-type]
+        drawn = sampler(model)(PROMPTS, 3, params)
+        for prompt, group in zip(PROMPTS, drawn, strict=True):
+            for completion in group:
+                ids = torch.tensor([*prompt, *completion.ids])
+                with torch.no_grad():
+                    logits = model(ids[None]).logits[0, len(prompt) - 1 : -1] / 0.8
+                expected = logits.log_softmax(-1).gather(1, ids[len(prompt) :, None])[:, 0]
+                found = torch.tensor(completion.log_probs)
+                torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert sampler(model)(PROMPTS, 1, greedy(4))[0][0].log_probs == []
+
+
+def test_the_numbers_are_pinned_and_uniform() -> None:
+    """A change of these would silently change every seeded run."""
+    first = uniforms(seed=7, key=11, sample=2, first=0, count=8)
+    assert [round(float(number), 6) for number in first[:3]] == [0.178964, 0.226585, 0.543009]
+    assert np.array_equal(uniforms(7, 11, 2, 4, 4), first[4:])
+    places = [(key, sample) for key in range(40) for sample in (0, 1)]
+    drawn = np.concatenate([uniforms(0, *place, first=0, count=64) for place in places])
+    assert 0 <= drawn.min() < drawn.max() < 1
+    counts = np.bincount((drawn * 16).astype(int), minlength=16)
+    expected = len(drawn) / 16
+    assert ((counts - expected) ** 2 / expected).sum() < 15 + 5 * 30**0.5  # Pearson, 15 degrees
+    assert len(np.unique(drawn)) == len(drawn)
 
 
 @pytest.mark.parametrize("training", [True, False])

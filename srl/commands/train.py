@@ -153,7 +153,7 @@ def _train(
         before = test(trainer.model, "before") if args.test_before else {}
         write_json(before_path, before)
     try:
-        # The evaluation drew random numbers or not: training starts from the same state.
+        # For what draws from torch's generator, such as dropout; rollouts have their own numbers.
         set_seed(args.seed)
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

@@ -76,14 +76,9 @@ def measure(
         whole_system_prompt=args.whole_system_prompt,
     )
     sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
-    # The samples of an evaluation must not move the random numbers of training.
-    with (
-        torch.random.fork_rng(devices=[] if args.device.type == "cpu" else None),
-        torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)),
-    ):
-        torch.manual_seed(args.seed)
+    with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         limit, tick = context_limit(model), _now_and_then(when, console)
-        attempts = _solve(sampler, form, asked, args, limit, tick)
+        attempts = _solve(sampler, form, asked, args, args.seed, limit, tick)
         steps = _steps(sampler, form, problems, args, rewards, limit)
     attempts = judged(attempts, args)
     if run is not None:
@@ -122,20 +117,15 @@ def _solve(
     form: PromptFormat,
     problems: Sequence[Trajectory],
     args: EvaluationSettings,
+    seed: int,
     limit: int | None,
     tick: Tick,
 ) -> list[Attempt]:
     def params(longest: int, *, sampled: bool) -> SamplingParams:
+        stops = form.stop_ids
         if not sampled:
-            return SamplingParams(longest, temperature=0, stop_ids=form.stop_ids)
-        return SamplingParams(
-            longest,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            stop_ids=form.stop_ids,
-        )
+            return SamplingParams(longest, temperature=0, stop_ids=stops)
+        return SamplingParams.of(args, seed=seed, max_new_tokens=longest, stop_ids=stops)
 
     def rounds(samples: int) -> list[tuple[int, int]]:
         """First sample and how many: greedy, then sampled."""

@@ -5,7 +5,8 @@ batch, so a step costs about what its longest completions cost. The sampling par
 passed in and no others: `model.generate` would inherit top_p, top_k and a repetition penalty from
 the model's own `generation_config`, and sampling would silently be off-policy.
 
-Random numbers come from torch's global generator: it is what a checkpoint saves.
+Each token is drawn with a random number of its own (`uniforms.py`), by inverting the distribution:
+what is sampled depends on the seed and the prompt's key, and on nothing that is computed beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from srl.config.parts import SamplingSettings
 from srl.errors import DivergedError
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
+from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
 # work queued up meanwhile.
@@ -49,6 +51,7 @@ class SamplingParams:
         top_k: 0 is off.
         min_p: None is off.
         stop_ids: every token that ends a completion; the token stays in the completion.
+        seed: of the random numbers.
     """
 
     max_new_tokens: int
@@ -57,6 +60,27 @@ class SamplingParams:
     top_k: int = 0
     min_p: float | None = None
     stop_ids: frozenset[int] = frozenset()
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+    ) -> SamplingParams:
+        """Sampled, as the settings have it."""
+        return cls(
+            max_new_tokens=max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            stop_ids=stop_ids,
+            seed=seed,
+        )
 
     def warpers(self) -> LogitsProcessorList:
         """The library's logits processors for these parameters; empty for greedy decoding."""
@@ -80,7 +104,8 @@ class Prompt:
 
     Attributes:
         ids: the prompt's tokens.
-        key: names the prompt's place, in the training stream or in an evaluation.
+        key: names the prompt's place, in the training stream or in an evaluation: 64 bits that
+            its random numbers follow from, so each place needs its own.
     """
 
     ids: Sequence[int]
@@ -206,21 +231,24 @@ class LocalSampler:
                 )
                 with attending_over_trees(self.model) if shared else nullcontext():
                     asked = [prompts[i] for i in chunk]
-                    for place, group in _decode(decoder, asked, num_samples, params):
+                    samples = range(first_sample, first_sample + num_samples)
+                    for place, group in _decode(decoder, asked, samples, params):
                         yield chunk[place], group
         finally:
             self.model.train(was_training)
 
 
 def _decode(
-    decoder: Decoder, prompts: Sequence[Prompt], num_samples: int, params: SamplingParams
+    decoder: Decoder, prompts: Sequence[Prompt], samples: Sequence[int], params: SamplingParams
 ) -> Iterator[tuple[int, list[Completion]]]:
     """All completions of prompts that fit into memory together, each prompt's when complete."""
+    num_samples = len(samples)
     logits = decoder.start([prompt.ids for prompt in prompts], num_samples)
     device = logits.device
     look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
     stop = torch.tensor(sorted(params.stop_ids), device=device)
     warpers = params.warpers()
+    numbers = Uniforms(params.seed, [prompt.key for prompt in prompts], samples, device)
     # No processor in use looks at the tokens so far.
     no_ids = torch.empty(0, dtype=torch.long, device=device)
     n = len(prompts)
@@ -236,7 +264,8 @@ def _decode(
         if params.temperature == 0:
             token = logits.argmax(-1)
         else:
-            token = _draw(warpers(no_ids, logits).softmax(-1))
+            probabilities = warpers(no_ids, logits).softmax(-1)
+            token = _draw(probabilities, numbers.at(length - 1)[row_of])
             scaled = logits / params.temperature
             chosen = scaled.gather(1, token[:, None]).squeeze(1) - scaled.logsumexp(-1)
             log_probs[row_of, length - 1] = chosen
@@ -273,29 +302,17 @@ def _completion(ids: list[int], log_probs: list[float], params: SamplingParams) 
     return Completion(written, written[-1] not in params.stop_ids, sampled)
 
 
-def _draw(probabilities: Tensor) -> Tensor:
-    """One token [rows] from each line of [rows, V].
+def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """One token [rows] from each line of [rows, V]: where a number [rows] falls.
 
-    On a CPU by inverting the cumulative distribution: `torch.multinomial` draws a random number for
-    every word of the vocabulary, which takes 20 times as long. In float64, because in float32 words
-    less likely than 1e-7 would never come.
+    In float64, because in float32 words less likely than 1e-7 would never come. Probabilities that
+    are no numbers give some token, so that no assertion ends a GPU's work before the message.
     """
-    if probabilities.device.type != "cpu":
-        return _race(probabilities)
     cumulative = probabilities.double().cumsum(-1)
-    drawn = torch.rand(len(probabilities), 1, dtype=torch.float64)
+    reached = numbers[:, None] * cumulative[:, -1:]
     # The first place above it: a word of probability 0 is never the first.
-    found = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+    found = torch.searchsorted(cumulative, reached, right=True)
     return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)
-
-
-def _race(probabilities: Tensor) -> Tensor:
-    """The same, with a random number for every word: the first of so many exponential clocks.
-
-    So `torch.multinomial` draws one token too; but on a GPU it asserts that the probabilities are
-    finite, which ends the process's CUDA for good before a message could be given.
-    """
-    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
 
 def _chunks(

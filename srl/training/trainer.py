@@ -139,17 +139,13 @@ class SRLTrainer(StepTrainer):
             self.reference.to(self.args.device)
         # Why the update repeats what rollouts share, or None: it computes over prefix trees.
         self.tree_refusal = refusal(self.model) if args.prefix_tree else "prefix_tree is off"
-        self.sampling = SamplingParams(
+        self.sampling = SamplingParams.of(
+            args,
+            seed=args.seed,
             max_new_tokens=args.completion_length,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
             stop_ids=self.form.stop_ids,
         )
-        self.greedy = SamplingParams(
-            max_new_tokens=args.completion_length, temperature=0, stop_ids=self.form.stop_ids
-        )
+        self.greedy = replace(self.sampling, temperature=0)
 
     # -- what a user reads at the start ----------------------------------------------------------
 

@@ -3,9 +3,8 @@ r"""A benchmark as the field does it: one greedy and K sampled solutions a probl
 The work is cut into chunks in an order that follows from the settings alone: per benchmark first
 greedy solutions, then samples; neighbouring problems together while `rollout_token_budget` lasts,
 and the samples of one problem in several chunks where they do not fit. A chunk is solved, verified
-in worker processes and written whole. Before it is solved, torch's generator is set from the
-SHA-256 of (seed, benchmark, problems of the chunk, first sample): its random numbers depend on
-nothing that came before. So a run that was killed goes on with the first chunk that is not in
+in worker processes and written whole. Random numbers follow from (seed, problem, sample), so they
+depend on nothing that came before. So a run that was killed goes on with the first chunk that is not in
 samples.jsonl and ends with the file of an uninterrupted one.
 
 Each verdict is the built-in reward `answer` (math-verify behind a whitelist) with a deadline; a

@@ -1,12 +1,7 @@
-"""Solutions of benchmark problems: made in chunks, told apart by their place alone, and verified.
-
-A chunk's random numbers follow from (seed, benchmark, its problems, its first sample) and from
-nothing that was solved before, so a chunk made again is the same chunk (`run.py`).
-"""
+"""Solutions of benchmark problems: made in chunks, told apart by their place alone, and verified."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -55,13 +50,6 @@ class Chunk:
             for i in range(self.count)
         ]
 
-    def seed(self, seed: int) -> int:
-        """What torch's generator is set to before the chunk is sampled."""
-        first = self.problems[0]
-        parts = [str(seed), first.benchmark, str(first.number), str(self.first)]
-        parts += [problem.problem_id for problem in self.problems]
-        return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8]) >> 1
-
 
 class Solver:
     """The policy with its prompt; chunks in, solutions out."""
@@ -95,16 +83,13 @@ class Solver:
         # Whether the solutions of a chunk hold their prompt once.
         self.shares = args.prefix_tree and refusal(model) is None
         self.sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
-        self.greedy = SamplingParams(
-            args.whole_max_completion_length, temperature=0, stop_ids=self.form.stop_ids
+        self.sampled = SamplingParams.of(
+            args,
+            seed=args.seed,
+            max_new_tokens=args.whole_max_completion_length,
+            stop_ids=self.form.stop_ids,
         )
-        self.sampled = replace(
-            self.greedy,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-        )
+        self.greedy = replace(self.sampled, temperature=0)
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: BenchmarkProblem) -> list[int]:
@@ -163,7 +148,6 @@ class Solver:
 
     def solve(self, chunk: Chunk) -> list[Attempt]:
         """The solutions of a chunk, in the order of its keys; not yet verified."""
-        torch.manual_seed(chunk.seed(self.args.seed))
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
             return solve_whole(
                 self.sampler,
@@ -173,7 +157,7 @@ class Solver:
                 context_limit=self.limit,
                 num_samples=chunk.count,
                 first_sample=chunk.first,
-                keys=[key_of(one.benchmark, one.number) for one in chunk.problems],
+                keys=[key_of(one.benchmark, one.number, one.problem_id) for one in chunk.problems],
             )
 
 
