@@ -4,8 +4,8 @@ The work is cut into chunks in an order that follows from the settings alone: pe
 greedy solutions, then samples; neighbouring problems together while `rollout_token_budget` lasts,
 and the samples of one problem in several chunks where they do not fit. A chunk is solved, verified
 in worker processes and written whole. Random numbers follow from (seed, problem, sample), so they
-depend on nothing that came before. So a run that was killed goes on with the first chunk that is not in
-samples.jsonl and ends with the file of an uninterrupted one.
+depend on nothing that came before. So a run that was killed goes on with the first chunk that is
+not in samples.jsonl and ends with the file of an uninterrupted one.
 
 Each verdict is the built-in reward `answer` (math-verify behind a whitelist) with a deadline; a
 check that was killed has verified nothing: the sample counts as not right, and is counted.

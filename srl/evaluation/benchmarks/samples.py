@@ -1,4 +1,4 @@
-"""Solutions of benchmark problems: made in chunks, told apart by their place alone, and verified."""
+"""Solutions of benchmark problems: made in chunks, told apart by their place, and verified."""
 
 from __future__ import annotations
 
