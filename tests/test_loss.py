@@ -481,7 +481,7 @@ def test_truncated_completions_are_left_out_of_the_loss_and_counted(
         lines = read_jsonl(tmp_path / name / "metrics.jsonl")
         return trainer, [line for line in lines if "entropy" in line or "masked_rollouts" in line]
 
-    trainer, [line] = run("some", mask_truncated_completions=True)
+    trainer, [line] = run("some", mask_truncated_completions=True, max_completion_length=8)
     batch = trainer._batch
     assert batch is not None
     assert batch.scale.num_sequences == 16

@@ -88,17 +88,21 @@ def test_a_run_moves_the_weights_towards_the_expert(toy_policy: Path, tmp_path: 
     assert fmean(exact[:3]) < 0.4 < 0.6 < fmean(exact[-3:])  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_random_reward_teaches_nothing(toy_policy: Path, tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
+def test_a_random_reward_teaches_nothing(toy_policy: Path, tmp_path: Path) -> None:
+    """One run wanders (ten seeds: mean -.009, standard deviation .08), their mean does not."""
 
-    def noise(step: StepContext) -> float:
-        return rng.random()
+    def gain_of(seed: int) -> float:
+        rng = random.Random(seed)
 
-    rewards = {noise: 1.0, similarity_reward: 0.0}  # weight 0: recorded, not optimised
-    args = easy_config(tmp_path, seed=seed)
-    SRLTrainer(str(toy_policy), args, EASY, step_rewards=rewards).train()
-    assert abs(gain(tmp_path)) < 0.15
+        def noise(step: StepContext) -> float:
+            return rng.random()
+
+        rewards = {noise: 1.0, similarity_reward: 0.0}  # weight 0: recorded, not optimised
+        args = easy_config(tmp_path / str(seed), seed=seed)
+        SRLTrainer(str(toy_policy), args, EASY, step_rewards=rewards).train()
+        return gain(tmp_path / str(seed))
+
+    assert abs(fmean(gain_of(seed) for seed in range(4))) < 0.15
 
 
 def test_nothing_but_the_reward_knows_the_expert(toy_policy: Path, tmp_path: Path) -> None:
