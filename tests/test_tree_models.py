@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
-from srl.models import scoring as trl_parts
+from srl.models import scoring
 from srl.models.prefix_tree import Row
 from srl.models.scoring import CompletionScores, completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
@@ -153,7 +153,7 @@ def test_a_tree_gives_what_repeated_rows_give(name: str) -> None:
 
 
 def test_the_fused_head_reads_the_same_off_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trl_parts, "_CPU_LOGITS_LIMIT", 0)
+    monkeypatch.setattr(scoring, "_CPU_LOGITS_LIMIT", 0)
     compare(built("qwen2", tie_word_embeddings=True))
 
 

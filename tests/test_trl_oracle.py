@@ -31,7 +31,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
 from srl.config.parts import LOSS_TYPES, LossSettings
-from srl.models import scoring as trl_parts
+from srl.models import scoring
 from srl.models.scoring import completion_log_probs
 from srl.training.advantages import decoupled_advantages, step_advantages
 from srl.training.loss import LossInputs, LossScale, load_loss, step_loss
@@ -419,20 +419,20 @@ def test_log_probs_equal_log_softmax(
     name: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fused:  # on a CPU that is otherwise for large vocabularies only
-        monkeypatch.setattr(trl_parts, "_CPU_LOGITS_LIMIT", 0)
-        monkeypatch.setattr(trl_parts, "_TILE_WIDTH", {"cpu": 16})  # several tiles, the last short
+        monkeypatch.setattr(scoring, "_CPU_LOGITS_LIMIT", 0)
+        monkeypatch.setattr(scoring, "_TILE_WIDTH", {"cpu": 16})  # several tiles, the last short
     model = built(name)
     compare(model)
-    assert trl_parts._heads[model] is not None
+    assert scoring._heads[model] is not None
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_the_fused_head_equals_log_softmax_on_the_same_hidden_states(softcap: float | None) -> None:
     torch.manual_seed(0)
     linear, targets = nn.Linear(32, 300), torch.randint(300, (50,))
-    head = trl_parts._Head(scale=0.5, softcap=softcap)
+    head = scoring._Head(scale=0.5, softcap=softcap)
     results = []
-    for score in (trl_parts._fused, trl_parts._token_log_probs):  # 50 x 300 is below the limit
+    for score in (scoring._fused, scoring._token_log_probs):  # 50 x 300 is below the limit
         hidden = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
         log_probs, entropy = score(
             hidden, linear, targets, head, 0.8, with_entropy=True, entropy_gradient=True
@@ -449,9 +449,9 @@ def test_a_small_cpu_batch_does_not_use_the_fused_head(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the fused head was called")
 
-    monkeypatch.setattr(trl_parts, "_fused", fail)
+    monkeypatch.setattr(scoring, "_fused", fail)
     compare(built("plain, tied"))
-    monkeypatch.setattr(trl_parts, "_CPU_LOGITS_LIMIT", 1)
+    monkeypatch.setattr(scoring, "_CPU_LOGITS_LIMIT", 1)
     with pytest.raises(AssertionError, match="fused head was called"):
         compare(built("plain, tied"))
 
@@ -468,7 +468,7 @@ class Tripling(Qwen2ForCausalLM):
 def test_a_head_that_is_not_what_it_seems_goes_through_its_own_forward() -> None:
     model = Tripling(built("plain, tied").config).eval()
     compare(model)
-    assert trl_parts._heads[model] is None
+    assert scoring._heads[model] is None
 
 
 def test_a_wrapped_model_is_called_as_a_whole() -> None:
@@ -500,14 +500,14 @@ def test_an_adapter_on_the_head_is_not_bypassed(monkeypatch: pytest.MonkeyPatch)
     adapted.weight = model.lm_head.weight
     adapted.extra = nn.Parameter(torch.randn(40))
     model.lm_head = adapted
-    monkeypatch.setattr(trl_parts, "_CPU_LOGITS_LIMIT", 0)
+    monkeypatch.setattr(scoring, "_CPU_LOGITS_LIMIT", 0)
     compare(model)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_bf16_autocast_stays_close_and_trains(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if fused:
-        monkeypatch.setattr(trl_parts, "_CPU_LOGITS_LIMIT", 0)
+        monkeypatch.setattr(scoring, "_CPU_LOGITS_LIMIT", 0)
     model = tiny_qwen2().eval()
     exact = completion_log_probs(model, ROWS, pad_id=0, temperature=1.0, device="cpu")
     with torch.autocast("cpu", torch.bfloat16):
