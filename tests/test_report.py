@@ -7,16 +7,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import read_jsonl
-from report_pages import (
-    Page,
-    same,
-    train_toy,
-    with_interval,
-)
+from report_pages import RECORD, Page, same, train_toy, with_interval, write_run
 
 from rewards.similarity import normalize
 from srl.logs.report.report import write_report
@@ -172,8 +168,10 @@ def test_tables(page: Page, records: list[Record], title: str, column: str) -> N
 def test_why_rollouts_failed_and_were_dropped(page: Page, records: list[Record]) -> None:
     train = in_training(records)
     for title, field in (("Format failures", "format_failure"), ("Dropped", "dropped_because")):
-        table = page.table(f"{title} by reason")
-        for name in {str(record[field]) for record in train if record[field] is not None}:
+        names = {str(record[field]) for record in train if record[field] is not None}
+        assert (f"{title} by reason" in page.titles) == bool(names)
+        for name in names:
+            table = page.table(f"{title} by reason")
             found = Counter(record["train_step"] for record in train if record[field] == name)
             shown = dict(zip(table.column("training step"), table.column(name), strict=True))
             assert all(same(shown[f"step {step}"], found[step]) for step in range(1, 5))
@@ -316,11 +314,9 @@ def test_every_rollout_is_there(home: Path, page: Page, records: list[Record]) -
             assert near(rollout["reward"], record["reward"])
             figures = dict(rollout["figures"])
             assert rollout["tokens"] == record["completion_tokens"]
-            assert near(figures["advantage"], record["advantage"])
-            for name, value in record["metrics"].items():  # type: ignore[attr-defined]
-                assert near(figures[name], value)
-            for name in ("similarity", "novelty"):
-                assert near(figures[name], record["rewards"][name])  # type: ignore[index]
+            logged = record["rewards"] | record["metrics"] | {"advantage": record["advantage"]}  # type: ignore[operator]
+            assert figures.keys() == logged.keys()
+            assert all(near(figures[name], value) for name, value in logged.items())
             if valid(record):
                 check_marks(rollout["marks"], rollout["action"], group["expert"])
                 matched = sum(length for _, _, length in rollout["marks"])
@@ -344,6 +340,20 @@ def check_marks(marks: Sequence[Sequence[int]], action: str, expert: str) -> Non
     assert "".join(action[i : i + size] for i, _, size in marks) == "".join(
         action[block.a : block.a + block.size] for block in blocks
     )
+
+
+def test_whatever_a_record_has_is_shown_by_its_name(tmp_path: Path) -> None:
+    metrics = {"gap": 0.5, "similarity": 0.25}  # the name of a reward too
+    record = replace(RECORD, metrics=metrics, tags={"skill": "sums"}, observation="It is 3.")
+    page = Page(write_report(write_run(tmp_path / "run", [record])).path.read_text("utf-8"))
+    (group,) = page.runs[0]["groups"]
+    (rollout,) = group["rollouts"]
+    figures = {"similarity": 0.75, "gap": 0.5, "metrics/similarity": 0.25, "advantage": 1.0}
+    assert dict(rollout["figures"]) == figures
+    assert group["tags"] == [["skill", "sums"]]
+    assert rollout["observation"] == "It is 3."
+    assert page.table("gap").rows == [["step 1", "0.500, n = 1"]]
+    assert "gap" in page.table("by step index").head
 
 
 # ---- two runs -----------------------------------------------------------------------------------

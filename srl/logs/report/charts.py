@@ -72,48 +72,29 @@ def line_chart(title: str, caption: str, series: Sequence[Series], *, share: boo
     if not drawn:
         return ""
     bins = sorted({b for _, points in drawn.values() for b in points})
-    low, high = _range([v for _, points in drawn.values() for v in points.values()])
-    first, last = bins[0][0] - 0.5, max(b[1] for b in bins) + 0.5
-
-    def x(b: Bin) -> str:
-        share_of_width = ((b[0] + b[1]) / 2 - first) / (last - first)
-        return f"{LEFT + share_of_width * (WIDTH - RIGHT - LEFT):.1f}"
-
-    def y(value: float) -> str:
-        share_of_height = (min(high, max(low, value)) - low) / (high - low)
-        return f"{HEIGHT - BOTTOM - share_of_height * (HEIGHT - BOTTOM - TOP):.1f}"
-
-    parts = []
-    for mark in ticks(low, high):
-        said = f"{100 * mark:.6g} %" if share else f"{mark:.6g}"
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {y(mark)}H{WIDTH - RIGHT}"/>'
-            f'<text class="up" x="{LEFT - 6}" y="{y(mark)}">{said.replace("-", "−")}</text>'
-        )
-    for step in sorted({round(s) for s in ticks(first, last) if first < round(s) < last}):
-        parts.append(f'<text x="{x((step, step))}" y="{HEIGHT - BOTTOM + 14}">{step:,}</text>')
-    parts.append(f'<text x="{WIDTH / 2:g}" y="{HEIGHT - 4}">{TRAINING}</text>')
+    y = _vertical([v for _, points in drawn.values() for v in points.values()])
+    x = _Scale(bins[0][0] - 0.5, max(b[1] for b in bins) + 0.5, LEFT, WIDTH - RIGHT)
+    parts = [_axes(x, y, share)]
     rows: dict[Bin, list[str]] = {b: [span_of(b)] for b in bins}
     for k, (name, points) in drawn.items():
-        line = bars = dots = ""
-        pen = "M"
-        for b in series[k].bins:  # in order, with their gaps
-            value = points.get(b)
-            if value is None:
+        said = {b: _said(value, share=share) for b, value in points.items()}
+        line, bars, dots, pen = "", "", "", "M"
+        for b in series[k].bins:
+            if b not in points:  # a gap
                 pen = "M"
                 continue
-            here, said = f"{x(b)} {y(value.value)}", _said(value, share=share)
-            line, pen = f"{line}{pen}{here}", "L"
+            value, across = points[b], x((b[0] + b[1]) / 2)
+            line, pen = f"{line}{pen}{across} {y(value.value)}", "L"
             if math.isfinite(value.low + value.high):
-                bars += f"M{x(b)} {y(value.high)}V{y(value.low)}"
-            of = f"{name}, " if len(series) > 1 else ""
-            dots += f'<path d="M{here}h0"><title>{text(f"{of}{span_of(b)}: {said}")}</title></path>'
+                bars += f"M{across} {y(value.high)}V{y(value.low)}"
+            tip = f"{f'{name}, ' if len(series) > 1 else ''}{span_of(b)}: {said[b]}"
+            dots += f'<path d="M{across} {y(value.value)}h0"><title>{text(tip)}</title></path>'
         parts.append(
             f'<g class="s{k}"><path class="bars" d="{bars}"/><path class="line" d="{line}"/>'
             f'<g class="dots">{dots}</g></g>'
         )
         for b, row in rows.items():
-            row.append(_said(points[b], share=share) if b in points else "")
+            row.append(said.get(b, ""))
     legend = "".join(
         f'<span><svg viewBox="0 0 22 12" class="s{k}" aria-hidden="true">'
         f'<path class="line" d="M1 6H21"/></svg>{text(name)}</span>'
@@ -156,13 +137,21 @@ def heat_map(
     return f'<figure class="map">{_caption(title, caption)}{numbers}</figure>'
 
 
-def _drawable(one: Series) -> dict[Bin, Estimate]:
-    """The points that have a place in a picture."""
-    pairs = zip(one.bins, one.values, strict=True)
-    return {b: v for b, v in pairs if v is not None and abs(v.value) < _LARGEST}
+@dataclass(frozen=True)
+class _Scale:
+    """From a value to a place between two edges of the picture, which is never left."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> str:
+        part = (min(self.high, max(self.low, value)) - self.low) / (self.high - self.low)
+        return f"{self.start + part * (self.end - self.start):.1f}"
 
 
-def _range(found: Sequence[Estimate]) -> tuple[float, float]:
+def _vertical(found: Sequence[Estimate]) -> _Scale:
     """Over all values, and as much of their intervals as leaves the line readable."""
     low, high = min(v.value for v in found), max(v.value for v in found)
     # A bin of two problems has an interval ten times as wide as everything else: as much room as
@@ -174,7 +163,26 @@ def _range(found: Sequence[Estimate]) -> tuple[float, float]:
     high = min(high + room, max([high, *(v.high for v in banded)]))
     size = max(abs(low), abs(high))
     pad = 0.04 * (high - low) if high - low > 1e-6 * size else 0.1 * size or 0.1
-    return low - pad, high + pad
+    return _Scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP)
+
+
+def _axes(x: _Scale, y: _Scale, share: bool) -> str:
+    parts = []
+    for mark in ticks(y.low, y.high):
+        said = f"{100 * mark:.6g} %" if share else f"{mark:.6g}"
+        parts.append(
+            f'<path class="grid" d="M{LEFT} {y(mark)}H{WIDTH - RIGHT}"/>'
+            f'<text class="up" x="{LEFT - 6}" y="{y(mark)}">{said.replace("-", "−")}</text>'
+        )
+    for step in sorted({round(s) for s in ticks(x.low, x.high) if x.low < round(s) < x.high}):
+        parts.append(f'<text x="{x(step)}" y="{HEIGHT - BOTTOM + 14}">{step:,}</text>')
+    return f'{"".join(parts)}<text x="{WIDTH / 2:g}" y="{HEIGHT - 4}">{TRAINING}</text>'
+
+
+def _drawable(one: Series) -> dict[Bin, Estimate]:
+    """The points that have a place in a picture."""
+    pairs = zip(one.bins, one.values, strict=True)
+    return {b: v for b, v in pairs if v is not None and abs(v.value) < _LARGEST}
 
 
 def _said(value: Estimate, *, share: bool) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from rewards.similarity import matching_blocks, normalize
 from srl.logs.figures import codes
-from srl.logs.index import Log
+from srl.logs.index import METRIC, Log
 from srl.logs.run_data import Problem, RunData
 from srl.runs.records import StepRecord
 
@@ -132,23 +132,29 @@ def _group(first: StepRecord, size: int) -> dict[str, object]:
         "std": _short(first.group_std),
         "kept": first.kept,
         "dropped": cut(first.dropped_because),
+        "tags": [(cut(name), cut(value)) for name, value in first.tags.items()],
     }
 
 
 def _rollout(record: StepRecord, line: int) -> dict[str, object]:
     action, failure = normalize(record.action), record.format_failure
-    figures = [*record.rewards.items(), *record.metrics.items(), ("advantage", record.advantage)]
+    figures = [
+        *record.rewards.items(),
+        # A name that a reward has too is told apart as it is everywhere else.
+        *((METRIC * (k in record.rewards) + k, value) for k, value in record.metrics.items()),
+        ("advantage", record.advantage),
+    ]
     return {
         "line": line,
         "thought": cut(record.thought),
         "action": cut(action),
         "marks": marks(action, normalize(record.expert_step)) if failure is None else [],
+        "observation": cut(record.observation),
         "failure": cut(failure),
         "truncated": record.truncated,
         "reward": _short(record.reward),
         "tokens": record.completion_tokens,
         "figures": [(cut(name), _short(value)) for name, value in figures],
-        "observation": cut(record.observation),
     }
 
 

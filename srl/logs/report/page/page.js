@@ -105,7 +105,7 @@ function rolloutPasses(rollout, asked, found) {
     (!asked.failure || failure === asked.failure || (asked.failure === "any" && rollout.failure !== null)) &&
     (asked.above === null || (rollout.reward !== null && rollout.reward >= asked.above)) &&
     (asked.below === null || (rollout.reward !== null && rollout.reward <= asked.below)) &&
-    (found || lower(rollout, () => ["#" + rollout.line, rollout.action, rollout.thought]).includes(asked.search))
+    (found || lower(rollout, () => ["#" + rollout.line, rollout.action, rollout.thought, rollout.observation]).includes(asked.search))
   );
 }
 
@@ -184,7 +184,7 @@ function choose(place, asked = false) {
 // ---- one group in full: the problem, the expert's step, the attempts beside it ---------------------
 
 function showGroup(group) {
-  const facts = [fate(group), "source " + group.source, "group " + group.group];
+  const facts = [fate(group), "source " + group.source, "group " + group.group, ...group.tags.map((tag) => tag.join(" "))];
   if (group.std !== null) facts.push("mean reward " + number(group.mean) + ", std " + number(group.std));
   const expert = make("div", { id: "expert" });
   const cards = group.rollouts.map((rollout) => attempt(group, rollout, expert));
@@ -230,7 +230,7 @@ function attempt(group, rollout, expert) {
     rollout.truncated && note("cut at the allowed length"),
     rollout.action && rollout.action === group.previous && note("copies the step before"),
     words(rollout.action, marksOf(rollout, 0)),
-    rollout.observation && note("the world answers: " + rollout.observation),
+    rollout.observation && [make("h4", {}, "what the world said"), words(rollout.observation)],
   );
   if (rollout.line === state.line) card.setAttribute("aria-current", "true");
   // Filled when it is opened: thoughts are most of the text.
@@ -305,7 +305,7 @@ function fillSelect(id, fixed, names) {
   const known = [...new Set(names)].filter((name) => name !== null).sort();
   const options = known.map((name) => make("option", { value: "=" + name }, name));
   el(id).replaceChildren(...[...el(id).options].slice(0, fixed), ...options);
-  el(id).value = "";  // options that are put in again may bring a choice of their own
+  el(id).value = ""; // options that are put in again may bring a choice of their own
 }
 
 // ---- start ----------------------------------------------------------------------------------------
