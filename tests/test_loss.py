@@ -352,6 +352,7 @@ def infinite(inputs, scale): return inputs.log_probs.sum() / 0, {}
 def steep(inputs, scale): return inputs.log_probs.clamp(max=0).neg().sqrt().sum(), {}
 def figures(inputs, scale): return inputs.log_probs.sum(), {"mine": 0.5}
 def taken(inputs, scale): return inputs.log_probs.sum(), {"entropy": inputs.log_probs.sum()}
+def mean(inputs, scale): return (-inputs.advantages[:, None] * inputs.log_probs).mean(), {}
 class Loss: ...
 CONSTANT = 3
 """
@@ -396,6 +397,10 @@ def test_a_loss_by_path_is_called_as_the_built_in_ones(mine: Path) -> None:
         ("steep", "the gradient of its loss .* is .*; it must be finite"),
         ("figures", r"returned the figure 'mine' as 0.5 \(float\); a figure is a scalar tensor"),
         ("taken", "a figure 'entropy' is logged of every loss; rename yours"),
+        (
+            "mean",
+            r"for two rollouts, but .* over each alone; the losses of micro-batches are added",
+        ),
         ("Loss", "which is not a function; write def my_loss"),
         ("CONSTANT", "is 3, which is not a function"),
     ],

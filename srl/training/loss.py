@@ -23,6 +23,7 @@ its place and called as the built-in ones are (docs/losses.md).
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -113,6 +114,16 @@ class LossInputs:
                 f"advantages has shape {tuple(self.advantages.shape)}; "
                 f"it must be one per row, ({shape[0]},)"
             )
+
+    def row(self, number: int) -> LossInputs:
+        """One rollout alone, as a micro-batch."""
+        return LossInputs(
+            **{
+                one.name: None if value is None else value[number : number + 1]
+                for one in fields(self)
+                for value in [getattr(self, one.name)]
+            }
+        )
 
     @property
     def log_ratio(self) -> Tensor:
@@ -325,6 +336,7 @@ def _try(loss: Loss, what: str) -> None:
     Raises:
         UsageError: what came, and what must come.
     """
+    scale = LossScale(num_sequences=2, num_tokens=5, max_completion_length=4)
     for later in (False, True):
         log_probs = torch.tensor([[-0.5, -1.0, -2.0], [-1.5, -0.7, 0.0]], requires_grad=True)
         other = log_probs.detach() + 0.1
@@ -337,7 +349,7 @@ def _try(loss: Loss, what: str) -> None:
             entropy=torch.ones(2, 3),
         )
         try:
-            result = loss(inputs, LossScale(2, 5, 4))
+            result = loss(inputs, scale)
         except Exception as error:  # a user's function may raise anything
             when = "a later update" if later else "the first update, without old_log_probs"
             raise UsageError(
@@ -376,6 +388,13 @@ def _try(loss: Loss, what: str) -> None:
             raise UsageError(
                 f"{what}: the gradient of its loss with respect to inputs.log_probs is {found}; it "
                 "must be finite, and not 0 everywhere"
+            )
+        parts = sum(loss(inputs.row(row), scale)[0].item() for row in (0, 1))
+        if not math.isclose(parts, value.item(), rel_tol=1e-4, abs_tol=1e-6):
+            raise UsageError(
+                f"{what} returned {value.item():.4g} for two rollouts, but {parts:.4g} as the sum "
+                "over each alone; the losses of micro-batches are added, so sum over the tokens and "
+                "divide by a total of `scale`, not by what is at hand"
             )
 
 
