@@ -399,7 +399,7 @@ def test_a_loss_by_path_is_called_as_the_built_in_ones(mine: Path) -> None:
         ("taken", "a figure 'entropy' is logged of every loss; rename yours"),
         (
             "mean",
-            r"for two rollouts, but .* over each alone; the losses of micro-batches are added",
+            r"for two rollouts, but .* over each alone; the losses of micro-batches",
         ),
         ("Loss", "which is not a function; write def my_loss"),
         ("CONSTANT", "is 3, which is not a function"),

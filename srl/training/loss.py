@@ -25,7 +25,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -117,13 +117,9 @@ class LossInputs:
 
     def row(self, number: int) -> LossInputs:
         """One rollout alone, as a micro-batch."""
-        return LossInputs(
-            **{
-                one.name: None if value is None else value[number : number + 1]
-                for one in fields(self)
-                for value in [getattr(self, one.name)]
-            }
-        )
+        rows = slice(number, number + 1)
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: x[rows] for name, x in given.items() if x is not None})
 
     @property
     def log_ratio(self) -> Tensor:
