@@ -118,6 +118,8 @@ def test_an_unknown_key_like_nothing_known() -> None:
         ({"scale_rewards": "std"}, "scale_rewards is 'std'; allowed: group, batch, none"),
         ({"delta": 0.9}, "delta is 0.9; it bounds ratios, .* so it must be above 1"),
         ({"delta": 4.0, "loss_type": "cispo"}, "cispo has no use for delta"),
+        ({"epsilon": 0.1, "loss_type": "cispo"}, "cispo has no use for delta and epsilon"),
+        ({"loss_type": "cispo"}, "which is not given; set epsilon_high: 5.0"),
         ({"entropy_coef": math.inf}, "entropy_coef is inf; give a finite number"),
         (
             {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},

@@ -97,6 +97,7 @@ def test_neither_micro_batches_nor_trees_change_a_step(
     beta: float,
 ) -> None:
     start = weights(load_policy(str(toy_policy))[0])
+    high = 5.0 if loss_type == "cispo" else None
     calls = 0
     step_loss = srl.training.trainer.step_loss
 
@@ -114,6 +115,7 @@ def test_neither_micro_batches_nor_trees_change_a_step(
         # SGD, because Adam's first step is a sign: where the gradient is noise, so is the step.
         trainer = make(
             toy_policy, folder, max_steps=2, num_iterations=2, loss_type=loss_type, beta=beta,
+            epsilon_high=high,
             entropy_coef=beta, importance_sampling_level="sequence" if beta else "token",
             mask_truncated_completions=bool(beta), micro_batch_tokens=tokens,
             prefix_tree=prefix_tree, optim="sgd", learning_rate=0.1, max_grad_norm=0, save_steps=2,

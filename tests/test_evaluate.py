@@ -364,7 +364,7 @@ def test_sampled_steps_are_scored_and_failures_kept_apart(form: PromptFormat) ->
         ScriptedPolicy(form.tokenizer, script),
         form,
         rows,
-        [Prompt(form.encode_example(row)) for row in rows],
+        [Prompt(form.encode_example(row), 0) for row in rows],
         rewards=RewardSum({"similarity": 2.0}),
         params=PARAMS,
         num_samples=3,

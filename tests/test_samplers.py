@@ -218,7 +218,7 @@ def test_completions_are_given_as_soon_as_a_prompt_has_all_of_them() -> None:
     found = sampler(model)(PROMPTS, 2, greedy(16, *stops))
     read: list[int] = []
     hook = model.register_forward_hook(lambda *_: read.append(1))
-    asked = [Prompt(ids) for ids in PROMPTS]
+    asked = [Prompt(ids, 0) for ids in PROMPTS]
     ready = [
         (index, group, len(read))
         for index, group in local(model).sample(asked, 2, greedy(16, *stops))
@@ -247,7 +247,7 @@ def test_prompts_are_shared_unless_told_otherwise(decoder: str) -> None:
     )
     for share, tokens in ((True, 4 if decoder == "shared" else 8), (False, 8)):
         unshared = LocalSampler(model, pad_id=PAD, token_budget=99, share=share)
-        complete(unshared, [Prompt([1, 2, 3, 4]), Prompt([1, 2, 3])], 1, greedy(1))
+        complete(unshared, [Prompt([1, 2, 3, 4], 0), Prompt([1, 2, 3], 1)], 1, greedy(1))
         assert read.pop() == tokens
 
 

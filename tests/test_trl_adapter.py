@@ -117,7 +117,7 @@ def test_the_rewards_in_trl_are_those_of_our_trainer(
         said = [Completion(one, one[-1] != tokenizer.eos_token_id) for one in ids]
         monkeypatch.setattr(trainer, "sampler", lambda said=said: Replay(said))
         groups = trainer._sample(
-            [row for row, _ in rows], [Prompt(p) for _, p in rows], G, trainer.sampling
+            [row for row, _ in rows], [Prompt(p, 0) for _, p in rows], G, trainer.sampling
         )
         rewards = [[step.score.reward for step in group] for group in groups]
         steps = [step for group in groups for step in group]

@@ -312,7 +312,9 @@ def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
     beyond = frozenset({model.config.vocab_size})  # an end that cannot be written
     with torch.autocast(model.device.type, torch.bfloat16):
         params = SamplingParams(shape.C, stop_ids=beyond)
-        groups = complete(sampler, [Prompt(ids) for ids in prompts], shape.G, params)
+        groups = complete(
+            sampler, [Prompt(ids, key) for key, ids in enumerate(prompts)], shape.G, params
+        )
     return sum(len(one.ids) for group in groups for one in group)
 
 

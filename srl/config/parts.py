@@ -351,11 +351,17 @@ class LossSettings(Part):
                 f"delta is {self.delta}; it bounds ratios, which are 1 where the policy has not "
                 "changed, so it must be above 1, and better above the clip range, such as 4"
             )
-        if self.delta is not None and self.loss_type == "cispo":
-            raise UsageError(
-                "loss_type cispo has no use for delta: it bounds every ratio by epsilon_high; take "
-                "delta out"
-            )
+        if self.loss_type == "cispo":
+            if self.delta is not None or self.epsilon != LossSettings.epsilon:
+                raise UsageError(
+                    "loss_type cispo has no use for delta and epsilon: it bounds every ratio by "
+                    "epsilon_high; take them out"
+                )
+            if self.epsilon_high is None:
+                raise UsageError(
+                    "loss_type cispo bounds every ratio by epsilon_high, which is not given; "
+                    "set epsilon_high: 5.0 (a bound below 1 would shrink all gradients)"
+                )
         if not -math.inf < self.entropy_coef < math.inf:
             raise UsageError(
                 f"entropy_coef is {self.entropy_coef}; give a finite number, such as 0.001"

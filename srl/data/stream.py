@@ -121,11 +121,14 @@ def digest_of(examples: Iterable[StepExample]) -> str:
         if id(trajectory) not in numbers:
             numbers[id(trajectory)] = len(numbers)
             steps = [astuple(step) for step in trajectory.steps]
-            parts = (trajectory.problem, steps, trajectory.answer)
-            metadata = dict(trajectory.metadata)
-            # Of a value that is no JSON its type must do: its text may change with each run.
-            text = json.dumps([parts, metadata], default=lambda value: type(value).__name__)
-            digest.update(text.encode())
+            parts = (trajectory.problem, steps, trajectory.answer, trajectory.source)
+            named = (dict(trajectory.tags), dict(trajectory.metadata))
+            digest.update(json.dumps([parts, named], default=_plain, skipkeys=True).encode())
         place = numbers[id(trajectory)], example.step_index, example.title, example.whole
         digest.update(repr(place).encode())
     return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """Of NumPy's values what they hold; of any other its type, for its text may change."""
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__

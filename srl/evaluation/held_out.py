@@ -184,7 +184,7 @@ def _steps(
         sampler,
         form,
         [example for example, _ in rows],
-        [Prompt(prompt) for _, prompt in rows],
+        [Prompt(prompt, key=0) for _, prompt in rows],
         rewards=rewards,
         params=SamplingParams(args.completion_length, temperature=0, stop_ids=form.stop_ids),
         num_samples=1,

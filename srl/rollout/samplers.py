@@ -6,14 +6,15 @@ passed in and no others: `model.generate` would inherit top_p, top_k and a repet
 the model's own `generation_config`, and sampling would silently be off-policy.
 
 Each token is drawn with a random number of its own (`uniforms.py`), by inverting the distribution:
-what is sampled depends on the seed and the prompt's key, and on nothing that is computed beside it.
+the numbers depend on the seed and the prompt's key, and on nothing that is computed beside it. What
+is sampled does neither, up to the rounding of logits: in bf16 another batch may round otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,7 +110,7 @@ class Prompt:
     """
 
     ids: Sequence[int]
-    key: int = 0
+    key: int
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ def _decode(
     look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
     stop = torch.tensor(sorted(params.stop_ids), device=device)
     warpers = params.warpers()
+    cut = bool(params.top_k or params.top_p < 1.0 or params.min_p is not None)
     numbers = Uniforms(params.seed, [prompt.key for prompt in prompts], samples, device)
     # No processor in use looks at the tokens so far.
     no_ids = torch.empty(0, dtype=torch.long, device=device)
@@ -265,10 +267,10 @@ def _decode(
             token = logits.argmax(-1)
         else:
             probabilities = warpers(no_ids, logits).softmax(-1)
-            token = _draw(probabilities, numbers.at(length - 1)[row_of])
-            scaled = logits / params.temperature
-            chosen = scaled.gather(1, token[:, None]).squeeze(1) - scaled.logsumexp(-1)
-            log_probs[row_of, length - 1] = chosen
+            token = _draw(probabilities, numbers.at(length - 1)[row_of.to(numbers.device)])
+            if cut:  # what was drawn from is not the whole distribution
+                probabilities = (logits / params.temperature).softmax(-1)
+            log_probs[row_of, length - 1] = probabilities.gather(1, token[:, None])[:, 0].log()
         written[row_of, length - 1] = torch.where(ended, -1, token)
         ended = ended | torch.isin(token, stop)
         last = length == params.max_new_tokens
@@ -308,11 +310,25 @@ def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
     In float64, because in float32 words less likely than 1e-7 would never come. Probabilities that
     are no numbers give some token, so that no assertion ends a GPU's work before the message.
     """
-    cumulative = probabilities.double().cumsum(-1)
+    with _any_algorithm():
+        cumulative = probabilities.to(numbers.device).double().cumsum(-1)
     reached = numbers[:, None] * cumulative[:, -1:]
     # The first place above it: a word of probability 0 is never the first.
     found = torch.searchsorted(cumulative, reached, right=True)
-    return found.squeeze(1).clamp(max=probabilities.shape[1] - 1)
+    return found.squeeze(1).clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
+
+
+@contextmanager
+def _any_algorithm() -> Iterator[None]:
+    """Inside, `full_determinism` does not refuse CUDA's cumsum, whose float64 sums may differ by
+    the last digit."""
+    was = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warns)
 
 
 def _chunks(

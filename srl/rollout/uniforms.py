@@ -1,9 +1,9 @@
 """The random numbers of sampling: one for each token, as a function of where the token stands.
 
 Each is drawn by Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a
-counter-based generator: from (seed, prompt's key) and (sample, token's place) alone. So what is
-sampled depends neither on which rows are sampled together and in which order, nor on when a row
-leaves the batch, nor on how many processes share the work. NumPy keeps Philox's stream of raw
+counter-based generator: from (seed, prompt's key) and (sample, token's place) alone. So they
+depend neither on which rows are sampled together and in which order, nor on when a row leaves the
+batch, nor on how many processes share the work. NumPy keeps Philox's stream of raw
 numbers stable across its versions and platforms.
 """
 
@@ -52,12 +52,13 @@ class Uniforms:
     ) -> None:
         self._seed = seed
         self._rows = [(key, sample) for key in keys for sample in samples]
-        self._device = device
+        # Apple's GPUs have no float64: there numbers stay on the CPU, and tokens are drawn there.
+        self.device = torch.device("cpu") if device.type == "mps" else device
         self._block = torch.empty(0)
 
     def at(self, place: int) -> Tensor:
         """Float64 [n * g], of the tokens at `place`; places are asked for in turn, from 0."""
         if place % _BLOCK == 0:
             drawn = [uniforms(self._seed, *row, first=place, count=_BLOCK) for row in self._rows]
-            self._block = torch.from_numpy(np.stack(drawn, axis=1)).to(self._device)
+            self._block = torch.from_numpy(np.stack(drawn, axis=1)).to(self.device)
         return self._block[place % _BLOCK]

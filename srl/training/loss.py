@@ -48,8 +48,6 @@ _INSIDE = (
     "beta",
     "use_bias_correction_kl",
 )
-# Figures of every loss; its own have other names.
-_COMMON = ("entropy", "max_log_ratio")
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,11 @@ LossResult = tuple[Tensor, Figures]
 Loss = Callable[[LossInputs, LossScale], LossResult]
 
 
+def is_maximum(name: str) -> bool:
+    """Whether a figure of that name is a maximum, not a sum."""
+    return name.rpartition("/")[2].startswith("max_")
+
+
 class FigureSums:
     """Gathers the figures of a step's micro-batches, without waiting for the device."""
 
@@ -149,14 +152,14 @@ class FigureSums:
         for name, value in figures.items():
             value, before = value.detach(), self._totals.get(name)
             if before is not None:
-                largest = name.startswith("max_")
+                largest = is_maximum(name)
                 value = torch.maximum(before, value) if largest else before + value
             self._totals[name] = value
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
         """Means per counted token of the step, and maxima, as plain numbers for the log."""
         return {
-            name: value.item() if name.startswith("max_") else value.item() / max(num_tokens, 1.0)
+            name: value.item() / (1.0 if is_maximum(name) else max(num_tokens, 1.0))
             for name, value in self._totals.items()
         }
 
@@ -287,6 +290,8 @@ def step_loss(
 def load_loss(settings: LossSettings) -> Loss:
     """The loss that the settings name, ready to be called; a user's own is tried first.
 
+    The figures of a user's loss are called `loss/NAME`, so that they meet no others of the log.
+
     Raises:
         UsageError: it cannot be found, does not take what it is given or does not return what it
             must, or leaves a setting unused.
@@ -301,7 +306,12 @@ def load_loss(settings: LossSettings) -> Loss:
         raise UsageError(str(error)) from error
     loss = _with_settings(found, settings, what)
     _try(loss, what)
-    return loss
+
+    def named(inputs: LossInputs, scale: LossScale) -> LossResult:
+        value, figures = loss(inputs, scale)
+        return value, {f"loss/{name}": figure for name, figure in figures.items()}
+
+    return named
 
 
 def _with_settings(found: object, settings: LossSettings, what: str) -> Loss:
@@ -369,8 +379,6 @@ def _try(loss: Loss, what: str) -> None:
                     f"{what} returned the figure {name!r} as {_shown(figure)}; a figure is a "
                     "scalar tensor: the sum over the tokens that count, or a maximum named max_…"
                 )
-            if name in _COMMON:
-                raise UsageError(f"{what}: a figure {name!r} is logged of every loss; rename yours")
         if not value.isfinite():
             raise UsageError(f"{what} returned {value.item()} on finite inputs; it must be finite")
         if not value.requires_grad:
@@ -389,8 +397,8 @@ def _try(loss: Loss, what: str) -> None:
         if not math.isclose(parts, value.item(), rel_tol=1e-4, abs_tol=1e-6):
             raise UsageError(
                 f"{what} returned {value.item():.4g} for two rollouts, but {parts:.4g} as the sum "
-                "over each alone; the losses of micro-batches are added, so sum over the tokens and "
-                "divide by a total of `scale`, not by what is at hand"
+                "over each alone; the losses of micro-batches are added, so sum over the tokens "
+                "and divide by a total of `scale`, not by what is at hand"
             )
 
 

@@ -19,11 +19,11 @@ from srl.errors import UsageError
 from srl.rollout.rollouts import Rollout, rollout_metrics
 from srl.runs.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
 from srl.training.groups import Collected, FilterDecision, Group
+from srl.training.loss import is_maximum
 
 # Figures of which the log gives the total, or the largest, since the last line; of all others the
 # mean.
 _TOTALS = ("tokens", "masked_rollouts", "seconds/", "reward_deadlines/", "reward_errors/")
-_LARGEST = "max_"
 
 
 class RunLog:
@@ -173,7 +173,7 @@ def _merge(name: str, values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if name.startswith(_TOTALS):
         return sum(known)
-    if name.startswith(_LARGEST):
+    if is_maximum(name):
         return max(known, default=math.nan)
     return sum(known) / len(known) if known else math.nan
 

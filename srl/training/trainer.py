@@ -200,7 +200,7 @@ class SRLTrainer(StepTrainer):
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
         """Greedy attempts at the validation problems, and the rewards of their rows."""
         rows = self.validation_rows
-        prompts = [Prompt(ids) for ids in rows.prompts]
+        prompts = [Prompt(ids, key=0) for ids in rows.prompts]  # greedy: nothing is drawn
         groups = self._sample(rows.examples, prompts, 1, self.greedy)
         rollouts = [rollout for group in groups for rollout in group]
         self.run_log.write_evaluation(self.state.global_step, rollouts)
@@ -322,9 +322,10 @@ class SRLTrainer(StepTrainer):
             gap.add(scores, [one.log_probs for one in rollouts])
         old = None
         if self.args.num_iterations > 1:
-            if number == len(batch.old_log_probs):
+            if number == len(batch.old_log_probs):  # the first pass
                 batch.old_log_probs.append(scores.log_probs.detach())
-            old = batch.old_log_probs[number]
+            else:
+                old = batch.old_log_probs[number]
         reference = None
         if self.reference is not None:
             with torch.no_grad(), self._attention(self.reference, micro_batch):
