@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from environments import competition_math, files, gsm8k, s1k, word_problems
+from environments.asking import asking, try_environment
 from environments.environment import Environment, Prompts, Verdict
+from environments.reading import why_unusable
 from environments.splitting import SPLITTERS
 from environments.types import DataError, LoadReport, Step, Trajectory
 
@@ -88,16 +90,22 @@ def as_environment(found: object, source: str) -> Environment:
     """
     if inspect.isclass(found) and issubclass(found, Environment):
         try:
-            return found()
-        except TypeError as error:
+            found = found()
+        except Exception as error:  # a user's class may raise anything
             raise DataError(
-                f"source {source!r}: the class cannot be made without arguments: {error}. Options "
-                "of a source are keyword-only parameters of its method `load`."
+                f"source {source!r}: the class cannot be made without arguments: "
+                f"{type(error).__name__}: {error}. Options of a source are keyword-only parameters "
+                "of its method `load`."
             ) from error
     if not isinstance(found, Environment):
         raise DataError(
             f"source {source!r} is {found!r}, which is no environment; give a class that extends "
             "environments.Environment, or an instance of one."
+        )
+    if not isinstance(found.prompts, Prompts):
+        raise DataError(
+            f"source {source!r}: its prompts are {found.prompts!r:.80}; "
+            "give Prompts(step=…, whole=…)."
         )
     return found
 
@@ -138,18 +146,44 @@ def load_trajectories(
     check_options(source, environment, options)
     own = LoadReport()
     try:
-        trajectories = environment.load(path, report=own, limit=limit, **options)
-        if not own.rows:
-            own.rows = own.kept = len(trajectories)
+        with asking(environment, "load"):
+            trajectories = list(environment.load(path, report=own, limit=limit, **options))
+        if source not in ENVIRONMENTS:
+            trajectories = _usable(trajectories, source, own)
     finally:
         if report is not None:
             report.rows += own.rows
             report.kept += own.kept
             report.dropped.update(own.dropped)
     _check_drops(path or source, own, 1.0 if source in _DRAWN else max_dropped_share)
-    return [
+    trajectories = [
         replace(one, source=one.source or source, environment=environment) for one in trajectories
     ]
+    try_environment(trajectories[0])
+    return trajectories
+
+
+def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Trajectory]:
+    """Of what a user's environment has loaded, the rows that could be of any other source.
+
+    Raises:
+        DataError: something that is no trajectory of texts.
+    """
+    if not report.rows:
+        report.rows = report.kept = len(found)
+    kept = []
+    for one in found:
+        if not isinstance(one, Trajectory) or not one.is_of_texts:
+            raise DataError(
+                f"environment {source}: its method load returned {one!r:.200}; it must return "
+                "trajectories whose problem, steps, answer and tags are texts"
+            )
+        if reason := why_unusable(one.texts):
+            report.kept -= 1
+            report.dropped[reason] += 1
+        else:
+            kept.append(one)
+    return kept
 
 
 def check_options(source: str, environment: Environment, options: Mapping[str, object]) -> None:
@@ -176,6 +210,8 @@ def check_options(source: str, environment: Environment, options: Mapping[str, o
 
 
 def _is_of(value: object, kind: object) -> bool:
+    if isinstance(value, bool) and kind in (int, float):
+        return False
     if kind is float:
         return isinstance(value, float | int)
     try:

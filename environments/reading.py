@@ -58,7 +58,10 @@ def read_rows(
         raise DataError(f"{path_or_hub} cannot be read: {error}. {_HINT}") from error
     suffix = path.suffix.lower()
     if exists and suffix not in SUFFIXES:
-        raise DataError(f"{path_or_hub}: files of kind {suffix or '(none)'} are not read. {_HINT}")
+        raise DataError(
+            f"{path_or_hub}: files of kind {suffix or '(none)'} are not read. {_HINT}"
+            + (" For an environment of your own write FILE:NAME." if suffix == ".py" else "")
+        )
     if exists:
         rows = _READERS[suffix](path)
     elif suffix in SUFFIXES:
@@ -199,7 +202,8 @@ def collect(
         report.rows += 1
         try:
             trajectory = build(row)
-            _check_steps(trajectory.texts)
+            if why := why_unusable(trajectory.texts):
+                raise UnusableRowError(why)
             key = (trajectory.problem, trajectory.steps)
             if key in seen:
                 raise UnusableRowError(DUPLICATE)
@@ -220,14 +224,14 @@ def collect(
     return kept
 
 
-def _check_steps(steps: tuple[str, ...]) -> None:
+def why_unusable(steps: tuple[str, ...]) -> str | None:
+    """Why a solution of these steps cannot be trained on; None if it can."""
     if not steps:
-        raise UnusableRowError(NO_STEPS)
+        return NO_STEPS
     if not all(step.strip() for step in steps):
-        raise UnusableRowError(EMPTY_STEP)
-    if len(steps) == 1:
-        # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
-        raise UnusableRowError(ONE_STEP)
+        return EMPTY_STEP
+    # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
+    return ONE_STEP if len(steps) == 1 else None
 
 
 def text_of(row: Row, column: str, *, missing: str) -> str:

@@ -38,7 +38,7 @@ class Step:
 
 def as_steps(steps: Iterable[Step | str]) -> tuple[Step, ...]:
     """The steps, plain texts among them made steps without thought and observation."""
-    return tuple(Step(one) if isinstance(one, str) else one for one in steps)
+    return tuple(one if isinstance(one, Step) else Step(one) for one in steps)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", as_steps(self.steps))
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether what must be text is: a user's loader may have put anything there."""
+        steps = [(one.text, one.thought, one.observation) for one in self.steps]
+        texts = [self.problem, self.source, *(text for step in steps for text in step)]
+        texts += [*self.tags, *self.tags.values(), *([] if self.answer is None else [self.answer])]
+        return all(isinstance(text, str) for text in texts)
 
     @property
     def texts(self) -> tuple[str, ...]:

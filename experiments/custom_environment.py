@@ -1,7 +1,7 @@
 """An environment of your own: copy this file, change it, name it. docs/environments.md explains.
 
     python -m srl check-data experiments/custom_environment.py:Counter
-    make train ARGS="--data.source experiments/custom_environment.py:Counter --test_problems 60"
+    make train ARGS="--data '{source: experiments/custom_environment.py:Counter}'"
 
 A counter shows a number, and the policy presses one button a step to bring it to another. The world
 answers every press with what the counter shows, which the policy reads before its next step.

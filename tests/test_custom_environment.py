@@ -172,7 +172,7 @@ def test_a_run_in_a_world_of_ones_own(
     assert {line["when"] for line in read_jsonl(run / "eval.jsonl")} == {"before", "after", "eval"}
     Path("boxes.py").unlink()
     assert main(["eval", "--run", "one"]) == 2
-    assert "there is no file boxes.py" in capsys.readouterr().err
+    assert "boxes.py in " in capsys.readouterr().err
 
 
 def test_prompts_are_the_environments_unless_given() -> None:
@@ -226,7 +226,7 @@ def test_classes_that_cannot_be_made() -> None:
 
     with pytest.raises(DataError, match="cannot be made without arguments.*'size'"):
         as_environment(Needs, "a.py:Needs")
-    with pytest.raises(NotImplementedError, match="Environment has no method `load`"):
+    with pytest.raises(DataError, match="Environment has no method `load`"):
         load_trajectories(Environment())
 
 
@@ -237,3 +237,93 @@ def test_the_ten_lines_of_the_docs(tmp_path: Path) -> None:
     found = load_trajectories(namespace["Doors"](), doors=2)
     assert [one.source for one in found] == ["Doors"] * 2
     assert check_data(found, LoadReport()).judged_right == 2
+
+
+WRONG = """
+from environments import Environment, Step, Trajectory, Verdict
+import numpy as np
+
+class Good(Environment):
+    def load(self, path=None, *, report, limit=None, n: int = 8):
+        return [Trajectory(f"case {i}", ("a", "the answer is 4"), answer="4") for i in range(n)]
+
+class NoLoad(Environment): ...
+class LoadRaises(Good):
+    def load(self, path=None, *, report, limit=None): return {}["boom"]
+class LoadNone(Good):
+    def load(self, path=None, *, report, limit=None): return None
+class LoadTexts(Good):
+    def load(self, path=None, *, report, limit=None): return ["a", "b"]
+class LoadNumbers(Good):
+    def load(self, path=None, *, report, limit=None): return [Trajectory("p", (1, 2))]
+class LoadTags(Good):
+    def load(self, path=None, *, report, limit=None):
+        return [Trajectory("p", ("a", "b"), tags={"n": 3})]
+class LoadShort(Good):
+    def load(self, path=None, *, report, limit=None): return [Trajectory("p", ("a",))] * 3
+class ObserveNone(Good):
+    def observe(self, trajectory, steps): return None
+class ObserveRaises(Good):
+    def observe(self, trajectory, steps): return steps[7]
+class FinishedRaises(Good):
+    def finished(self, trajectory, steps): raise RuntimeError("no end")
+class JudgeTrue(Good):
+    def judge(self, trajectory, steps): return True
+class JudgeNumPy(Good):
+    def judge(self, trajectory, steps): return Verdict(np.bool_(True))
+class JudgeEmpty(Good):
+    def judge(self, trajectory, steps): return Verdict(steps[-1].text == "a")
+class ContextTexts(Good):
+    def context(self, trajectory, steps): return [step.text for step in steps]
+class PromptsText(Good):
+    prompts = "be good"
+class Needs(Good):
+    def __init__(self): raise ValueError("no licence")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoLoad", "its method load raised NotImplementedError: NoLoad has no method `load`"),
+        ("LoadRaises", r"its method load raised KeyError: 'boom' \(wrong.py, line \d+\)"),
+        ("LoadNone", "its method load raised TypeError"),
+        ("LoadTexts", "its method load returned 'a'; it must return trajectories"),
+        (
+            "LoadNumbers",
+            "trajectories whose problem, steps, answer and tags are texts",
+        ),
+        ("LoadTags", "trajectories whose problem, steps, answer and tags are texts"),
+        ("LoadShort", "none of 3 rows can be used .*: 3.*at least two steps"),
+        ("ObserveNone", "its method observe returned None; it must return a text, '' where"),
+        ("ObserveRaises", r"its method observe raised IndexError: .* \(wrong.py, line \d+\)"),
+        ("FinishedRaises", "its method finished raised RuntimeError: no end"),
+        ("JudgeTrue", "its method judge returned True; it must return Verdict"),
+        ("JudgeNumPy", "its method judge returned Verdict.*it must return Verdict"),
+        ("JudgeEmpty", "its method judge raised IndexError"),
+        (
+            "ContextTexts",
+            r"its method context returned \('a',\); it must return a seq",
+        ),
+        ("PromptsText", r"its prompts are 'be good'; give Prompts\(step="),
+        ("Needs", "cannot be made without arguments: ValueError: no licence"),
+    ],
+)
+def test_a_wrong_environment_is_refused_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    name: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.py").write_text(WRONG)
+    refused(capsys, main(["check-data", f"wrong.py:{name}"]), message)
+
+
+def test_a_right_one_beside_them_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.py").write_text(WRONG)
+    assert main(["check-data", "wrong.py:Good", "--n", "5"]) == 0
+    assert re.search(r"rows kept +5", capsys.readouterr().out)
+    refused(capsys, main(["check-data", "wrong.py:Good", "--n", "true"]), "option 'n' is True")
+    refused(capsys, main(["check-data", "wrong.py"]), "of your own write FILE:NAME")

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from environments.environment import environment_of
+from environments.asking import verdict_on
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
@@ -215,7 +215,7 @@ def _measure(
 
 def _is_right(one: Trajectory) -> bool:
     """Whether its environment judges the expert's own solution right."""
-    return bool(environment_of(one).judge(one, one.steps).correct)
+    return bool(verdict_on(one, one.steps).correct)
 
 
 def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:

@@ -159,7 +159,7 @@ def _train(
     finally:
         progress.close()
     if progress.interrupted:
-        raise InterruptedRunError(f"saved; go on with: make resume RUN={run.name}")
+        raise InterruptedRunError(f"saved; go on with: make resume RUN={run.called}")
     best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
     if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
@@ -195,7 +195,7 @@ def _train(
             "the records, and take harder problems, or easier ones, or another reward",
         )
     if experiment.method == "srl":
-        looking = f"records: {run.steps}   look at them with: make inspect RUN={run.name}"
+        looking = f"records: {run.steps}   look at them with: make inspect RUN={run.called}"
     else:
         looking = f"figures: {run.metrics}   attempts at the test problems: {run.eval}"
     say(console, f"policy: {run.policy}   {looking}")

@@ -21,7 +21,7 @@ from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
 from srl.config.lora import LoraSettings
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
-from srl.config.sources import environment_at
+from srl.config.sources import environment_at, whole_source
 from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
@@ -189,4 +189,5 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     args = build(kind, settings, where)
-    return Experiment(model, dict(data), dict(rewards), args, method, lora)
+    data = {**data, "source": whole_source(data["source"])}
+    return Experiment(model, data, dict(rewards), args, method, lora)

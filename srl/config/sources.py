@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from environments import Environment, as_environment, built_in_environment
-from rewards.by_path import find
+from rewards.by_path import find, resolve
 from srl.errors import UsageError
 
 
@@ -21,3 +21,8 @@ def environment_at(source: str) -> Environment:
     except ValueError as error:
         raise UsageError(f"source: {error}") from error
     return as_environment(found, source)
+
+
+def whole_source(source: str) -> str:
+    """The source with a file's absolute path, so that a run is resumed from any folder."""
+    return resolve(source, what="environment") if ":" in source else source

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from environments.environment import environment_of
+from environments.asking import context_of
 from environments.splitting import step_title as title_of
 from environments.types import Step, Trajectory
 from rewards.types import StepContext
@@ -66,7 +66,7 @@ class StepExample:
     def previous(self) -> tuple[Step, ...]:
         """The expert's steps before the target that the policy reads, with what was observed."""
         before = self.trajectory.steps[: self.step_index]
-        return tuple(environment_of(self.trajectory).context(self.trajectory, before))
+        return context_of(self.trajectory, before)
 
     @property
     def previous_steps(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from environments.environment import environment_of
+from environments.asking import context_of, is_finished, observation_of, verdict_on
 from environments.types import Step, Trajectory
 from srl.data.prompts import OPEN, PromptFormat
 from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams, complete, key_of
@@ -118,7 +118,7 @@ def solve_step_by_step(
         ready, prompts = [], []  # type: list[int], list[Prompt]
         for place in active:
             one, problem = attempts[place], attempts[place].trajectory
-            read = environment_of(problem).context(problem, one.steps)
+            read = context_of(problem, one.steps)
             prompt = form.encode(problem.problem, read)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
                 attempts[place] = replace(one, failure="context_limit")
@@ -153,18 +153,17 @@ def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tupl
     )
     if parsed.failure is not None:
         return one, False
-    environment = environment_of(one.trajectory)
     step = Step(parsed.action, parsed.thought)
     before, steps = one.steps, (*one.steps, step)
-    if environment.finished(one.trajectory, steps):
+    if is_finished(one.trajectory, steps):
         return replace(one, steps=steps), False
-    seen = replace(step, observation=environment.observe(one.trajectory, steps))
+    seen = replace(step, observation=observation_of(one.trajectory, steps))
     return replace(one, steps=(*before, seen)), True
 
 
 def _judged(one: Attempt) -> Attempt:
     """An attempt with the verdict of its environment."""
-    verdict = environment_of(one.trajectory).judge(one.trajectory, one.steps)
+    verdict = verdict_on(one.trajectory, one.steps)
     return replace(one, answer=verdict.answer, correct=verdict.correct, why=verdict.why)
 
 

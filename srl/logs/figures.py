@@ -81,8 +81,13 @@ def metrics_of(log: Log) -> list[Metric]:
         )
         for name in log.reward_names
     ]
+    taken = {metric.label for metric in (*named, *FIXED.values())}
     others = [
-        Metric(METRIC + name, name, f"the metric {name}, over the rollouts that have it")
+        Metric(
+            METRIC + name,
+            METRIC + name if name in taken else name,
+            f"the metric {name}, over the rollouts that have it",
+        )
         for name in log.metric_names
         if name not in ("lift", "exact")
     ]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from environments.environment import environment_of
+from environments.asking import is_finished, observation_of
 from environments.types import Step
 from rewards import PendingScores, RewardCheck, RewardSum, StepContext, StepScore, normalize
 from rewards.calling import DEADLINE
@@ -163,11 +163,8 @@ def _metrics(example: StepExample, parsed: ParsedStep, score: StepScore) -> dict
 def _observe(example: StepExample, parsed: ParsedStep) -> str:
     """What the environment says after the policy's step; a finished solution gets no answer."""
     trajectory = example.trajectory
-    environment = environment_of(trajectory)
     steps = (*trajectory.steps[: example.step_index], Step(parsed.action, parsed.thought))
-    if environment.finished(trajectory, steps):
-        return ""
-    return environment.observe(trajectory, steps)
+    return "" if is_finished(trajectory, steps) else observation_of(trajectory, steps)
 
 
 def try_rewards(rewards: RewardSum, example: StepExample) -> list[RewardCheck]:

@@ -122,6 +122,11 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def called(self) -> str:
+        """What the commands take for it: its name in runs/, elsewhere its path."""
+        return self.name if self.path.parent == Path("runs") else str(self.path)
+
     config = _File("config.yaml")
     command = _File("command.txt")
     environment = _File("environment.json")

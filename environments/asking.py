@@ -1,0 +1,95 @@
+"""Asks an environment about an attempt, and checks what it answers.
+
+An environment may be a user's own code. What it raises or returns wrongly is said in one message
+that names the method, before it can reach a log or a prompt.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from environments.environment import Environment, Verdict, environment_of
+from environments.types import DataError, Step, Trajectory
+
+
+def context_of(trajectory: Trajectory, steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps that the policy reads before it writes the next one.
+
+    Raises:
+        DataError: the environment raised, or returned no steps; likewise in all functions here.
+    """
+    environment = environment_of(trajectory)
+    with asking(environment, "context"):
+        found = tuple(environment.context(trajectory, steps))
+    if not all(isinstance(step, Step) for step in found):
+        raise _wrong(environment, "context", found, "a sequence of Step")
+    return found
+
+
+def is_finished(trajectory: Trajectory, steps: Sequence[Step]) -> bool:
+    """Whether an attempt ends with the last of these steps."""
+    environment = environment_of(trajectory)
+    with asking(environment, "finished"):
+        return bool(environment.finished(trajectory, steps))
+
+
+def observation_of(trajectory: Trajectory, steps: Sequence[Step]) -> str:
+    """What the world says after the last of these steps."""
+    environment = environment_of(trajectory)
+    with asking(environment, "observe"):
+        found: object = environment.observe(trajectory, steps)
+    if not isinstance(found, str):
+        raise _wrong(environment, "observe", found, "a text, '' where the world says nothing")
+    return found
+
+
+def verdict_on(trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
+    """Whether an attempt is right."""
+    environment = environment_of(trajectory)
+    with asking(environment, "judge"):
+        found: object = environment.judge(trajectory, steps)
+    if (
+        not isinstance(found, Verdict)
+        or not isinstance(found.correct, bool | None)
+        or not isinstance(found.answer, str | None)
+        or not isinstance(found.why, str)
+    ):
+        wanted = "Verdict(correct, answer, why): True, False or None; a text or None; a text"
+        raise _wrong(environment, "judge", found, wanted)
+    return found
+
+
+def try_environment(trajectory: Trajectory) -> None:
+    """Ask every method about the expert's first step and whole solution, before anything rests on
+    the answers."""
+    for steps in (trajectory.steps[:1], trajectory.steps):
+        context_of(trajectory, steps)
+        verdict_on(trajectory, steps)
+        if not is_finished(trajectory, steps):
+            observation_of(trajectory, steps)
+    verdict_on(trajectory, ())  # an attempt that broke the format at once
+
+
+@contextmanager
+def asking(environment: Environment, method: str) -> Iterator[None]:
+    """Whatever the method raises becomes a DataError that names it and the line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        *_, own = traceback.extract_tb(error.__traceback__)
+        raise DataError(
+            f"environment {type(environment).__name__}: its method {method} raised "
+            f"{type(error).__name__}: {error} ({Path(own.filename).name}, line {own.lineno})"
+        ) from error
+
+
+def _wrong(environment: Environment, method: str, found: object, wanted: str) -> DataError:
+    return DataError(
+        f"environment {type(environment).__name__}: its method {method} returned {found!r:.200}; "
+        f"it must return {wanted}"
+    )
