@@ -423,3 +423,15 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     assert model.training is training
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_full_determinism_is_left_as_it_was() -> None:
+    model = build()
+    expected = tokens(sampler(model)(PROMPTS, 2, sampled()))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert tokens(sampler(model)(PROMPTS, 2, sampled())) == expected
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -322,13 +322,15 @@ def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
 def _any_algorithm() -> Iterator[None]:
     """Inside, `full_determinism` does not refuse CUDA's cumsum, whose float64 sums may differ by
     the last digit."""
-    was = torch.are_deterministic_algorithms_enabled()
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warns)
+        torch.use_deterministic_algorithms(True, warn_only=warns)
 
 
 def _chunks(
