@@ -9,13 +9,21 @@ import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
+from typing import NoReturn
+
+from srl.errors import UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is one message, as everywhere, and not the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see: python -m {self.prog} --help")
 
 
 def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of all commands; of readers of logs, which load Arrow, only what `words` need."""
-    parser = argparse.ArgumentParser(
-        prog="srl", description="Step-wise supervised reinforcement learning (SRL)."
-    )
+    parser = _Parser(prog="srl", description="Step-wise supervised reinforcement learning (SRL).")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # An abbreviation might be a field of a config that is meant.
     add = partial(commands.add_parser, allow_abbrev=False)
