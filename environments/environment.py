@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from environments.answers import is_number, same_answer, stated_answer
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
-from environments.types import LoadReport, Step, Trajectory
+from environments.types import DataError, LoadReport, Step, Trajectory
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Environment:
         Raises:
             DataError: nothing to read, or nothing that can be used.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no method `load`")
+        raise DataError(
+            f"environment {type(self).__name__} has no method `load`; write "
+            "def load(self, path=None, *, report, limit=None), which returns trajectories"
+        )
 
     def judge(self, trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
         """Returns whether an attempt at a problem is right.

@@ -285,7 +285,7 @@ class Needs(Good):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("NoLoad", "its method load raised NotImplementedError: NoLoad has no method `load`"),
+        ("NoLoad", "environment NoLoad has no method `load`; write def load"),
         ("LoadRaises", r"its method load raised KeyError: 'boom' \(wrong.py, line \d+\)"),
         ("LoadNone", "its method load raised TypeError"),
         ("LoadTexts", "its method load returned 'a'; it must return trajectories"),

@@ -168,11 +168,12 @@ def test_collection_is_exact_bounded_and_loses_nothing(
     got = collect_groups(source.draw, needed=needed, max_rounds=max_rounds, epsilon=0.01)
     assert got.rounds == len(source.asked) <= max_rounds
     assert [g.number for g in got.groups] == list(range(source.given))
-    assert len(got.decisions) == len(got.groups) == len(got.kept) + len(got.dropped)
+    assert len(got.decisions) == len(got.groups)
     assert len(got.kept) <= needed
     assert len(got.kept) == needed or got.rounds == max_rounds
     assert all(g.rewards == (0.0, 1.0) for g in got.kept)
-    assert all(g.rewards == (0.3, 0.3) for g in got.dropped)
+    pairs = zip(got.groups, got.decisions, strict=True)
+    assert all(g.rewards == (0.3, 0.3) for g, decision in pairs if not decision.kept)
 
 
 def test_each_round_draws_exactly_what_is_missing() -> None:

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from srl.config.parts import PromptSettings
 from srl.errors import UsageError
 from srl.models.loading import context_limit, fingerprint, load_policy, prompt_format, stop_ids
 
@@ -200,10 +201,8 @@ def test_the_prompt_format_knows_every_stop_token() -> None:
     form = prompt_format(
         model,
         build_tokenizer(),
-        template="auto",
-        think=True,
+        PromptSettings(whole_system_prompt=None),
         system_prompt="Go.",
-        whole_system_prompt=None,
     )
     assert form.stop_ids == {7, 9, 256}
     assert form.template == "plain"

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import test_scoring
 import test_tree_models
-import test_trl_oracle
 import torch
 from conftest import read_jsonl, toy_config, toy_trajectories
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from srl.training.trainer import SRLTrainer
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     **{n: partial(test_tree_models.built, n) for n in test_tree_models.FAMILIES},
-    **{n: partial(test_trl_oracle.built, n) for n in test_trl_oracle.architectures()},
+    **{n: partial(test_scoring.built, n) for n in test_scoring.architectures()},
 }
 LONG = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
 PROMPTS = [LONG[:4], LONG[:9], LONG, [20, 21]]  # nested, as the steps of a trajectory are

@@ -229,7 +229,8 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
         assert dict(found.dropped) == {"a think tag inside a thought": 1}
         assert [one.expert_step for one in found.examples if one.problem == "four"] == ["b"] * left
     assert len(rows.examples) == 2 * 3 + 1
-    assert max(rows.lengths) <= 64
+    pairs = zip(rows.prompts, rows.completions, strict=True)
+    assert max(len(prompt) + len(completion) for prompt, completion in pairs) <= 64
     with pytest.raises(UsageError, match=r"no row can be trained on \(1 dropped: the expert's"):
         ExpertRows.of([Trajectory("two", ("<think>",))], form, args, 64)
 

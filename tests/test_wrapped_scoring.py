@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import test_scoring
 import torch
 from conftest import toy_model, toy_tokenizer
 from torch import Tensor, nn
@@ -81,8 +84,11 @@ class Wrapper(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def test_a_wrapper_is_called_once_and_its_logits_never_exist() -> None:
-    model = policy()
+@pytest.mark.parametrize("make", [policy, partial(test_scoring.built, "no position_ids")])
+def test_a_wrapper_is_called_once_and_its_logits_never_exist(
+    make: Callable[[], nn.Module],
+) -> None:
+    model = make()
     expected = completion_log_probs(model, ROWS, pad_id=0, temperature=1.0, device="cpu")
     wrapper = Wrapper(model)
     outputs: list[object] = []

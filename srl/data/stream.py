@@ -88,7 +88,10 @@ class PromptStream:
         """
         for key in ("num_rows", "seed", "cursor", "data"):
             if key not in state:
-                raise UsageError(f"the saved prompt stream has no {key!r}; it has {sorted(state)}")
+                raise UsageError(
+                    f"the saved prompt stream has no {key!r} (it has {', '.join(sorted(state))}): "
+                    "an earlier version saved it. Start a new run from its policy: --model FOLDER"
+                )
         for key, ours in (("num_rows", self.num_rows), ("seed", self.seed), ("data", self.data)):
             if state[key] != ours:
                 what = "rows of digest" if key == "data" else key

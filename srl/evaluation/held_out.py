@@ -67,14 +67,7 @@ def measure(
     number = 0 if run is None else _next_evaluation(run.eval)
     asked = one_each(problems)
     say(console, f"{when}: solving {len(asked):,} held-out problems")
-    form = prompt_format(
-        model,
-        tokenizer,
-        template=args.template,
-        think=args.think,
-        system_prompt=args.system_prompt,
-        whole_system_prompt=args.whole_system_prompt,
-    )
+    form = prompt_format(model, tokenizer, args, system_prompt=args.system_prompt)
     sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         limit, tick = context_limit(model), _now_and_then(when, console)

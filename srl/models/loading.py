@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from srl.config.parts import PromptSettings
 from srl.data.prompts import PromptFormat, ensure_pad
 from srl.errors import UsageError
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
@@ -143,19 +144,17 @@ def context_limit(model: PreTrainedModel) -> int | None:
 def prompt_format(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    settings: PromptSettings,
     *,
-    template: str,
-    think: bool,
     system_prompt: str | None,
-    whole_system_prompt: str | None,
 ) -> PromptFormat:
-    """The words around a step for this policy."""
+    """The words around a step for this policy; benchmarks, which ask for none, have no prompt."""
     return PromptFormat(
         tokenizer,
-        template=template,  # type: ignore[arg-type]
-        think=think,
+        template=settings.template,
+        think=settings.think,
         system_prompt=system_prompt,
-        whole_system_prompt=whole_system_prompt,
+        whole_system_prompt=settings.whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
     )
 

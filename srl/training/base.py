@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,7 @@ class StepTrainer(Trainer):
         check_installed(settings.report_to)
         self.settings = settings
         self.rewards = rewards
-        self.form = prompt_format(
-            model,
-            tokenizer,
-            template=settings.template,
-            think=settings.think,
-            system_prompt=settings.system_prompt,
-            whole_system_prompt=settings.whole_system_prompt,
-        )
+        self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
 
@@ -183,9 +177,9 @@ class StepTrainer(Trainer):
             settings=self.settings,
         )
 
+    @abstractmethod
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
         """One greedy attempt at each validation problem, and further figures for the log."""
-        raise NotImplementedError
 
     def _attempts(self) -> list[Attempt]:
         with self.accelerator.autocast():

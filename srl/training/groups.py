@@ -99,10 +99,6 @@ class Collected(Generic[GroupT]):
         """The groups to train on; fewer than needed when the rounds ran out, perhaps none."""
         return [g for g, d in zip(self.groups, self.decisions, strict=True) if d.kept]
 
-    @property
-    def dropped(self) -> list[GroupT]:
-        return [g for g, d in zip(self.groups, self.decisions, strict=True) if not d.kept]
-
 
 def collect_groups(
     draw: Callable[[int], Sequence[GroupT]],

@@ -107,11 +107,6 @@ class ExpertRows:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
         return found
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(p) + len(c) for p, c in zip(self.prompts, self.completions, strict=True)]
-
     def to_dataset(self) -> Dataset:
         """As `SFTTrainer` takes them: labels are the completion's tokens, and none elsewhere."""
         pairs = list(zip(self.prompts, self.completions, strict=True))

@@ -71,14 +71,7 @@ class Solver:
         """
         self.args = args
         self.samples = samples
-        self.form: PromptFormat = prompt_format(
-            model,
-            tokenizer,
-            template=args.template,
-            think=args.think,
-            system_prompt=None,
-            whole_system_prompt=args.whole_system_prompt,
-        )
+        self.form: PromptFormat = prompt_format(model, tokenizer, args, system_prompt=None)
         self.limit = context_limit(model)
         # Whether the solutions of a chunk hold their prompt once.
         self.shares = args.prefix_tree and refusal(model) is None
