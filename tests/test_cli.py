@@ -386,7 +386,9 @@ def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture
     assert "has no checkpoint yet" in capsys.readouterr().err
     (run / "checkpoint-4").mkdir()
     assert main(["resume", "one"]) == 2
-    assert "it lacks trainer_state.json, srl_state.json, the weights" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "has no checkpoint to go on from" in shown
+    assert "checkpoint-4: it has no manifest.json" in shown
 
 
 def test_what_a_message_names_cannot_steer_the_terminal(

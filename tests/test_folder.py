@@ -13,22 +13,11 @@ from srl.runs import folder as run_folder
 from srl.runs.folder import (
     RunFolder,
     changed_keys,
-    check_checkpoint,
     git_state,
     plain,
     replace_file,
     write_json,
 )
-
-CHECKPOINT_FILES = ("trainer_state.json", "srl_state.json", "model.safetensors")
-
-
-def checkpoint(run: RunFolder, step: int, files: tuple[str, ...] = CHECKPOINT_FILES) -> Path:
-    path = run.path / f"checkpoint-{step}"
-    path.mkdir()
-    for name in files:
-        (path / name).write_text("{}")
-    return path
 
 
 def test_names_of_the_files(tmp_path: Path) -> None:
@@ -244,39 +233,6 @@ def test_a_file_of_the_longest_name_is_replaced(tmp_path: Path) -> None:
     replace_file(path, b"\0new")
     assert path.read_bytes() == b"\0new"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_latest_checkpoint_is_by_number_and_whole(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a")
-    assert run.latest_checkpoint() is None
-    checkpoint(run, 9)
-    newest = checkpoint(run, 10)
-    assert run.latest_checkpoint() == newest
-    checkpoint(run, 100, ("model.safetensors",))  # the run was killed while it was saving
-    (run.path / "checkpoint-best").mkdir()
-    (run.path / "checkpoint-200").write_text("a file")
-    assert run.latest_checkpoint() == newest
-
-
-def test_no_whole_checkpoint_at_all(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a")
-    checkpoint(run, 3, ("model.safetensors", "trainer_state.json"))
-    with pytest.raises(UsageError, match=r"checkpoint-3 is not .* lacks srl_state\.json\."):
-        run.latest_checkpoint()
-
-
-def test_a_checkpoint_that_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
-        check_checkpoint(tmp_path / "checkpoint-1")
-    with pytest.raises(
-        UsageError, match=r"lacks trainer_state\.json, srl_state\.json, the weights \(model\.safe"
-    ):
-        check_checkpoint(tmp_path)
-    run = RunFolder(tmp_path)
-    check_checkpoint(checkpoint(run, 1))
-    state = ("trainer_state.json", "srl_state.json")
-    check_checkpoint(checkpoint(run, 2, (*state, "model.safetensors.index.json")))
-    check_checkpoint(checkpoint(run, 3, (*state, "adapter_model.safetensors")))
 
 
 def test_changed_keys() -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import say, visible
-from srl.errors import DivergedError, UsageError
+from srl.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -75,7 +75,7 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, DataError):
         return 2
     trainer = sys.modules.get("srl.training.trainer")
-    known = (RewardError, DivergedError, *([trainer.NothingToTrainOnError] if trainer else []))
+    known = (RewardError, RunError, *([trainer.NothingToTrainOnError] if trainer else []))
     return 1 if isinstance(error, known) else None
 
 
@@ -122,12 +122,15 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.runs.checkpoints import latest_checkpoint
     from srl.runs.folder import RunFolder
 
     run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
     model = args.model
     if run is not None:
-        best = run.policy if run.policy.is_dir() else run.latest_checkpoint()
+        best = run.policy
+        if not best.is_dir():
+            best = latest_checkpoint(run.path, lambda line: say(console, line))
         if best is None:
             raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
         model = str(best)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,15 @@ from srl.config.settings import SRLConfig
 from srl.console import say
 from srl.data.splits import load_splits
 from srl.data.steps import build_examples
-from srl.errors import UsageError
+from srl.errors import RunError, UsageError
 from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
 from srl.models.lora import add_adapter, is_adapted
 from srl.rollout.rollouts import try_rewards
-from srl.runs.folder import RunFolder, check_checkpoint, write_json
+from srl.runs.attempts import forget
+from srl.runs.checkpoints import latest_checkpoint, put_in_place
+from srl.runs.folder import RunFolder, write_json
 from srl.training.checkpoints import why_kept
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
@@ -53,27 +56,30 @@ def train_run(
 
     Raises:
         UsageError, DataError: wrong use; then no run folder is left behind.
+        RunError: the run cannot go on.
         InterruptedRunError: Ctrl-C, after saving.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
     try:
         run.write_start(experiment.resolved(), argv)
-        return _train(experiment, run, None, console)
+        with _while_it_is_there(run):
+            return _train(experiment, run, None, console)
     except BaseException:
         # Before the first step there is nothing to go on from and nothing to look at, and the
         # folder would only keep its name in use.
         if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
-            shutil.rmtree(run.path)
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
 
 
 def resume_run(
     run: RunFolder, values: Mapping[str, object], argv: Sequence[str], console: Console
 ) -> Path:
-    """Go on from a run's newest checkpoint with the settings `values`.
+    """Go on from a run's newest whole checkpoint with the settings `values`.
 
     Raises:
         UsageError: there is nothing to go on from, or the run is complete.
+        RunError: the run cannot go on.
         InterruptedRunError: Ctrl-C, after saving.
     """
     experiment = parse_experiment(values, where=str(run.config))
@@ -82,21 +88,48 @@ def resume_run(
             f"{run.path} is complete: it has a summary.json. To train its policy further start a "
             f'new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
         )
-    checkpoint = run.latest_checkpoint()
+    checkpoint = latest_checkpoint(
+        run.path,
+        lambda line: say(console, line),
+        with_best=experiment.args.load_best_model_at_end,
+    )
     if checkpoint is None:
         raise UsageError(
             f"{run.path} has no checkpoint yet; start the run again under another name: "
             f"make train RUN={run.name}-2"
         )
-    check_checkpoint(checkpoint)
+    say(console, f"going on from {checkpoint}")
     before = run.read_config()
     run.write_config(values)  # with changes that were accepted: the next resume goes on with them
     try:
         run.add_command(argv)
-        return _train(experiment, run, checkpoint, console)
+        with _while_it_is_there(run):
+            return _train(experiment, run, checkpoint, console)
     except (UsageError, DataError):
         run.write_config(before)
         raise
+
+
+@contextmanager
+def _while_it_is_there(run: RunFolder) -> Iterator[None]:
+    """What fails because the run's folder was taken away says so.
+
+    Raises:
+        RunError: the folder is gone.
+    """
+    try:
+        yield
+    except (OSError, UsageError):
+        _refuse_gone(run)
+        raise
+
+
+def _refuse_gone(run: RunFolder) -> None:
+    if not run.config.is_file():
+        raise RunError(
+            f"{run.path} is gone: the run's folder was deleted or moved while the run was going "
+            "on. Where it was moved, it can be resumed there"
+        )
 
 
 def _train(
@@ -152,6 +185,10 @@ def _train(
     if checkpoint is None:
         before = test(trainer.model, "before") if args.test_before else {}
         write_json(before_path, before)
+    else:
+        forget(run.eval, "after")  # of a process that ended before it wrote the summary
+    before = _read_before(before_path)
+    _refuse_gone(run)
     try:
         # For what draws from torch's generator, such as dropout; rollouts have their own numbers.
         set_seed(args.seed)
@@ -163,8 +200,9 @@ def _train(
     best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
     if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
+    _refuse_gone(run)
     after = test(_save_policy(trainer, tokenizer, run), "after")
-    before = _read_before(before_path)
+    _refuse_gone(run)
     write_json(
         run.summary,
         {
@@ -280,26 +318,46 @@ def _save_policy(
 
     trained = logits(model)
     allowed = 1e-4
-    saved = [run.policy]
+    # Written aside: a process that is killed here leaves no half of a policy.
+    policy, adapter = (run.path / f".{name}.new" for name in ("policy", "adapter"))
+    saved = {policy: run.policy}
+    for folder in (policy, adapter):
+        shutil.rmtree(folder, ignore_errors=True)
     if is_adapted(model):
         allowed = max(allowed, MERGED_WITHIN * trained.abs().max().item())
-        saved.append(run.path / "adapter")
-        trainer.save_model(str(saved[1]))
+        saved[adapter] = run.path / "adapter"
+        trainer.save_model(str(adapter))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
-        model.save_pretrained(run.policy)
-        tokenizer.save_pretrained(run.policy)
+        model.save_pretrained(policy)
+        tokenizer.save_pretrained(policy)
     else:
-        trainer.save_model(str(run.policy))
-    for folder in saved:
+        trainer.save_model(str(policy))
+    for folder, place in saved.items():
         again, _ = load_policy(str(folder))
         difference = (trained - logits(again.eval())).abs().max().item()
         if not difference <= allowed:
             raise RuntimeError(
-                f"the policy saved in {folder} is not the one that was trained: on the same "
+                f"the policy to be saved in {place} is not the one that was trained: on the same "
                 f"prompt their logits differ by {difference:.3g}; rounding explains {allowed:.3g}"
             )
+    for folder, place in saved.items():
+        put_in_place(folder, place)
     return model.to(device)
 
 
 def _read_before(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The figures from before the training, which no later process can measure.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read {path}, the figures from before the training: {error}. Restore it; or "
+            f"write {{}} into it, and the summary has no figures from before"
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a JSON object, as the run wrote it. Restore it")
+    return found

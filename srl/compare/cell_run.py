@@ -31,6 +31,7 @@ from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 from srl.models.loading import fingerprint
 from srl.models.lora import is_adapter_folder
+from srl.runs.checkpoints import latest_checkpoint
 from srl.runs.folder import RunFolder, changed_keys
 from srl.runs.records import RecordWriter, read_rows
 
@@ -273,7 +274,7 @@ def _has_checkpoint(run: RunFolder) -> bool:
     if not run.config.is_file():
         return False
     try:
-        return run.latest_checkpoint() is not None
+        return latest_checkpoint(run.path, lambda _: None) is not None
     except UsageError:  # there are some, none of them whole
         return False
 

@@ -63,6 +63,12 @@ _UNUSED = {
             "fp16_full_eval",
         ),
         "tokens are counted in the log as they are": ("include_num_input_tokens_seen",),
+        "a checkpoint is there to go on from, and cannot without the optimiser's state": (
+            "save_only_model",
+        ),
+        "a checkpoint is whole at the end of a step only; Ctrl-C saves one": (
+            "enable_jit_checkpoint",
+        ),
         "the commands train, eval and resume say what to do": (
             "do_train",
             "do_predict",

@@ -1,8 +1,8 @@
 """The run folder `runs/<name>/`: where everything that one asks about a run afterwards is kept.
 
 It knows the names of the files, how a run starts (config, command line, versions and git commit
-are written before anything is trained), which checkpoint to go on from, and that a folder in use
-is never overwritten. Files that are replaced are replaced at once: a reader never sees half of one.
+are written before anything is trained), and that a folder in use is never overwritten. Files that
+are replaced are replaced at once: a reader never sees half of one.
 No torch here: versions are read from the packages' metadata.
 """
 
@@ -29,15 +29,6 @@ from srl.redaction import without_secrets
 from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "adapter_model.bin",
-)
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 
 
@@ -169,27 +160,6 @@ class RunFolder:
             raise UsageError(f"{self.config} is not a mapping of settings: the run cannot go on")
         return config
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; one that was cut off while it was saved is passed over.
-
-        Raises:
-            UsageError: there are checkpoints, and none is whole.
-        """
-        numbered = sorted(
-            (
-                (int(match[1]), entry)
-                for entry in self.path.glob("checkpoint-*")
-                if (match := _CHECKPOINT.fullmatch(entry.name)) and entry.is_dir()
-            ),
-            reverse=True,
-        )
-        for _, entry in numbered:
-            if not missing_from_checkpoint(entry):
-                return entry
-        if numbered:
-            check_checkpoint(numbered[0][1])
-        return None
-
 
 class _WithoutAliases(yaml.SafeLoader):
     """No aliases, which we never write: nested, a few lines of them unfold to gigabytes."""
@@ -198,25 +168,6 @@ class _WithoutAliases(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} has an alias (*)")
         return super().compose_node(parent, index)
-
-
-def missing_from_checkpoint(path: Path) -> list[str]:
-    """What `path` lacks to be a checkpoint that a run can go on from; nothing if it is one."""
-    missing = [n for n in ("trainer_state.json", "srl_state.json") if not (path / n).is_file()]
-    if not any((path / name).is_file() for name in WEIGHTS):
-        missing.append(f"the weights ({WEIGHTS[0]})")
-    return missing
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raise UsageError unless `path` is a checkpoint of this trainer."""
-    if not path.is_dir():
-        raise UsageError(f"{path} is not a checkpoint: no such folder")
-    if missing := missing_from_checkpoint(path):
-        raise UsageError(
-            f"{path} is not a checkpoint to go on from: it lacks {', '.join(missing)}. "
-            "Name a folder checkpoint-N that srl has written"
-        )
 
 
 def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
