@@ -19,6 +19,8 @@ STAMP  = .venv/.installed
 NAMED_CONFIG = $(if $(findstring command,$(origin CONFIG)),--config $(CONFIG))
 
 export HF_HUB_DISABLE_TELEMETRY = 1
+# So that a message can say what to type again.
+export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -53,7 +53,7 @@ def test_names_of_the_files(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_never_overwritten(tmp_path: Path) -> None:
     for name in ("a", "a-2"):
         RunFolder.create(tmp_path, name).metrics.write_text("kept\n")
-    with pytest.raises(UsageError, match=r"in use.*make resume RUN=a\..*make train RUN=a-3"):
+    with pytest.raises(UsageError, match=r"in use.*make resume RUN=\S+/a\. .*make train RUN=a-3"):
         RunFolder.create(tmp_path, "a")
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == "kept\n"
     (tmp_path / "file").write_text("")

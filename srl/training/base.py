@@ -107,8 +107,8 @@ class StepTrainer(Trainer):
         add_saving(self, self.state_dict)
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
-            # What the command line shows, but for Ctrl-C, which stays the script's own.
-            self.add_callback(ProgressReport(Console(), first=first_lines, stops=False))
+            # What the command line shows, but for signals, which stay the script's own.
+            self.add_callback(ProgressReport(Console(), first=first_lines))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
