@@ -124,7 +124,7 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     from srl.runs.folder import RunFolder, run_path
 
-    run = RunFolder.open(run_path(args.of_run)) if args.of_run else None
+    run = None if args.of_run is None else RunFolder.open(run_path(args.of_run))
     model = args.model
     if run is not None:
         best = run.policy if run.policy.is_dir() else run.latest_checkpoint()

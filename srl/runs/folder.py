@@ -263,7 +263,7 @@ def run_path(name: str) -> Path:
 
     A word without a slash names a folder of runs/, unless only a run's folder here is called so.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if not path.name or path.name == "..":  # `.`, `..` and `/`: a run's folder has a name
         return Path(os.path.abspath(path))
     if len(path.parts) > 1:
