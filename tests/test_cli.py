@@ -303,7 +303,8 @@ def test_ctrl_c_twice_stops_at_once(
     handler = signal.getsignal(signal.SIGINT)
     interrupt_at(monkeypatch, 3, times=2)
     assert train() == 130
-    assert capsys.readouterr().err == "srl: stopped\n"
+    said = "srl: stopped; go on from checkpoint-2 with: make resume RUN=one\n"
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert (home / "runs/one/checkpoint-2").is_dir()
     assert not (home / "runs/one/checkpoint-3").exists()
@@ -319,7 +320,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
 
     monkeypatch.setattr("srl.evaluation.held_out.solve_step_by_step", interrupted)
     assert train() == 130
-    assert capsys.readouterr().err == "srl: stopped\n"
+    again = f"{sys.executable} -m srl train --config config.yaml --run-name one"
+    said = f"srl: stopped before the first checkpoint; start again with: {again}\n"
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list((home / "runs").iterdir())
 

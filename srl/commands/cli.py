@@ -1,7 +1,7 @@
 """`python -m srl <command>`: every make target is a thin call of one of these.
 
-Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 130
-after Ctrl-C, with a checkpoint saved.
+Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 128 + n
+after signal n (130 after Ctrl-C), of a training with a checkpoint saved.
 
 Imports of torch and transformers happen inside the commands that need them: `--help`, `inspect`
 and `check-data` answer at once.
@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(errors, str(error))
         return code
-    except KeyboardInterrupt:
-        _complain(errors, "stopped")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        _complain(errors, str(stop) or "stopped")
+        return getattr(stop, "exit_code", INTERRUPTED)
 
 
 def _complain(console: Console, message: str) -> None:
@@ -80,14 +80,14 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _until_interrupted(work: Callable[[], object], console: Console) -> int:
-    """Train; Ctrl-C saves, and says how to go on."""
+    """Train; a signal saves, and says how to go on."""
     from srl.commands.train import InterruptedRunError
 
     try:
         work()
     except InterruptedRunError as interrupted:
-        console.print(str(interrupted), highlight=False)
-        return INTERRUPTED
+        say(console, str(interrupted))
+        return interrupted.exit_code
     return 0
 
 
@@ -101,9 +101,9 @@ def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
 
 
 def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.runs.folder import RunFolder, changed_keys
+    from srl.runs.folder import RunFolder, changed_keys, run_path
 
-    run = RunFolder.open(_run_path(args.name))
+    run = RunFolder.open(run_path(args.name))
     old = run.read_config()
     _quieten()
     from srl.commands.train import resume_run
@@ -123,13 +123,13 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     from srl.runs.checkpoints import latest_checkpoint
-    from srl.runs.folder import RunFolder
+    from srl.runs.folder import RunFolder, run_path
 
-    run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
+    run = None if args.of_run is None else RunFolder.open(run_path(args.of_run))
     model = args.model
     if run is not None:
-        best = run.policy
-        if not best.is_dir():
+        best: Path | None = run.policy
+        if not run.policy.is_dir():
             best = latest_checkpoint(run.path, lambda line: say(console, line))
         if best is None:
             raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
@@ -152,7 +152,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
             "problems goes into the run's own folder"
         )
     _quieten()
-    from srl.commands.train import evaluate_into, evaluate_policy
+    from srl.commands.train import evaluate_into, evaluate_policy, evaluate_run
     from srl.config.experiment import load_experiment, parse_experiment
     from srl.config.strict_yaml import apply_overrides
 
@@ -164,8 +164,10 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
         )
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
+    elif run is not None:
+        evaluate_run(run, model, experiment, console)
     else:
-        evaluate_policy(model, experiment, run, console)
+        evaluate_policy(model, experiment, None, console)
     return 0
 
 
@@ -358,16 +360,11 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, object]
     return options, rewards
 
 
-def _run_path(name: str) -> Path:
-    """`name` as a path if it is one, else a folder of runs/."""
-    path = Path(name)
-    return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / name
-
-
 def _log_path(name: str) -> Path:
-    """`name` as a run's path, or as the log itself."""
-    path = Path(name)
-    return path if path.is_file() else _run_path(name)
+    """A run's path, or that of the log itself."""
+    from srl.runs.folder import run_path
+
+    return Path(name) if Path(name).name == "steps.jsonl" else run_path(name)
 
 
 def _quieten() -> None:

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,10 @@ from srl.models.lora import add_adapter, is_adapted
 from srl.rollout.rollouts import try_rewards
 from srl.runs.attempts import forget
 from srl.runs.checkpoints import latest_checkpoint, put_in_place
+from srl.runs.commands import command_again, resume_command
 from srl.runs.folder import RunFolder, write_json
+from srl.runs.lock import only_writer
+from srl.runs.stopping import Stopped, StopSignals
 from srl.training.checkpoints import why_kept
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
@@ -46,7 +49,11 @@ MERGED_WITHIN = 2e-5
 
 
 class InterruptedRunError(Exception):
-    """Ctrl-C: a checkpoint was saved, and the run can be resumed."""
+    """A signal asked to stop: a checkpoint was saved, and the run can be resumed."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def train_run(
@@ -57,19 +64,22 @@ def train_run(
     Raises:
         UsageError, DataError: wrong use; then no run folder is left behind.
         RunError: the run cannot go on.
-        InterruptedRunError: Ctrl-C, after saving.
+        InterruptedRunError: a signal, after saving.
+        Stopped: a signal, at once; the message says how to go on.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    try:
-        run.write_start(experiment.resolved(), argv)
-        with _while_it_is_there(run):
-            return _train(experiment, run, None, console)
-    except BaseException:
-        # Before the first step there is nothing to go on from and nothing to look at, and the
-        # folder would only keep its name in use.
-        if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
+    with StopSignals() as signals, _stopping(run, argv), _writing(run, console):
+        run.refuse_used()  # another start may have been quicker
+        try:
+            run.write_start(experiment.resolved(), argv)
+            with _while_it_is_there(run):
+                return _train(experiment, run, None, console, signals)
+        except BaseException:
+            # Before the first step there is nothing to go on from and nothing to look at, and the
+            # folder would only keep its name in use.
+            if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
+                run.take_away()
+            raise
 
 
 def resume_run(
@@ -78,36 +88,70 @@ def resume_run(
     """Go on from a run's newest whole checkpoint with the settings `values`.
 
     Raises:
-        UsageError: there is nothing to go on from, or the run is complete.
+        UsageError: there is nothing to go on from, the run is complete, or another process is at
+            work in its folder.
         RunError: the run cannot go on.
-        InterruptedRunError: Ctrl-C, after saving.
+        InterruptedRunError: a signal, after saving.
+        Stopped: a signal, at once; the message says how to go on.
     """
     experiment = parse_experiment(values, where=str(run.config))
-    if run.summary.is_file():
-        raise UsageError(
-            f"{run.path} is complete: it has a summary.json. To train its policy further start a "
-            f'new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
+    with StopSignals() as signals, _stopping(run, None), _writing(run, console):
+        if run.summary.is_file():
+            raise UsageError(
+                f"{run.path} is complete: it has a summary.json. To train its policy further start "
+                f'a new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
+            )
+        checkpoint = latest_checkpoint(
+            run.path,
+            lambda line: say(console, line),
+            with_best=experiment.args.load_best_model_at_end,
         )
-    checkpoint = latest_checkpoint(
-        run.path,
-        lambda line: say(console, line),
-        with_best=experiment.args.load_best_model_at_end,
-    )
-    if checkpoint is None:
-        raise UsageError(
-            f"{run.path} has no checkpoint yet; start the run again under another name: "
-            f"make train RUN={run.name}-2"
-        )
-    say(console, f"going on from {checkpoint}")
-    before = run.read_config()
-    run.write_config(values)  # with changes that were accepted: the next resume goes on with them
+        if checkpoint is None:
+            again = command_again(run) or f"make train RUN={run.name}-2"
+            raise UsageError(
+                f"{run.path} has no checkpoint yet; start the run again under another name: {again}"
+            )
+        say(console, f"going on from {checkpoint}")
+        before = run.read_config()
+        run.write_config(values)  # with changes that were accepted: the next resume goes on so
+        try:
+            run.add_command(argv)
+            with _while_it_is_there(run):
+                return _train(experiment, run, checkpoint, console, signals)
+        except (UsageError, DataError):
+            run.write_config(before)
+            raise
+
+
+@contextmanager
+def _writing(run: RunFolder, console: Console) -> Iterator[None]:
+    """Nobody else writes into the run's folder, and nothing in it leads elsewhere.
+
+    Raises:
+        UsageError: another process does, or something does.
+    """
+    with only_writer(run.path, lambda line: say(console, line)):
+        run.refuse_links()
+        yield
+
+
+@contextmanager
+def _stopping(run: RunFolder, argv: Sequence[str] | None) -> Iterator[None]:
+    """Lets a signal that stops a run at once say how to go on."""
     try:
-        run.add_command(argv)
-        with _while_it_is_there(run):
-            return _train(experiment, run, checkpoint, console)
-    except (UsageError, DataError):
-        run.write_config(before)
-        raise
+        yield
+    except Stopped as stop:
+        checkpoint = None
+        with suppress(UsageError):  # there are some, none of them whole
+            checkpoint = latest_checkpoint(run.path, lambda _: None)
+        if checkpoint is not None:
+            words = f"; go on from {checkpoint.name} with: {resume_command(run)}"
+        else:
+            kept = f", whose records stay in {run.path}" if run.config.is_file() else ""
+            words = f" before the first checkpoint{kept}"
+            if again := command_again(run, argv):
+                words += f"; start again with: {again}"
+        raise Stopped(stop.number, f"stopped{words}") from None
 
 
 @contextmanager
@@ -133,7 +177,11 @@ def _refuse_gone(run: RunFolder) -> None:
 
 
 def _train(
-    experiment: Experiment, run: RunFolder, checkpoint: Path | None, console: Console
+    experiment: Experiment,
+    run: RunFolder,
+    checkpoint: Path | None,
+    console: Console,
+    signals: StopSignals,
 ) -> Path:
     started = time.monotonic()
     args = experiment.args
@@ -157,7 +205,7 @@ def _train(
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         parameters += f" and an adapter of {trained:,}, which alone is trained"
     times = args.num_iterations if isinstance(args, SRLConfig) else 1
-    progress = ProgressReport(console, save_every_multiple_of=times)
+    progress = ProgressReport(console, save_every_multiple_of=times, signals=signals)
     trainer = _trainer_of(experiment.method)(
         model,
         args,
@@ -181,7 +229,7 @@ def _train(
             policy, tokenizer, experiment, trainer.rewards, splits.test, run, when, console
         )
 
-    before_path = run.path / "before.json"
+    before_path = run.before
     if checkpoint is None:
         before = test(trainer.model, "before") if args.test_before else {}
         write_json(before_path, before)
@@ -195,8 +243,9 @@ def _train(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    if progress.interrupted:
-        raise InterruptedRunError(f"saved; go on with: make resume RUN={run.called}")
+    if signals.asked is not None:
+        raise InterruptedRunError(f"saved; go on with: {resume_command(run)}", signals.asked)
+    signals.at_once()
     best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
     if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
@@ -276,6 +325,18 @@ def evaluate_policy(
     return found
 
 
+def evaluate_run(
+    run: RunFolder, model_name: str, experiment: Experiment, console: Console
+) -> dict[str, object]:
+    """The same, with every attempt in the folder of a run that nobody is writing to.
+
+    Raises:
+        UsageError: see `evaluate_policy`; or another process is at work in the folder.
+    """
+    with StopSignals(), _writing(run, console):
+        return evaluate_policy(model_name, experiment, run, console)
+
+
 def evaluate_into(
     name: str, model_name: str, experiment: Experiment, argv: Sequence[str], console: Console
 ) -> Path:
@@ -285,12 +346,18 @@ def evaluate_into(
         UsageError, DataError: see `evaluate_policy`; then no run folder is left behind.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    try:
-        run.write_start({**experiment.resolved(), "model": model_name}, argv)
-        write_json(run.summary, {"eval": evaluate_policy(model_name, experiment, run, console)})
-    except BaseException:
-        shutil.rmtree(run.path)
-        raise
+    with StopSignals(), _writing(run, console):
+        run.refuse_used()  # another start may have been quicker
+        try:
+            run.write_start({**experiment.resolved(), "model": model_name}, argv)
+            found = evaluate_policy(model_name, experiment, run, console)
+            write_json(run.summary, {"eval": found})
+        except Stopped as stop:
+            run.take_away()
+            raise Stopped(stop.number, "stopped; the same command starts again") from None
+        except BaseException:
+            run.take_away()
+            raise
     say(console, f"figures: {run.summary}   attempts: {run.eval}")
     return run.path
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
 from srl.errors import UsageError
-from srl.runs.folder import replace_file
+from srl.runs.folder import CHECKPOINT, replace_file
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -29,7 +28,6 @@ WEIGHTS = (
     "adapter_model.safetensors",
 )
 NEEDED = (TRAINER_STATE, STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(checkpoint: Path) -> None:
@@ -160,7 +158,7 @@ def checkpoints(folder: Path) -> list[Path]:
     numbered = [
         (int(match[1]), path)
         for path in folder.glob("checkpoint-*")
-        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+        if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
     ]
     return [path for _, path in sorted(numbered)]
 

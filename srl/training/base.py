@@ -111,8 +111,8 @@ class StepTrainer(Trainer):
         self._saving.attach(self)
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
-            # What the command line shows, but for Ctrl-C, which stays the script's own.
-            self.add_callback(ProgressReport(Console(), first=first_lines, stops=False))
+            # What the command line shows, but for signals, which stay the script's own.
+            self.add_callback(ProgressReport(Console(), first=first_lines))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
@@ -255,7 +255,9 @@ class StepTrainer(Trainer):
         else:
             advice = f"Lower learning_rate (now {self.args.learning_rate:g})"
             advice += "" if self.args.max_grad_norm else ", or clip gradients with max_grad_norm"
-            last = next((one for one in reversed(self.state.log_history) if "loss" in one), {})
+            last: dict[str, float] = next(
+                (one for one in reversed(self.state.log_history) if "loss" in one), {}
+            )
             said = "".join(
                 f", {words} {last[name]:.3g}"
                 for name, words in (("loss", "loss"), ("grad_norm", "gradient norm"))
