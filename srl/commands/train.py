@@ -155,9 +155,8 @@ def _train(
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
-    for stale in run.path.parent.glob(f"{run.name}.failed.*.jsonl"):
-        stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
+    rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
     refuse_trained_on(
         splits.test,
