@@ -54,6 +54,7 @@ def test_what_is_printed_is_what_is_recorded(
         "config.yaml",
         "environment.json",
         "eval.jsonl",
+        "inputs.json",
         "metrics.jsonl",
         "policy",
         "problems.jsonl",

@@ -37,7 +37,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     resume.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on although --key value changes the config",
+        help="go on although --key value changes the config, or data, code or model have changed",
     )
 
     evaluate = add(

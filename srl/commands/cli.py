@@ -118,7 +118,9 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
             + "\nThe resumed run would not equal an uninterrupted one. To go on all the same, add "
             "--accept-changes"
         )
-    return _until_interrupted(lambda: resume_run(run, new, argv, console), console)
+    return _until_interrupted(
+        lambda: resume_run(run, new, argv, console, accept_changes=args.accept_changes), console
+    )
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:

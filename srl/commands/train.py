@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
+from srl.commands.inputs import Inputs, changes_since_start, inputs_of, versions_since_start
 from srl.config.experiment import Experiment, parse_experiment
 from srl.config.settings import SRLConfig
 from srl.console import say
@@ -33,7 +34,7 @@ from srl.rollout.rollouts import try_rewards
 from srl.runs.attempts import forget
 from srl.runs.checkpoints import latest_checkpoint, put_in_place
 from srl.runs.commands import command_again, resume_command
-from srl.runs.folder import RunFolder, write_json
+from srl.runs.folder import RunFolder, replace_file, write_json
 from srl.runs.lock import only_writer
 from srl.runs.stopping import Stopped, StopSignals
 from srl.training.checkpoints import why_kept
@@ -83,9 +84,21 @@ def train_run(
 
 
 def resume_run(
-    run: RunFolder, values: Mapping[str, object], argv: Sequence[str], console: Console
+    run: RunFolder,
+    values: Mapping[str, object],
+    argv: Sequence[str],
+    console: Console,
+    *,
+    accept_changes: bool = False,
 ) -> Path:
     """Go on from a run's newest whole checkpoint with the settings `values`.
+
+    Args:
+        run: its folder.
+        values: its settings.
+        argv: the command line.
+        console: where to say how it goes.
+        accept_changes: go on although its data, code or model are others now.
 
     Raises:
         UsageError: there is nothing to go on from, the run is complete, or another process is at
@@ -113,13 +126,15 @@ def resume_run(
             )
         say(console, f"going on from {checkpoint}")
         before = run.read_config()
+        commands = run.command.read_bytes() if run.command.is_file() else b""
         run.write_config(values)  # with changes that were accepted: the next resume goes on so
         try:
             run.add_command(argv)
             with _while_it_is_there(run):
-                return _train(experiment, run, checkpoint, console, signals)
+                return _train(experiment, run, checkpoint, console, signals, accept_changes)
         except (UsageError, DataError):
             run.write_config(before)
+            replace_file(run.command, commands)
             raise
 
 
@@ -182,15 +197,15 @@ def _train(
     checkpoint: Path | None,
     console: Console,
     signals: StopSignals,
+    accept_changes: bool = False,
 ) -> Path:
     started = time.monotonic()
     args = experiment.args
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
-    for stale in run.path.parent.glob(f"{run.name}.failed.*.jsonl"):
-        stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
+    rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
     refuse_trained_on(
         splits.test,
@@ -199,6 +214,9 @@ def _train(
         validation=splits.validation,
     )
     model, tokenizer = load_policy(experiment.model)
+    inputs = inputs_of(experiment, splits, model)
+    if checkpoint is not None:
+        _compare_inputs(run, inputs, accept_changes, console)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
         model = add_adapter(model, experiment.lora)
@@ -220,6 +238,7 @@ def _train(
         f"policy: {experiment.model}, {parameters}, on {args.device}, "
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
+    trainer.stream.takes_any_state = accept_changes
     if isinstance(trainer, SRLTrainer):
         say(console, trainer.reward_report())
     say(console, trainer.arithmetic())
@@ -235,6 +254,7 @@ def _train(
         write_json(before_path, before)
     else:
         forget(run.eval, "after")  # of a process that ended before it wrote the summary
+    write_json(run.inputs, inputs)
     before = _read_before(before_path)
     _refuse_gone(run)
     try:
@@ -287,6 +307,24 @@ def _train(
         looking = f"figures: {run.metrics}   attempts at the test problems: {run.eval}"
     say(console, f"policy: {run.policy}   {looking}")
     return run.path
+
+
+def _compare_inputs(run: RunFolder, inputs: Inputs, accept: bool, console: Console) -> None:
+    """Refuse, or tell, that a run which is resumed would go on with something else.
+
+    Raises:
+        UsageError: it would, and that was not accepted.
+    """
+    if changed := changes_since_start(run, inputs):
+        lines = "\n  ".join(["not what the run was started with:", *changed])
+        if not accept:
+            raise UsageError(
+                f"{lines}\nThe resumed run would not equal an uninterrupted one. Put back what was "
+                "changed; or, to go on all the same, add --accept-changes"
+            )
+        say(console, lines)
+    if versions := versions_since_start(run):
+        say(console, versions)
 
 
 def _trainer_of(method: str) -> Callable[..., SRLTrainer | ExpertTrainer]:

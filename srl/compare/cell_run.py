@@ -38,7 +38,7 @@ from srl.runs.records import RecordWriter, read_rows
 STARTS, SESSIONS = "starts.jsonl", "sessions.jsonl"
 
 # How fast, where to and what is shown: cells that differ in them are the same.
-_FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to")
+_FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to", "save_every_minutes")
 
 Line = Mapping[str, Any]
 
@@ -240,7 +240,8 @@ def _read(
     start: Line = before[-1] if before else {}
     own = [line for line in sessions if line["cell"] == cell.name]
     state, why = _state(cell, run, first, start)
-    if state is State.TO_DO and own and own[-1]["exit"] not in (0, 130):
+    # Above 128 it was asked to stop, and did; below 0 it was killed.
+    if state is State.TO_DO and own and own[-1]["exit"] != 0 and own[-1]["exit"] <= 128:
         state = State.FAILED
     since = _time(start.get("started")) or began
     of_run = [line for line in own if since is not None and _ended(line) >= since]

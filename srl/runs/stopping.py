@@ -8,11 +8,25 @@ process has set to be ignored (nohup, a shell's background jobs) stays ignored.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """While this is entered, every signal that asks to stop and is not ignored calls `handler`."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    heeded = [one for one, known in before.items() if known not in (signal.SIG_IGN, None)]
+    for number in heeded:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,20 +54,14 @@ class StopSignals:
         self._tell: Callable[[str], object] | None = None  # in the phase of training
         self._again: int | None = None  # Ctrl-C once more, while a file must be finished
         self._held = False
-        self._before: dict[int, object] = {}
+        self._handling = handling(self._on_signal)
 
     def __enter__(self) -> StopSignals:
-        for number in _SIGNALS:
-            handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, None):
-                self._before[number] = handler
-                signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+        self._handling.__exit__(None, None, None)
 
     def after_this_step(self, tell: Callable[[str], object]) -> None:
         """From here on a signal only asks: whoever trains looks at `asked` after each step.

@@ -21,6 +21,7 @@ from transformers import (
 
 from environments.types import Trajectory
 from rewards import RewardSum
+from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.prompts import ensure_pad
 from srl.data.steps import StepExample, trajectory_numbers
@@ -36,6 +37,7 @@ from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
 from srl.training.run_log import mean_loss
 from srl.training.start_lines import dropped
+from srl.training.timed_saves import SaveEveryMinutes
 from srl.training.trackers import check_installed
 
 
@@ -109,6 +111,12 @@ class StepTrainer(Trainer):
             self.remove_callback(callback)
         self._saving = Saving(self.state_dict)
         self._saving.attach(self)
+        settings = self.settings
+        if settings.save_every_minutes is not None:
+            times = settings.num_iterations if isinstance(settings, LossSettings) else 1
+            saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
+            # First of all: others look at whether this step is saved.
+            self.callback_handler.callbacks.insert(1, saves)
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
             # What the command line shows, but for signals, which stay the script's own.
