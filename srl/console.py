@@ -8,6 +8,7 @@ is what the place that shows it has no sign for: over ssh, in a pipe, in a termi
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import unicodedata
 from functools import lru_cache
@@ -30,7 +31,9 @@ def say(console: Console, text: str) -> None:
 
 
 def clock(seconds: float) -> str:
-    """`2:05`, or `1:02:05`."""
+    """`2:05`, or `1:02:05`; a dash where there is no such time."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

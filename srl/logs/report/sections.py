@@ -7,6 +7,7 @@ shown by the names they have there: a metric that is new in the log needs no cod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,7 +204,8 @@ def by_index(runs: Runs) -> str:
     maps = []
     for metric in (REWARD_METRIC, FIXED["exact"]):
         grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
-        found = [c.value for part in grids for row in part.cells for c in row if c is not None]
+        cells = [c for part in grids for row in part.cells for c in row if c is not None]
+        found = [c.value for c in cells if math.isfinite(c.value)]
         scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
         for one, part in zip(runs, grids, strict=True):
             about = _sentence(metric)
