@@ -128,8 +128,8 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
     model = args.model
     if run is not None:
-        best = run.policy
-        if not best.is_dir():
+        best: Path | None = run.policy
+        if not run.policy.is_dir():
             best = latest_checkpoint(run.path, lambda line: say(console, line))
         if best is None:
             raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")

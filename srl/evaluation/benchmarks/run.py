@@ -330,7 +330,7 @@ def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
             position += len(line)
             if count in ends:
                 whole, kept = ends[count], position
-    truncate_to(samples, kept)
+    truncate_to({samples: kept})
     return whole
 
 
