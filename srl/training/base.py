@@ -255,27 +255,18 @@ class StepTrainer(Trainer):
 
     def _why_diverged(self, error: DivergedError) -> str:
         """What became of the training, why, and what to do."""
-        step, said = self.state.global_step, ""
+        step = self.state.global_step
         if step == 0:
-            advice = (
-                "No update was made yet, so look at the model, the data, the loss and the rewards"
-            )
+            when = "before any update"
+            advice = "Look at the model, the data, the loss and the rewards"
         else:
+            when = f"after step {step}"
             advice = f"Lower learning_rate (now {self.args.learning_rate:g})"
             advice += "" if self.args.max_grad_norm else ", or clip gradients with max_grad_norm"
-            last: dict[str, float] = next(
-                (one for one in reversed(self.state.log_history) if "loss" in one), {}
-            )
-            said = "".join(
-                f", {words} {last[name]:.3g}"
-                for name, words in (("loss", "loss"), ("grad_norm", "gradient norm"))
-                if name in last
-            )
-            said = f" (the log's last line: step {last['step']}{said})" if said else ""
-        return (
-            f"training has diverged, after {step} steps: {error}{said}. {advice}. "
-            f"{self._where_it_can_go_on()}"
-        )
+        for line in [one for one in self.state.log_history if "grad_norm" in one][-1:]:
+            when += f" (loss {line['loss']:.3g}, gradient norm {line['grad_norm']:.3g}"
+            when += ")" if line["step"] == step else f" at step {line['step']})"
+        return f"training stops {when}: {error}. {advice}. {self._where_it_can_go_on()}"
 
     def _where_it_can_go_on(self) -> str:
         try:

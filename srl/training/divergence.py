@@ -18,6 +18,7 @@ from srl.errors import DivergedError
 
 # A policy that computes numbers shows in its first tokens.
 _TOKENS = 16
+_SO = ": training has diverged, and nothing is saved"
 
 
 def refuse_step(model: nn.Module, loss: Tensor, step: int) -> None:
@@ -32,8 +33,8 @@ def refuse_step(model: nn.Module, loss: Tensor, step: int) -> None:
     norm = float(get_total_norm(gradients)) if gradients else 0.0
     if not (math.isfinite(norm) and bool(loss.isfinite())):
         raise DivergedError(
-            f"step {step} has loss {float(loss):g} and gradient norm {norm:g}, which no update can "
-            "be made of"
+            f"step {step} has loss {float(loss):.3g} and gradient norm {norm:.3g}: "
+            "training has diverged"
         )
 
 
@@ -47,10 +48,10 @@ def refuse_policy(model: nn.Module, optimizer: Optimizer | None, prompt: list[in
     """
     for name, value in model.named_parameters():
         if not _finite([value]):
-            raise DivergedError(f"the weights are not finite ({name})")
+            raise DivergedError(f"the weights are not finite ({name}){_SO}")
     states = [] if optimizer is None else list(optimizer.state.values())
     if not _finite(value for state in states for value in state.values()):
-        raise DivergedError("the optimiser's state is not finite")
+        raise DivergedError(f"the optimiser's state is not finite{_SO}")
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -58,7 +59,7 @@ def refuse_policy(model: nn.Module, optimizer: Optimizer | None, prompt: list[in
         logits = model(input_ids=ids).logits
     model.train(training)
     if not _finite([logits]):
-        raise DivergedError("the policy's logits are not finite")
+        raise DivergedError(f"the policy's logits are not finite{_SO}")
 
 
 def _finite(values: Iterable[object]) -> bool:
