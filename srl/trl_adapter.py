@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
-from srl.data.prompts import PromptFormat, Template, leading_ids
+from srl.data.plain_text import leading_ids
+from srl.data.prompts import PromptFormat, Template
 from srl.data.steps import StepExample, StepTitle, Targets, build_examples
 from srl.errors import UsageError
 from srl.rollout.rollouts import try_rewards

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -133,6 +134,20 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
             "tokenizer_config.json"
         )
     return frozenset(ids)
+
+
+def end_turns(model: PreTrainedModel, stop_ids: Collection[int]) -> None:
+    """Let whoever generates with the saved policy stop where it learns to stop.
+
+    A base model's generation config does not know the token that ends a turn of its chat template.
+    """
+    config = model.generation_config
+    if config is None:
+        return
+    listed = config.eos_token_id
+    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if not ids.issuperset(stop_ids):
+        config.eos_token_id = sorted(ids | set(stop_ids))
 
 
 def context_limit(model: PreTrainedModel) -> int | None:

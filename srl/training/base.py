@@ -29,7 +29,7 @@ from srl.data.stream import PromptStream, digest_of
 from srl.errors import DivergedError, RunError, UsageError
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
-from srl.models.loading import context_limit, prompt_format
+from srl.models.loading import context_limit, end_turns, prompt_format
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
 from srl.training.checkpoints import Saving, read_state
@@ -84,6 +84,7 @@ class StepTrainer(Trainer):
         self.settings = settings
         self.rewards = rewards
         self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
+        end_turns(model, self.form.stop_ids)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
 

@@ -1,0 +1,142 @@
+"""What a policy's chat template puts around the words of a user and of an assistant.
+
+A template is a program that came with a model. It is asked once, with sentinels in place of the
+words, and never again: prompts are then pieced together from what it wrote (`prompts.py`). Some
+templates read the clock; here it stands still, so that a run resumed tomorrow and an evaluation
+next year read the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from srl.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN, CLOSE = "<think>", "</think>"
+SEPARATOR = "\n\n"
+"""Stands between problem, steps, observations and title."""
+
+TODAY = datetime(2024, 7, 26)
+"""The date in every prompt whose template prints one."""
+
+# In place of the function that templates ask for the time. A macro, because transformers hands no
+# functions to templates; each `replace` writes what the directive means on that day.
+_STANDING_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(
+        f"|replace('%{directive}', '{written}')"
+        for letter in "aAbBcdeFHIjmMpSTuUVwWxXyY"
+        for written in [TODAY.strftime(f"%{letter}")]
+        for directive, written in [(letter, written), (f"-{letter}", written.lstrip("0") or "0")]
+    )
+    + " }}{%- endmacro %}{{ '' }}"
+)
+
+_USER = "TheWordsOfTheUserStandHere"
+_ASSISTANT = "TheWordsOfTheAssistantStandHere"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before and after the user's words."""
+
+    head: str
+    tail: str
+
+
+def plain_frame(system_prompt: str | None) -> Frame:
+    """The frame of a policy without a chat template."""
+    return Frame(system_prompt.strip() + SEPARATOR if system_prompt else "", SEPARATOR)
+
+
+def chat_frame(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, think: bool
+) -> Frame:
+    """The chat template around the user's words, with the system prompt wherever it can stand.
+
+    Raises:
+        UsageError: the template fails, drops the words, or shows them twice.
+    """
+    user = {"role": "user", "content": _USER}
+    attempts = [[user]]
+    if system_prompt:
+        merged = {"role": "user", "content": system_prompt.strip() + SEPARATOR + _USER}
+        attempts = [[{"role": "system", "content": system_prompt.strip()}, user], [merged]]
+    problem = ""
+    for messages in attempts:
+        try:
+            text = _written(tokenizer, messages, think=think, answer=True)
+        except Exception as error:  # noqa: BLE001, a template is a foreign program
+            problem = f"it raises {type(error).__name__}: {error}"
+            continue
+        if text.count(_USER) != 1:
+            problem = f"it shows the user's message {text.count(_USER)} times"
+        elif system_prompt and system_prompt.strip() not in text:
+            problem = "it drops the system prompt"
+        else:
+            head, _, tail = text.partition(_USER)
+            if not think and tail.rstrip().endswith(OPEN):
+                tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
+            return Frame(head, tail)
+    raise UsageError(
+        f"the policy's chat template cannot be used: {problem}; give template: plain, "
+        "or another tokenizer"
+    )
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, *, think: bool) -> int | None:
+    """The token with which the chat template ends an assistant's words; None if it writes none.
+
+    It is often another one than EOS: `<|im_end|>` where a base model has `<|endoftext|>`, and
+    `<end_of_turn>` or `<|end|>` in other families. A template that ends no turn begins the next one
+    with a token, such as `<|user|>`, which then ends the turn before it.
+    """
+    user = {"role": "user", "content": _USER}
+    assistant = {"role": "assistant", "content": _ASSISTANT}
+    added = _added_ids(tokenizer)
+    for messages in ([user, assistant], [user, assistant, user]):
+        try:
+            text = _written(tokenizer, messages, think=think, answer=False)
+        except Exception:  # noqa: BLE001, a template is a foreign program
+            continue
+        _, found, after = text.rpartition(_ASSISTANT)
+        if not found:
+            continue
+        for token in tokenizer.encode(after, add_special_tokens=False, verbose=False):
+            if token in added and tokenizer.decode([token]).strip():
+                return int(token)
+    return None
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    think: bool,
+    answer: bool,
+) -> str:
+    """What the template makes of the messages; `answer` opens the assistant's next turn."""
+    template = tokenizer.get_chat_template()
+    text: str = tokenizer.apply_chat_template(
+        list(messages),
+        chat_template=(_STANDING_CLOCK if "strftime_now" in template else "") + template,
+        tokenize=False,
+        add_generation_prompt=answer,
+        enable_thinking=think,
+        date_string=f"{TODAY:%d %b %Y}",
+    )
+    return text
+
+
+def _added_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that are no part of words: what may end a turn."""
+    return frozenset({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}) - {
+        tokenizer.unk_token_id,
+        *(tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)),
+    }
