@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from environments.splitting import shows_something
 from environments.types import DataError, LoadReport, Step, Trajectory
 
 Row = Mapping[str, object]
@@ -29,6 +30,10 @@ NO_STEPS = "no steps"
 NOT_TEXT = "not text"
 EMPTY_STEP = "empty step"
 ONE_STEP = "only one step"
+NOTHING_TO_COMPARE = "a step that shows nothing"
+MOST_STEPS = 1000
+MANY_STEPS = f"more than {MOST_STEPS:,} steps"
+NOT_UNICODE = "text that is not Unicode (a lone surrogate)"
 DUPLICATE = "duplicate row"
 
 
@@ -179,9 +184,9 @@ def collect(
 ) -> list[Trajectory]:
     """Builds a trajectory from each row; drops and counts the rows of which none can be made.
 
-    A row is dropped when `build` raises UnusableRowError, or when its trajectory has fewer than two
-    steps, an empty step, or equals an earlier one in problem and steps, thoughts and observations
-    included. Two different solutions of one problem are both kept.
+    A row is dropped when `build` raises UnusableRowError, when its trajectory cannot be trained on
+    (`why_unusable`), or when it equals an earlier one in problem and steps, thoughts and
+    observations included. Two different solutions of one problem are both kept.
 
     Args:
         rows: the rows as read.
@@ -202,7 +207,7 @@ def collect(
         report.rows += 1
         try:
             trajectory = build(row)
-            if why := why_unusable(trajectory.texts):
+            if why := why_unusable(trajectory):
                 raise UnusableRowError(why)
             key = (trajectory.problem, trajectory.steps)
             if key in seen:
@@ -224,12 +229,20 @@ def collect(
     return kept
 
 
-def why_unusable(steps: tuple[str, ...]) -> str | None:
-    """Why a solution of these steps cannot be trained on; None if it can."""
+def why_unusable(trajectory: Trajectory) -> str | None:
+    """Why a solution cannot be trained on; None if it can."""
+    steps = trajectory.texts
     if not steps:
         return NO_STEPS
     if not all(step.strip() for step in steps):
         return EMPTY_STEP
+    if not trajectory.is_unicode:
+        return NOT_UNICODE  # no tokenizer reads it, and no log can hold it
+    if not all(map(shows_something, steps)):
+        return NOTHING_TO_COMPARE
+    # Every step is read again in the prompt of each later one.
+    if len(steps) > MOST_STEPS:
+        return MANY_STEPS
     # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
     return ONE_STEP if len(steps) == 1 else None
 

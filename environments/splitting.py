@@ -10,6 +10,8 @@ fenced code are never cut.
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,7 +20,7 @@ Splitter = Callable[[str], list[str]]
 
 
 class _Span(NamedTuple):
-    """A stretch of text that must stay whole: its place, and what opened it."""
+    """A stretch of text that must stay whole: its place, and the first signs of what opened it."""
 
     start: int
     end: int
@@ -28,13 +30,14 @@ class _Span(NamedTuple):
 # An escaped backslash or dollar is matched first, so that `\\[2pt]` and `\$` open nothing.
 _OPENER = re.compile(
     r"\\\\|\\\$"
-    r"|(?P<span>\\\[|\\\(|\\begin\{(?P<name>[^{}\n]{1,40})\}|\[asy\]|```|\$\$|\$)"
+    r"|(?P<span>\\\[|\\\(|\\begin\{[^{}\n]{1,40}\}|\[asy\]|`{3,}|^[ \t]*~{3,}|\$\$|\$)",
+    re.M,
 )
+_ENVIRONMENT = re.compile(r"\\(?P<mark>begin|end)\{(?P<name>[^{}\n]{1,40})\}")
 _CLOSER = {
     "\\[": re.compile(r"(?<!\\)\\\]"),
     "\\(": re.compile(r"(?<!\\)\\\)"),
     "[asy]": re.compile(r"\[/asy\]"),
-    "```": re.compile(r"```"),
     "$$": re.compile(r"(?<!\\)\$\$"),
     # A dollar before a digit is a price or opens the next formula; it closes nothing. Nor does any
     # formula run over a blank line, so that one stray dollar cannot swallow a whole solution.
@@ -42,35 +45,57 @@ _CLOSER = {
 }
 
 
-def _closing_end(text: str, opener: str, name: str | None, start: int) -> int | None:
-    """The index after the closing mark that belongs to `opener`, or None where there is none."""
-    if name is None:
-        found = _CLOSER[opener].search(text, start)
-        return None if found is None or found.group().isspace() else found.end()
-    depth = 1
-    for mark in re.finditer(r"\\(begin|end)\{" + re.escape(name) + r"\}", text[start:]):
-        depth += 1 if mark.group(1) == "begin" else -1
-        if depth == 0:
-            return start + mark.end()
-    return None
+def _closer(opener: str) -> re.Pattern[str]:
+    """What closes a span; a fence of code is closed by one that is at least as long."""
+    fence = opener.lstrip(" \t")
+    if fence[:3] == "```":
+        return re.compile(f"{fence}`*")
+    if fence[:3] == "~~~":
+        return re.compile(rf"^[ \t]*{fence}~*", re.M)
+    return _CLOSER[opener]
+
+
+def _environments(text: str) -> dict[int, int]:
+    """Where each closed ``\\begin{name}`` ends: the place after it -> that after its ``\\end``."""
+    opened: dict[str, list[int]] = {}
+    closed: dict[int, int] = {}
+    for mark in _ENVIRONMENT.finditer(text):
+        same = opened.setdefault(mark["name"], [])
+        if mark["mark"] == "begin":
+            same.append(mark.end())
+        elif same:
+            closed[same.pop()] = mark.end()
+    return closed
 
 
 def _spans(text: str, *, inline: bool) -> list[_Span]:
-    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them."""
+    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them.
+
+    Linear: no stretch of text is searched twice for the mark that closes the same kind of span.
+    """
     spans: list[_Span] = []
-    unclosed: set[str] = set()  # a mark not closed here is not closed later either
+    closed = _environments(text)
+    unclosed: dict[str, int] = {}  # a mark of this kind that stands before this place is not closed
     position = 0
     while (found := _OPENER.search(text, position)) is not None:
         position = found.end()
         opener = found.group("span")
-        if opener is None or opener in unclosed or (opener == "$" and not inline):
+        if opener is None or (opener == "$" and not inline):
             continue
-        end = _closing_end(text, opener, found.group("name"), position)
+        if opener.startswith("\\begin"):
+            end = closed.get(position)
+        elif position <= unclosed.get(opener, -1):
+            continue
+        else:
+            close = _closer(opener).search(text, position)
+            if close is not None and not close.group().isspace():
+                end = close.end()
+            else:
+                end = None
+                unclosed[opener] = len(text) if close is None else close.start()
         if end is not None:
-            spans.append(_Span(found.start(), end, opener))
+            spans.append(_Span(found.start(), end, opener.lstrip(" \t")[:3]))
             position = end
-        elif opener != "$":
-            unclosed.add(opener)
     return spans
 
 
@@ -95,7 +120,37 @@ def _cut(text: str, places: Iterable[int]) -> list[str]:
     """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out."""
     cuts = [0, *places, len(text)]
     pieces = (text[start:end].strip() for start, end in pairwise(cuts))
-    return [piece for piece in pieces if piece]
+    return _with_something_to_read([piece for piece in pieces if piece])
+
+
+def _with_something_to_read(pieces: list[str]) -> list[str]:
+    """The pieces, but for those that show nothing, which go to the one before them, or after."""
+    kept: list[list[str]] = []
+    begun: list[str] = []
+    for piece in pieces:
+        if shows_something(piece):
+            kept.append([*begun, piece])
+            begun = []
+        else:
+            (kept[-1] if kept else begun).append(piece)
+    return ["\n".join(parts) for parts in kept] or ["\n".join(begun)] * bool(begun)
+
+
+def shows_something(text: str) -> bool:
+    """Whether a text has anything in it that could be compared with another one.
+
+    White space, signs without width and rules (lines such as ``---`` or an empty fence of code)
+    show nothing.
+    """
+    signs = "".join(sign for sign in text if sign == "\n" or _is_seen(sign))
+    return any(line and not _RULE.fullmatch(line) for line in signs.split("\n"))
+
+
+def _is_seen(sign: str) -> bool:
+    return unicodedata.category(sign)[0] not in "CZM"
+
+
+_RULE = re.compile(r"([-*_=~`.])\1{2,}")
 
 
 def _newlines(text: str, start: int, end: int) -> int:
@@ -132,13 +187,15 @@ def split_numbered(text: str, *, titles: bool = True) -> list[str]:
         titles: steps need a bold title; False takes plain ``N. text`` too.
     """
     spans = _spans(text, inline=False)
+    starts = [span.start for span in spans]
     places: list[int] = []
     indent = 0
     for marker in (_TITLED if titles else _UNTITLED).finditer(text):
         depth = len(marker["indent"].expandtabs(4))
         if int(marker["number"]) != len(places) + 1 or (places and depth > indent):
             continue
-        if any(span.start <= marker.start() < span.end for span in spans):
+        before = bisect_right(starts, marker.start())
+        if before and marker.start() < spans[before - 1].end:
             continue
         if not places:
             indent = depth
@@ -160,14 +217,14 @@ _END_MARK = re.compile(r"[.!?]+[\"'”’)\]}]*$")
 _MATH_END = re.compile(r"(?<!\.)\.(?:[\s}]|\\end\{[^{}]*\})*(?:\$\$?|\\\]|\\\)|\\end\{[^{}]*\})$")
 _STARTS_LOWER = re.compile(r"[\"'“‘(\[]*[a-z]")
 _STARTS_SENTENCE = re.compile(r"[\"'“‘(\[]*[A-Z0-9\\$*#]|[-•] ")
-_DISPLAY = ("\\[", "$$", "[asy]", "\\begin")
+_DISPLAY = ("\\[", "$$", "[as", "\\be")
 
 
 def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
     """Does the text before `end` (which is the end of `span`, where given) end a sentence?"""
     left = text[max(0, end - 80) : end]
     if span is not None:
-        return span.opener in ("[asy]", "```") or _MATH_END.search(left) is not None
+        return span.opener in ("[as", "```", "~~~") or _MATH_END.search(left) is not None
     mark = _END_MARK.search(left)
     if mark is None:
         return False
@@ -238,13 +295,16 @@ def merge_fragments(steps: list[str], min_chars: int, *, joiner: str = " ") -> l
     The first step, which has none before it, takes in the next until it is long enough. Only a
     whole solution shorter than `min_chars` can leave a shorter step.
     """
-    merged: list[str] = []
+    merged: list[list[str]] = []
+    length = 0  # of the last one
     for step in steps:
-        if merged and (len(step) < min_chars or len(merged[-1]) < min_chars):
-            merged[-1] = f"{merged[-1]}{joiner}{step}"
+        if merged and (len(step) < min_chars or length < min_chars):
+            merged[-1].append(step)
+            length += len(joiner) + len(step)
         else:
-            merged.append(step)
-    return merged
+            merged.append([step])
+            length = len(step)
+    return [joiner.join(parts) for parts in merged]
 
 
 _TITLE = re.compile(r"\s*(?:\d{1,4}\.[ \t]+)?\*\*(?=\S)(?P<title>.*?)\*\*")

@@ -283,6 +283,10 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         {"problem": "p", "steps": ["a", " "]},
         {"problem": "p", "steps": ["a"]},
         {**GOOD, "answer": ["6"]},
+        {**GOOD, "steps": ["a", "half a \ud800 sign"]},
+        {**GOOD, "problem": "half a \udc00 sign"},
+        *({**GOOD, "steps": ["a", unseen]} for unseen in ("\u200b", "---", "***\n***")),
+        {**GOOD, "steps": ["a"] * 1001},
         GOOD,
     ]
     report = LoadReport(rows=100, kept=90, dropped=Counter({"no problem": 10}))
@@ -290,7 +294,7 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         "files", jsonl(tmp_path, [GOOD, *bad]), report=report, max_dropped_share=1.0
     )
     assert len(found) == 1
-    assert report.rows == 116  # an earlier source's counts are added to
+    assert report.rows == 122  # an earlier source's counts are added to
     assert report.kept == 91
     assert report.dropped == {
         "no problem": 13,
@@ -301,6 +305,9 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         "steps is not a list": 1,
         "a step is not text": 1,
         "empty step": 1,
+        "text that is not Unicode (a lone surrogate)": 2,
+        "a step that shows nothing": 3,
+        "more than 1,000 steps": 1,
         "only one step": 1,
         "answer is not text": 1,
         "duplicate row": 1,

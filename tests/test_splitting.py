@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from environments.splitting import (
     SPLITTERS,
+    Splitter,
     merge_fragments,
+    shows_something,
     split_auto,
     split_lines,
     split_numbered,
@@ -251,3 +253,53 @@ def test_long_nonsense_does_not_hang(piece: str) -> None:
     for split in SPLITTERS.values():
         split(piece * 4000)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("fence", ["```", "````", "~~~", "~~~~~"])
+def test_a_fence_of_code_stays_whole_whatever_it_is_made_of(fence: str) -> None:
+    inner = "```\n\nx = 1\n\n```" if fence not in ("```", "~~~") else "x = 1\n\n\ny = 2"
+    code = f"{fence}python\n{inner}\n{fence}"
+    assert split_paragraphs(f"First.\n\n{code}\n\nLast.") == ["First.", code, "Last."]
+
+
+@pytest.mark.parametrize("split", SPLITTERS.values(), ids=SPLITTERS)
+def test_a_rule_or_an_invisible_line_is_no_step(split: Splitter) -> None:
+    text = "---\n\n1. **A** One is one.\n\n---\n\n\u200b\n\n2. **B** Two is two.\n\n***"
+    steps = split(text)
+    assert len(steps) >= 2
+    assert all(map(shows_something, steps))
+    assert "".join("".join(steps).split()) == "".join(text.split())
+    assert split("---") == ["---"]  # a text comes back whole where there is nothing else
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        *[(one, True) for one in ("a", "7", "∎", "^", ">", "⊥", "?", "x --- y", "~~~\nx\n~~~")],
+        *[
+            (one, False)
+            for one in ("", " ", "\u200b", "---", "***\n---", "\ufeff", "\u0301", "```")
+        ],
+    ],
+)
+def test_what_shows_something(text: str, shows: bool) -> None:
+    assert shows_something(text) is shows
+
+
+HOSTILE = {
+    "dollars": "$1 " * 100_000,
+    "dollars and blank lines": ("$1 $2 \n" * 300 + "\n\n") * 150,
+    "begins": "".join(f"\\begin{{e{number}}}" for number in range(20_000)),
+    "nested": "\\begin{a}" * 15_000 + "\\end{a}" * 15_000,
+    "numbered formulas": "".join(f"{number}. **a** $$x$$\n" for number in range(1, 9_000)),
+    "fences": "```\n" * 60_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_long_texts_cost_time_in_proportion(text: str) -> None:
+    """300 kB; under a second here, and hours when every mark was searched to the end."""
+    started = time.process_time()
+    for split in SPLITTERS.values():
+        merge_fragments(split(text), 10**6)
+    assert time.process_time() - started < 20

@@ -70,7 +70,7 @@ def test_every_template_of_trl_frames_text_and_ends_a_turn(name: str) -> None:
         form = PromptFormat(tokenizer, system_prompt="You solve.")
     except UsageError:
         # Of models that read images: a message's content is a list there.
-        assert name.startswith(("idefics", "llava", "smolvlm"))  # noqa: PT017
+        assert name.startswith(("idefics", "llava", "smolvlm"))
         return
     end = tokenizer.decode([form.end_id])
     assert end != EOS

@@ -90,6 +90,15 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     check.add_argument(
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
     )
+    check.add_argument("--model", help="count the rows that are too long for this policy too")
+    check.add_argument(
+        "--max_completion_length",
+        "--max-completion-length",
+        type=int,
+        default=512,
+        metavar="TOKENS",
+        help="the longest step, with --model (default: 512)",
+    )
 
     score = add(
         "score",

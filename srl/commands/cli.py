@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
-from srl.console import say, visible
+from srl.console import now_and_then, say, visible
 from srl.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -242,8 +242,16 @@ def _check_data(
     report = LoadReport()
     environment = environment_at(source)
     trajectories = load_trajectories(environment, report=report, **options)
-    check = check_data(trajectories, report, rewards=asked)
+    tell = now_and_then(Console(stderr=True), "checking")
+    check = check_data(trajectories, report, rewards=asked, tell=tell)
     console.print(render(check), highlight=False, markup=False)
+    if args.model is None:
+        say(console, "with --model NAME it counts the rows that are too long for a policy too")
+    else:
+        _quieten()
+        from srl.commands.check_data import left_out
+
+        say(console, left_out(trajectories, args.model, args.max_completion_length))
     if check.self_score_failures:
         _complain(
             Console(stderr=True),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,13 +32,15 @@ class PlainText:
         self._texts = re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
         # Llama 2 and its kin put a space before every text they encode, so before every piece.
         self._adds_space = " " in tokenizer.decode(self._ids("a") * 2)
+        # The steps of a solution are read again in the prompt of every later one.
+        self._data = lru_cache(maxsize=2048)(self._encoded)
 
     def first(self, frame: str, data: str) -> list[int]:
         """Ids of what begins a prompt: a template's words, and data behind them."""
         ids = self._ids(frame + data)
         if not data or self._controls(ids) == self._controls(framed := self._ids(frame)):
             return ids
-        return framed + self.data(data)
+        return [*framed, *self.data(data)]
 
     def next(self, text: str) -> list[int]:
         """Ids of a template's words behind others: no space of the tokenizer's own before them."""
@@ -49,16 +52,19 @@ class PlainText:
             return ids[len(line_end) :]
         return self._ids(text)
 
-    def data(self, text: str) -> list[int]:
+    def data(self, text: str) -> tuple[int, ...]:
         """Ids of data behind other text, without control tokens."""
+        return self._data(text)
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
         ids = self.next(text)
         if not self._controls(ids):
-            return ids
+            return tuple(ids)
         pieces = self._texts.split(text) if self._texts is not None else [text]
         if len(pieces) > 1:
             # Every second piece is the text of a token: its first character is set apart.
             parts = (
-                self.next(piece[:1]) + self.data(piece[1:]) if place % 2 else self.data(piece)
+                (*self.next(piece[:1]), *self.data(piece[1:])) if place % 2 else self.data(piece)
                 for place, piece in enumerate(pieces)
             )
             ids = [token for part in parts for token in part]
@@ -68,7 +74,7 @@ class PlainText:
                     text, add_special_tokens=False, verbose=False, split_special_tokens=True
                 )
             )
-        return ids
+        return tuple(ids)
 
     def _controls(self, ids: Sequence[int]) -> int:
         return sum(token in self._control for token in ids)

@@ -158,7 +158,7 @@ class PromptFormat:
 
     def encode_segments(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
-    ) -> list[list[int]]:
+    ) -> list[Sequence[int]]:
         """The same in parts: [template and problem, step 1, ..., step k, title and template].
 
         An observation is a part of its own behind its step; there is none where it is empty.
@@ -171,7 +171,7 @@ class PromptFormat:
                 for step in as_steps(previous_steps)
                 for text in [step.text, *([step.observation] if step.observation.strip() else [])]
             ),
-            self._text.data(hint) + self._text.next(self._step_frame.tail),
+            [*self._text.data(hint), *self._text.next(self._step_frame.tail)],
         ]
 
     def encode_example(self, example: StepExample) -> list[int]:
@@ -185,17 +185,19 @@ class PromptFormat:
         frame = self._whole_frame
         return self._start(frame, problem) + self._text.next(frame.tail)
 
-    def encode_expert(self, example: StepExample) -> list[int]:
+    def encode_expert(self, example: StepExample, *, thoughts: bool = True) -> list[int]:
         """What the expert wrote, as the completion of a policy, end token included.
 
         A step has its thought before it, in tags; an empty one where the data has none and the
         policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
         have none where the data has none; but one that the prompt has opened must be closed.
+        Without `thoughts` none is written: the shortest completion that copies the expert.
         """
         pieces = []
         for step in example.expert_steps:
-            wanted = self.think and (bool(step.thought.strip()) or not example.whole)
-            written = f"{OPEN}{step.thought}{CLOSE}\n{step.text.strip()}"
+            thought = step.thought if thoughts else ""
+            wanted = self.think and (bool(thought.strip()) or not example.whole)
+            written = f"{OPEN}{thought}{CLOSE}\n{step.text.strip()}"
             pieces.append(written if wanted else step.text)
         text = "\n".join(pieces).strip()
         if self.opens_thought:
@@ -277,7 +279,7 @@ def parse_text(
         "text_before_think": think and bool(before.strip()),
         "unexpected_tag": not think and (OPEN in text or CLOSE in text),
         "empty_action": not action,
-        "several_steps": holds_several_steps(action),
+        "several_steps": _holds_several_steps(action),
     }
     failure = next((name for name in FAILURES if holds[name]), None)
     return ParsedStep(thought, action, failure)
@@ -337,7 +339,20 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-def holds_several_steps(action: str) -> bool:
+def why_uncopyable(step: str, *, think: bool) -> str | None:
+    """Why a perfect copy of an expert's step breaks the format; None if it does not.
+
+    Args:
+        step: the expert's.
+        think: the policy writes a monologue before its step.
+
+    Returns:
+        One of `FAILURES`.
+    """
+    return parse_text(f"{OPEN}{CLOSE}\n{step}" if think else step, False, think=think).failure
+
+
+def _holds_several_steps(action: str) -> bool:
     marks = list(_STEP_MARK.finditer(action))
     if not marks:
         return False

@@ -1,20 +1,25 @@
-"""Rows with their prompts, as the trainer takes them: what does not fit the policy is left out, and
-counted."""
+"""Rows with their prompts, for training and for the figures of held-out steps.
+
+What no policy can be paid for in full is left out, counted and named: a row that does not fit the
+policy's context, and a step of which even a perfect copy would count as a format failure.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from environments.types import Trajectory
-from srl.data.prompts import PromptFormat, holds_several_steps
+from srl.data.prompts import PromptFormat, why_uncopyable
 from srl.data.steps import StepExample, build_examples
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
     from srl.config.parts import RowSettings
+
+TOO_LONG = "too long for the policy's context"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Rows:
         form: PromptFormat,
         args: RowSettings,
         context_limit: int | None,
+        *,
+        most: int | None = None,
     ) -> Rows:
         """The rows of expert solutions, as the settings want them.
 
@@ -46,31 +53,71 @@ class Rows:
             form: the words around a step.
             args: the settings.
             context_limit: tokens that the policy can read and write together; None is no limit.
+            most: as many rows at most; None is all.
 
         Raises:
-            UsageError: no row fits.
+            UsageError: there are rows, and none fits the policy's context.
         """
-        built = build_examples(trajectories, targets=args.targets, step_title=args.step_title)
-        examples = [one for one in built if one.whole or not holds_several_steps(one.expert_step)]
-        dropped: Counter[str] = Counter()
-        if n := len(built) - len(examples):
-            # A perfect copy of it would be punished as a format failure.
-            dropped["the expert's step reads as several"] = n
-        prompts = [form.encode_example(example) for example in examples]
-        if context_limit is None:
-            return cls(examples, prompts, dropped)
-        room = context_limit - args.completion_length
-        fits = [len(prompt) <= room for prompt in prompts]
-        if examples and not any(fits):
+        rows = cls([], [], Counter())
+        shortest = None
+        for example, prompt, why in _judged(trajectories, form, args, context_limit):
+            if most is not None and len(rows.examples) == most:
+                break
+            if why is None:
+                rows.examples.append(example)
+                rows.prompts.append(prompt)
+            else:
+                rows.dropped[why] += 1
+            if why == TOO_LONG:
+                shortest = min(len(prompt), shortest or len(prompt))
+        if shortest is not None and not rows.examples:
             raise UsageError(
                 f"no row fits: the policy's context is {context_limit} tokens, the shortest prompt "
-                f"takes {min(map(len, prompts))} and {args.length_field} {args.completion_length}; "
+                f"takes {shortest} and {args.length_field} {args.completion_length}; "
                 f"use a policy with a longer context, or a smaller {args.length_field}"
             )
-        if n := fits.count(False):
-            dropped["too long for the policy's context"] = n
-        return cls(
-            [example for example, fit in zip(examples, fits, strict=True) if fit],
-            [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
-            dropped,
-        )
+        return rows
+
+
+def _judged(
+    trajectories: Iterable[Trajectory],
+    form: PromptFormat,
+    args: RowSettings,
+    context_limit: int | None,
+) -> Iterator[tuple[StepExample, list[int], str | None]]:
+    """Yields each row, its prompt (empty where it is not needed), and why it is left out."""
+    for example in build_examples(trajectories, targets=args.targets, step_title=args.step_title):
+        if why := _why_unpayable(example, form, args):
+            yield example, [], why
+            continue
+        prompt = form.encode_example(example)
+        fits = context_limit is None or len(prompt) + args.completion_length <= context_limit
+        yield example, prompt, None if fits else TOO_LONG
+
+
+def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) -> str | None:
+    """Why even a perfect copy of the expert's step would count as a format failure.
+
+    A whole solution need not be copied: another one with the same answer is paid for.
+    """
+    if not example.trajectory.is_unicode:
+        return "text that is not Unicode (a lone surrogate)"
+    if example.whole:
+        return None
+    if failure := why_uncopyable(example.expert_step, think=form.think):
+        return uncopyable(failure)
+    if len(form.encode_expert(example, thoughts=False)) > args.completion_length:
+        return f"the expert's step is longer than {args.length_field}"
+    return None
+
+
+def uncopyable(failure: str) -> str:
+    """Why a row is left out, where a copy of its step has this format failure."""
+    if failure == "several_steps":
+        return "the expert's step reads as several"
+    return f"a copy of the expert's step breaks the format ({failure})"
+
+
+def dropped(drops: Mapping[str, int]) -> str:
+    """The drops in brackets, or nothing."""
+    return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -172,6 +173,25 @@ def prompt_format(
         whole_system_prompt=settings.whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
     )
+
+
+def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """A policy's tokenizer and the limit of its context in tokens, without its weights.
+
+    Raises:
+        UsageError: one of them cannot be read.
+    """
+    try:
+        tokenizer = _load_tokenizer(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of a foreign folder the libraries raise all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot read the tokenizer of the model {name!r}: {reason} Give a model's folder, or "
+            "a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+        ) from error
+    ensure_pad(tokenizer)
+    return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:

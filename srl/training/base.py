@@ -24,6 +24,7 @@ from rewards import RewardSum
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.prompts import ensure_pad
+from srl.data.rows import dropped
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
 from srl.errors import DivergedError, RunError, UsageError
@@ -36,7 +37,6 @@ from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
 from srl.training.run_log import mean_loss
-from srl.training.start_lines import dropped
 from srl.training.timed_saves import SaveEveryMinutes
 from srl.training.trackers import check_installed
 

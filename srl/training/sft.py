@@ -38,14 +38,13 @@ from rewards import RewardSum
 from srl.config.parts import RowSettings
 from srl.config.settings import ExpertConfig
 from srl.data.prompts import TAG, PromptFormat
-from srl.data.rows import Rows
+from srl.data.rows import Rows, dropped
 from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt
 from srl.training.base import StepTrainer
 from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
-from srl.training.start_lines import dropped
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
