@@ -21,7 +21,7 @@ from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import say, visible
-from srl.errors import DivergedError, UsageError
+from srl.errors import DivergedError, RunFailedError, UsageError
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(errors, str(error))
         return code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(errors, f"{error.filename}: {error.strerror}")
+        return 1
     except KeyboardInterrupt as stop:
         _complain(errors, str(stop) or "stopped")
         return getattr(stop, "exit_code", INTERRUPTED)
@@ -75,7 +80,12 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, DataError):
         return 2
     trainer = sys.modules.get("srl.training.trainer")
-    known = (RewardError, DivergedError, *([trainer.NothingToTrainOnError] if trainer else []))
+    known = (
+        RewardError,
+        DivergedError,
+        RunFailedError,
+        *([trainer.NothingToTrainOnError] if trainer else []),
+    )
     return 1 if isinstance(error, known) else None
 
 

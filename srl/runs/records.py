@@ -9,12 +9,14 @@ hold both. No torch here: logs are read on machines that have none.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
@@ -118,11 +120,23 @@ class RecordWriter:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
     def write(self, rows: Iterable[StepRecord | Mapping[str, object]]) -> None:
-        """Append `rows`, in order; all of them reach the file or, on a bad row, none."""
+        """Append `rows`, in order; all of them reach the file or, on a bad row, none.
+
+        Raises:
+            OSError: there is no room, or the file has been deleted or moved meanwhile.
+        """
         lines = b"".join(json_line(row) for row in rows)
         if lines:
+            self._refuse_lost()
             self._file.write(lines)
             self._file.flush()
+
+    def _refuse_lost(self) -> None:
+        """What is written to a file without a name is lost with the process."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return
+        raise FileNotFoundError(errno.ENOENT, "it was deleted or moved meanwhile", str(self.path))
 
     def position(self) -> int:
         """The log's length in bytes, once it is safe on the disk: what a checkpoint stores."""
