@@ -304,7 +304,7 @@ def test_ctrl_c_twice_stops_at_once(
     handler = signal.getsignal(signal.SIGINT)
     interrupt_at(monkeypatch, 3, times=2)
     assert train() == 130
-    said = "srl: stopped; go on from checkpoint-2 with: make resume RUN=one\n"
+    said = "srl: stopped. Go on from checkpoint-2 with: make resume RUN=one\n"
     assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert (home / "runs/one/checkpoint-2").is_dir()
@@ -322,7 +322,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     monkeypatch.setattr("srl.evaluation.held_out.solve_step_by_step", interrupted)
     assert train() == 130
     again = f"{sys.executable} -m srl train --config config.yaml --run-name one"
-    said = f"srl: stopped before the first checkpoint; start again with: {again}\n"
+    said = f"srl: stopped. No checkpoint was saved yet. Start again with: {again}\n"
     assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list((home / "runs").iterdir())

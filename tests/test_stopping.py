@@ -98,7 +98,7 @@ def test_a_signal_behind_the_last_step(
         patch.setattr(place, stopped)
         assert train(*words) == 128 + code
     assert capsys.readouterr().err == (
-        "srl: stopped; go on from checkpoint-2 with: make resume RUN=one\n"
+        "srl: stopped. Go on from checkpoint-2 with: make resume RUN=one\n"
     )
     assert main(["resume", "one"]) == 0
     assert (home / "runs/one/summary.json").is_file()

@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(errors, str(error))
         return code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(errors, f"{error.filename}: {error.strerror}")
+        return 1
     except KeyboardInterrupt as stop:
         _complain(errors, str(stop) or "stopped")
         return getattr(stop, "exit_code", INTERRUPTED)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
 from srl.commands.inputs import Inputs, changes_since_start, inputs_of, versions_since_start
+from srl.commands.session import Session, session
 from srl.config.experiment import Experiment, parse_experiment
 from srl.config.settings import SRLConfig
 from srl.console import say
@@ -35,8 +35,6 @@ from srl.runs.attempts import forget
 from srl.runs.checkpoints import latest_checkpoint, put_in_place
 from srl.runs.commands import command_again, resume_command
 from srl.runs.folder import RunFolder, replace_file, write_json
-from srl.runs.lock import only_writer
-from srl.runs.stopping import Stopped, StopSignals
 from srl.training.checkpoints import why_kept
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
@@ -64,17 +62,16 @@ def train_run(
 
     Raises:
         UsageError, DataError: wrong use; then no run folder is left behind.
-        RunError: the run cannot go on.
+        RunError: the run cannot go on, such as for want of room; the message says how to go on.
         InterruptedRunError: a signal, after saving.
-        Stopped: a signal, at once; the message says how to go on.
+        Stopped: a signal, at once; likewise.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    with StopSignals() as signals, _stopping(run, argv), _writing(run, console):
+    with session(run, console, argv=argv) as entered:
         run.refuse_used()  # another start may have been quicker
         try:
             run.write_start(experiment.resolved(), argv)
-            with _while_it_is_there(run):
-                return _train(experiment, run, None, console, signals)
+            return _train(experiment, run, None, console, entered)
         except BaseException:
             # Before the first step there is nothing to go on from and nothing to look at, and the
             # folder would only keep its name in use.
@@ -108,19 +105,22 @@ def resume_run(
         Stopped: a signal, at once; the message says how to go on.
     """
     experiment = parse_experiment(values, where=str(run.config))
-    with StopSignals() as signals, _stopping(run, None), _writing(run, console):
+    with session(run, console, accept_changes=accept_changes) as entered:
         if run.summary.is_file():
             raise UsageError(
                 f"{run.path} is complete: it has a summary.json. To train its policy further start "
                 f'a new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
             )
-        checkpoint = latest_checkpoint(
-            run.path,
-            lambda line: say(console, line),
-            with_best=experiment.args.load_best_model_at_end,
-        )
+        again = command_again(run) or f"make train RUN={run.name}-2"
+        try:
+            checkpoint = latest_checkpoint(
+                run.path,
+                lambda line: say(console, line),
+                with_best=experiment.args.load_best_model_at_end,
+            )
+        except UsageError as error:  # none of them is whole
+            raise UsageError(f"{error}; or start the run again: {again}") from error
         if checkpoint is None:
-            again = command_again(run) or f"make train RUN={run.name}-2"
             raise UsageError(
                 f"{run.path} has no checkpoint yet; start the run again under another name: {again}"
             )
@@ -130,57 +130,11 @@ def resume_run(
         run.write_config(values)  # with changes that were accepted: the next resume goes on so
         try:
             run.add_command(argv)
-            with _while_it_is_there(run):
-                return _train(experiment, run, checkpoint, console, signals, accept_changes)
+            return _train(experiment, run, checkpoint, console, entered)
         except (UsageError, DataError):
             run.write_config(before)
             replace_file(run.command, commands)
             raise
-
-
-@contextmanager
-def _writing(run: RunFolder, console: Console) -> Iterator[None]:
-    """Nobody else writes into the run's folder, and nothing in it leads elsewhere.
-
-    Raises:
-        UsageError: another process does, or something does.
-    """
-    with only_writer(run.path, lambda line: say(console, line)):
-        run.refuse_links()
-        yield
-
-
-@contextmanager
-def _stopping(run: RunFolder, argv: Sequence[str] | None) -> Iterator[None]:
-    """Lets a signal that stops a run at once say how to go on."""
-    try:
-        yield
-    except Stopped as stop:
-        checkpoint = None
-        with suppress(UsageError):  # there are some, none of them whole
-            checkpoint = latest_checkpoint(run.path, lambda _: None)
-        if checkpoint is not None:
-            words = f"; go on from {checkpoint.name} with: {resume_command(run)}"
-        else:
-            kept = f", whose records stay in {run.path}" if run.config.is_file() else ""
-            words = f" before the first checkpoint{kept}"
-            if again := command_again(run, argv):
-                words += f"; start again with: {again}"
-        raise Stopped(stop.number, f"stopped{words}") from None
-
-
-@contextmanager
-def _while_it_is_there(run: RunFolder) -> Iterator[None]:
-    """What fails because the run's folder was taken away says so.
-
-    Raises:
-        RunError: the folder is gone.
-    """
-    try:
-        yield
-    except (OSError, UsageError):
-        _refuse_gone(run)
-        raise
 
 
 def _refuse_gone(run: RunFolder) -> None:
@@ -196,8 +150,7 @@ def _train(
     run: RunFolder,
     checkpoint: Path | None,
     console: Console,
-    signals: StopSignals,
-    accept_changes: bool = False,
+    entered: Session,
 ) -> Path:
     started = time.monotonic()
     args = experiment.args
@@ -216,14 +169,15 @@ def _train(
     model, tokenizer = load_policy(experiment.model)
     inputs = inputs_of(experiment, splits, model)
     if checkpoint is not None:
-        _compare_inputs(run, inputs, accept_changes, console)
+        _compare_inputs(run, inputs, entered.accept_changes, console)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
         model = add_adapter(model, experiment.lora)
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         parameters += f" and an adapter of {trained:,}, which alone is trained"
+    entered.will_save(model, run, console)
     times = args.num_iterations if isinstance(args, SRLConfig) else 1
-    progress = ProgressReport(console, save_every_multiple_of=times, signals=signals)
+    progress = ProgressReport(console, save_every_multiple_of=times, signals=entered.signals)
     trainer = _trainer_of(experiment.method)(
         model,
         args,
@@ -238,7 +192,7 @@ def _train(
         f"policy: {experiment.model}, {parameters}, on {args.device}, "
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
-    trainer.stream.takes_any_state = accept_changes
+    trainer.stream.takes_any_state = entered.accept_changes
     if isinstance(trainer, SRLTrainer):
         say(console, trainer.reward_report())
     say(console, trainer.arithmetic())
@@ -263,9 +217,9 @@ def _train(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    if signals.asked is not None:
-        raise InterruptedRunError(f"saved; go on with: {resume_command(run)}", signals.asked)
-    signals.at_once()
+    if (asked := entered.signals.asked) is not None:
+        raise InterruptedRunError(f"saved; go on with: {resume_command(run)}", asked)
+    entered.signals.at_once()
     best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
     if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
@@ -371,7 +325,7 @@ def evaluate_run(
     Raises:
         UsageError: see `evaluate_policy`; or another process is at work in the folder.
     """
-    with StopSignals(), _writing(run, console):
+    with session(run, console):
         return evaluate_policy(model_name, experiment, run, console)
 
 
@@ -384,15 +338,12 @@ def evaluate_into(
         UsageError, DataError: see `evaluate_policy`; then no run folder is left behind.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    with StopSignals(), _writing(run, console):
+    with session(run, console, argv=argv):
         run.refuse_used()  # another start may have been quicker
         try:
             run.write_start({**experiment.resolved(), "model": model_name}, argv)
             found = evaluate_policy(model_name, experiment, run, console)
             write_json(run.summary, {"eval": found})
-        except Stopped as stop:
-            run.take_away()
-            raise Stopped(stop.number, "stopped; the same command starts again") from None
         except BaseException:
             run.take_away()
             raise

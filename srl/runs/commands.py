@@ -31,14 +31,15 @@ def command_again(run: RunFolder, words: Sequence[str] | None = None) -> str:
         words: the command line that started it; by default that of command.txt.
     """
     words = _first_command(run) if words is None else list(words)
-    if words[1:4] != ["-m", "srl", "train"]:
+    if words[1:3] != ["-m", "srl"] or words[3:4] not in (["train"], ["eval"]):
         return ""
-    name, others = _without_name(words[4:])
+    command, (name, others) = words[3], _without_name(words[4:])
     if name is not None:
         name = free_name(run.path.parent, name)
-    make = _make_command(name, others) if os.environ.get("SRL_STARTED_BY") == "make" else ""
+    by_make = command == "train" and os.environ.get("SRL_STARTED_BY") == "make"
+    make = _make_command(name, others) if by_make else ""
     named = [] if name is None else ["--run-name", name]
-    return make or shlex.join([sys.executable, "-m", "srl", "train", *others, *named])
+    return make or shlex.join([sys.executable, "-m", "srl", command, *others, *named])
 
 
 def _first_command(run: RunFolder) -> list[str]:

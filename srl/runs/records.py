@@ -121,16 +121,14 @@ class RecordWriter:
         """Append `rows`, in order; all of them reach the file or, on a bad row, none.
 
         Raises:
-            RunError: the file is not at its path any more, or the disk is full.
+            RunError: the file is not at its path any more.
+            OSError: there is no room.
         """
         lines = b"".join(json_line(row) for row in rows)
         if lines:
             self._refuse_lost()
-            try:
-                self._file.write(lines)
-                self._file.flush()
-            except OSError as error:
-                raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
+            self._file.write(lines)
+            self._file.flush()
 
     def position(self) -> int:
         """The log's length in bytes, once it is safe on the disk: what a checkpoint stores.
