@@ -6,6 +6,7 @@ made in vain is taken away again.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 # Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
 # float32, and far less than training an adapter changes.
 MERGED_WITHIN = 2e-5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InterruptedRunError(Exception):
@@ -62,7 +65,7 @@ def train_run(
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
     try:
         run.write_start(experiment.resolved(), argv)
-        with _while_it_is_there(run):
+        with _failures_of_the_folder(run):
             return _train(experiment, run, None, console)
     except BaseException:
         # Before the first step there is nothing to go on from and nothing to look at, and the
@@ -100,28 +103,39 @@ def resume_run(
         )
     say(console, f"going on from {checkpoint}")
     before = run.read_config()
-    run.write_config(values)  # with changes that were accepted: the next resume goes on with them
-    try:
+    with _failures_of_the_folder(run):
         run.add_command(argv)
-        with _while_it_is_there(run):
+        # With changes that were accepted: the next resume goes on with them.
+        run.write_config(values)
+        try:
             return _train(experiment, run, checkpoint, console)
-    except (UsageError, DataError):
-        run.write_config(before)
-        raise
+        except (UsageError, DataError):
+            run.write_config(before)
+            raise
 
 
 @contextmanager
-def _while_it_is_there(run: RunFolder) -> Iterator[None]:
-    """What fails because the run's folder was taken away says so.
+def _failures_of_the_folder(run: RunFolder) -> Iterator[None]:
+    """What fails because the run's folder was taken away, or cannot be written, says so.
 
     Raises:
-        RunError: the folder is gone.
+        RunError: the folder is gone, the disk is full, or a file may not be read or written.
     """
     try:
         yield
-    except (OSError, UsageError):
+    except UsageError:
         _refuse_gone(run)
         raise
+    except (OSError, SafetensorError) as error:
+        _refuse_gone(run)
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        here = name is not None and Path(str(name)).is_relative_to(run.path)
+        if isinstance(error, OSError) and not here and number not in _FULL:
+            raise
+        raise RunError(
+            f"cannot use {name if here else run.path}: {getattr(error, 'strerror', error)}. The "
+            "run stops; its last checkpoint is as it was"
+        ) from error
 
 
 def _refuse_gone(run: RunFolder) -> None:

@@ -86,10 +86,14 @@ class RunFolder:
         """The folder of a run that has started.
 
         Raises:
-            UsageError: there is none at `path`; the message lists the runs that are there.
+            UsageError: there is none at `path`; the message lists the runs that are there. Or it
+                cannot be read.
         """
-        if (path / "config.yaml").is_file():
-            return cls(path)
+        try:
+            if (path / "config.yaml").is_file():
+                return cls(path)
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         found = "no such folder" if not path.exists() else "it has no config.yaml"
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
