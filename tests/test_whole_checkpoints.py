@@ -132,6 +132,19 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     assert damage(path) == f"{MANIFEST} is damaged"
 
 
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = checkpoint(tmp_path, 1)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", denied)
+    monkeypatch.setattr(Path, "iterdir", denied)
+    assert damage(newest) == "it cannot be read: Permission denied"
+    with pytest.raises(UsageError, match="cannot read .*: Permission denied"):
+        latest_checkpoint(tmp_path, pytest.fail)
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path, pytest.fail) is None
     assert damage(tmp_path / "checkpoint-1") == "no such folder"

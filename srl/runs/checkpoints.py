@@ -46,10 +46,8 @@ def seal(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is whole."""
     try:
-        if not checkpoint.is_dir():
-            return "no such folder"
         path = checkpoint / MANIFEST
-        if not path.exists():
+        if path.name not in os.listdir(checkpoint):
             return (
                 f"it has no {MANIFEST}, the last file that is written: it was cut off while it was "
                 "saved, or an earlier version of srl saved it"
@@ -58,6 +56,8 @@ def damage(checkpoint: Path) -> str | None:
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in json.loads(path.read_bytes())["files"].items()
         }
+    except FileNotFoundError:
+        return "no such folder"
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -154,12 +154,19 @@ def _advice(with_best: bool) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Every checkpoint in a run's folder, whole or not, by its step."""
-    numbered = [
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
-    ]
+    """Every checkpoint in a run's folder, whole or not, by its step.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    try:
+        numbered = [
+            (int(match[1]), path)
+            for path in (folder.iterdir() if folder.exists() else ())
+            if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
+        ]
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error.strerror or error}") from error
     return [path for _, path in sorted(numbered)]
 
 

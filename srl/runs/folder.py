@@ -113,7 +113,8 @@ class RunFolder:
         """The folder of a run that has started.
 
         Raises:
-            UsageError: there is none at `path`; the message lists the runs that are there.
+            UsageError: there is none at `path`; the message lists the runs that are there. Or it
+                cannot be read.
         """
         try:
             if (path / "config.yaml").is_file():

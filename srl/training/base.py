@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -147,12 +148,13 @@ class StepTrainer(Trainer):
             return super().train(resume_from_checkpoint=path, **kwargs)
         except DivergedError as error:
             raise DivergedError(self._why_diverged(error)) from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             unfinished = self._saving.unfinished
             if unfinished is None or isinstance(error, RunError):
                 raise
             raise RunError(
-                f"{unfinished} could not be saved: {error}. {self._where_it_can_go_on()}"
+                f"{unfinished} could not be saved (is the disk full?): {error}. "
+                f"{self._where_it_can_go_on()}"
             ) from error
         finally:
             self._saving.end(self.args)
