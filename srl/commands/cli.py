@@ -22,6 +22,7 @@ from rich.console import Console
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import say, visible
 from srl.errors import DivergedError, UsageError
+from srl.redaction import scrubbed, without_secrets
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -34,6 +35,8 @@ _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.argv[1:] = without_secrets(words)  # trackers keep the command line
     # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     errors = Console(stderr=True)
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(console: Console, message: str) -> None:
     # It may name a path, a key, a reward: somebody's text.
-    lines = [visible(line, console.encoding) for line in f"srl: {message}".split("\n")]
+    lines = [visible(line, console.encoding) for line in f"srl: {scrubbed(message)}".split("\n")]
     console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -104,12 +107,14 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     from srl.runs.folder import RunFolder, changed_keys
 
     run = RunFolder.open(_run_path(args.name))
-    old = run.read_config()
     _quieten()
     from srl.commands.train import resume_run
+    from srl.config.experiment import with_named_secrets
     from srl.config.strict_yaml import apply_overrides
 
-    new = apply_overrides(old, rest)
+    old = run.read_config()
+    new = with_named_secrets(apply_overrides(old, rest))
+    old = with_named_secrets(old)
     changed = changed_keys(old, new)
     if changed and not args.accept_changes:
         raise UsageError(
