@@ -78,7 +78,7 @@ class Environment:
             steps: what the policy wrote, with its thoughts and what it observed. A whole solution
                 in one completion is one step; an attempt that failed at once has none.
         """
-        answer = stated_answer(steps[-1].text) if steps else None
+        answer = stated_answer(steps[-1].text, trajectory.problem) if steps else None
         gold = trajectory.answer
         if answer is None or gold is None:
             return Verdict(False, answer)

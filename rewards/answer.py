@@ -113,7 +113,7 @@ def answer(step: StepContext) -> float | None:
     """
     if step.answer is None or step.step_index < step.num_steps - 1:
         return None
-    stated = stated_answer(step.action)
+    stated = stated_answer(step.action, step.problem)
     return float(stated is not None and verify_answer(stated, step.answer))
 
 

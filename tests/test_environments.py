@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from environments import ENVIRONMENTS, DataError, LoadReport, load_trajectories
-from environments.competition_math import last_boxed
 from environments.types import Trajectory
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -122,27 +121,6 @@ def test_gsm8k_answer_as_a_last_step(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a = <<1+1=2>>2\nb = 3\n#### 1,234"}]
     found = load_trajectories("gsm8k", jsonl(tmp_path, rows), answer_step=True)
     assert found[0].texts == ("a = 2", "b = 3", "The answer is 1234.")
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so $\boxed{5}$.", "5"),
-        (r"$\boxed{1}$ and $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
-        (r"$\boxed{\left\{ 1, 2 \right.}$", r"\left\{ 1, 2 \right."),
-        (r"$\boxed{\text{a \} b}}$ {", r"\text{a \} b}"),
-        (r"$\fbox{7}$", "7"),
-        (r"$\boxed 5$.", "5"),
-        (r"$\boxed\pi$", r"\pi"),
-        (r"$\boxed {x}$", "x"),
-        (r"$\boxed{1}$ then $\boxed{2", "1"),
-        (r"$\boxed{}$", None),
-        (r"\boxedness 3", None),
-        ("none", None),
-    ],
-)
-def test_last_boxed(text: str, answer: str | None) -> None:
-    assert last_boxed(text) == answer
 
 
 def test_competition_math_takes_drawings_out_and_says_so(tmp_path: Path) -> None:

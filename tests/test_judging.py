@@ -31,8 +31,6 @@ KNOWN = {
     (r"x \ge 3", r"[3,\infty)"): "an inequality is not compared with an interval",
     ("15 m/s", "15"): "a unit outside of \\text{} has letters only, and more than one of them",
     ("(B) 12", "B"): "a choice with its content is neither the letter nor the content",
-    ("The answer is $\\frac{1}{2}$, as wanted.", "0.5"): "words behind an answer that is not boxed",
-    ("So the answer is **18**. Done!", "18"): "words behind an answer that is not boxed",
 }  # fmt: skip
 
 

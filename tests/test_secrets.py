@@ -79,6 +79,7 @@ def test_no_file_of_a_run_holds_a_secret(home: Path, capsys: pytest.CaptureFixtu
     for name in [name for name in os.environ if name.startswith("SRL_")]:
         del os.environ[name]
     (runs / "one/summary.json").unlink()
+    (runs / "one/before.json").write_text("{}")
     shutil.rmtree(runs / "one/checkpoint-4")
     before = (runs / "one/config.yaml").read_bytes()
     assert main(["resume", "one"]) == 2

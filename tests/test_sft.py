@@ -259,7 +259,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     run = sft / "runs" / "one"
     assert {path.name for path in run.iterdir()} == {
         "checkpoint-16", "checkpoint-24", "command.txt", "config.yaml", "environment.json",
-        "eval.jsonl", "metrics.jsonl", "policy", "summary.json",
+        "eval.jsonl", "inputs.json", "metrics.jsonl", "policy", "summary.json",
     }  # fmt: skip
     assert "84 rows of the expert's text; 4 rows a step, micro-batches of" in shown.out
     assert "step 24/24  loss " in shown.out

@@ -596,5 +596,5 @@ def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:
 
 def test_resuming_needs_a_checkpoint(toy_policy: Path, tmp_path: Path) -> None:
     trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), EASY)
-    with pytest.raises(UsageError, match="not a checkpoint of this trainer: srl_state.json"):
+    with pytest.raises(UsageError, match="not a checkpoint to go on from: it has no manifest"):
         trainer.train(resume_from_checkpoint=str(toy_policy))

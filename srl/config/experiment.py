@@ -25,6 +25,7 @@ from srl.config.parts import GroupSettings, RewardSettings, own_settings, settin
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
 from srl.config.sources import environment_at, whole_source
 from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
+from srl.config.trust import note
 from srl.errors import UsageError
 from srl.redaction import SECRETS, moved_to_environment
 
@@ -160,13 +161,17 @@ def short_path(path: Path) -> Path:
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file; `overrides` are words of a command line, `--key value ...`.
 
+    Code that they name is the user's own: see `srl/config/trust.py`.
+
     Raises:
         UsageError: no such file, no YAML, an unknown key, a wrong type, impossible sizes.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
-    return parse_experiment(apply_overrides(read_settings(path), overrides), where=str(path))
+    values = apply_overrides(read_settings(path), overrides)
+    note(values)
+    return parse_experiment(values, where=str(path))
 
 
 def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:

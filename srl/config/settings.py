@@ -8,6 +8,7 @@ refused before anything is loaded. A whole YAML file is `srl/config/experiment.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -64,6 +65,12 @@ _UNUSED = {
             "fp16_full_eval",
         ),
         "tokens are counted in the log as they are": ("include_num_input_tokens_seen",),
+        "a checkpoint is there to go on from, and cannot without the optimiser's state": (
+            "save_only_model",
+        ),
+        "a checkpoint is whole at the end of a step only; Ctrl-C saves one": (
+            "enable_jit_checkpoint",
+        ),
         "the commands train, eval and resume say what to do": (
             "do_train",
             "do_predict",
@@ -83,7 +90,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         lr_scheduler_type: the paper does not state one.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
         data_seed: which problems are held out; null is `seed`.
+        save_every_minutes: a checkpoint also after the step with which so many minutes have passed
+            since the last one; null is off.
     """
+
+    save_every_minutes: float | None = None
 
     # Other defaults than transformers'.
     output_dir: str | None = "runs"
@@ -112,6 +123,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
 
     def check(self) -> None:
         at_least(self, learning_rate=0.0)
+        if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
+            raise UsageError(
+                f"save_every_minutes is {self.save_every_minutes}; give minutes, above 0, such as "
+                "30, or null"
+            )
         check_seeds(seed=self.seed, data_seed=self.data_seed)
         defaults = {setting.name: setting.default for setting in fields(self)}
         for name, why in _UNUSED.items():

@@ -206,18 +206,31 @@ def fingerprint(model: str) -> str | None:
     Raises:
         UsageError: an adapter's folder that cannot be used.
     """
-    folder = Path(model)
-    if not folder.is_dir():
+    files = model_files(model)
+    if not files:
         return None
     digest = hashlib.sha256()
-    folders = [folder]
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.name.encode())
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def model_files(model: str) -> list[Path]:
+    """The files of a model's folder and of its adapter's bases that solutions follow from.
+
+    None for a hub name.
+
+    Raises:
+        UsageError: an adapter's folder that cannot be used.
+    """
+    files: list[Path] = []
+    folders = [Path(model)] if Path(model).is_dir() else []
     for folder in folders:  # grows by the bases
-        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
-            with file.open("rb") as opened:
-                digest.update(file.name.encode())
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        files += sorted(one for kind in _MODEL_FILES for one in folder.glob(kind))
         if is_adapter_folder(folder):
             base = Path(base_of(folder))
             if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
                 folders.append(base)
-    return digest.hexdigest()[:16]
+    return files

@@ -43,6 +43,7 @@ from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt
 from srl.training.base import StepTrainer
+from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
 from srl.training.start_lines import dropped
 
@@ -207,6 +208,7 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
             total += super().training_step(model, rows, num_items_in_batch)
         seconds = time.perf_counter() - started
         self.run_log.note({"tokens": sum(lengths), "seconds/update": seconds})
+        refuse_step(model, total, self.state.global_step + 1)
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -47,6 +47,7 @@ from srl.rollout.samplers import Completion, Prompt, SamplingParams, key_of
 from srl.training.advantages import decoupled_advantages, step_advantages
 from srl.training.base import StepTrainer
 from srl.training.batch import Batch, MicroBatch, row_of, without_loss
+from srl.training.divergence import refuse_step
 from srl.training.groups import Group, collect_groups
 from srl.training.loss import Figures, FigureSums, LossInputs, load_loss, step_loss
 from srl.training.run_log import RunLog, collect_metrics
@@ -193,6 +194,7 @@ class SRLTrainer(StepTrainer):
                 "seconds/update": time.perf_counter() - collected,
             }
         )
+        refuse_step(model, total, self.state.global_step + 1)
         return total
 
     # -- evaluation ------------------------------------------------------------------------------
