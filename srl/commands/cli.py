@@ -22,6 +22,7 @@ from rich.console import Console
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import now_and_then, say, visible
 from srl.errors import RunError, UsageError
+from srl.redaction import scrubbed, without_secrets
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -34,6 +35,8 @@ _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.argv[1:] = without_secrets(words)  # trackers keep the command line
     # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     errors = Console(stderr=True)
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(console: Console, message: str) -> None:
     # It may name a path, a key, a reward: somebody's text.
-    lines = [visible(line, console.encoding) for line in f"srl: {message}".split("\n")]
+    lines = [visible(line, console.encoding) for line in f"srl: {scrubbed(message)}".split("\n")]
     console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -109,12 +112,18 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     from srl.runs.folder import RunFolder, changed_keys, run_path
 
     run = RunFolder.open(run_path(args.name))
-    old = run.read_config()
     _quieten()
     from srl.commands.train import resume_run
+    from srl.config.experiment import with_named_secrets
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import note, refuse_foreign
 
+    old, given = run.read_config(), apply_overrides({}, rest)
     new = apply_overrides(old, rest)
+    if not args.trust_code:
+        refuse_foreign(new, str(run.config), named=given, edited=args.accept_changes)
+    note(new)
+    old, new = with_named_secrets(old), with_named_secrets(new)
     changed = changed_keys(old, new)
     if changed and not args.accept_changes:
         raise UsageError(
@@ -162,13 +171,16 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     from srl.commands.train import evaluate_into, evaluate_policy, evaluate_run
     from srl.config.experiment import load_experiment, parse_experiment
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import note, refuse_foreign
 
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
     else:
-        experiment = parse_experiment(
-            apply_overrides(run.read_config(), rest), where=str(run.config)
-        )
+        values = apply_overrides(run.read_config(), rest)
+        if not args.trust_code:
+            refuse_foreign(values, str(run.config), named=apply_overrides({}, rest))
+        note(values)
+        experiment = parse_experiment(values, where=str(run.config))
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
     elif run is not None:
@@ -190,20 +202,21 @@ def _eval_bench(
     from srl.config.parts import setting_names
     from srl.config.settings import BenchmarkSettings
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import refuse_foreign
     from srl.evaluation.benchmarks.run import plan_from_words, run_benchmark
 
     # A run's policy is asked as it was trained to be.
     its_own = {} if run is None else run.read_config()
     asked = {*setting_names(BenchmarkSettings)} - {"output_dir"}
+    its_own = {key: value for key, value in its_own.items() if key in asked}
+    if run is not None and not args.trust_code:
+        refuse_foreign({**its_own, "model": model}, str(run.config))
     plan = plan_from_words(
         model,
         args.bench,
         samples=args.samples or 0,
         limit=args.limit,
-        settings={
-            **{key: value for key, value in its_own.items() if key in asked},
-            **apply_overrides({}, rest),
-        },
+        settings={**its_own, **apply_overrides({}, rest)},
     )
     run_benchmark(plan, args.run_name, argv, console)
     return 0

@@ -7,17 +7,15 @@ gigabyte of weights.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from srl.config.code_files import code_file, with_imports
 from srl.config.experiment import Experiment
 from srl.config.parts import LOSS_TYPES, LossSettings
 from srl.data.splits import Splits
@@ -28,8 +26,6 @@ from srl.runs.folder import RunFolder, describe_environment
 
 Inputs = Mapping[str, Mapping[str, str]]
 """Kind -> what it is called -> digest."""
-
-_OURS = {"srl", "rewards", "environments"}  # their version is a package's
 
 
 def inputs_of(experiment: Experiment, splits: Splits, model: PreTrainedModel) -> Inputs:
@@ -113,8 +109,8 @@ def _named_files(experiment: Experiment) -> list[Path]:
     found: set[Path] = set()
     for word in words:
         place, colon, name = word.rpartition(":")
-        if colon and name.isidentifier() and (code := _code_file(place)) is not None:
-            found |= _with_imports(code)
+        if colon and name.isidentifier() and (code := code_file(place)) is not None:
+            found |= with_imports(code)
         elif word != experiment.data.get("path") and _is_file(word):
             found.add(Path(word).resolve())
     return sorted(found)
@@ -138,60 +134,3 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except (OSError, ValueError):  # no path, but a text
         return False
-
-
-def _code_file(place: str) -> Path | None:
-    """The file of `file.py` or `package.module`, without importing it; None of what is ours."""
-    if place.endswith(".py"):
-        return Path(place).resolve() if _is_file(place) else None
-    parts = place.split(".")
-    if parts[0] in _OURS:
-        return None
-    where: list[str] | None = [*sys.path, str(Path.cwd())]
-    origin = None
-    for count in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:count]), where)
-        if spec is None:
-            return None
-        where, origin = spec.submodule_search_locations, spec.origin
-    return Path(origin).resolve() if origin and origin.endswith(".py") else None
-
-
-def _with_imports(file: Path) -> set[Path]:
-    """A file and those that it imports, directly or not, from its own folder or the current one."""
-    found, waiting = set[Path](), [file]
-    while waiting:
-        file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # told by whoever imports it
-            continue
-        waiting += [path for name, above in _imports(tree) for path in _beside(file, name, above)]
-    return found
-
-
-def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Dotted names that a file imports, and how many folders above it a relative one starts."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, 0) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            yield from ((f"{module}.{alias.name}".strip("."), node.level) for alias in node.names)
-
-
-def _beside(file: Path, name: str, above: int) -> Iterator[Path]:
-    """The files that a dotted name may stand for, each package on the way included."""
-    parts = name.split(".")
-    if not above and parts[0] in _OURS:
-        return
-    roots = [file.parents[above - 1]] if above else [file.parent, Path.cwd()]
-    for root in roots:
-        for count in range(1, len(parts) + 1):
-            place = root.joinpath(*parts[:count])
-            for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if path.is_file():
-                    yield path.resolve()

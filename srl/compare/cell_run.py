@@ -286,14 +286,21 @@ def _changes(cell: Cell, run: RunFolder) -> list[str]:
     # A setting of ours that has gone from the config of this method has no meaning for it.
     idle = {*setting_names(SRLConfig)} - {*setting_names(type(cell.experiment.args))}
     old = {key: value for key, value in old.items() if key not in idle}
-    with suppress(UsageError):  # a field that there is no more is told as it is
-        # A field that is newer than the run has its default, which is what the run did.
-        old = parse_experiment(old, where=str(run.config)).resolved()
+    # A source may be code. The plan's is the user's own; that of a folder need not be.
+    if _source(old) == _source(new):
+        with suppress(UsageError):  # a field that there is no more is told as it is
+            # A field that is newer than the run has its default, which is what the run did.
+            old = parse_experiment(old, where=str(run.config)).resolved()
     before, after = (
         {key: value for key, value in settings.items() if key not in _FREE}
         for settings in (old, new)
     )
     return changed_keys(before, after)
+
+
+def _source(settings: Mapping[str, object]) -> object:
+    data = settings.get("data")
+    return data.get("source") if isinstance(data, Mapping) else None
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:

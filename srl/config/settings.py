@@ -30,6 +30,7 @@ from srl.config.parts import (
     check_seeds,
 )
 from srl.errors import UsageError
+from srl.redaction import SECRETS
 
 # Settings of transformers that an SRL step would silently ignore, and what to use instead.
 _UNUSED = {
@@ -115,6 +116,10 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
             self.bf16 = torch.cuda.is_available()
         Part.__post_init__(self)
         TrainingArguments.__post_init__(self)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without tokens: transformers pickles it beside every checkpoint and policy."""
+        return without_tokens(self)
 
     def check(self) -> None:
         at_least(self, learning_rate=0.0)
@@ -224,6 +229,11 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
         """Where the policy computes."""
         found = None if self.use_cpu else torch.accelerator.current_accelerator(True)
         return torch.device("cpu") if found is None else found
+
+
+def without_tokens(settings: TrainingArguments) -> dict[str, object]:
+    """The state of `settings` for a pickle that people pass on."""
+    return {name: None if name in SECRETS else value for name, value in vars(settings).items()}
 
 
 # Metrics of `SRLTrainer.evaluate` that a best checkpoint may be chosen by. Not those among valid

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from srl.errors import UsageError
-from srl.redaction import without_secrets
+from srl.redaction import SECRETS, without_secrets
 from srl.runs.lock import LOCK, writer_of
 from srl.runs.records import finite
 
@@ -205,7 +205,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, object]) -> None:
         """Write config.yaml."""
-        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plain(_kept(config)), sort_keys=False, allow_unicode=True)
         replace_file(self.config, text.encode())
 
     def add_command(self, argv: Sequence[str]) -> None:
@@ -263,12 +263,17 @@ class _WithoutAliases(yaml.SafeLoader):
 
 def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """`key: old -> new` for every setting that differs, nested keys joined by dots, sorted."""
-    before, after = flattened(plain(old)), flattened(plain(new))
+    before, after = flattened(plain(_kept(old))), flattened(plain(_kept(new)))
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
         if (key in before) != (key in after) or before.get(key) != after.get(key)
     ]
+
+
+def _kept(config: Mapping[str, object]) -> dict[str, object]:
+    """The settings that are written down, or shown."""
+    return {key: value for key, value in config.items() if key not in SECRETS}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -36,7 +36,7 @@ from trl import SFTConfig, SFTTrainer
 from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.parts import RowSettings
-from srl.config.settings import ExpertConfig
+from srl.config.settings import ExpertConfig, without_tokens
 from srl.data.prompts import TAG, PromptFormat
 from srl.data.rows import Rows, dropped
 from srl.data.steps import StepExample
@@ -285,4 +285,9 @@ def _trl_settings(args: ExpertConfig) -> SFTConfig:
         "loss_type": "nll",
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    return SFTConfig(**{**ours, **changed})
+    return _TrlSettings(**{**ours, **changed})
+
+
+class _TrlSettings(SFTConfig):
+    def __getstate__(self) -> dict[str, object]:
+        return without_tokens(self)

@@ -45,6 +45,7 @@ BINS = 60
 COLUMNS, ROWS = 12, 40  # of a heat map
 LONGEST_TABLE, PROBLEMS = 100, 20
 _EXCERPT = 140
+_COMMAND = 20_000  # characters of command.txt
 _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
 _SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")  # since the line before
 
@@ -364,8 +365,8 @@ def settings(runs: Runs) -> str:
     for one in runs:
         path = one.run.folder.command
         if path.is_file():
-            shown = shareable_command(path.read_text(encoding="utf-8", errors="replace").strip())
-            command = text(shown, most=20_000)
+            with path.open(encoding="utf-8", errors="replace") as file:
+                command = text(shareable_command(file.read(_COMMAND).strip()), most=_COMMAND)
             parts.append(f"<h3>{text(f'command{one.tag}')}</h3><pre>{command}</pre>")
     return "".join(parts)
 
