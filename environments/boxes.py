@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_BOXES = 64
+"""Boxes that are looked at from the end; an answer with more parts is never right."""
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*+")
 _BARE = re.compile(r"(?:[^\s${}]|\{[^\s${}]*\})+")
 _MARK = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -67,13 +69,13 @@ def boxes_in(text: str) -> list[Box]:
             bare = _BARE.match(text, start)
             content = bare.group().rstrip(".,;") if bare else ""
             after = start + len(content)
+        end = after
         content = _unboxed(content).strip()
         if _BLANK.fullmatch(content):
             continue
         if behind := _BEHIND.match(text, after):
-            content, after = content + behind.group(), behind.end()
-        end = after
-        boxes.append(Box(box.start(), after, content))
+            content, end = content + behind.group(), behind.end()
+        boxes.append(Box(box.start(), end, content))
     return boxes
 
 
@@ -85,6 +87,7 @@ def together(text: str, boxes: Sequence[Box], problem: str = "") -> list[Box]:
     between which nothing is concluded: a box for each case. Otherwise a box before the last one
     is an intermediate result, or the same answer found in another way.
     """
+    boxes = boxes[-MOST_BOXES:]
     first = len(boxes) - 1
     while first > 0 and _joined(text[boxes[first - 1].end : boxes[first].start]):
         first -= 1

@@ -120,6 +120,7 @@ EQUAL = [
     ("Tuesday", r"\text{tuesday}"),
     ("120", r"\sum_{k=1}^{15} k"),
     (r"\overline{CD}", r"\overline{CD}"),
+    ("0 < x < 1", "(0,1)"),
 ]
 
 DIFFERENT = [
@@ -184,7 +185,7 @@ DIFFERENT = [
     ("y = 2x+3", "y = 2x-3"),
     ("x >= 3", "x > 3"),
     ("x < 3", "x > 3"),
-    ("0 < x < 1", "(0,1)"),
+    ("0 < x < 1", "[0,1)"),
     ("1 < x < 2", "1 < x < 3"),
     (r"x \ne 3", "x = 3"),
     ("x^2+x", "x^2-x"),
@@ -248,9 +249,12 @@ HOSTILE = [
     "\u0661\u0662", "7\u0301", "½", "x²⁰", "⁷", "\x1b[31m7", "7\r8", "7\u2028", "\ufeff7",
     "NaN", "nan", "inf", "None", "True", "zoo", "oo-oo", r"\infty-\infty", r"\frac{0}{0}",
 ]  # fmt: skip
-# Not deceived: every Unicode digit is a digit to `same_answer`, U+2028 is white space, and a
-# product of ten letters with a zero among them is zero.
-EXCUSED = {("７", "7"), ("𝟕", "7"), ("7\u2028", "7"), ("7 if 1 else 0", "0")}
+# Not deceived: every Unicode digit is a digit to `same_answer`, U+2028 is white space, U+200B and
+# U+FEFF cannot be seen, and a product of ten letters with a zero among them is zero.
+EXCUSED = {
+    *((text, "7") for text in ("７", "𝟕", "7\u2028", "7\u200b", "\ufeff7")),
+    ("7 if 1 else 0", "0"),
+}
 
 
 def step(action: str, *, gold: str | None = "7", index: int = 0, steps: int = 1) -> StepContext:

@@ -22,16 +22,7 @@ FILE = Path(__file__).with_name("verdicts.jsonl")
 PAIRS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 # (answer or completion, gold) -> why the program and the teacher part
-KNOWN = {
-    ("1 234", "1234"): "a space between digits is never taken for a thousands separator",
-    ("£18", "18"): "the dollar is the only currency sign",
-    ("18 cents", r"\$18"): "the gold's currency sign is dropped, and a unit on one side is ignored",
-    (r"\tan 45^\circ", "1"): "degrees inside of a function are not read",
-    ("2 < x < 5", "(2,5)"): "an inequality is not compared with an interval",
-    (r"x \ge 3", r"[3,\infty)"): "an inequality is not compared with an interval",
-    ("15 m/s", "15"): "a unit outside of \\text{} has letters only, and more than one of them",
-    ("(B) 12", "B"): "a choice with its content is neither the letter nor the content",
-}  # fmt: skip
+KNOWN: dict[tuple[str, str], str] = {}
 
 
 def text_of(pair: dict[str, str]) -> str:
@@ -69,10 +60,9 @@ def test_the_pairs_are_many_and_of_many_kinds() -> None:
     assert KNOWN.keys() <= set(keys)
 
 
-def test_false_alarms_and_false_praise_among_the_known() -> None:
-    """Nearly all errors are on the safe side: something right is not seen."""
-    praised = [p for p in PAIRS if p["verdict"] == "wrong" and verdict(p) == "right"]
-    assert [text_of(pair) for pair in praised] == ["18 cents"]
+def test_nothing_wrong_is_praised() -> None:
+    """Errors, where there are any, are on the safe side: something right is not seen."""
+    assert not [p for p in PAIRS if p["verdict"] == "wrong" and verdict(p) == "right"]
 
 
 def test_worker_processes_say_the_same() -> None:
