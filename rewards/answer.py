@@ -48,7 +48,7 @@ _SIGN = re.compile(r"\\[A-Za-z]+|\d+|.", re.DOTALL)
 _SINGLE = re.compile(r"\{ ?(\w|\\[A-Za-z]+) ?\}")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _LETTER_OF_ANY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
-_BASE = re.compile(r"(\d+) ?_ ?\{?(\d+)\}?")
+_BASE = re.compile(r"([-+]?[0-9A-F]*\d[0-9A-F]*(?:\.[0-9A-F]+)?) ?_ ?\{?(\d+)\}?")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ|\{ ?\\circ ?\})$")
 _REALS, _ALL_REALS = "\\mathbb{R}", "(-\\infty,\\infty)"
 _CENTS = re.compile(r"\bcents?\b|¢|\\cent", re.IGNORECASE)
@@ -304,9 +304,10 @@ def _same_scalars(answer: str, gold: str) -> bool:
     if "\\text" in answer or "\\text" in gold:
         return _words(answer) == _words(gold)
     answer, gold = _DEGREES.sub("", answer), _DEGREES.sub("", gold)
-    if (base := _BASE.fullmatch(answer)) and (gold_base := _BASE.fullmatch(gold)):
-        return base.groups() == gold_base.groups()
-    answer, gold = _BASE.sub(r"\1", answer), _BASE.sub(r"\1", gold)
+    base, gold_base = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
+    if base and gold_base:
+        return base[2] == gold_base[2] and same_answer(base[1], gold_base[1])
+    answer, gold = base[1] if base else answer, gold_base[1] if gold_base else gold
     percent, gold_percent = answer.endswith("%"), gold.endswith("%")
     answer, gold = answer.removesuffix("%").strip(), gold.removesuffix("%").strip()
     if same_values(answer, gold):

@@ -42,7 +42,7 @@ _GREEK = frozenset([
 ])  # fmt: skip
 _FUNCTIONS = frozenset([
     "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\arcsin", "\\arccos", "\\arctan",
-    "\\log", "\\ln", "\\sinh", "\\cosh", "\\tanh",
+    "\\log", "\\ln",
 ])  # fmt: skip
 _IN_EXPONENTS = _GREEK | {"\\frac", "\\sqrt", "\\cdot", "\\times", "\\div"}
 _COMMANDS = _IN_EXPONENTS | _FUNCTIONS | {

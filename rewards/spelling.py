@@ -160,6 +160,9 @@ _REWRITING = [
          r"\\begin{pmatrix}\1\\end{pmatrix}"),
         (r"^[(\[] ?(\\begin\{pmatrix\}.*\\end\{pmatrix\}) ?[)\]]$", r"\1"),
         (r"\\\\ ?\[-?[\d.]+ ?[a-z]{2}\]|\\cr" + _END, r"\\\\"),
+        # Equations below each other
+        (r"^(?:\\\{ ?)?\\begin\{(cases|aligned|align|gathered|split|array)\*?\} ?(?:\{[clr| ]*\})?"
+         r"(.*)\\end\{\1\*?\}$", lambda found: ", ".join(found[2].replace("&", "").split(r"\\"))),
         # Marks around an answer
         (r"[. ]+$|\\ ?$", ""),
     ]

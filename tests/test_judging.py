@@ -22,7 +22,18 @@ FILE = Path(__file__).with_name("verdicts.jsonl")
 PAIRS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 # (answer or completion, gold) -> why the program and the teacher part
-KNOWN: dict[tuple[str, str], str] = {}
+KNOWN = {
+    (r"\lfloor x\rfloor=3", "3"): "of expressions, only a sum of letters names its value",
+    ("x^2+y^2=13", "13"): "of expressions, only a sum of letters names its value",
+    (r"50\% of the class", r"50\%"): "words behind a per cent sign",
+    ("2x<6", "x<3"): "an inequality is not solved",
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"): "of named values, one tuple at most is made",
+    ("3 & 4", "3,4"): "an ampersand separates columns",
+    ("empty set", r"\emptyset"): "of words, only numbers below one hundred are mathematics",
+    ("one half", "1/2"): "of words, only numbers below one hundred are mathematics",
+    ("no solutions", r"\text{no solution}"): "text is compared as text",
+    (r"\sinh(0)", "0"): "hyperbolic functions of each other compute for ever",
+}
 
 
 def text_of(pair: dict[str, str]) -> str:
