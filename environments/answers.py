@@ -12,6 +12,8 @@ from fractions import Fraction
 
 from environments.boxes import Box, boxes_in, name_of, together
 
+LONGEST_ANSWER = 200
+"""Characters of an answer that are checked, where the gold has no more; MATH's longest has 77."""
 # Possessive, so that a flood of blanks costs no more than its length.
 _STATED = re.compile(
     r"(?:\b(?:answers?+[*_]*+\s*+(?:(?:is|are|equals)\b\s*+:?|:)|ans[.:])[\s*_]*+"

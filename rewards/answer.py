@@ -3,9 +3,10 @@ r"""Whether the final answer that a solution states is the right one, told by ma
 `environments.answers.same_answer` compares text and exact numbers; here ``x(x+1)`` and ``x^2+x``
 are equal too. math-verify reads LaTeX into sympy, but it was not made for a policy that is paid to
 please it: it takes 3,4 for the interval (3,4), ``5 h`` for ``5 t``, ``1=2=7`` for 7 and 2(3) for 5,
-and sympy can be made to compute for ever. So three things stand around it. A whitelist refuses an
-answer that is long, deep, huge or not plain mathematics. Lists, brackets, matrices and relations
-are taken apart here, so math-verify only ever sees scalars. And a scalar counts as equal only if
+and sympy can be made to compute for ever. So four things stand around it. `rewards.spelling` brings
+both sides into one spelling. A whitelist refuses what is long, deep, huge or not plain mathematics.
+Lists, brackets, matrices and relations are taken apart here, so math-verify only ever sees scalars.
+And a scalar counts as equal only if
 its value also agrees in 20 digits, at several numbers for every letter.
 
 No text is evaluated as Python: sympy's `sympify` is reached with unsigned whole numbers alone.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from environments.answers import is_number, same_answer, stated_answer
+from environments.answers import LONGEST_ANSWER, is_number, same_answer, stated_answer
 from rewards.relations import (
     FLIPPED,
     RELATIONS,
@@ -36,8 +37,6 @@ from rewards.types import StepContext
 from rewards.units import split_unit
 from rewards.wording import number_in_words, same_choice, without_label
 
-MAX_LENGTH = 200
-"""Characters of an answer; the longest in MATH and GSM8K has 77."""
 MAX_DEPTH = 8
 """Brackets inside brackets; the parser recurses several Python frames deep for each."""
 MAX_PARTS = 16
@@ -74,24 +73,31 @@ def verify_answer(answer: str, gold: str) -> bool:
         Elements of a list may come in any order, ``\{1, 2\}`` is the list 1, 2, and ``1 \pm x``
         is two elements; a tuple or an interval is neither a list nor the other one. The number of
         elements must be the gold's: naming the right answer among others is wrong.
-        ``x = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what stands on the right. Two
-        equations are equal if the differences of their sides are, up to the sign: ``2x = 4`` is
-        not ``x = 2``. An inequality does not equal an interval.
+        ``x = 5``, ``|AB| = 5``, ``f(2) = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what
+        stands on the right; so does the answer ``m + n = 5``, since a sum of letters is what was
+        asked for, but not ``2x = 4`` or ``x^2 = 4``. ``x = 3, y = 4`` is (3, 4). Of ``x = 2+3 = 5``
+        every part must be equal. Two equations are equal if the differences of their sides are,
+        up to the sign, and with two or more letters up to a factor: ``2x = 4`` is not ``x = 2``.
+        ``1 < x \le 2`` is (1, 2], and inequalities with "or" between them are a union.
         Commas before three digits mark thousands except within brackets. 1\frac{1}{2} is 3/2.
-        ``4.5e33`` is 4.5 times 10^33, and a bar over decimals makes them recur.
+        ``1 234``, ``1.234.567`` and ``1'234`` are one number, 1.234 is not 1234, and 3,4 is 3.4
+        only where the gold is written with a point.
+        ``4.5e33`` is 4.5 times 10^33; a bar or dot over decimals, ``0.(3)`` and ``0.333...`` recur.
         A rounded decimal is not the number it was rounded from: 0.333 is not 1/3.
-        A unit, a base, a currency or degree sign on one side only does not matter; two units, and
-        two bases, must be the same. Words outside of \text{..} are a unit only behind an answer
-        whose gold has no letters. 50\% equals 50 and also 1/2. 180^\circ does not equal \pi.
+        A unit, a base, a modulus, a currency or degree sign on one side only does not matter; two
+        units, two bases and two moduli must be the same, and cents are not dollars. Words outside
+        of \text{..} are a unit only behind an answer whose gold has no letters. 50\% equals 50 and
+        also 1/2. 180^\circ does not equal \pi.
         \text{..} is compared as text. Case does not matter, but where one side uses a letter in
-        both cases, only the same text is equal.
-        An answer that the whitelist refuses is right only if `same_answer` says so.
+        both cases, only the same text is equal. ``(B) 12`` is B, and also 12.
+        An answer that the whitelist refuses is right only if it is the gold's text, whatever
+        layout either of them has.
 
     What remains wrong: a unit on one side is not checked; any words of three or more letters behind
     a number pass for a unit; ``2:30`` is 2/30; values that agree in 20 digits are the same.
     """
     answer, gold = answer.strip(), gold.strip()
-    if not answer or not gold or len(answer) > max(MAX_LENGTH, len(gold)):
+    if not answer or not gold or len(answer) > max(LONGEST_ANSWER, len(gold)):
         return False
     return _verified(answer, gold)
 
@@ -105,7 +111,7 @@ def _verified(answer: str, gold: str) -> bool:
         return False
     if same_answer(answer, gold):
         return True
-    if len(answer) > MAX_LENGTH or not _not_too_deep(answer):
+    if len(answer) > LONGEST_ANSWER or not _not_too_deep(answer):
         return False
     try:
         left, right = tidy(answer), tidy(gold)
@@ -207,11 +213,10 @@ def _same_in_other_words(left: list[str], right: list[str]) -> bool:
         if len(other) == 1 and len(several) > 1:
             if (made := as_tuple(several)) is not None:
                 return _same(made, other[0])
-            intervals = [as_interval(one) for one in several]
-            if all(intervals):
-                return _same_in_any_order(
-                    [one for one in intervals if one], split(other[0], frozenset(["\\cup"]))[0]
-                )
+            intervals = [found for one in several if (found := as_interval(one)) is not None]
+            if len(intervals) == len(several) and len({name for name, _ in intervals}) == 1:
+                union = split(other[0], frozenset(["\\cup"]))[0]
+                return _same_in_any_order([text for _, text in intervals], union)
     return False
 
 
@@ -259,12 +264,12 @@ def _same_relations(answer: str, gold: str) -> bool | None:
         if names_its_right_side(left, left_marks) or tells_what_was_asked(left, left_marks):
             return _same(left[1], right[0])
         interval = as_interval(answer)
-        return interval is not None and _bracket(gold) is not None and _same(interval, gold)
+        return interval is not None and _bracket(gold) is not None and _same(interval[1], gold)
     if not left_marks:
         if names_its_right_side(right, right_marks):
             return _same(left[0], right[1])
         interval = as_interval(gold)
-        return interval is not None and _bracket(answer) is not None and _same(answer, interval)
+        return interval is not None and _bracket(answer) is not None and _same(answer, interval[1])
     flipped = [FLIPPED.get(mark, mark) for mark in reversed(left_marks)]
     if left_marks == right_marks and _same_in_order(left, right):
         return True

@@ -18,7 +18,8 @@ _NAME = re.compile(
 # |AB|, \overline{AB}, [ABC], \angle ABC, \triangle ABC, \text{Area}, and the like
 _FIGURE = re.compile(
     r"\| ?(?:[A-Z]{2}|\\over[a-z]+\{[A-Z]{2}\}) ?\||\\over[a-z]+\{[A-Z]{2}\}|\[[A-Z]{3,6}\]|"
-    r"(?:\\m?)?\\?(?:angle|triangle) ?[A-Z]{1,3}|\\text ?\{[A-Za-z ]{1,30}\}|"
+    r"\\(?:measured)?(?:angle|triangle) ?[A-Z]{1,3}|"
+    r"\\text ?\{(?!.*\b(?:not?|than|least|most|about)\b)[A-Za-z ]{1,30}\}|"
     r"\\(?:sin|cos|tan) ?(?:[A-Za-z]|\\[a-z]+|\(?[A-Z]{1,3}\)?)"
 )
 _SUM = re.compile(r"[A-Za-z](?: ?\+ ?[A-Za-z])+")
@@ -82,11 +83,13 @@ def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
 def condition_of(text: str) -> str:
     """The condition of ``x | x > 3``, the inside of a set; anything else as it stands."""
     found = _SUCH_THAT.fullmatch(text)
-    return found[2] if found and re.search(rf"(?<!\\){found[1]}", found[2]) else text
+    if found is None or not re.search(rf"(?<![A-Za-z\\]){found[1]}", found[2]):
+        return text
+    return found[2] if split(found[2], RELATIONS)[1] else text
 
 
-def as_interval(text: str) -> str | None:
-    r"""``(1, 2]`` for ``1 < x \le 2``, ``[3, \infty)`` for ``x \ge 3``; None of anything else."""
+def as_interval(text: str) -> tuple[str, str] | None:
+    r"""x and ``(1, 2]`` for ``1 < x \le 2``, ``[3, \infty)`` for ``x \ge 3``; else None."""
     sides, marks = split(text, RELATIONS)
     if not marks or any(mark not in _ARROWS for mark in marks):
         return None
@@ -97,13 +100,13 @@ def as_interval(text: str) -> str | None:
     kinds = [_ARROWS[mark][1] for mark in marks]
     variable = [place for place, side in enumerate(sides) if re.fullmatch("[A-Za-z]", side)]
     if len(sides) == 3 and variable == [1]:
-        low, high = kinds[0][0], kinds[1][1]
-        low = "(" if sides[0] == "-\\infty" else low
-        return f"{low}{sides[0]},{sides[2]}{')' if sides[2] == chr(92) + 'infty' else high}"
+        low = "(" if sides[0] == "-\\infty" else kinds[0][0]
+        high = ")" if sides[2] == "\\infty" else kinds[1][1]
+        return sides[1], f"{low}{sides[0]},{sides[2]}{high}"
     if len(sides) == 2 and variable == [0]:
-        return f"(-\\infty,{sides[1]}{kinds[0][1]}"
+        return sides[0], f"(-\\infty,{sides[1]}{kinds[0][1]}"
     if len(sides) == 2 and variable == [1]:
-        return f"{kinds[0][0]}{sides[0]},\\infty)"
+        return sides[1], f"{kinds[0][0]}{sides[0]},\\infty)"
     return None
 
 

@@ -20,12 +20,17 @@ _SAME_UNIT = {
 _KNOWN = {word: unit for unit, words in _SAME_UNIT.items() for word in (unit, *words.split())}
 _GLUED = frozenset(["mm", "cm", "km", "kg", "ft", "lb", "mi", "hr", "mph", "mL", "ml"])
 _ONE_LETTER = frozenset("LKNJWVA")
+_PARTS = (
+    "half third quarter fourth fifth sixth seventh eighth ninth tenth eleventh twelfth twentieth "
+    "hundredth thousandth millionth"
+)
 _NOT_UNITS = frozenset([
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "squared", "cubed",
+    "hundred", "thousand", "million", "billion", "trillion", "dozen", "squared", "cubed",
     "over", "plus", "minus", "times", "point", "divided", "choose", "base", "mod", "not", "and",
     "am", "pm", "or", "less", "more", "fewer", "than", "no", "so", "least", "most", "about",
-    "approximately", "nearly", "almost", "quarter", "third", "fourth", "fifth", "tenth", "score",
-    "to", "from", "between", "except", "but", "without", "nor", "pi", "choices",
+    "approximately", "nearly", "almost", "score", "factorial", "root", "negative", "percent",
+    "to", "from", "between", "except", "but", "without", "nor", "pi", "choices", "halves",
+    *_PARTS.split(), *(f"{part}s" for part in _PARTS.split()),
 ])  # fmt: skip
 _POWER = r"(?:\^(?:\{-?\d\}|\d))?"
 _WORDS = rf"\\text\{{[^{{}}]*\}}{_POWER}"
