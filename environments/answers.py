@@ -12,8 +12,17 @@ from fractions import Fraction
 
 from environments.boxes import Box, boxes_in, name_of, together
 
+LONGEST_ANSWER = 200
+"""Characters of an answer that are checked, where the gold has no more; MATH's longest has 77."""
 # Possessive, so that a flood of blanks costs no more than its length.
-_STATED = re.compile(r"answers?+\s*+(?:(?:is|are)\b\s*+:?|:)[\s*_]*+(?=\S)(?!$)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\b(?:answers?+[*_]*+\s*+(?:(?:is|are|equals)\b\s*+:?|:)|ans[.:])[\s*_]*+"
+    r"(?:(?:therefore|thus|then|simply|just|hence)\b,?\s*+)?+|\bAnswer[*_]*+\s*+(?=\$|\\[(\[]))"
+    r"(?=\S)(?!$)",
+    re.IGNORECASE,
+)
+_TAGGED = ("<answer>", "</answer>")
+_AROUND = ' $*_`"“”'
 _CALLED_ANSWER = re.compile(
     r"(?:\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|(?<![\w.\\])(-?\d[\d,.]{0,40}(?<=\d)))"
     r"[,*]* (?:is|are)(?: therefore| thus)? (?:our|the)(?: final| correct| desired)? answer\b"
@@ -34,9 +43,9 @@ def stated_answer(text: str, problem: str = "") -> str | None:
     r"""The final answer that `text` states last, or None if it states none.
 
     Looked for, in this order: ``\boxed{...}``, a last line ``#### ...`` (anywhere else that is a
-    heading), and the words "answer is" or "is our answer". A number is not an answer merely for
-    standing last. Boxes that belong together are one answer, with commas between them; the
-    `problem` may say that it wants several (`environments.boxes.together`).
+    heading), ``<answer>...</answer>``, and the words "answer is" or "is our answer". A number is
+    not an answer merely for standing last. Boxes that belong together are one answer, with commas
+    between them; the `problem` may say that it wants several (`environments.boxes.together`).
     """
     if (boxed := boxed_answer(text, problem)) is not None:
         return boxed
@@ -47,6 +56,10 @@ def stated_answer(text: str, problem: str = "") -> str | None:
         and not _STATED.search(answer)
     ):
         return answer
+    end = text.rfind(_TAGGED[1])
+    start = text.rfind(_TAGGED[0], 0, max(end, 0))
+    if start >= 0 and (tagged := text[start + len(_TAGGED[0]) : end].strip()):
+        return answer_in_words(tagged) or tagged
     return answer_in_words(text)
 
 
@@ -94,7 +107,7 @@ def _statement(text: str) -> str | None:
         if not in_math and not (found[0] == "." and _ends_in_abbreviation(before)):
             end = found.start()
             break
-    return line[:end].strip().rstrip(".").strip(" $*_") or None
+    return line[:end].strip().rstrip(".").strip(_AROUND) or None
 
 
 def _ends_in_abbreviation(before: str) -> bool:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*+")
+MOST_BOXES = 64
+"""Boxes that are looked at from the end; an answer with more parts is never right."""
+_BOX = re.compile(r"\\(?:f?box(?:ed)?|framebox)(?![A-Za-z])\s*+")
 _BARE = re.compile(r"(?:[^\s${}]|\{[^\s${}]*\})+")
 _MARK = re.compile(r"\\.|[{}]", re.DOTALL)
 _BLANK = re.compile(
@@ -20,7 +22,8 @@ _BLANK = re.compile(
 _EXPONENT = r"\^(?:\d|\{[^{}]{1,9}\})"
 _POWER = rf"(?!(?:[cdkm]?m|in|ft|yd|s)\^)(?:[a-z](?:{_EXPONENT})?){{0,3}}[a-z]{_EXPONENT}"
 _BEHIND = re.compile(rf"\s*(?:\\%|\^\s*(?:\\circ|\{{\s*\\circ\s*\}}))|{_POWER}")
-_NAMED = re.compile(r"(\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?)\s*&?\s*=\s*\Z")
+_MINUS = re.compile(r"(?:^|[=$&(\[])\s*-\s*\Z")
+_NAMED = re.compile(r"(\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?)\s*&?\s*=\s*-?\s*\Z")
 _BETWEEN = re.compile(
     r"[\s,;]*(?:(?:and|or)\b)?[\s,;]*(?:\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?\s*=\s*)?",
     re.IGNORECASE,
@@ -48,8 +51,9 @@ class Box:
 def boxes_in(text: str) -> list[Box]:
     r"""Returns the outermost ``\boxed{..}`` and ``\fbox{..}`` of a text, empty ones left out.
 
-    ``\boxed 5`` holds what stands before the next white space or ``$``. A power or a per cent or
-    degree sign right behind a box is taken as part of it. One that is never closed is none.
+    ``\boxed 5`` holds what stands before the next white space or ``$``. A minus sign in front of a
+    box, and a power, a per cent or a degree sign right behind it, are taken as part of it. One
+    that is never closed is none.
     """
     found = list(_BOX.finditer(text))
     closing = _closing_braces(text) if found else {}
@@ -67,13 +71,17 @@ def boxes_in(text: str) -> list[Box]:
             bare = _BARE.match(text, start)
             content = bare.group().rstrip(".,;") if bare else ""
             after = start + len(content)
+        end = after
         content = _unboxed(content).strip()
         if _BLANK.fullmatch(content):
             continue
         if behind := _BEHIND.match(text, after):
-            content, after = content + behind.group(), behind.end()
-        end = after
-        boxes.append(Box(box.start(), after, content))
+            content, end = content + behind.group(), behind.end()
+        if _MINUS.search(text, max(0, box.start() - 9), box.start()):
+            content = (
+                f"-{content}" if content.isalnum() or "\\frac" in content[:5] else f"-({content})"
+            )
+        boxes.append(Box(box.start(), end, content))
     return boxes
 
 
@@ -85,6 +93,7 @@ def together(text: str, boxes: Sequence[Box], problem: str = "") -> list[Box]:
     between which nothing is concluded: a box for each case. Otherwise a box before the last one
     is an intermediate result, or the same answer found in another way.
     """
+    boxes = boxes[-MOST_BOXES:]
     first = len(boxes) - 1
     while first > 0 and _joined(text[boxes[first - 1].end : boxes[first].start]):
         first -= 1
@@ -105,7 +114,7 @@ def name_of(text: str, box: Box) -> str | None:
 
 
 def _joined(between: str) -> bool:
-    if len(between) > _LONGEST_BETWEEN:
+    if len(between) > _LONGEST_BETWEEN or "\n\n" in between:
         return False
     return _BETWEEN.fullmatch(_LAYOUT.sub(r" \1 ", between)) is not None
 

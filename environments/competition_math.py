@@ -35,7 +35,7 @@ DRAWING_KEPT = "drawing kept in the solution"
 
 Drawings = Literal["strip", "keep", "drop"]
 
-_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_DRAWING = re.compile(r"\[asy\](?:[^\[]|\[(?!asy\]|/asy\]))*+\[/asy\]")
 _ALSO_ACCEPTED = re.compile(
     r"\balso (?:be )?(?:an? )?accept|\bEither \w+ is an? (?:accept|correct)", re.IGNORECASE
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from environments import load_trajectories
 from environments.answers import boxed_answer, same_answer, stated_answer
+from environments.benchmarks import clean_gold
 from environments.boxes import boxes_in
 from environments.competition_math import gold_of
 from environments.environment import MATHS
@@ -73,6 +74,11 @@ numbers = st.fractions(-(10**9), 10**9, max_denominator=10**6)
         ("\\boxed{\\{1\\}} and \\boxed{2", "\\{1\\}"),
         ("\\boxed{}, the answer is 3.", "3"),
         ("The answer isn't 3.", None),
+        ("<answer>5</answer>", "5"),
+        ("<answer> The answer is 5. </answer>", "5"),
+        ("<answer>5", None),
+        ("The answer is therefore 5.", "5"),
+        ("**Final Answer**\n\n$5$", "5"),
         ("3 + 4 = 7.", None),
         ("The answer is", None),
         ("The answer is **", None),
@@ -105,6 +111,9 @@ def test_stated_answer(text: str, answer: str | None) -> None:
         (r"$=\boxed{-15}x^3$", "-15x^3"),
         (r"$=\boxed{75} \%$", r"75 \%"),
         (r"$=\boxed{108}^\circ$", r"108^\circ"),
+        (r"$x=-\boxed{5}$", "-5"),
+        (r"$x=-\boxed{a+b}$", "-(a+b)"),
+        (r"$3-\boxed{2}$", "2"),
         (r"$=\boxed{12}cm^2$", "12"),
         (r"$=\boxed{12} \text{ cm}$", "12"),
         # Several that are the answer together
@@ -237,13 +246,28 @@ def test_thousands_commas_do_not_matter(number: int) -> None:
     assert same_answer(f"${number:,}.00", f"{number}")
 
 
-@pytest.mark.parametrize("flood", [" ", "\n", "answer is ", "answer", "1,", "9", "{", "\\text{"])
+@pytest.mark.parametrize(
+    "flood",
+    [" ", "\n", "answer is ", "answer", "1,", "9", "{", "\\text{", "$1 ", "$1$ is ", ".",
+     "<answer>",
+     "\\boxed", "\\boxed{", "\\boxed{}", "\\boxed{1} and ", "\\boxed{x}\\boxed{y}", "\\boxed 1 "],
+)  # fmt: skip
 def test_a_flood_costs_no_more_than_its_length(flood: str) -> None:
     text = "answer is" + flood * 20_000
     start = time.process_time()
     stated_answer(text)
+    stated_answer(f"\\boxed{{{text}}}", COMMAS)
     same_answer(text, text[:-1])
+    clean_gold(text)
     assert time.process_time() - start < 2
+
+
+def test_a_long_answer_is_refused_in_words() -> None:
+    long = "x+" * 500_000 + "1"
+    verdict = MATHS.judge(Trajectory("", (), "7"), [Step(f"\\boxed{{{long}}}")])
+    assert verdict.correct is False
+    assert verdict.why == "its answer has 1,000,001 characters; at most 200 are checked"
+    assert answer_reward(StepContext("", (), f"\\boxed{{{long}}}", "", "", 0, 1, answer="7")) == 0.0
 
 
 @pytest.mark.parametrize(
