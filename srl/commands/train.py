@@ -28,6 +28,7 @@ from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
 from srl.models.lora import add_adapter, is_adapted
+from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
 from srl.runs.folder import RunFolder, check_checkpoint, write_json
 from srl.training.checkpoints import why_kept
@@ -139,9 +140,8 @@ def _train(
         f"policy: {experiment.model}, {parameters}, on {args.device}, "
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
-    if isinstance(trainer, SRLTrainer):
-        say(console, trainer.reward_report())
-    say(console, trainer.arithmetic())
+    for line in trainer.start_lines:
+        say(console, line())
 
     def test(policy: PreTrainedModel, when: str) -> dict[str, object]:
         return measure(
@@ -233,6 +233,8 @@ def evaluate_policy(
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
+    if slower := way_of(model, share=experiment.args.prefix_tree).line():
+        say(console, slower)
     found = measure(model, tokenizer, experiment, rewards, problems, run, "eval", console)
     console.print(comparison(found, None))
     return found

@@ -29,6 +29,8 @@ from srl.errors import UsageError
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, prompt_format
+from srl.models.trial import check_scoring
+from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.training.checkpoints import add_saving, read_state
 from srl.training.progress import ProgressReport
@@ -50,6 +52,7 @@ class StepTrainer(Trainer):
         prompts: token ids of each training row's prompt.
         stream: which row comes next.
         run_log: the logs in the run's folder.
+        start_lines: what a user reads at the start.
     """
 
     control: TrainerControl
@@ -100,15 +103,23 @@ class StepTrainer(Trainer):
         self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
 
     def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
-        """After the library's `__init__`: our progress and checkpoints in place of its own."""
+        """After the library's `__init__`: our progress and checkpoints in place of its own.
+
+        Raises:
+            UsageError: the policy cannot be sampled or scored exactly.
+        """
         # The library's accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         add_saving(self, self.state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
+        slower = way_of(model, share=self.settings.prefix_tree).line()
+        self.start_lines = [*([lambda: slower] if slower else []), *first_lines]
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
             # What the command line shows, but for Ctrl-C, which stays the script's own.
-            self.add_callback(ProgressReport(Console(), first=first_lines, stops=False))
+            self.add_callback(ProgressReport(Console(), first=self.start_lines, stops=False))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
