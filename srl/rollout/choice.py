@@ -81,8 +81,9 @@ def _find(model: PreTrainedModel, share: bool) -> Way:
             return replace(way, slower=way.slower and f"{way.slower}{why}")
         reasons.append(reason)
     raise UsageError(
-        f"{named(model)} cannot be sampled exactly, so it is neither trained nor evaluated: "
-        f"{reasons[-1]}; take a causal decoder, such as Qwen/Qwen2.5-0.5B-Instruct"
+        f"{named(model)} cannot be sampled exactly, so it is neither trained nor evaluated: even "
+        f"without a cache, {reasons[-1]}. A model whose tokens see what follows them gives this; "
+        "take a causal decoder, such as Qwen/Qwen2.5-0.5B-Instruct"
     )
 
 

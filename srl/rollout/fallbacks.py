@@ -32,9 +32,10 @@ class UnpaddedDecoder:
     def start(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         ids = torch.tensor(prompts, device=self.model.device)
         output = self.model(input_ids=ids, use_cache=True, **self.last_only)
-        self.name, self.cache = next(
-            (name, output[name]) for name in _CACHES if output.get(name) is not None
-        )
+        caches = {name: output[name] for name in _CACHES if output.get(name) is not None}
+        if not caches:
+            raise TypeError("its forward returns no cache")
+        self.name, self.cache = next(iter(caches.items()))
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(num_samples)
         if num_samples > 1:
             self.cache.reorder_cache(rows)
