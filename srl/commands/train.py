@@ -27,7 +27,7 @@ from srl.errors import UsageError
 from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
-from srl.models.lora import add_adapter, is_adapted
+from srl.models.lora import add_adapter, is_adapted, merged_within
 from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
 from srl.runs.folder import RunFolder, check_checkpoint, write_json
@@ -37,10 +37,6 @@ from srl.training.trainer import SRLTrainer
 
 if TYPE_CHECKING:
     from srl.training.sft import ExpertTrainer
-
-# Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
-# float32, and far less than training an adapter changes.
-MERGED_WITHIN = 2e-5
 
 
 class InterruptedRunError(Exception):
@@ -284,7 +280,7 @@ def _save_policy(
     allowed = 1e-4
     saved = [run.policy]
     if is_adapted(model):
-        allowed = max(allowed, MERGED_WITHIN * trained.abs().max().item())
+        allowed = merged_within(trained)
         saved.append(run.path / "adapter")
         trainer.save_model(str(saved[1]))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
