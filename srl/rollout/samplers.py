@@ -33,6 +33,7 @@ from srl.config.parts import SamplingSettings
 from srl.errors import DivergedError
 from srl.models.tree_models import attending_over_trees
 from srl.models.trial import NOT_FINITE
+from srl.models.vocabulary import check_ids
 from srl.rollout.choice import Way, way_of
 from srl.rollout.decoding import Decoder
 from srl.rollout.uniforms import Uniforms
@@ -223,6 +224,7 @@ class LocalSampler:
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
         way = way_of(self.model, share=self.share)
+        check_ids(self.model, [prompt.ids for prompt in prompts])
         self.model.eval()
         try:
             lengths = [len(prompt.ids) for prompt in prompts]
