@@ -29,7 +29,8 @@ from srl.errors import RunError, UsageError
 from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
-from srl.models.lora import add_adapter, is_adapted
+from srl.models.lora import add_adapter, is_adapted, merged_within
+from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
 from srl.runs.attempts import forget
 from srl.runs.checkpoints import latest_checkpoint, put_in_place
@@ -41,10 +42,6 @@ from srl.training.trainer import SRLTrainer
 
 if TYPE_CHECKING:
     from srl.training.sft import ExpertTrainer
-
-# Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
-# float32, and far less than training an adapter changes.
-MERGED_WITHIN = 2e-5
 
 
 class InterruptedRunError(Exception):
@@ -193,9 +190,8 @@ def _train(
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
     trainer.stream.takes_any_state = entered.accept_changes
-    if isinstance(trainer, SRLTrainer):
-        say(console, trainer.reward_report())
-    say(console, trainer.arithmetic())
+    for line in trainer.start_lines:
+        say(console, line())
 
     def test(policy: PreTrainedModel, when: str) -> dict[str, object]:
         return measure(
@@ -312,6 +308,8 @@ def evaluate_policy(
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
+    if slower := way_of(model, share=experiment.args.prefix_tree).line():
+        say(console, slower)
     found = measure(model, tokenizer, experiment, rewards, problems, run, "eval", console)
     console.print(comparison(found, None))
     return found
@@ -380,7 +378,7 @@ def _save_policy(
     for folder in (policy, adapter):
         shutil.rmtree(folder, ignore_errors=True)
     if is_adapted(model):
-        allowed = max(allowed, MERGED_WITHIN * trained.abs().max().item())
+        allowed = merged_within(trained)
         saved[adapter] = run.path / "adapter"
         trainer.save_model(str(adapter))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
-from srl.data.prompts import ensure_pad
 from srl.data.rows import dropped
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
@@ -32,6 +32,11 @@ from srl.errors import DivergedError, RunError, UsageError
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, end_turns, prompt_format
+from srl.models.lora import check_adapter
+from srl.models.precision import use_float32
+from srl.models.trial import check_scoring
+from srl.models.vocabulary import check_ids, fit_tokenizer
+from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
 from srl.training.checkpoints import Saving, read_state
@@ -56,6 +61,7 @@ class StepTrainer(Trainer):
         prompts: token ids of each training row's prompt.
         stream: which row comes next.
         run_log: the logs in the run's folder.
+        start_lines: what a user reads at the start.
     """
 
     control: TrainerControl
@@ -78,7 +84,9 @@ class StepTrainer(Trainer):
         Raises:
             UsageError: wrong use, in words.
         """
-        ensure_pad(tokenizer)
+        check_adapter(model)
+        self.weights_line = use_float32(model)
+        fit_tokenizer(model, tokenizer)
         check_one_process(settings)
         check_evaluation(settings, validates=bool(validation_trajectories), best_by=best_by)
         check_installed(settings.report_to)
@@ -106,8 +114,19 @@ class StepTrainer(Trainer):
         units = trajectory_numbers(examples) if in_order else None
         self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
 
-    def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
-        """After the library's `__init__`: our progress and checkpoints in place of its own."""
+    def _attach(
+        self, *, first_lines: Sequence[Callable[[], str]], read: Iterable[Sequence[int]]
+    ) -> None:
+        """After the library's `__init__`: our progress and checkpoints in place of its own.
+
+        Args:
+            first_lines: what a user reads at the start.
+            read: token ids of what the policy will read.
+
+        Raises:
+            UsageError: the policy cannot be sampled or scored exactly, or has no embedding of a
+                token.
+        """
         # The library's accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -119,10 +138,19 @@ class StepTrainer(Trainer):
             saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
             # First of all: others look at whether this step is saved.
             self.callback_handler.callbacks.insert(1, saves)
+        model = self.accelerator.unwrap_model(self.model)
+        check_ids(model, read)
+        check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
+        slower = way_of(model, share=self.settings.prefix_tree).line()
+        once = [line for line in (self.weights_line, slower) if line]
+        self.start_lines: list[Callable[[], str]] = [
+            *(partial(str, line) for line in once),
+            *first_lines,
+        ]
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
             # What the command line shows, but for signals, which stay the script's own.
-            self.add_callback(ProgressReport(Console(), first=first_lines))
+            self.add_callback(ProgressReport(Console(), first=self.start_lines))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 

@@ -170,7 +170,10 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
-        self._attach(first_lines=(self.arithmetic,))
+        self._attach(
+            first_lines=(self.arithmetic,),
+            read=(*self.prompts, *self.rows.completions, *held_out.prompts, *held_out.completions),
+        )
 
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""

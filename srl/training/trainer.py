@@ -95,12 +95,6 @@ class SRLTrainer(StepTrainer):
             model, processing_class = load_policy(model)
         elif processing_class is None:
             raise UsageError("a loaded model needs its tokenizer: give processing_class=…")
-        adapter = getattr(model, "active_peft_config", None)
-        if adapter is not None and adapter.is_prompt_learning:
-            raise UsageError(
-                f"the policy has an adapter of type {adapter.peft_type.value}, which puts tokens "
-                "of its own before the prompt; use one that lives in the layers, such as LoRA"
-            )
         if not isinstance(step_rewards, RewardSum):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
             step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
@@ -131,7 +125,10 @@ class SRLTrainer(StepTrainer):
                 eval_dataset=_Ticks(1),
                 callbacks=callbacks,
             )
-        self._attach(first_lines=(self.reward_report, self.arithmetic))
+        self._attach(
+            first_lines=(self.reward_report, self.arithmetic),
+            read=(*self.prompts, *self.validation_rows.prompts),
+        )
         if trackers := [name for name in names_of(args.report_to) if name in TABLES]:
             tables = RolloutTables(trackers)  # after the trackers' own callbacks
             self.run_log.listeners.append(tables.keep)
