@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -140,10 +141,28 @@ def test_a_constant_reward_stops_the_run(toy_policy: Path, tmp_path: Path) -> No
     assert {record["dropped_because"] for record in records} == {"flat_group"}
 
 
-def test_a_policy_without_the_format_is_told_so(toy_policy: Path, tmp_path: Path) -> None:
-    args = toy_config(tmp_path, max_completion_length=2, max_empty_steps=1)
-    with pytest.raises(NothingToTrainOnError, match="broke the format.*'truncated'.*too short"):
+def test_a_policy_without_the_format_is_told_so_at_once_with_an_example(
+    toy_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So hot that it writes any token: no completion keeps the format."""
+    args = toy_config(tmp_path, temperature=1000.0, max_empty_steps=2, max_steps=4)
+    with pytest.raises(NothingToTrainOnError, match="nothing to train on.* rollouts break the"):
         SRLTrainer(str(toy_policy), args, EASY).train()
+    (told,) = [one for one in caplog.messages if "break the format" in one]
+    records = [one for one in read_jsonl(tmp_path / "steps.jsonl") if one["train_step"] == 1]
+    reasons = Counter(record["format_failure"] for record in records)
+    reason, count = reasons.most_common(1)[0]
+    assert told.startswith(f"step 1: {len(records)} of {len(records)} rollouts break the format")
+    assert f"{count} of them as '{reason}', such as" in told
+    assert "method: sft" in told
+    assert all(ord(sign) >= 32 for sign in told)
+
+
+def test_a_policy_that_often_keeps_the_format_is_told_nothing(
+    toy_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=1), EASY).train()
+    assert not [one for one in caplog.messages if "break the format" in one]
 
 
 # ---- dynamic sampling --------------------------------------------------------------------------
