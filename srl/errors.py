@@ -17,6 +17,10 @@ class DivergedError(RuntimeError):
     """The policy computes no numbers any more; exit code 1."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """What is computed does not fit into memory with these settings; exit code 1."""
+
+
 @contextmanager
 def libraries_refuse() -> Iterator[None]:
     """What transformers and TRL refuse when a trainer is made is wrong use, said in their words.

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import say, visible
-from srl.errors import DivergedError, UsageError
+from srl.errors import DivergedError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -75,7 +75,8 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, DataError):
         return 2
     trainer = sys.modules.get("srl.training.trainer")
-    known = (RewardError, DivergedError, *([trainer.NothingToTrainOnError] if trainer else []))
+    stops = (RewardError, DivergedError, OutOfMemoryError)
+    known = (*stops, *([trainer.NothingToTrainOnError] if trainer else []))
     return 1 if isinstance(error, known) else None
 
 

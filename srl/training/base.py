@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, prompt_format
 from srl.models.lora import check_adapter
+from srl.models.memory import fits_into_memory
 from srl.models.precision import use_float32
 from srl.models.trial import check_scoring
 from srl.models.vocabulary import check_ids, fit_tokenizer
@@ -152,7 +154,8 @@ class StepTrainer(Trainer):
             self.run_log.refuse_another()
         try:
             self.run_log.open()
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            with self._fits_into_memory():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.run_log.close()
 
@@ -193,6 +196,17 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _fits_into_memory(self) -> AbstractContextManager[None]:
+        """Around training; sampling has its own words."""
+        checkpointing = self.settings.gradient_checkpointing
+        return fits_into_memory(
+            "training",
+            self.args.device,
+            {"micro_batch_tokens": self.settings.micro_batch_tokens},
+            ("" if checkpointing else "set gradient_checkpointing to true (false now); ")
+            + "a lora block needs no optimiser state of the whole model",
+        )
 
     def sampler(self) -> Sampler:
         """Completions from the policy as it is now."""
