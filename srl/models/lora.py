@@ -97,7 +97,7 @@ def _shared_weights(adapted: PeftModel) -> tuple[str, str] | None:
     """A layer with an adapter whose weight another layer uses too, and that other layer."""
     users: dict[int, list[str]] = {}
     weights: dict[str, int] = {}
-    for name, part in adapted.base_model.model.named_modules():
+    for name, part in adapted.get_base_model().named_modules():
         base = getattr(part, "base_layer", None)
         weight = getattr(part if base is None else base, "weight", None)
         if isinstance(weight, nn.Parameter) and not name.endswith(".base_layer"):

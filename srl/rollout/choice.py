@@ -73,7 +73,7 @@ def way_of(model: PreTrainedModel, *, share: bool) -> Way:
 
 def _find(model: PreTrainedModel, share: bool) -> Way:
     shared = (_SHARED,) if share and refusal(model) is None else ()
-    reasons = []
+    reasons: list[str] = []
     for way in (*shared, _CACHED, *_FALLBACKS):
         reason = _try(model, way)
         if reason is None:

@@ -131,7 +131,10 @@ class StepTrainer(Trainer):
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
         slower = way_of(model, share=self.settings.prefix_tree).line()
         once = [line for line in (self.weights_line, slower) if line]
-        self.start_lines = [*(partial(str, line) for line in once), *first_lines]
+        self.start_lines: list[Callable[[], str]] = [
+            *(partial(str, line) for line in once),
+            *first_lines,
+        ]
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
             # What the command line shows, but for Ctrl-C, which stays the script's own.
