@@ -164,7 +164,7 @@ def _train(
         validation=splits.validation,
     )
     model, tokenizer = load_policy(experiment.model)
-    inputs = inputs_of(experiment, splits, model)
+    inputs = inputs_of(experiment, splits)
     if checkpoint is not None:
         _compare_inputs(run, inputs, entered.accept_changes, console)
     parameters = f"{model.num_parameters():,} parameters"
