@@ -77,6 +77,8 @@ numbers = st.fractions(-(10**9), 10**9, max_denominator=10**6)
         ("<answer>5</answer>", "5"),
         ("<answer> The answer is 5. </answer>", "5"),
         ("<answer>5", None),
+        ("Answer $5$", "5"),
+        ("So the answer $a$ is even.", None),
         ("The answer is therefore 5.", "5"),
         ("**Final Answer**\n\n$5$", "5"),
         ("3 + 4 = 7.", None),
