@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 _MOST_CHARACTERS = 1_000
+"""Of a gold; an answer that is looked at here has 200."""
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
     "varsigma sigma tau upsilon phi chi psi omega"
@@ -57,7 +58,7 @@ _TEXT = (
 )
 _FONT = r"\\(?:math(?:rm|bf|it|sf|tt|cal|scr|frak|normal)|boldsymbol|bm|operatorname)\s*"
 _BLANK_SIGN = r"(?:\\[,;:>! ]|~)"
-_UNIT_WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 # Each pair is applied in this order.
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # Layout
@@ -149,8 +150,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
      else f"{found[2]}^{{1/{found[1]}}}"),
     (r"\\(bar|overline|dot|hat|vec|tilde) ?([0-9A-Za-z])" + _END, r"\\\1{\2}"),
     # Numbers of another base
-    (r"_ ?\{? ?\(?(?:\\text ?\{ ?)?(" + "|".join(_UNIT_WORDS) + r")(?: ?\})?\)? ?\}?",
-     lambda found: f"_{_UNIT_WORDS.index(found[1]) + 2}"),
+    (r"_ ?\{? ?\(?(?:\\text ?\{ ?)?(" + "|".join(_BASES) + r")(?: ?\})?\)? ?\}?",
+     lambda found: f"_{_BASES.index(found[1]) + 2}"),
     (r"(?<=\d) ?(?:\\text ?\{ ?)?\(?base(?: ?\} ?|[- ]?)(\d{1,2})\)? ?\}?$", r"_\1"),
     (r"(?<=\d) ?_ ?\{ ?\((\d{1,2})\) ?\}", r"_\1"),
     (r"^\((\d+)\) ?(?=_)", r"\1"),

@@ -116,6 +116,7 @@ def test_stated_answer(text: str, answer: str | None) -> None:
         (r"$x=-\boxed{5}$", "-5"),
         (r"$x=-\boxed{a+b}$", "-(a+b)"),
         (r"$3-\boxed{2}$", "2"),
+        (r"- \boxed{2}", "2"),
         (r"$=\boxed{12}cm^2$", "12"),
         (r"$=\boxed{12} \text{ cm}$", "12"),
         # Several that are the answer together
