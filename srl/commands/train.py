@@ -38,6 +38,7 @@ from srl.runs.folder import RunFolder, replace_file, write_json
 from srl.runs.lock import only_writer
 from srl.runs.stopping import Stopped, StopSignals
 from srl.training.checkpoints import why_kept
+from srl.training.loss import load_loss
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
 
@@ -204,6 +205,8 @@ def _train(
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
+    if isinstance(args, SRLConfig):
+        load_loss(args)  # like rewards, one that cannot be used is refused before data are read
     rewards = experiment.sum_rewards(run.path)
     rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
