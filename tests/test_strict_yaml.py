@@ -142,6 +142,12 @@ def test_any_value_of_any_setting(name: str) -> None:
         ("reward_deadline", (0, 5e-324, 1e308)),
         ("reward_workers", (0, -1, 2**31)),
         ("format_failure_reward", (1e308, -1e308)),
+        ("neftune_noise_alpha", (-1, 1e308)),
+        ("epsilon", (-1, 1e308)),
+        ("epsilon_high", (-1, 1e308)),
+        ("delta", (0.5, 1e308)),
+        ("beta", (-1, 1e308)),
+        ("entropy_coef", (-1e308, 1e308)),
     ],
 )
 def test_numbers_that_no_trainer_can_use(name: str, values: tuple[float, ...]) -> None:

@@ -248,6 +248,8 @@ class EvaluationSettings(RewardSettings, RowSettings):
     def check(self) -> None:
         at_least(self, test_rows=0, solve_samples=0, whole_samples=0)
         at_least(self, short_steps=1, solve_max_steps=1)
+        most = ("solve_max_steps", "solve_samples", "whole_samples")
+        within(self, **dict.fromkeys(most, (0, 10_000)))
 
 
 @dataclass
@@ -362,6 +364,8 @@ class LossSettings(Part):
 
     def check(self) -> None:
         at_least(self, epsilon=0.0, epsilon_high=0.0, beta=0.0, num_iterations=1)
+        most = dict.fromkeys(("epsilon", "epsilon_high", "delta", "beta"), (0, 1e6))
+        within(self, **most, entropy_coef=(-1e6, 1e6))  # what float32 can multiply
         self.loss_type = _loss_type(self.loss_type)
         if self.delta is not None and not self.delta > 1:
             raise UsageError(

@@ -130,10 +130,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
             self,
             **dict.fromkeys(
                 ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps",
-                 "eval_delay", "neftune_noise_alpha", "save_total_limit"),
+                 "eval_delay", "save_total_limit"),
                 0.0,
             ),
         )  # fmt: skip
+        within(self, neftune_noise_alpha=(0, 1000))
         within(self, adam_beta1=(0, _BELOW_1), adam_beta2=(0, _BELOW_1), max_steps=(-1, 2**31 - 1))
         if self.max_steps <= 0:  # they say how long
             within(self, num_train_epochs=(1e-6, 1e6))
