@@ -31,7 +31,7 @@ from srl.runs.folder import RunFolder, describe_environment, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("toy.base", "toy.srl.0", "toy.two.0")
-LONG = 60.0  # seconds that a condition may take which is met at once unless something is wrong
+LONG = 180.0  # seconds that a condition may take which is met at once unless something is wrong
 
 
 def wait_for(condition: Callable[[], object], *, said: Path | None = None) -> None:

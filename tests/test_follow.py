@@ -67,13 +67,13 @@ class Follower:
         self.thread.start()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not holds():
             assert time.monotonic() < end, (self.lines, self.said, self.failed)
             time.sleep(0.005)
 
     def ends(self) -> None:
-        self.thread.join(20)
+        self.thread.join(120)
         assert not self.thread.is_alive()
         assert self.failed == []
 
@@ -182,7 +182,7 @@ def test_on_a_terminal_the_overview_is_drawn_again(tmp_path: Path) -> None:
     thread.start()
 
     def until(said: str) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while said not in out.getvalue():
             assert time.monotonic() < end
             assert failed == []
@@ -245,11 +245,11 @@ def test_another_process_writes_and_ctrl_c_ends(tmp_path: Path) -> None:
         assert f"reward -1.000 {'kept' if record.kept else 'dropped'}" in line
         assert line.endswith(f"[{record.format_failure}] hm\n")
     lines.send_signal(signal.SIGINT)
-    assert lines.wait(20) == 130
+    assert lines.wait(120) == 130
     assert lines.stderr.read() == ""
     write_log(tmp_path, RECORDS[60:])
     (tmp_path / "summary.json").write_text("{}")
-    rest, errors = json_lines.communicate(timeout=20)
+    rest, errors = json_lines.communicate(timeout=120)
     assert json_lines.returncode == 0
     assert [json.loads(line)["line"] for line in rest.splitlines()] == list(
         range(61, len(RECORDS) + 1)

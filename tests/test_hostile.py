@@ -344,7 +344,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("name", ["loops", "backtracks", "deaf"])
 def test_what_hangs_is_ended_and_leaves_the_others_alone(mine: str, name: str) -> None:
     rewards = {mine + name: 1.0, mine + "harmless": 1.0, "length": 1.0, "answer": 1.0}
-    total = RewardSum(rewards, deadline=0.5, workers=1)
+    total = RewardSum(rewards, deadline=3, workers=1)
     score = total.score([step(f"3 + 4 = 7, the answer is {GOLD}.")])[0]
     total.close()
     assert score.rewards == {name: None, "harmless": 1.0, "length": 1.0, "answer": 1.0}

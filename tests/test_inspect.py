@@ -346,12 +346,12 @@ def test_long_texts_hang_nothing(tmp_path: Path) -> None:
     long = "word\x1b " * 200_000
     record = replace(RECORD, action=long, expert_step=long[:-9], thought=long, previous_step=long)
     write_log(tmp_path, [record, replace(record, rollout=1)])
-    began = time.monotonic()
+    began = time.process_time()
     for words in VIEWS[:-1]:
         text = shown(tmp_path, *words, width=80)
         if words[:1] == ["--record"]:
             assert "1,100,000 more characters; --json has them all" in text
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])

@@ -235,11 +235,11 @@ def test_a_function_given_as_such_runs_in_this_process() -> None:
 
 
 def test_steps_are_scored_beside_the_caller(mine: str) -> None:
-    total = RewardSum({mine + "sleeps": 1.0}, deadline=1.5)
+    total = RewardSum({mine + "sleeps": 1.0}, deadline=4.0)
     total.check(step())
-    started = time.perf_counter()
     pending = total.submit([step("bad")])
-    assert time.perf_counter() - started < 1.2  # it did not wait for the deadline
+    (asked,) = [one for one in pending._asked if one.name == mine + "sleeps"]
+    assert not any(part.done() for part in asked.parts)  # it did not wait for the deadline
     assert pending.result()[0].failures == {"sleeps": "deadline"}
     assert total.score([]) == []
     total.close()
@@ -329,10 +329,10 @@ def test_what_is_closed_or_dropped_leaves_nothing_behind(
     dropped.submit([step("bad")] * 3)
     del dropped
     gc.collect()
-    while children() - before and time.perf_counter() - started < 20:
+    # Well before the first of them would wake up.
+    while children() - before and time.perf_counter() - started < 50:
         time.sleep(0.05)
     assert children() - before == set()
-    assert time.perf_counter() - started < 20
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -346,9 +346,8 @@ def test_a_script_that_is_stopped_does_not_wait_for_its_rewards(mine: str) -> No
         "rewards.submit(steps)\n"
         "raise KeyboardInterrupt\n"
     )
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50)
-    assert time.perf_counter() - started < 30
+    # Less than one of them sleeps.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=58)
     assert b"KeyboardInterrupt" in done.stderr
     assert b"rewards/pool.py" not in done.stderr
 
@@ -409,11 +408,9 @@ def test_or_is_recorded_and_counted(mine: str, name: str, caplog: pytest.LogCapt
 def test_a_call_past_its_deadline_is_ended_and_the_rest_goes_on(
     mine: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    started = time.perf_counter()
-    found = ask({mine + name: 1.0}, "good", "bad", "fine", deadline=0.7)
-    assert time.perf_counter() - started < 15
+    found = ask({mine + name: 1.0}, "good", "bad", "fine", deadline=3)
     assert [record.getMessage() for record in caplog.records] == [
-        f"step reward {name!r} did not answer within 0.7 s at step 2 of 2 of problem "
+        f"step reward {name!r} did not answer within 3 s at step 2 of 2 of problem "
         "'How much is 2 + 2?'. This and further failures are nulls, counted in the metrics"
     ]
     assert [row[name] for row in found] == [1.0, None, 1.0]
@@ -482,7 +479,7 @@ def test_a_worker_is_replaced_after_its_share(mine: str, monkeypatch: pytest.Mon
 
 
 def test_a_file_that_changes_meanwhile_is_not_taken_for_the_same(mine: str, tmp_path: Path) -> None:
-    total = RewardSum({mine + "sleeps": 1.0}, deadline=0.3, workers=1)
+    total = RewardSum({mine + "sleeps": 1.0}, deadline=2, workers=1)
     assert total.score([step("good")])[0].reward == 1.0
     (tmp_path / "mine.py").write_text(MINE + "\n# another version\n")
     assert total.score([step("good")])[0].reward == 1.0  # the same worker
@@ -509,13 +506,13 @@ def test_a_file_that_changes_meanwhile_is_not_taken_for_the_same(mine: str, tmp_
         ("faulty.py:f", r"faulty.py cannot be imported: ZeroDiv.* \(faulty.py, line 1\)"),
         ("mine.py:broken", "'broken' raised KeyError: 'colour' .* at step 2 of 2"),
         ("mine.py:infinite", "'infinite' returned inf"),
-        ("mine.py:sleeps", "did not answer within 0.5 s at .*; make it faster, or raise reward_de"),
+        ("mine.py:sleeps", "did not answer within 2 s at .*; make it faster, or raise reward_de"),
     ],
 )
 def test_a_reward_is_tried_on_a_real_row(mine: str, reward: str, message: str) -> None:
     Path("faulty.py").write_text("1 / 0\n")
     with pytest.raises(ValueError, match=message):
-        RewardSum({"similarity": 1.0, reward: 1.0}, deadline=0.5).check(step("bad"))
+        RewardSum({"similarity": 1.0, reward: 1.0}, deadline=2).check(step("bad"))
 
 
 @pytest.mark.parametrize(
