@@ -39,8 +39,8 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         action="store_true",
         help="go on although --key value changes the config, or data, code or model have changed",
     )
-    trusts = {"action": "store_true", "help": "run code that only the run's own config names"}
-    resume.add_argument("--trust-code", **trusts)
+    trusts = "run code that only the run's own config names"
+    resume.add_argument("--trust-code", action="store_true", help=trusts)
 
     evaluate = add(
         "eval",
@@ -58,7 +58,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--run-name", help="the evaluation's own folder; with --bench an old one goes on"
     )
-    evaluate.add_argument("--trust-code", **trusts)
+    evaluate.add_argument("--trust-code", action="store_true", help=trusts)
     evaluate.add_argument(
         "--samples", type=int, metavar="K", help="with --bench: samples a problem (default 0)"
     )
