@@ -126,14 +126,8 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         return without_tokens(self)
 
     def check(self) -> None:
-        at_least(
-            self,
-            **dict.fromkeys(
-                ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps",
-                 "eval_delay", "save_total_limit"),
-                0.0,
-            ),
-        )  # fmt: skip
+        at_least(self, learning_rate=0, weight_decay=0, adam_epsilon=0, max_grad_norm=0)
+        at_least(self, warmup_steps=0, eval_delay=0, save_total_limit=0)
         within(self, neftune_noise_alpha=(0, 1000))
         within(self, adam_beta1=(0, _BELOW_1), adam_beta2=(0, _BELOW_1), max_steps=(-1, 2**31 - 1))
         if self.max_steps <= 0:  # they say how long
