@@ -14,12 +14,14 @@ section 3 and its appendix of prompts); anything else is a failure with a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from environments.prompts import PAPER_EVALUATION_PROMPT
+from environments.prompts import PAPER_EVALUATION_PROMPT, PROMPT_DATE
 from environments.types import Step, as_steps
+from srl.data.encoding import TextEncoder, leading_ids
+from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, added_texts, chat_frame, plain_frame
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
     from srl.data.steps import StepExample
 
 Template = Literal["auto", "chat", "plain"]
-
-OPEN, CLOSE = "<think>", "</think>"
-SEPARATOR = "\n\n"
-"""Stands between problem, steps, observations and title."""
 
 FAILURES = (
     "truncated",  # the length limit cut the completion, whatever it holds
@@ -46,9 +44,6 @@ FAILURES = (
 """Why a completion breaks the format. Where several hold, the first in this order is named."""
 
 TAG = re.compile(f"({OPEN}|{CLOSE})")
-_SENTINEL = "TheWordsOfTheUserStandHere"
-# Some templates print today's date; a run resumed tomorrow must still read the same prompts.
-_FIXED_DATE = "26 Jul 2024"
 _STEP_MARK = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+\*\*(?=\S)", re.MULTILINE)
 
 
@@ -66,14 +61,6 @@ class ParsedStep:
     thought: str
     action: str
     failure: str | None = None
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What the template puts before and after the user's words."""
-
-    head: str
-    tail: str
 
 
 class PromptFormat:
@@ -95,6 +82,7 @@ class PromptFormat:
         think: bool = True,
         whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT,
         stop_ids: Collection[int] | None = None,
+        prompt_date: str = PROMPT_DATE,
     ) -> None:
         """Read the tokenizer's template once and cut it around the user's words.
 
@@ -107,8 +95,10 @@ class PromptFormat:
                 there is one.
             think: False for a policy without monologue: the whole completion is the step.
             whole_system_prompt: the same as `system_prompt`, for whole solutions.
-            stop_ids: every token that ends a completion; by default the tokenizer's EOS alone,
-                though a generation config often lists more.
+            stop_ids: tokens that end a completion; by default the tokenizer's EOS alone, though a
+                generation config often lists more. What the chat template writes at the end of an
+                assistant's turn ends one too.
+            prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
 
         Raises:
             UsageError: no token ends a completion, or the chat template cannot be used.
@@ -129,22 +119,30 @@ class PromptFormat:
             )
         self.tokenizer = tokenizer
         self.think = think
-        self.stop_ids = frozenset(stop_ids)
         self.template: Literal["chat", "plain"]
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
             self._first_ids = leading_ids(tokenizer)
-            self._step_frame = _plain_frame(system_prompt)
-            self._whole_frame = _plain_frame(whole_system_prompt)
+            self._step_frame = plain_frame(system_prompt)
+            self._whole_frame = plain_frame(whole_system_prompt)
         else:
             self.template = "chat"
             self._first_ids = []  # the template writes BOS itself if the policy wants one
-            self._step_frame = _chat_frame(tokenizer, system_prompt, think=think)
-            self._whole_frame = _chat_frame(tokenizer, whole_system_prompt, think=think)
-        self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
-        self._outer_ids = self.stop_ids | _special_ids(tokenizer)
-        # Llama 2 and its kin put a space before every text they encode, so before every segment.
-        self._adds_space = " " in tokenizer.decode(_ids(tokenizer, "a") * 2)
+            self._step_frame, self._whole_frame = (
+                chat_frame(tokenizer, words, think=think, prompt_date=prompt_date)
+                for words in (system_prompt, whole_system_prompt)
+            )
+        frame = self._step_frame
+        by_template = "".join((*frame.head[::2], frame.tail, frame.end))
+        written = {text for text in added_texts(tokenizer) if text in by_template}
+        self._encoder = TextEncoder(tokenizer, written if self.template == "chat" else ())
+        self._end_ids = self._encoder.following(frame.end)
+        if not self._end_ids:
+            eos = tokenizer.eos_token_id
+            self._end_ids = [int(eos if eos in stop_ids else min(stop_ids))]
+        self.stop_ids = frozenset({*stop_ids, self._end_ids[-1]})
+        self.opens_thought = think and frame.tail.rstrip().endswith(OPEN)
+        self._outer_ids = self.stop_ids | self._encoder.special_ids
 
     def encode(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
@@ -174,11 +172,11 @@ class PromptFormat:
         return [
             self._start(self._step_frame, problem),
             *(
-                self._continue(SEPARATOR + text.strip())
+                list(self._encoder.data(SEPARATOR + text.strip()))
                 for step in as_steps(previous_steps)
                 for text in [step.text, *([step.observation] if step.observation.strip() else [])]
             ),
-            self._continue(hint) + self._continue(self._step_frame.tail),
+            [*self._encoder.data(hint), *self._encoder.following(self._step_frame.tail)],
         ]
 
     def encode_example(self, example: StepExample) -> list[int]:
@@ -190,7 +188,7 @@ class PromptFormat:
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""
         frame = self._whole_frame
-        return self._start(frame, problem) + self._continue(frame.tail)
+        return self._start(frame, problem) + self._encoder.following(frame.tail)
 
     def encode_expert(self, example: StepExample) -> list[int]:
         """What the expert wrote, as the completion of a policy, end token included.
@@ -207,10 +205,7 @@ class PromptFormat:
         text = "\n".join(pieces).strip()
         if self.opens_thought:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
-        end = self.tokenizer.eos_token_id
-        if end not in self.stop_ids:
-            end = min(self.stop_ids)
-        return [*self._continue(text), int(end)]
+        return [*self._encoder.data(text), *self._end_ids]
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
@@ -239,18 +234,8 @@ class PromptFormat:
         )
         return text
 
-    def _start(self, frame: _Frame, problem: str) -> list[int]:
-        return self._first_ids + _ids(self.tokenizer, frame.head + problem.strip())
-
-    def _continue(self, text: str) -> list[int]:
-        """Tokens of a text that follows other text: no space of the tokenizer's own before it."""
-        if not text or not self._adds_space:
-            return _ids(self.tokenizer, text)
-        line_end = _ids(self.tokenizer, "\n")
-        ids = _ids(self.tokenizer, "\n" + text)
-        if ids[: len(line_end)] == line_end:
-            return ids[len(line_end) :]
-        return _ids(self.tokenizer, text)
+    def _start(self, frame: Frame, problem: str) -> list[int]:
+        return self._first_ids + self._encoder.start(frame.head, problem.strip())
 
     def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
         """Drop end, padding and role tokens at both ends; inside they stay and are seen."""
@@ -368,66 +353,3 @@ def holds_several_steps(action: str) -> bool:
         int(mark["number"]) == following and len(mark["indent"].expandtabs(4)) <= depth
         for mark in marks[1:]
     )
-
-
-def _plain_frame(system_prompt: str | None) -> _Frame:
-    return _Frame(system_prompt.strip() + SEPARATOR if system_prompt else "", SEPARATOR)
-
-
-def _chat_frame(
-    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, think: bool
-) -> _Frame:
-    """The chat template around the user's words, with the system prompt wherever it can stand."""
-    user = {"role": "user", "content": _SENTINEL}
-    attempts = [[user]]
-    if system_prompt:
-        merged = {"role": "user", "content": system_prompt.strip() + SEPARATOR + _SENTINEL}
-        attempts = [[{"role": "system", "content": system_prompt.strip()}, user], [merged]]
-    problem = ""
-    for messages in attempts:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=think,
-                date_string=_FIXED_DATE,
-            )
-        except Exception as error:  # noqa: BLE001, a template is a foreign program
-            problem = f"it raises {type(error).__name__}: {error}"
-            continue
-        if text.count(_SENTINEL) != 1:
-            problem = f"it shows the user's message {text.count(_SENTINEL)} times"
-        elif system_prompt and system_prompt.strip() not in text:
-            problem = "it drops the system prompt"
-        else:
-            head, _, tail = text.partition(_SENTINEL)
-            if not think and tail.rstrip().endswith(OPEN):
-                tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
-            return _Frame(head, tail)
-    raise UsageError(
-        f"the policy's chat template cannot be used: {problem}; give template: plain, "
-        "or another tokenizer"
-    )
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-
-def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens, a BOS if any, that the tokenizer puts before a text of its own accord."""
-    bare = _ids(tokenizer, "a")
-    full = list(tokenizer.encode("a", add_special_tokens=True))
-    starts = range(len(full) - len(bare) + 1)
-    return full[: next((n for n in starts if full[n : n + len(bare)] == bare), 0)]
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every special token but the think tags, which belong to the format."""
-    marked: Iterable[int] = (
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    )
-    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
-    unknown = {tokenizer.unk_token_id}  # what a tag is called by a tokenizer that lacks it
-    return frozenset({*marked, *tokenizer.all_special_ids} - (tags - unknown))
