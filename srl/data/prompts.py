@@ -190,17 +190,22 @@ class PromptFormat:
         frame = self._whole_frame
         return self._start(frame, problem) + self._encoder.following(frame.tail)
 
-    def encode_expert(self, example: StepExample) -> list[int]:
+    def encode_expert(self, example: StepExample, *, thoughts: bool = True) -> list[int]:
         """What the expert wrote, as the completion of a policy, end token included.
 
         A step has its thought before it, in tags; an empty one where the data has none and the
         policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
         have none where the data has none; but one that the prompt has opened must be closed.
+
+        Args:
+            example: the row.
+            thoughts: False leaves the expert's thoughts out.
         """
         pieces = []
         for step in example.expert_steps:
-            wanted = self.think and (bool(step.thought.strip()) or not example.whole)
-            written = f"{OPEN}{step.thought}{CLOSE}\n{step.text.strip()}"
+            thought = step.thought if thoughts else ""
+            wanted = self.think and (bool(thought.strip()) or not example.whole)
+            written = f"{OPEN}{thought}{CLOSE}\n{step.text.strip()}"
             pieces.append(written if wanted else step.text)
         text = "\n".join(pieces).strip()
         if self.opens_thought:

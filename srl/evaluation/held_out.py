@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from srl.config.experiment import Experiment
 from srl.config.parts import EvaluationSettings
 from srl.console import say
 from srl.data.prompts import PromptFormat
-from srl.data.steps import build_examples
+from srl.data.rows import usable_rows
 from srl.evaluation.behaviour import behaviour, mean_behaviour
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import (
@@ -164,11 +165,7 @@ def _steps(
     """Greedy steps on held-out rows beside the expert's."""
     if not args.test_rows:
         return {}
-    examples = build_examples(problems, targets=args.targets, step_title=args.step_title)
-    encoded = ((example, form.encode_example(example)) for example in examples)
-    fitting = (
-        row for row in encoded if limit is None or len(row[1]) + args.completion_length <= limit
-    )
+    fitting = usable_rows(problems, form, args, limit, Counter())
     # The problems are in the order of a hash, so the first rows are a fair sample of them.
     rows = list(islice(fitting, args.test_rows))
     if not rows:

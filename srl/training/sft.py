@@ -38,7 +38,7 @@ from rewards import RewardSum
 from srl.config.parts import RowSettings
 from srl.config.settings import ExpertConfig
 from srl.data.prompts import TAG, PromptFormat
-from srl.data.rows import Rows
+from srl.data.rows import TOO_LONG, Rows, breaks_format
 from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt
@@ -95,15 +95,15 @@ class ExpertRows:
                 # It would end its own thought, and teach what follows as a step.
                 found.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
-                found.dropped["too long for the policy's context"] += 1
+                found.dropped[TOO_LONG] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
                 # Trained on, it would teach what every evaluation counts as a failure.
-                found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
+                found.dropped[breaks_format(failure)] += 1
             else:
                 found.examples.append(example)
                 found.prompts.append(prompt)
                 found.completions.append(completion)
-        if rows.examples and not found.examples:
+        if found.dropped and not found.examples:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
         return found
 
