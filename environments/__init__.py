@@ -178,7 +178,7 @@ def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Tr
                 f"environment {source}: its method load returned {one!r:.200}; it must return "
                 "trajectories whose problem, steps, answer and tags are texts"
             )
-        if reason := why_unusable(one.texts):
+        if reason := why_unusable(one):
             report.kept -= 1
             report.dropped[reason] += 1
         else:

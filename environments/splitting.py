@@ -3,83 +3,31 @@ r"""Cuts an expert's solution into steps: pure functions from one string to a li
 Every splitter keeps all of the text: the steps, joined, are the solution up to white space, and a
 text that does not follow a splitter's format comes back whole, as one step. Where a text is
 ambiguous the docstring of the splitter says which way it is read. Mathematics between ``$..$``,
-``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]`` and
-fenced code are never cut.
+``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]``,
+fenced code and tables are never cut (`environments/spans.py`). A piece without a letter, a digit or
+a symbol, such as a rule ``---``, is no step of its own: it ends the step before it.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+
+from environments.characters import says_something
+from environments.spans import BLOCKS, Span
+from environments.spans import spans as whole_spans
 
 Splitter = Callable[[str], list[str]]
 
 
-class _Span(NamedTuple):
-    """A stretch of text that must stay whole: its place, and what opened it."""
-
-    start: int
-    end: int
-    opener: str
-
-
-# An escaped backslash or dollar is matched first, so that `\\[2pt]` and `\$` open nothing.
-_OPENER = re.compile(
-    r"\\\\|\\\$"
-    r"|(?P<span>\\\[|\\\(|\\begin\{(?P<name>[^{}\n]{1,40})\}|\[asy\]|```|\$\$|\$)"
-)
-_CLOSER = {
-    "\\[": re.compile(r"(?<!\\)\\\]"),
-    "\\(": re.compile(r"(?<!\\)\\\)"),
-    "[asy]": re.compile(r"\[/asy\]"),
-    "```": re.compile(r"```"),
-    "$$": re.compile(r"(?<!\\)\$\$"),
-    # A dollar before a digit is a price or opens the next formula; it closes nothing. Nor does any
-    # formula run over a blank line, so that one stray dollar cannot swallow a whole solution.
-    "$": re.compile(r"(?<![\\\s])\$(?!\d)|(?<=\s)\$(?!\s?\d)|\n[ \t]*\n"),
-}
-
-
-def _closing_end(text: str, opener: str, name: str | None, start: int) -> int | None:
-    """The index after the closing mark that belongs to `opener`, or None where there is none."""
-    if name is None:
-        found = _CLOSER[opener].search(text, start)
-        return None if found is None or found.group().isspace() else found.end()
-    depth = 1
-    for mark in re.finditer(r"\\(begin|end)\{" + re.escape(name) + r"\}", text[start:]):
-        depth += 1 if mark.group(1) == "begin" else -1
-        if depth == 0:
-            return start + mark.end()
-    return None
-
-
-def _spans(text: str, *, inline: bool) -> list[_Span]:
-    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them."""
-    spans: list[_Span] = []
-    unclosed: set[str] = set()  # a mark not closed here is not closed later either
-    position = 0
-    while (found := _OPENER.search(text, position)) is not None:
-        position = found.end()
-        opener = found.group("span")
-        if opener is None or opener in unclosed or (opener == "$" and not inline):
-            continue
-        end = _closing_end(text, opener, found.group("name"), position)
-        if end is not None:
-            spans.append(_Span(found.start(), end, opener))
-            position = end
-        elif opener != "$":
-            unclosed.add(opener)
-    return spans
-
-
-def _gaps(text: str, spans: list[_Span]) -> Iterator[tuple[int, int, _Span | None, _Span | None]]:
+def _gaps(text: str, spans: list[Span]) -> Iterator[tuple[int, int, Span | None, Span | None]]:
     """Each gap in the text outside `spans`: its place, and the spans it touches on either side.
 
     A gap is a run of white space, or the empty place after a display formula.
     """
-    edges = [_Span(0, 0, ""), *spans, _Span(len(text), len(text), "")]
+    edges = [Span(0, 0, ""), *spans, Span(len(text), len(text), "")]
     for before, after in pairwise(edges):
         display = before.opener not in ("", "$", "\\(")
         if display and not text[before.end : before.end + 1].isspace():
@@ -92,9 +40,18 @@ def _gaps(text: str, spans: list[_Span]) -> Iterator[tuple[int, int, _Span | Non
 
 
 def _cut(text: str, places: Iterable[int]) -> list[str]:
-    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out."""
-    cuts = [0, *places, len(text)]
-    pieces = (text[start:end].strip() for start, end in pairwise(cuts))
+    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out.
+
+    A piece that says nothing is left with the one before it; the first, with the one after.
+    """
+    cuts = [0]
+    told = False
+    for start, end in pairwise([0, *places, len(text)]):
+        says = says_something(text[start:end])
+        if says and told:
+            cuts.append(start)
+        told = told or says
+    pieces = (text[start:end].strip() for start, end in pairwise([*cuts, len(text)]))
     return [piece for piece in pieces if piece]
 
 
@@ -104,13 +61,13 @@ def _newlines(text: str, start: int, end: int) -> int:
 
 def split_lines(text: str) -> list[str]:
     """One step per line that is not blank (GSM8K); display formulas stay whole."""
-    gaps = _gaps(text, _spans(text, inline=False))
+    gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end)))
 
 
 def split_paragraphs(text: str) -> list[str]:
     """One step per paragraph: cut at blank lines outside display formulas, drawings and code."""
-    gaps = _gaps(text, _spans(text, inline=False))
+    gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end) > 1))
 
 
@@ -131,14 +88,16 @@ def split_numbered(text: str, *, titles: bool = True) -> list[str]:
         text: the solution.
         titles: steps need a bold title; False takes plain ``N. text`` too.
     """
-    spans = _spans(text, inline=False)
+    spans = whole_spans(text, inline=False)
+    starts = [span.start for span in spans]
     places: list[int] = []
     indent = 0
     for marker in (_TITLED if titles else _UNTITLED).finditer(text):
         depth = len(marker["indent"].expandtabs(4))
         if int(marker["number"]) != len(places) + 1 or (places and depth > indent):
             continue
-        if any(span.start <= marker.start() < span.end for span in spans):
+        inside = bisect_right(starts, marker.start())
+        if inside and marker.start() < spans[inside - 1].end:
             continue
         if not places:
             indent = depth
@@ -163,11 +122,11 @@ _STARTS_SENTENCE = re.compile(r"[\"'“‘(\[]*[A-Z0-9\\$*#]|[-•] ")
 _DISPLAY = ("\\[", "$$", "[asy]", "\\begin")
 
 
-def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
+def _ends_sentence(text: str, end: int, span: Span | None) -> bool:
     """Does the text before `end` (which is the end of `span`, where given) end a sentence?"""
     left = text[max(0, end - 80) : end]
     if span is not None:
-        return span.opener in ("[asy]", "```") or _MATH_END.search(left) is not None
+        return span.opener in BLOCKS or _MATH_END.search(left) is not None
     mark = _END_MARK.search(left)
     if mark is None:
         return False
@@ -182,7 +141,7 @@ def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
     return not (word.isdigit() and starts_line)
 
 
-def _ends_paragraph(text: str, start: int, end: int, right: _Span | None) -> bool:
+def _ends_paragraph(text: str, start: int, end: int, right: Span | None) -> bool:
     """Is the gap a blank line that no sentence runs across?"""
     if _newlines(text, start, end) < 2 or (right is not None and right.opener.startswith(_DISPLAY)):
         return False
@@ -201,7 +160,7 @@ def split_sentences(text: str) -> list[str]:
     sentence.
     """
     places: list[int] = []
-    for start, end, left, right in _gaps(text, _spans(text, inline=True)):
+    for start, end, left, right in _gaps(text, whole_spans(text, inline=True)):
         begin = places[-1] if places else 0
         if end == len(text) or _LIST_NUMBER.fullmatch(text, begin, start):
             continue
@@ -238,13 +197,16 @@ def merge_fragments(steps: list[str], min_chars: int, *, joiner: str = " ") -> l
     The first step, which has none before it, takes in the next until it is long enough. Only a
     whole solution shorter than `min_chars` can leave a shorter step.
     """
-    merged: list[str] = []
+    merged: list[list[str]] = []
+    size = 0  # of the last one
     for step in steps:
-        if merged and (len(step) < min_chars or len(merged[-1]) < min_chars):
-            merged[-1] = f"{merged[-1]}{joiner}{step}"
+        if merged and (len(step) < min_chars or size < min_chars):
+            merged[-1].append(step)
+            size += len(joiner) + len(step)
         else:
-            merged.append(step)
-    return merged
+            merged.append([step])
+            size = len(step)
+    return [joiner.join(parts) for parts in merged]
 
 
 _TITLE = re.compile(r"\s*(?:\d{1,4}\.[ \t]+)?\*\*(?=\S)(?P<title>.*?)\*\*")

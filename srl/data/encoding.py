@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from environments.characters import is_unicode
+from environments.types import DataError
 from srl.data.templates import CLOSE, OPEN
 
 if TYPE_CHECKING:
@@ -52,8 +54,20 @@ class TextEncoder:
         self._head = lru_cache(maxsize=2)(lambda head: self._start(_marked(head)))
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text as it stands, control tokens among them."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        """The tokens of a text as it stands, control tokens among them.
+
+        Raises:
+            DataError: the text is no Unicode.
+        """
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        except (TypeError, UnicodeEncodeError):
+            if is_unicode(text):
+                raise
+        raise DataError(
+            "a text holds half a character (a lone surrogate), which is no Unicode; mend it where "
+            f"it comes from: {text!r:.200}"
+        )
 
     def following(self, text: str) -> list[int]:
         """The same of a text after other text: no space of the tokenizer's own before it."""
