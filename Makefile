@@ -15,10 +15,14 @@ TORCH  = $(shell grep '^torch==' constraints.txt)
 PY     = .venv/bin/python
 PIP    = $(PY) -m pip --disable-pip-version-check --quiet
 STAMP  = .venv/.installed
+# A name as one word of the shell's, whatever signs are in it.
+quoted = '$(subst ','\'',$(1))'
 # Passed on only where the user named a config: a run knows its own.
 NAMED_CONFIG = $(if $(findstring command,$(origin CONFIG)),--config $(CONFIG))
 
 export HF_HUB_DISABLE_TELEMETRY = 1
+# So that a message can say what to type again.
+export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -33,20 +37,20 @@ help: ## this list
 setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
 
 train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value ..."]
-	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(RUN)) $(ARGS)
+	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
 
 resume: need-run $(STAMP) ## continue an interrupted run: RUN=name
-	$(PY) -m srl resume $(RUN) $(ARGS)
+	$(PY) -m srl resume $(call quoted,$(RUN)) $(ARGS)
 
 eval: need-run-or-model $(STAMP) ## evaluate a run's policy, RUN=name, or any model, MODEL=path [BENCH=gsm8k,math500]
-	$(PY) -m srl eval $(if $(RUN),--run $(RUN),--model $(MODEL)) \
+	$(PY) -m srl eval $(if $(RUN),--run $(call quoted,$(RUN)),--model $(MODEL)) \
 	  $(if $(BENCH),--bench $(BENCH),$(if $(RUN),$(NAMED_CONFIG),--config $(CONFIG))) $(ARGS)
 
 inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--reward lt:0.2 ..."]
-	@$(PY) -m srl inspect $(RUN) $(ARGS)
+	@$(PY) -m srl inspect $(call quoted,$(RUN)) $(ARGS)
 
 report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other, overlaid]
-	$(PY) -m srl report $(RUN) $(RUN2) $(ARGS)
+	$(PY) -m srl report $(call quoted,$(RUN)) $(if $(RUN2),$(call quoted,$(RUN2))) $(ARGS)
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)

@@ -10,29 +10,109 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from environments.competition_math import last_boxed
+from environments.boxes import Box, boxes_in, name_of, together
 
+LONGEST_ANSWER = 200
+"""Characters of an answer that are checked, where the gold has no more; MATH's longest has 77."""
 # Possessive, so that a flood of blanks costs no more than its length.
-_STATED = re.compile(r"answer\s*+(?:is\b\s*+:?|:)\s*+(?=\S)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:\b(?:answers?+[*_]*+\s*+(?:(?:is|are|equals)\b\s*+:?|:)|ans[.:])[\s*_]*+"
+    r"(?:(?:therefore|thus|then|simply|just|hence)\b,?\s*+)?+|\bAnswer[*_]*+\s*+(?=\$|\\[(\[]))"
+    r"(?=\S)(?!$)",
+    re.IGNORECASE,
+)
+_TAGGED = ("<answer>", "</answer>")
+_AROUND = ' $*_`"“”'
+_CALLED_ANSWER = re.compile(
+    r"(?:\$([^$\n]{1,200})\$|\\\(([^\n]{1,200}?)\\\)|(?<![\w.\\])(-?\d[\d,.]{0,40}(?<=\d)))"
+    r"[,*]* (?:is|are)(?: therefore| thus)? (?:our|the)(?: final| correct| desired)? answer\b"
+)
+_REGION = {r"\[": r"\]", r"\(": r"\)", "$$": "$$", "$": "$"}
+_ASIDE = re.compile(
+    r",?\s+\(?(?:as|which|since|because|so|where|when|assuming|meaning|hence|thus|i\.e\.)(?=[\s,])|"
+    r"\.(?=\s+[^a-z\d\s]|\s*$)|<\|"
+)
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mrs?|Ms|Dr|St|Prof|Jr|No)$")
+_LONGEST_STATEMENT = 2000
 _FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(-?\d{1,50})\}\{(\d{1,50})\}$")
 _NUMBER = re.compile(r"^[-+]?(?:\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})(?:/\d{1,50})?$")
+_TERM = re.compile(r"[+-]?[^+-]+")
 
 
-def stated_answer(text: str) -> str | None:
-    """The final answer that `text` states last, or None if it states none.
+def stated_answer(text: str, problem: str = "") -> str | None:
+    r"""The final answer that `text` states last, or None if it states none.
 
-    Looked for, in this order: ``\\boxed{...}``, a last line ``#### ...`` (anywhere else that is a
-    heading), and the words "answer is". A number is not an answer merely for standing last.
+    Looked for, in this order: ``\boxed{...}``, a last line ``#### ...`` (anywhere else that is a
+    heading), ``<answer>...</answer>``, and the words "answer is" or "is our answer". A number is
+    not an answer merely for standing last. Boxes that belong together are one answer, with commas
+    between them; the `problem` may say that it wants several (`environments.boxes.together`).
     """
-    if (boxed := last_boxed(text)) is not None:
-        return boxed.strip() or None
+    if (boxed := boxed_answer(text, problem)) is not None:
+        return boxed
     last_line = text.rstrip().rpartition("\n")[2]
-    if last_line.startswith("####") and (answer := last_line[4:].strip()):
+    if (
+        last_line.startswith("####")
+        and (answer := last_line.strip("# *_"))
+        and not _STATED.search(answer)
+    ):
         return answer
-    if stated := list(_STATED.finditer(text)):
-        rest = text[stated[-1].end() :].partition("\n")[0]
-        return rest.strip().rstrip(".").strip(" $*") or None
-    return None
+    end = text.rfind(_TAGGED[1])
+    start = text.rfind(_TAGGED[0], 0, max(end, 0))
+    if start >= 0 and (tagged := text[start + len(_TAGGED[0]) : end].strip()):
+        return answer_in_words(tagged) or tagged
+    return answer_in_words(text)
+
+
+def boxed_answer(text: str, problem: str = "") -> str | None:
+    r"""The final answer in the boxes of `text`, or None if none of them holds one."""
+    boxes = boxes_in(text)
+    if not boxes:
+        return None
+    chosen: list[Box] = []
+    for box in together(text, boxes, problem):
+        if not any(_same_terms(box.content, other.content) for other in chosen):
+            chosen.append(box)
+    names = [name_of(text, box) for box in chosen]
+    if len(chosen) > 1 and all(names) and len(set(names)) == len(names):
+        return ", ".join(f"{name} = {box.content}" for name, box in zip(names, chosen, strict=True))
+    return ", ".join(box.content for box in chosen)
+
+
+def answer_in_words(text: str) -> str | None:
+    """What stands behind the last "answer is" of `text`, or else before "is our answer"."""
+    start = -1
+    for stated in _STATED.finditer(text):
+        start = stated.end()
+    if start >= 0:
+        return _statement(text[start : start + _LONGEST_STATEMENT])
+    called = [next(filter(None, one.groups())) for one in _CALLED_ANSWER.finditer(text)]
+    return (called[-1].strip() or None) if called else None
+
+
+def _statement(text: str) -> str | None:
+    """The beginning of `text` up to the end of its sentence or line, without marks of layout."""
+    opener = next((one for one in _REGION if text.startswith(one)), None)
+    if opener is not None:
+        closing = text.find(_REGION[opener], len(opener))
+        inside = text[len(opener) : closing]
+        if closing > 0 and "\n\n" not in inside and (opener in (r"\[", "$$") or "\n" not in inside):
+            rest = text[closing + len(_REGION[opener]) :]
+            if not rest.strip(" .*_") or rest.lstrip(" *_").startswith(("\n", ". ", ".\n")):
+                return inside.strip() or None
+    line = text.partition("\n")[0]
+    end = len(line)
+    for found in _ASIDE.finditer(line):
+        before = line[: found.start()]
+        in_math = before.count("$") % 2 or before.count("{") > before.count("}")
+        if not in_math and not (found[0] == "." and _ends_in_abbreviation(before)):
+            end = found.start()
+            break
+    return line[:end].strip().rstrip(".").strip(_AROUND) or None
+
+
+def _ends_in_abbreviation(before: str) -> bool:
+    # A lone letter is a choice: "The answer is B. I hope ..."
+    return len(before.strip(" $*_")) > 1 and _ABBREVIATION.search(before) is not None
 
 
 def same_answer(answer: str | None, gold: str | None) -> bool:
@@ -54,8 +134,22 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
 
 
 def is_number(answer: str) -> bool:
-    """Whether `same_answer` takes it for a number: then it settles whether it equals another."""
-    return _number(_plain(answer)) is not None
+    """Whether `same_answer` settles whether it equals another number.
+
+    A percentage is not: 50% is the same as 50, and as 1/2.
+    """
+    return "%" not in answer and _number(_plain(answer)) is not None
+
+
+def _same_terms(left: str, right: str) -> bool:
+    """Whether two boxes hold the same answer: ``x+11`` and ``11+x`` too."""
+    if same_answer(left, right):
+        return True
+    sides = []
+    for side in (left, right):
+        terms = _TERM.findall("".join(side.split())[:_LONGEST_STATEMENT])
+        sides.append(sorted(term if term[0] in "+-" else f"+{term}" for term in terms))
+    return sides[0] == sides[1] and not set("()[],{}") & set(left)
 
 
 def _plain(answer: str) -> str:

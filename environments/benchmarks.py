@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from environments.competition_math import last_boxed
+from environments.answers import boxed_answer
 from environments.reading import NO_PROBLEM, SUFFIXES, Row, UnusableRowError, read_rows, text_of
 from environments.types import DataError, LoadReport, Trajectory
 
@@ -124,7 +124,7 @@ def gold_after_hashes(row: Row) -> tuple[str, ...]:
 
 
 def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
-    r"""The column `answer`, else the last ``\boxed{}`` of the column `solution`: AIME and Minerva
+    r"""The column `answer`, else the ``\boxed{}`` of the column `solution`: AIME and Minerva
     are about in copies with either.
 
     Raises:
@@ -132,7 +132,7 @@ def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
     """
     if _text(row.get("answer")):
         return gold_of_column(row)
-    boxed = last_boxed(_text(row.get("solution")))
+    boxed = boxed_answer(_text(row.get("solution")), _problem(row))
     if boxed is None:
         raise UnusableRowError(NO_GOLD)
     return (clean_gold(boxed),)
@@ -168,7 +168,7 @@ def gold_of_any(row: Row) -> tuple[str, ...]:
         with suppress(UnusableRowError):
             return golds_of_olympiad(row)
     for column in ("answer", "solution"):
-        stated = _stated(_text(row.get(column)))
+        stated = _stated(_text(row.get(column)), _problem(row))
         if stated is not None and (gold := clean_gold(stated)):
             return (gold,)
         if column == "answer":
@@ -216,11 +216,10 @@ def clean_gold(text: str) -> str:
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
                 text = inner.strip()
         if text.startswith(("\\boxed{", "\\fbox{")) and text.endswith("}"):
-            inner_box = last_boxed(text)
+            inner_box = boxed_answer(text)
             if inner_box is not None and text.count("\\boxed") + text.count("\\fbox") == 1:
                 text = inner_box
-        if text.endswith(".") and len(text) > 1:
-            text = text[:-1].rstrip()
+        text = text.rstrip(". \n") or text
     if text in ("\\boxed{}", "\\fbox{}"):
         return ""
     return _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
@@ -322,6 +321,11 @@ def problems_from_rows(
     )
 
 
+def _problem(row: Row) -> str:
+    """The problem, which may say that it wants several answers."""
+    return next(filter(None, (_text(row.get(column)) for column in ("problem", "question"))), "")
+
+
 def _named(name: str) -> Benchmark | None:
     folded = _folded(name)
     return BENCHMARKS.get(_ALSO_CALLED.get(folded, folded))
@@ -331,9 +335,9 @@ def _folded(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
-def _stated(text: str) -> str | None:
+def _stated(text: str, problem: str) -> str | None:
     """What a solution states in a box or behind hashes; None of a text that is an answer itself."""
-    if (boxed := last_boxed(text)) is not None:
+    if (boxed := boxed_answer(text, problem)) is not None:
         return boxed
     hashes = _FOLLOWS_HASHES.search(text)
     if hashes is None or not hashes[1].strip():

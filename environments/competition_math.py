@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from environments.answers import answer_in_words, boxed_answer
+from environments.boxes import boxes_in
 from environments.reading import (
     NO_PROBLEM,
     NO_SOLUTION,
@@ -33,41 +35,12 @@ DRAWING_KEPT = "drawing kept in the solution"
 
 Drawings = Literal["strip", "keep", "drop"]
 
-_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-_BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
-_BARE = re.compile(r"[^\s${}]+")
-_MARK = re.compile(r"\\.|[{}]", re.DOTALL)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{..}`` or ``\fbox{..}``, or None.
-
-    Braces are walked, since answers nest them; escaped ones (``\{``) do not count. ``\boxed 5``
-    gives what stands before the next white space or ``$``.
-    """
-    boxes = list(_BOX.finditer(text))
-    closing = _closing_braces(text) if boxes else {}
-    for box in reversed(boxes):
-        start = box.end()
-        if text.startswith("{", start):
-            content = text[start + 1 : closing.get(start, start + 1)]
-        else:
-            bare = _BARE.match(text, start)
-            content = bare.group().rstrip(".,;") if bare else ""
-        if content.strip():
-            return content.strip()
-    return None
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that is closed is closed; in one pass, since a policy may open thousands."""
-    closing, opened = {}, []
-    for mark in _MARK.finditer(text):
-        if mark.group() == "{":
-            opened.append(mark.start())
-        elif mark.group() == "}" and opened:
-            closing[opened.pop()] = mark.start()
-    return closing
+_DRAWING = re.compile(r"\[asy\](?:[^\[]|\[(?!asy\]|/asy\]))*+\[/asy\]")
+_ALSO_ACCEPTED = re.compile(
+    r"\balso (?:be )?(?:an? )?accept|\bEither \w+ is an? (?:accept|correct)", re.IGNORECASE
+)
+# A problem that gives boxes a meaning of its own: "Let \boxed{N} mean ..."
+_NOTATION = re.compile(r"\\boxed\s*\{\s*[^\s\\{}]")
 
 
 def load(
@@ -122,7 +95,7 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
         notes.append(DRAWING_REMOVED if drawings == "strip" else DRAWING_KEPT)
     if notes and drawings == "drop":
         raise UnusableRowError(HAS_DRAWING)
-    answer = last_boxed(solution)
+    answer = gold_of(problem, solution)
     if drawings == "strip":
         # The blank line keeps the text before and after apart.
         solution = _DRAWING.sub("\n\n", solution)
@@ -131,3 +104,15 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
     if notes:
         metadata["notes"] = tuple(notes)
     return Trajectory(problem, tuple(map(Step, steps)), answer, SOURCE, metadata=metadata)
+
+
+def gold_of(problem: str, solution: str) -> str | None:
+    """Returns what the solution states; of several answers that it calls acceptable, the first."""
+    if _NOTATION.search(problem):
+        said = answer_in_words(solution)
+        if said is not None and not boxes_in(said):
+            return said
+    boxes = boxes_in(solution)
+    if len(boxes) > 1 and _ALSO_ACCEPTED.search(solution, boxes[0].end):
+        return boxes[0].content
+    return boxed_answer(solution, problem)

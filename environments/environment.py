@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from environments.answers import is_number, same_answer, stated_answer
+from environments.answers import LONGEST_ANSWER, is_number, same_answer, stated_answer
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from environments.types import DataError, LoadReport, Step, Trajectory
 
@@ -78,10 +78,17 @@ class Environment:
             steps: what the policy wrote, with its thoughts and what it observed. A whole solution
                 in one completion is one step; an attempt that failed at once has none.
         """
-        answer = stated_answer(steps[-1].text) if steps else None
+        answer = stated_answer(steps[-1].text, trajectory.problem) if steps else None
         gold = trajectory.answer
         if answer is None or gold is None:
             return Verdict(False, answer)
+        if len(answer) > max(LONGEST_ANSWER, len(gold)):
+            return Verdict(
+                False,
+                answer,
+                f"its answer has {len(answer):,} characters; at most "
+                f"{max(LONGEST_ANSWER, len(gold)):,} are checked",
+            )
         if answer == gold or (is_number(answer) and is_number(gold)):
             return Verdict(same_answer(answer, gold), answer)
         return Verdict(None, answer)  # such as x(x+1) beside x^2+x, or R - r beside r - R

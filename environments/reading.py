@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from environments.characters import is_unicode, is_visible, says_something
+from environments.splitting import shows_something
 from environments.types import DataError, LoadReport, Step, Trajectory
 
 Row = Mapping[str, object]
@@ -30,12 +30,11 @@ NO_STEPS = "no steps"
 NOT_TEXT = "not text"
 EMPTY_STEP = "empty step"
 ONE_STEP = "only one step"
+NOTHING_TO_COMPARE = "a step that shows nothing"
+MOST_STEPS = 1000
+MANY_STEPS = f"more than {MOST_STEPS:,} steps"
+NOT_UNICODE = "text that is not Unicode (a lone surrogate)"
 DUPLICATE = "duplicate row"
-NO_UNICODE = "half a character (a lone surrogate such as \\ud800)"
-WORDLESS_STEP = "a step without a letter, a digit or a symbol"
-# A row is as long as all steps before it, so the rows of a solution grow with their square.
-_MOST_STEPS = 5000
-TOO_MANY_STEPS = f"more than {_MOST_STEPS:,} steps (cut the solution into larger ones)"
 
 
 class UnusableRowError(Exception):
@@ -185,9 +184,9 @@ def collect(
 ) -> list[Trajectory]:
     """Builds a trajectory from each row; drops and counts the rows of which none can be made.
 
-    A row is dropped when `build` raises UnusableRowError, when `why_unusable` names a reason, or
-    when it equals an earlier one in problem and steps, thoughts and observations included. Two
-    different solutions of one problem are both kept.
+    A row is dropped when `build` raises UnusableRowError, when its trajectory cannot be trained on
+    (`why_unusable`), or when it equals an earlier one in problem and steps, thoughts and
+    observations included. Two different solutions of one problem are both kept.
 
     Args:
         rows: the rows as read.
@@ -230,23 +229,20 @@ def collect(
     return kept
 
 
-def why_unusable(one: Trajectory) -> str | None:
+def why_unusable(trajectory: Trajectory) -> str | None:
     """Why a solution cannot be trained on; None if it can."""
-    steps = one.texts
+    steps = trajectory.texts
     if not steps:
         return NO_STEPS
-    if len(steps) > _MOST_STEPS:
-        return TOO_MANY_STEPS
-    beside = [text for step in one.steps for text in (step.thought, step.observation)]
-    named = [one.problem, one.source, one.answer or "", *one.tags, *one.tags.values()]
-    if not all(is_unicode(text) for text in (*steps, *beside, *named)):
-        return NO_UNICODE
-    if not is_visible(one.problem):
-        return NO_PROBLEM
     if not all(step.strip() for step in steps):
         return EMPTY_STEP
-    if not all(says_something(step) for step in steps):
-        return WORDLESS_STEP
+    if not trajectory.is_unicode:
+        return NOT_UNICODE  # no tokenizer reads it, and no log can hold it
+    if not all(map(shows_something, steps)):
+        return NOTHING_TO_COMPARE
+    # Every step is read again in the prompt of each later one.
+    if len(steps) > MOST_STEPS:
+        return MANY_STEPS
     # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
     return ONE_STEP if len(steps) == 1 else None
 

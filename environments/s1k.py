@@ -7,7 +7,7 @@ whose solution is a list of steps ``N. **Title** text``; the rest is dropped. A 
 
 from __future__ import annotations
 
-from environments.competition_math import last_boxed
+from environments.answers import boxed_answer
 from environments.reading import (
     NO_PROBLEM,
     NO_SOLUTION,
@@ -37,7 +37,7 @@ def load(
 ) -> list[Trajectory]:
     r"""Trajectories from rows with `steps` or `deepseek_attempt`, and `problem` or `question`.
 
-    The answer is the content of the last ``\boxed{}``, where there is one.
+    The answer is what ``\boxed{}`` holds, where there is one.
 
     Args:
         path_or_hub: a local file or a hub name.
@@ -57,7 +57,8 @@ def load(
         column = "problem" if row.get("problem") is not None else "question"
         problem = text_of(row, column, missing=NO_PROBLEM)
         steps = _steps(row, titles)
-        return Trajectory(problem, tuple(map(Step, steps)), last_boxed("\n".join(steps)), SOURCE)
+        answer = boxed_answer("\n".join(steps), problem)
+        return Trajectory(problem, tuple(map(Step, steps)), answer, SOURCE)
 
     return collect(
         read_rows(name, split=split, config=config),

@@ -4,18 +4,17 @@ Every splitter keeps all of the text: the steps, joined, are the solution up to 
 text that does not follow a splitter's format comes back whole, as one step. Where a text is
 ambiguous the docstring of the splitter says which way it is read. Mathematics between ``$..$``,
 ``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]``,
-fenced code and tables are never cut (`environments/spans.py`). A piece without a letter, a digit or
-a symbol, such as a rule ``---``, is no step of its own: it ends the step before it.
+fenced code and tables are never cut (`environments/spans.py`).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from environments.characters import says_something
 from environments.spans import BLOCKS, Span
 from environments.spans import spans as whole_spans
 
@@ -40,19 +39,40 @@ def _gaps(text: str, spans: list[Span]) -> Iterator[tuple[int, int, Span | None,
 
 
 def _cut(text: str, places: Iterable[int]) -> list[str]:
-    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out.
+    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out."""
+    cuts = [0, *places, len(text)]
+    pieces = (text[start:end].strip() for start, end in pairwise(cuts))
+    return _with_something_to_read([piece for piece in pieces if piece])
 
-    A piece that says nothing is left with the one before it; the first, with the one after.
+
+def _with_something_to_read(pieces: list[str]) -> list[str]:
+    """The pieces, but for those that show nothing, which go to the one before them, or after."""
+    kept: list[list[str]] = []
+    begun: list[str] = []
+    for piece in pieces:
+        if shows_something(piece):
+            kept.append([*begun, piece])
+            begun = []
+        else:
+            (kept[-1] if kept else begun).append(piece)
+    return ["\n".join(parts) for parts in kept] or ["\n".join(begun)] * bool(begun)
+
+
+def shows_something(text: str) -> bool:
+    """Whether a text has anything in it that could be compared with another one.
+
+    White space, signs without width and rules (lines such as ``---`` or an empty fence of code)
+    show nothing.
     """
-    cuts = [0]
-    told = False
-    for start, end in pairwise([0, *places, len(text)]):
-        says = says_something(text[start:end])
-        if says and told:
-            cuts.append(start)
-        told = told or says
-    pieces = (text[start:end].strip() for start, end in pairwise([*cuts, len(text)]))
-    return [piece for piece in pieces if piece]
+    signs = "".join(sign for sign in text if sign == "\n" or _is_seen(sign))
+    return any(line and not _RULE.fullmatch(line) for line in signs.split("\n"))
+
+
+def _is_seen(sign: str) -> bool:
+    return unicodedata.category(sign)[0] not in "CZM"
+
+
+_RULE = re.compile(r"([-*_=~`.])\1{2,}")
 
 
 def _newlines(text: str, start: int, end: int) -> int:
@@ -96,8 +116,8 @@ def split_numbered(text: str, *, titles: bool = True) -> list[str]:
         depth = len(marker["indent"].expandtabs(4))
         if int(marker["number"]) != len(places) + 1 or (places and depth > indent):
             continue
-        inside = bisect_right(starts, marker.start())
-        if inside and marker.start() < spans[inside - 1].end:
+        before = bisect_right(starts, marker.start())
+        if before and marker.start() < spans[before - 1].end:
             continue
         if not places:
             indent = depth
@@ -198,14 +218,14 @@ def merge_fragments(steps: list[str], min_chars: int, *, joiner: str = " ") -> l
     whole solution shorter than `min_chars` can leave a shorter step.
     """
     merged: list[list[str]] = []
-    size = 0  # of the last one
+    length = 0  # of the last one
     for step in steps:
-        if merged and (len(step) < min_chars or size < min_chars):
+        if merged and (len(step) < min_chars or length < min_chars):
             merged[-1].append(step)
-            size += len(joiner) + len(step)
+            length += len(joiner) + len(step)
         else:
             merged.append([step])
-            size = len(step)
+            length = len(step)
     return [joiner.join(parts) for parts in merged]
 
 

@@ -6,6 +6,7 @@ It knows nothing of rewards, prompts or training (ARCHITECTURE.md).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from environments.environment import Environment
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -71,10 +75,22 @@ class Trajectory:
     @property
     def is_of_texts(self) -> bool:
         """Whether what must be text is: a user's loader may have put anything there."""
+        return all(isinstance(text, str) for text in self._all_texts())
+
+    @property
+    def is_unicode(self) -> bool:
+        """Whether all texts can be written: JSON may hold half of a pair of surrogates."""
+        return not any(_SURROGATE.search(text) for text in self._all_texts())
+
+    def _all_texts(self) -> list[str]:
         steps = [(one.text, one.thought, one.observation) for one in self.steps]
         texts = [self.problem, self.source, *(text for step in steps for text in step)]
-        texts += [*self.tags, *self.tags.values(), *([] if self.answer is None else [self.answer])]
-        return all(isinstance(text, str) for text in texts)
+        return [
+            *texts,
+            *self.tags,
+            *self.tags.values(),
+            *([] if self.answer is None else [self.answer]),
+        ]
 
     @property
     def texts(self) -> tuple[str, ...]:

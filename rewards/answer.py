@@ -3,9 +3,10 @@ r"""Whether the final answer that a solution states is the right one, told by ma
 `environments.answers.same_answer` compares text and exact numbers; here ``x(x+1)`` and ``x^2+x``
 are equal too. math-verify reads LaTeX into sympy, but it was not made for a policy that is paid to
 please it: it takes 3,4 for the interval (3,4), ``5 h`` for ``5 t``, ``1=2=7`` for 7 and 2(3) for 5,
-and sympy can be made to compute for ever. So three things stand around it. A whitelist refuses an
-answer that is long, deep, huge or not plain mathematics. Lists, brackets, matrices and relations
-are taken apart here, so math-verify only ever sees scalars. And a scalar counts as equal only if
+and sympy can be made to compute for ever. So four things stand around it. `rewards.spelling` brings
+both sides into one spelling. A whitelist refuses what is long, deep, huge or not plain mathematics.
+Lists, brackets, matrices and relations are taken apart here, so math-verify only ever sees scalars.
+And a scalar counts as equal only if
 its value also agrees in 20 digits, at several numbers for every letter.
 
 No text is evaluated as Python: sympy's `sympify` is reached with unsigned whole numbers alone.
@@ -18,91 +19,39 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from environments.answers import same_answer, stated_answer
-from rewards.scalars import same_values
+from environments.answers import LONGEST_ANSWER, is_number, same_answer, stated_answer
+from rewards.relations import (
+    FLIPPED,
+    RELATIONS,
+    as_interval,
+    as_tuple,
+    condition_of,
+    names_its_right_side,
+    split,
+    tells_what_was_asked,
+    unwrap,
+)
+from rewards.scalars import same_equations, same_values
+from rewards.spelling import local_number, tidy
 from rewards.types import StepContext
+from rewards.units import split_unit
+from rewards.wording import number_in_words, same_choice, without_label
 
-MAX_LENGTH = 200
-"""Characters of an answer; the longest in MATH and GSM8K has 77."""
 MAX_DEPTH = 8
 """Brackets inside brackets; the parser recurses several Python frames deep for each."""
 MAX_PARTS = 16
 """Elements of a list, which are compared each with each."""
-_CHARACTERS = re.compile(r"[ -~\n\tπ√×÷−·²³°≤≥∞±∪]*")
-_OPENERS, _CLOSERS = frozenset(["(", "[", "{", "\\{"]), frozenset([")", "]", "}", "\\}"])
-_MARK = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _SEPARATORS = frozenset([",", ";"])
-_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
-_RELATIONS = frozenset([*_FLIPPED, "\\in"])
-# Each pair is applied in this order to both sides; every pattern is linear in the text.
-_REWRITING = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"π", r"\\pi "),
-        (r"×", r"\\times "),
-        (r"÷", r"\\div "),
-        (r"−", "-"),
-        (r"·", r"\\cdot "),
-        (r"²", "^2"),
-        (r"³", "^3"),
-        (r"°", r"^\\circ "),
-        (r"≤", r"\\le "),
-        (r"≥", r"\\ge "),
-        (r"∞", r"\\infty "),
-        (r"±", r"\\pm "),
-        (r"∪", r"\\cup "),
-        (r",?\\!|\{,\}(?=\d{3})|(?<=\d)\\,(?=\d{3}(?!\d))", ""),
-        (r"\{,\}", ","),
-        (r"(?<!\\)\\[,;: ]|~|\s+", " "),
-        (r"(?<!\\)\\[()\[\]]", ""),
-        (r"\\displaystyle(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])|\\?\$", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"(?<!\\)\{([^{}]*)\\over(?![A-Za-z])([^{}]*)(?<!\\)\}", r"\\frac{\1}{\2}"),
-        (r"\\varnothing(?![A-Za-z])", r"\\emptyset "),
-        (r"(?<![\w.\\])(\d{1,20}(?:\.\d{1,20})?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
-        (r"\\(?:mbox|textbf|textit|textrm|mathrm|mathbf)(?=\s*\{)", r"\\text"),
-        (r"\\leq(?![A-Za-z])|<=", r"\\le "),
-        (r"\\geq(?![A-Za-z])|>=", r"\\ge "),
-        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\%", "%"),
-        (r"(?<=[\d}]) ?(?:percent|\\text\{ ?percent ?\})$", "%"),
-        (r",?\s*\\text\{,? ?(?:and|or) ?\}\s*|(?<=\S),? (?:and|or) (?=\S)", ","),
-        (r"(?<=[)\]]) ?U ?(?=[(\[])", r"\\cup "),
-        (r"\*\*", "^"),
-        (r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|pi)(?![A-Za-z])", r"\\\1 "),
-        (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"(?:√|(?<![\\A-Za-z])sqrt) ?(\d+)", r"\\sqrt{\1}"),
-        (r"√|(?<![\\A-Za-z])sqrt(?= ?\()", r"\\sqrt"),
-        (r"\^ ?-(\d+)", r"^{-\1}"),
-        (r"\\frac ?([0-9A-Za-z]) ?([0-9A-Za-z])", r"\\frac{\1}{\2}"),
-        (r"\\frac ?([0-9A-Za-z]) ?(?=\{)", r"\\frac{\1}"),
-        (r"\\frac ?(\d|\\pi) ?(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac ?(\{[^{}]*\}) ?([0-9A-Za-z])", r"\\frac\1{\2}"),
-        (r"\\sqrt ?([0-9A-Za-z])", r"\\sqrt{\1}"),
-    ]
-]
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-# 0.1\overline{6}
-_RECURRING = re.compile(r"(?<![\w.])(\d{0,9})\.(\d{0,9})\\overline ?\{(\d{1,9})\}")
-_NAME = re.compile(
-    r"(?:[A-Za-z]{1,10}|\\[a-z]+)(?:_(?:\w|\{\w+\}))? ?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
-)
-_NAMES = re.compile(r"\([A-Za-z](?:, ?[A-Za-z])+\)")
-_MATRIX = re.compile(r"\\begin\{([bp]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-_UNIT = re.compile(r"(.*[^\s{(-])\s*\\text\{([^{}]*)\}((?:\^\{?[23]\}?)?)\.?")
-_PLAIN_UNIT = re.compile(r"(.*[\d})]) ([A-Za-z]{2,20}(?: [A-Za-z]{3,20}){0,2})((?:\^[23])?)\.?")
-_SHORT_UNITS = frozenset(["mm", "cm", "km", "kg", "ft", "in", "lb", "mi", "hr"])
-_NOT_UNITS = frozenset([
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "squared", "cubed",
-    "over", "plus", "minus", "times", "point", "divided", "choose", "base", "mod", "not", "and",
-    "am", "pm", "or",
-])  # fmt: skip
+_MATRIX = re.compile(r"\\begin\{(pmatrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_SIGN = re.compile(r"\\[A-Za-z]+|\d+|.", re.DOTALL)
+_SINGLE = re.compile(r"\{ ?(\w|\\[A-Za-z]+) ?\}")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _LETTER_OF_ANY = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
-_BASE = re.compile(r"(\d+) ?_ ?\{?(\d+)\}?")
+_BASE = re.compile(r"([-+]?[0-9A-F]*\d[0-9A-F]*(?:\.[0-9A-F]+)?) ?_ ?\{?(\d+)\}?")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ|\{ ?\\circ ?\})$")
+_REALS, _ALL_REALS = "\\mathbb{R}", "(-\\infty,\\infty)"
+_CENTS = re.compile(r"\bcents?\b|¢|\\cent", re.IGNORECASE)
+_DOLLARS = re.compile(r"\\\$|^\$(?!.*\$)|\bdollars?\b|USD", re.IGNORECASE)
 
 
 def answer(step: StepContext) -> float | None:
@@ -113,7 +62,7 @@ def answer(step: StepContext) -> float | None:
     """
     if step.answer is None or step.step_index < step.num_steps - 1:
         return None
-    stated = stated_answer(step.action)
+    stated = stated_answer(step.action, step.problem)
     return float(stated is not None and verify_answer(stated, step.answer))
 
 
@@ -124,24 +73,31 @@ def verify_answer(answer: str, gold: str) -> bool:
         Elements of a list may come in any order, ``\{1, 2\}`` is the list 1, 2, and ``1 \pm x``
         is two elements; a tuple or an interval is neither a list nor the other one. The number of
         elements must be the gold's: naming the right answer among others is wrong.
-        ``x = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what stands on the right. Two
-        equations are equal if the differences of their sides are, up to the sign: ``2x = 4`` is
-        not ``x = 2``. An inequality does not equal an interval.
+        ``x = 5``, ``|AB| = 5``, ``f(2) = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what
+        stands on the right; so does the answer ``m + n = 5``, since a sum of letters is what was
+        asked for, but not ``2x = 4`` or ``x^2 = 4``. ``x = 3, y = 4`` is (3, 4). Of ``x = 2+3 = 5``
+        every part must be equal. Two equations are equal if the differences of their sides are,
+        up to the sign, and with two or more letters up to a factor: ``2x = 4`` is not ``x = 2``.
+        ``1 < x \le 2`` is (1, 2], and inequalities with "or" between them are a union.
         Commas before three digits mark thousands except within brackets. 1\frac{1}{2} is 3/2.
-        ``4.5e33`` is 4.5 times 10^33, and a bar over decimals makes them recur.
+        ``1 234``, ``1.234.567`` and ``1'234`` are one number, 1.234 is not 1234, and 3,4 is 3.4
+        only where the gold is written with a point.
+        ``4.5e33`` is 4.5 times 10^33; a bar or dot over decimals, ``0.(3)`` and ``0.333...`` recur.
         A rounded decimal is not the number it was rounded from: 0.333 is not 1/3.
-        A unit, a base, a currency or degree sign on one side only does not matter; two units, and
-        two bases, must be the same. Words outside of \text{..} are a unit only behind an answer
-        whose gold has no letters. 50\% equals 50 and also 1/2. 180^\circ does not equal \pi.
+        A unit, a base, a modulus, a currency or degree sign on one side only does not matter; two
+        units, two bases and two moduli must be the same, and cents are not dollars. Words outside
+        of \text{..} are a unit only behind an answer whose gold has no letters. 50\% equals 50 and
+        also 1/2. 180^\circ does not equal \pi.
         \text{..} is compared as text. Case does not matter, but where one side uses a letter in
-        both cases, only the same text is equal.
-        An answer that the whitelist refuses is right only if `same_answer` says so.
+        both cases, only the same text is equal. ``(B) 12`` is B, and also 12.
+        An answer that the whitelist refuses is right only if it is the gold's text, whatever
+        layout either of them has.
 
     What remains wrong: a unit on one side is not checked; any words of three or more letters behind
     a number pass for a unit; ``2:30`` is 2/30; values that agree in 20 digits are the same.
     """
     answer, gold = answer.strip(), gold.strip()
-    if not answer or not gold or len(answer) > max(MAX_LENGTH, len(gold)):
+    if not answer or not gold or len(answer) > max(LONGEST_ANSWER, len(gold)):
         return False
     return _verified(answer, gold)
 
@@ -150,21 +106,49 @@ def verify_answer(answer: str, gold: str) -> bool:
 @lru_cache(maxsize=8192)
 def _verified(answer: str, gold: str) -> bool:
     if _both_cases(answer) or _both_cases(gold):
-        return "".join(answer.split()) == "".join(gold.split())
+        return _compact(tidy(answer) or answer) == _compact(tidy(gold) or gold)
+    if _cents_for_dollars(answer, gold):
+        return False
     if same_answer(answer, gold):
         return True
-    if len(answer) > MAX_LENGTH or not _CHARACTERS.fullmatch(answer):
+    if len(answer) > LONGEST_ANSWER or not _not_too_deep(answer):
         return False
     try:
-        return _not_too_deep(answer) and _same(_tidy(answer), _tidy(gold))
+        left, right = tidy(answer), tidy(gold)
+        return left is not None and _same_text_or_value(left, gold if right is None else right)
     except Exception:  # noqa: BLE001, whatever untrusted text makes a parser raise, it is not right
         return False
+
+
+def _same_text_or_value(answer: str, gold: str) -> bool:
+    """Whether two tidied answers are equal, in words too."""
+    if _same(answer, gold) or same_choice(answer, gold):
+        return True
+    number, gold_number = number_in_words(answer), number_in_words(gold)
+    if number is not None or gold_number is not None:
+        return _same(number or answer, gold_number or gold)
+    if (value := local_number(answer, gold)) is not None:
+        return is_number(gold) and same_answer(value, gold)
+    bare, bare_gold = without_label(answer), without_label(gold)
+    return (bare == answer) is not (bare_gold == gold) and _same(bare, bare_gold)
 
 
 def _both_cases(text: str) -> bool:
     """Whether a letter stands alone in both cases, as in R^2 - r^2: reading makes them one."""
     letters = set(_LETTER.findall(text))
     return len(letters) > len({letter.lower() for letter in letters})
+
+
+def _cents_for_dollars(answer: str, gold: str) -> bool:
+    cents, gold_cents = (_CENTS.search(text) is not None for text in (answer, gold))
+    dollars, gold_dollars = (_DOLLARS.search(text) is not None for text in (answer, gold))
+    return (cents and gold_dollars and not dollars) or (dollars and gold_cents and not cents)
+
+
+def _compact(text: str) -> list[str]:
+    """The signs of a text without blanks and without braces around a single one of them."""
+    signs = _SIGN.findall(_SINGLE.sub(r" \1 ", text))
+    return [sign for sign in signs if not sign.isspace()]
 
 
 def _not_too_deep(text: str) -> bool:
@@ -175,81 +159,21 @@ def _not_too_deep(text: str) -> bool:
     return deepest <= MAX_DEPTH
 
 
-def _tidy(text: str) -> str:
-    """One spelling for what can be spelled in several ways, and LaTeX for plain forms."""
-    for pattern, replacement in _REWRITING:
-        text = pattern.sub(replacement, text)
-    text = _RECURRING.sub(_as_fraction, text)
-    if not any(bracket in text for bracket in ("(", "[", "\\{")):
-        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    for command in ("\\sqrt", "^"):
-        text = _brace(text, command)
-    return text.strip().rstrip(".").strip()
-
-
-def _as_fraction(recurring: re.Match[str]) -> str:
-    whole, fixed, period = recurring.groups()
-    top = int(whole + fixed + period) - int(f"0{whole}{fixed}")
-    return f"\\frac{{{top}}}{{{10 ** len(fixed) * (10 ** len(period) - 1)}}}"
-
-
-def _brace(text: str, command: str) -> str:
-    """``^(x)`` and ``\\sqrt(x)`` become ``^{x}`` and ``\\sqrt{x}``."""
-    start = -1
-    while (start := text.find(command, start + 1)) >= 0:
-        opening = start + len(command)
-        if text[opening : opening + 1] == " ":
-            opening += 1
-        if text[opening : opening + 1] != "(":
-            continue
-        depth = 0
-        for place in range(opening, len(text)):
-            depth += (text[place] == "(") - (text[place] == ")")
-            if depth == 0:
-                inner = text[opening + 1 : place]
-                text = f"{text[: start + len(command)]}{{{inner}}}{text[place + 1 :]}"
-                break
-    return text
-
-
-def _split(text: str, marks: frozenset[str]) -> tuple[list[str], list[str]]:
-    """The parts of `text` between `marks` outside of all brackets, and those marks."""
-    parts, found, depth, start = [], [], 0, 0
-    for mark in _MARK.finditer(text):
-        depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
-        if depth == 0 and mark[0] in marks:
-            parts.append(text[start : mark.start()].strip())
-            found.append(mark[0])
-            start = mark.end()
-    return [*parts, text[start:].strip()], found
-
-
-def _unwrap(text: str, openers: frozenset[str]) -> tuple[str, str, str] | None:
-    """The opening bracket, the content and the closing one, if one pair holds all of `text`."""
-    marks = list(_MARK.finditer(text))
-    if len(marks) < 2 or marks[0][0] not in openers or marks[-1][0] not in _CLOSERS:
-        return None
-    depth = 0
-    for mark in marks[:-1]:
-        depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
-        if depth == 0:
-            return None
-    return marks[0][0], text[marks[0].end() : marks[-1].start()].strip(), marks[-1][0]
-
-
 def _same(answer: str, gold: str) -> bool:
     """Whether two tidied texts are equal; takes them apart until scalars are left."""
     if not answer or not gold:
         return False
-    if same_answer(answer, gold):
+    if same_answer(answer, gold) or _compact(answer) == _compact(gold):
         return True
     left, right = _elements(answer), _elements(gold)
     if len(left) > 1 or len(right) > 1:
+        if len(left) != len(right):
+            return _same_in_other_words(left, right)
         return _same_in_any_order(left, right)
     answer, gold = left[0], right[0]
     if (related := _same_relations(answer, gold)) is not None:
         return related
-    left, right = (_split(text, frozenset(["\\cup"]))[0] for text in (answer, gold))
+    left, right = (split(text, frozenset(["\\cup"]))[0] for text in (answer, gold))
     if len(left) > 1 or len(right) > 1:
         return _same_in_any_order(left, right)
     left_bracket, right_bracket = (_bracket(text) for text in (answer, gold))
@@ -268,22 +192,38 @@ def _same(answer: str, gold: str) -> bool:
 
 def _elements(text: str) -> list[str]:
     """The elements of a bare list or of a set; of anything else, the thing itself."""
-    sides, marks = _split(text, _RELATIONS)
-    if marks == ["\\in"] and _names(sides, marks):
+    sides, marks = split(text, RELATIONS)
+    if marks == ["\\in"] and names_its_right_side(sides, marks):
         text = sides[1]
-    while (inner := _unwrap(text, frozenset(["{", "\\{"]))) is not None:
+    while (inner := unwrap(text, frozenset(["{", "\\{"]))) is not None:
         text = inner[1]
+    text = condition_of(text)
     elements: list[str] = []
-    for part in _split(text, _SEPARATORS)[0]:
-        both = _split(part, frozenset(["\\pm"]))[0]
-        elements += [f"{both[0]}{sign}{both[1]}" for sign in "+-"] if len(both) == 2 else [part]
+    for part in split(text, _SEPARATORS)[0]:
+        if len(signs := re.findall(r"\\(?:pm|mp)(?![A-Za-z])", part)) == 1:
+            elements += [part.replace(signs[0], sign) for sign in "+-"]
+        else:
+            elements.append(_ALL_REALS if part == _REALS else part)
     return elements
+
+
+def _same_in_other_words(left: list[str], right: list[str]) -> bool:
+    """Whether x = 3, y = 4 is (3,4), or x < 1, x > 2 is a union of intervals."""
+    for several, other in ((left, right), (right, left)):
+        if len(other) == 1 and len(several) > 1:
+            if (made := as_tuple(several)) is not None:
+                return _same(made, other[0])
+            intervals = [found for one in several if (found := as_interval(one)) is not None]
+            if len(intervals) == len(several) and len({name for name, _ in intervals}) == 1:
+                union = split(other[0], frozenset(["\\cup"]))[0]
+                return _same_in_any_order([text for _, text in intervals], union)
+    return False
 
 
 def _bracket(text: str) -> tuple[str, list[str], str] | None:
     """A tuple or an interval: its brackets and the two or more elements between them."""
-    found = _unwrap(text, frozenset(["(", "["]))
-    if found is None or len(parts := _split(found[1], _SEPARATORS)[0]) < 2:
+    found = unwrap(text, frozenset(["(", "["]))
+    if found is None or len(parts := split(found[1], _SEPARATORS)[0]) < 2:
         return None
     return found[0], parts, found[2]
 
@@ -316,50 +256,63 @@ def _same_matrices(left: str, right: str) -> bool:
 
 def _same_relations(answer: str, gold: str) -> bool | None:
     """Whether two equations or inequalities are equal; None if neither side is one."""
-    left, left_marks = _split(answer, _RELATIONS)
-    right, right_marks = _split(gold, _RELATIONS)
+    left, left_marks = _shortened(*split(answer, RELATIONS))
+    right, right_marks = _shortened(*split(gold, RELATIONS))
     if not left_marks and not right_marks:
-        return None
+        return None if (answer, gold) == (left[0], right[0]) else _same(left[0], right[0])
     if not right_marks:
-        return _names(left, left_marks) and _same(left[1], gold)
+        if names_its_right_side(left, left_marks) or tells_what_was_asked(left, left_marks):
+            return _same(left[1], right[0])
+        interval = as_interval(answer)
+        return interval is not None and _bracket(gold) is not None and _same(interval[1], gold)
     if not left_marks:
-        return _names(right, right_marks) and _same(answer, right[1])
-    flipped = [_FLIPPED.get(mark, mark) for mark in reversed(left_marks)]
+        if names_its_right_side(right, right_marks):
+            return _same(left[0], right[1])
+        interval = as_interval(gold)
+        return interval is not None and _bracket(answer) is not None and _same(answer, interval[1])
+    flipped = [FLIPPED.get(mark, mark) for mark in reversed(left_marks)]
     if left_marks == right_marks and _same_in_order(left, right):
         return True
     if flipped == right_marks and _same_in_order(left[::-1], right):
         return True
     if len(left_marks) != 1 or len(right_marks) != 1 or "\\in" in (*left_marks, *right_marks):
         return False
-    difference = f"({left[0]})-({left[1]})"
-    return (
-        left_marks == right_marks and _same_scalars(difference, f"({right[0]})-({right[1]})")
-    ) or (flipped == right_marks and _same_scalars(difference, f"({right[1]})-({right[0]})"))
+    difference, gold_difference = f"({left[0]})-({left[1]})", f"({right[0]})-({right[1]})"
+    if left_marks == right_marks == ["="] and same_equations(difference, gold_difference):
+        return True
+    return (left_marks == right_marks and _same_scalars(difference, gold_difference)) or (
+        flipped == right_marks and _same_scalars(difference, f"({right[1]})-({right[0]})")
+    )
 
 
-def _names(sides: list[str], marks: list[str]) -> bool:
-    """Whether a relation only gives a name to its right side, as in x = 5 or (x,y) = (3,4)."""
-    if marks not in (["="], ["\\in"]):
-        return False
-    if _NAMES.fullmatch(sides[0]):
-        # In another order than everybody's it says something else: (y,x) = (3,4).
-        letters = re.findall("[A-Za-z]", sides[0])
-        return letters == sorted(set(letters))
-    return _NAME.fullmatch(sides[0]) is not None
+def _shortened(sides: list[str], marks: list[str]) -> tuple[list[str], list[str]]:
+    """``x = 5+5+1 = 11`` as x = 11, and ``5+6 = 11`` as 11, if what is said to be equal is."""
+    if not marks or set(marks) != {"="}:
+        return sides, marks
+    named = names_its_right_side(sides[:2], ["="]) or tells_what_was_asked(sides[:2], ["="])
+    values = sides[1:] if named else sides
+    if len(values) < 2 or len(values) > MAX_PARTS or _LETTER_OF_ANY.search("".join(values)):
+        return sides, marks
+    if not all(_same_scalars(value, values[-1]) for value in values[:-1]):
+        return sides, marks
+    if values[0] == values[-1]:  # 0 = 0 is nobody's answer
+        return sides, marks
+    return ([sides[0], values[-1]], ["="]) if named else ([values[-1]], [])
 
 
 def _same_scalars(answer: str, gold: str) -> bool:
-    gold, gold_unit = _unit(gold)
+    gold, gold_unit = split_unit(gold, known=True)
     # 3 xyz is a product where the gold has letters.
-    answer, unit = _unit(answer, plain=_LETTER_OF_ANY.search(gold) is None)
+    answer, unit = split_unit(answer, plain=_LETTER_OF_ANY.search(gold) is None)
     if unit and gold_unit and unit != gold_unit:
         return False
     if "\\text" in answer or "\\text" in gold:
         return _words(answer) == _words(gold)
     answer, gold = _DEGREES.sub("", answer), _DEGREES.sub("", gold)
-    if (base := _BASE.fullmatch(answer)) and (gold_base := _BASE.fullmatch(gold)):
-        return base.groups() == gold_base.groups()
-    answer, gold = _BASE.sub(r"\1", answer), _BASE.sub(r"\1", gold)
+    base, gold_base = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
+    if base and gold_base:
+        return base[2] == gold_base[2] and same_answer(base[1], gold_base[1])
+    answer, gold = base[1] if base else answer, gold_base[1] if gold_base else gold
     percent, gold_percent = answer.endswith("%"), gold.endswith("%")
     answer, gold = answer.removesuffix("%").strip(), gold.removesuffix("%").strip()
     if same_values(answer, gold):
@@ -371,27 +324,8 @@ def _same_scalars(answer: str, gold: str) -> bool:
     return False
 
 
-def _unit(text: str, *, plain: bool = False) -> tuple[str, str]:
-    """A quantity without its unit, and the unit, or "" where there is none."""
-    if found := _UNIT.fullmatch(text):
-        number, words, power = found.groups()
-    elif plain and (found := _PLAIN_UNIT.fullmatch(text)):
-        number, words, power = found.groups()
-        if any(len(word) < 3 and word not in _SHORT_UNITS for word in words.split()):
-            return text, ""
-    else:
-        return text, ""
-    names = re.findall("[a-z]+", words.lower())
-    if re.search(r"(?<![A-Za-z^-])\d", words):  # another number, as in 5\text{ or 6}; not m2
-        return text, ""
-    if not _NOT_UNITS.isdisjoint(names):
-        return text, ""
-    unit = " ".join(name.removesuffix("s") for name in names) + re.sub("[{}]", "", power)
-    return number.strip(), "" if unit == "degree" else unit
-
-
 def _words(text: str) -> str:
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip(" .")
-    if inner := _unwrap(text, frozenset(["("])):
+    if inner := unwrap(text, frozenset(["("])):
         text = inner[1]
     return " ".join(text.lower().split())

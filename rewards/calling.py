@@ -14,6 +14,7 @@ from numbers import Real
 from pathlib import Path
 
 from rewards.loading import LoadedReward
+from rewards.secrets import concealed
 from rewards.types import StepContext
 
 # Not values in the order of the steps.
@@ -47,7 +48,7 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
         if reward.batched and isinstance(said, Iterable) and not isinstance(said, Unordered):
             said = list(said)  # an array, or a generator, which runs only now
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
-        return [_raised(error)] * len(steps)
+        return [_raised(error, reward)] * len(steps)
     seconds = (time.perf_counter() - started) / max(1, len(steps))
     values = said if reward.batched else [said]
     if not isinstance(values, list) or len(values) != len(steps):
@@ -57,14 +58,14 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
     return [_checked(value, seconds) for value in values]
 
 
-def _raised(error: BaseException) -> Outcome:
+def _raised(error: BaseException, reward: LoadedReward) -> Outcome:
     try:
         # The last frame is where it happened; the first one is ours.
         frames = traceback.extract_tb(error.__traceback__)[1:]
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return Outcome(
-            failure=f"raised {type(error).__name__}: {error}{place}",
-            trace="".join(traceback.format_exception(error)),
+            failure=concealed(f"raised {type(error).__name__}: {error}{place}", reward.options),
+            trace=concealed("".join(traceback.format_exception(error)), reward.options),
         )
     except Exception:  # noqa: BLE001 - an exception that cannot even be told
         return Outcome(failure=f"raised {type(error).__name__}")

@@ -251,6 +251,12 @@ class RewardSum:
         """The score of a completion that broke the format: no reward is asked."""
         return StepScore(dict.fromkeys(self._weights, None), self._format_failure)
 
+    def forget_failed_rows(self) -> None:
+        """Remove what an earlier run with these rewards has saved of rows that one failed on."""
+        for name in self._weights:
+            if (file := self._failed_file(name)) is not None and file.is_file():
+                file.unlink()
+
     def close(self) -> None:
         """Kill the worker processes. Otherwise done with the last reference to this."""
         for pool in (self._built_in, self._theirs):
@@ -290,6 +296,13 @@ class RewardSum:
                 "%s. This and further failures are %s, counted in the metrics", message, shown
             )
 
+    def _failed_file(self, name: str) -> Path | None:
+        """Where the rows are saved that a reward failed on."""
+        if self._failed_rows is None:
+            return None
+        ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
+        return self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
+
     def _told(
         self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome], place: int
     ) -> str:
@@ -302,15 +315,14 @@ class RewardSum:
         message = f"step reward {name!r} {failure} at {_place(step)}"
         if failure.startswith("returned"):
             message += "; return a finite float, or None where it does not apply, for each step"
-        if self._failed_rows is None:
+        file = self._failed_file(name)
+        if file is None:
             return message
         # A batched function fails with all that it was given.
         batched = name in self._theirs.batched_names
         rows = (
             [vars(one) for one in steps] if batched else [vars(step) | {"traceback": outcome.trace}]
         )
-        ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
-        file = self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
         file.parent.mkdir(parents=True, exist_ok=True)
         # Keys of JSON are texts; what else there is in the metadata does not matter here.
         lines = [json.dumps(row, default=str, skipkeys=True) + "\n" for row in rows]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from rewards.by_path import CodeNameError, find, resolve
+from rewards.secrets import concealed, revealed
 from rewards.types import StepReward
 
 BUILT_INS: dict[str, str] = {
@@ -62,10 +63,17 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class LoadedReward:
-    """A reward that can be called: with one step, or batched, with a list of them."""
+    """A reward that can be called: with one step, or batched, with a list of them.
+
+    Attributes:
+        function: what is called.
+        batched: it takes a list.
+        options: as the settings have them: they name secrets, which the function was given.
+    """
 
     function: StepReward
     batched: bool
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def found_target(target: str) -> str:
@@ -91,13 +99,18 @@ def found_target(target: str) -> str:
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
-    """Import a reward and bind its options.
+    """Import a reward and bind its options, with the secrets that they name.
 
     Raises:
-        CodeNameError: it is not there, cannot be imported, or is no step reward.
+        CodeNameError: it is not there, cannot be imported, or is no step reward; or a secret is
+            missing.
     """
     found = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
-    return bind(found, spec.options, f"step reward {spec.target!r}")
+    options = {name: revealed(value) for name, value in spec.options.items()}
+    try:
+        return replace(bind(found, options, f"step reward {spec.target!r}"), options=spec.options)
+    except CodeNameError as error:
+        raise CodeNameError(concealed(str(error), spec.options)) from None
 
 
 def bind(found: object, options: Mapping[str, object], what: str) -> LoadedReward:

@@ -37,15 +37,18 @@ MAX_BINOMIAL_DIGITS = 2
 # those compute for as long as one likes.
 _GREEK = frozenset([
     "\\alpha", "\\beta", "\\gamma", "\\delta", "\\epsilon", "\\theta", "\\lambda", "\\mu", "\\pi",
-    "\\rho", "\\sigma", "\\tau", "\\phi", "\\varphi", "\\omega",
+    "\\rho", "\\sigma", "\\Delta", "\\Omega", "\\eta", "\\kappa", "\\nu", "\\xi", "\\chi", "\\psi",
+    "\\ell", "\\tau", "\\phi", "\\varphi", "\\omega",
 ])  # fmt: skip
 _FUNCTIONS = frozenset([
     "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\arcsin", "\\arccos", "\\arctan",
     "\\log", "\\ln",
 ])  # fmt: skip
 _IN_EXPONENTS = _GREEK | {"\\frac", "\\sqrt", "\\cdot", "\\times", "\\div"}
-_COMMANDS = _IN_EXPONENTS | _FUNCTIONS | {"\\infty", "\\binom"}
-_TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_(){}\[\]!:]")
+_COMMANDS = _IN_EXPONENTS | _FUNCTIONS | {
+    "\\infty", "\\binom", "\\lfloor", "\\rfloor", "\\lceil", "\\rceil",
+}  # fmt: skip
+_TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_(){}\[\]!:|]")
 _MIXED = re.compile(r"(-?)(\d+) (\d+)/(\d+)")
 # Units are taken off here, with care: math-verify takes any of c, d, g, h, l, m, o, s, t for one.
 _READING = LatexExtractionConfig(
@@ -77,6 +80,34 @@ def same_values(answer: str, gold: str) -> bool:
     return verify(right, left, numeric_precision=_DIGITS, float_rounding=20, timeout_seconds=None)
 
 
+def same_equations(answer: str, gold: str) -> bool:
+    """Whether two differences of sides, in the same two or more letters, are zero at the same time:
+    one is the other times a number. With one letter, solving may be what was asked."""
+    tokens, gold_tokens = _tokens(answer), _tokens(gold)
+    if not tokens or not gold_tokens or not (_harmless(tokens) and _harmless(gold_tokens)):
+        return False
+    if _ambiguous(tokens) or _ambiguous(gold_tokens):
+        return False
+    left, right = _expression(_latex(tokens)), _expression(_latex(gold_tokens))
+    if left is None or right is None:
+        return False
+    letters = sorted(left.free_symbols, key=str)
+    if len(letters) < 2 or left.free_symbols != right.free_symbols or len(letters) > len(_POINTS):
+        return False
+    ratios = []
+    for shift in range(len(_POINTS)):
+        above, below = (side.xreplace(_at(letters, shift)).evalf(_DIGITS) for side in (left, right))
+        if not (above.is_number and below.is_number and above.is_finite and below.is_finite):
+            return False
+        if abs(below) < sympy.Float(10) ** -9:
+            return False
+        ratios.append(above / below)
+    return abs(ratios[0]) > 0 and all(
+        abs(ratio - ratios[0]) <= abs(ratios[0]) * sympy.Float(10) ** (-_DIGITS // 2)
+        for ratio in ratios
+    )
+
+
 def _tokens(text: str) -> list[str] | None:
     """The pieces of a scalar, or None where something else is among them."""
     if mixed := _MIXED.fullmatch(text):
@@ -100,11 +131,22 @@ def _is_number(token: str) -> bool:
 
 
 def _ambiguous(tokens: list[str]) -> bool:
-    """Numbers side by side, which are not one, and letters in both cases, which are read as one."""
+    """Numbers side by side, which are not one, letters in both cases, which are read as one, and
+    bars that are not one absolute value."""
+    if (bars := tokens.count("|")) and (bars != 2 or not _one_absolute_value(tokens)):
+        return True
     letters = {token for token in tokens if token.isalpha()}
     return len(letters) > len({letter.lower() for letter in letters}) or any(
         _is_number(first) and _is_number(second) for first, second in pairwise(tokens)
     )
+
+
+def _one_absolute_value(tokens: list[str]) -> bool:
+    """Whether the bars are around something: 5|10 says that 5 divides 10."""
+    first = tokens.index("|")
+    last = tokens.index("|", first + 1)
+    before, after = tokens[first - 1 : first], tokens[last + 1 : last + 2]
+    return last > first + 1 and not any(map(_is_number, after)) and "|" not in before
 
 
 def _harmless(tokens: list[str]) -> bool:
@@ -232,10 +274,7 @@ def _agree(left: sympy.Expr, right: sympy.Expr) -> bool:
     if len(letters) > len(_POINTS):
         return False
     for shift in range(3 if letters else 1):
-        at = {
-            letter: sympy.Rational(*_POINTS[(i + shift) % len(_POINTS)])
-            for i, letter in enumerate(letters)
-        }
+        at = _at(letters, shift)
         first, second = (side.xreplace(at).evalf(_DIGITS) for side in (left, right))
         if first == second:
             continue
@@ -245,3 +284,11 @@ def _agree(left: sympy.Expr, right: sympy.Expr) -> bool:
         if not abs(first - second) <= scale * sympy.Float(10) ** (-_DIGITS // 2):
             return False
     return True
+
+
+def _at(letters: list[sympy.Symbol], shift: int) -> dict[sympy.Symbol, sympy.Rational]:
+    """A number for every letter, others for every shift."""
+    return {
+        letter: sympy.Rational(*_POINTS[(i + shift) % len(_POINTS)])
+        for i, letter in enumerate(letters)
+    }

@@ -9,11 +9,13 @@ is gone.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from typing import IO
 
@@ -21,10 +23,14 @@ from rewards.by_path import CodeNameError
 from rewards.calling import call
 from rewards.loading import LoadedReward, load_reward
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: a signal to this process when its parent ends
+
 
 def main(descriptor: int) -> None:
     """Serve the parent at the other end of a socket until it is closed."""
     os.set_inheritable(descriptor, False)
+    if sys.platform == "linux":  # elsewhere a call that is going on ends at its deadline
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = socket.socket(fileno=descriptor)
     requests = parent.makefile("rb")
     specs, deadline, memory_bytes = pickle.load(requests)

@@ -8,8 +8,11 @@ is what the place that shows it has no sign for: over ssh, in a pipe, in a termi
 from __future__ import annotations
 
 import codecs
+import math
 import re
+import time
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
 )
+_SECONDS_BETWEEN_LINES = 10.0
 _MARKS = {"\n": "⏎", "\t": "⇥"}
 
 
@@ -29,8 +33,28 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def now_and_then(console: Console, of: str) -> Callable[[str], None]:
+    """Returns a function that says how far a long work is, where one would begin to wonder.
+
+    Args:
+        console: where.
+        of: what the work is called.
+    """
+    last = time.monotonic()
+
+    def tell(words: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(console, f"{of}: {words}")
+
+    return tell
+
+
 def clock(seconds: float) -> str:
-    """`2:05`, or `1:02:05`."""
+    """`2:05`, or `1:02:05`; a dash where there is no such time."""
+    if not math.isfinite(seconds):
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

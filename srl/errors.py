@@ -13,8 +13,15 @@ class UsageError(ValueError):
     """
 
 
-class DivergedError(RuntimeError):
-    """The policy computes no numbers any more; exit code 1."""
+class RunError(RuntimeError):
+    """A run cannot go on, for a reason outside the program; exit code 1.
+
+    The message says all there is to say.
+    """
+
+
+class DivergedError(RunError):
+    """The policy computes no numbers any more."""
 
 
 @contextmanager

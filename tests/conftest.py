@@ -108,6 +108,12 @@ def build_tokenizer(
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Code that tests run is noted in a place of their own: `srl/config/trust.py`."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> TokenizerMaker:
     """`build_tokenizer`, for tests that need a special kind."""

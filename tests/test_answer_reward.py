@@ -26,6 +26,8 @@ from latex2sympy2_extended import latex2sympy2
 from sympy.parsing import sympy_parser
 
 from environments import load_trajectories
+from environments.environment import MATHS
+from environments.types import Step, Trajectory
 from rewards.answer import answer, verify_answer
 from rewards.types import StepContext
 
@@ -120,6 +122,11 @@ EQUAL = [
     ("Tuesday", r"\text{tuesday}"),
     ("120", r"\sum_{k=1}^{15} k"),
     (r"\overline{CD}", r"\overline{CD}"),
+    ("0 < x < 1", "(0,1)"),
+    ("2y = 4x + 6", "y = 2x + 3"),
+    ("x + y = 5", "5"),
+    ("x = 2+3 = 5", "5"),
+    ("2+3 = 5", "5"),
 ]
 
 DIFFERENT = [
@@ -184,7 +191,15 @@ DIFFERENT = [
     ("y = 2x+3", "y = 2x-3"),
     ("x >= 3", "x > 3"),
     ("x < 3", "x > 3"),
-    ("0 < x < 1", "(0,1)"),
+    ("0 < x < 1", "[0,1)"),
+    ("-221_4", "-221_3"),
+    (r"0.11_3", "0.11_2"),
+    ("18 cents", r"\$18"),
+    ("x + y = 5", "x - y = 5"),
+    ("2x = 6", "6"),
+    ("5", "x + y = 5"),
+    ("y = 2x + 4", "2y = 4x + 6"),
+    ("x < 1 and x > 2", r"(-\infty,1) \cup (2,\infty)"),
     ("1 < x < 2", "1 < x < 3"),
     (r"x \ne 3", "x = 3"),
     ("x^2+x", "x^2-x"),
@@ -219,6 +234,9 @@ HOSTILE_GOLDS = [
 ]
 BOUND = 1.0
 HOSTILE = [
+    r"\lfloor\lfloor 9^{4999} \rfloor\rfloor", "|" * 150, "|x|" * 50, "½" * 60, "2" + "⁹" * 60,
+    r"\exp(\exp(9))", r"\log_2 " * 30 + "8", "1=1=" * 40 + "1", "∛" * 30 + "8", r"\quad" * 30,
+    r"\sinh(\sinh(\sinh(\sinh(99))))", "0.(" + "9" * 99 + ")", "5 " + "cm " * 60, r"\text{m}" * 25,
     "9^{9^9}", "9^9^9^9", "9**9**9", "9^{9^{9^{9}}}", "((9^9)^9)^9999", "{9^{999}}^{999}",
     "(((2^{99})^{99})^{99})^{99}", "9^{9999999999}", "9^{9*9*9*9*9*9*9*9}", "9^{(9999)(9999)}",
     "2^{1/0.000000000001}", r"\sqrt[1/99999]{9}", r"2^{\tan(1.57079632679)}", "2^{9!}",
@@ -248,9 +266,12 @@ HOSTILE = [
     "\u0661\u0662", "7\u0301", "½", "x²⁰", "⁷", "\x1b[31m7", "7\r8", "7\u2028", "\ufeff7",
     "NaN", "nan", "inf", "None", "True", "zoo", "oo-oo", r"\infty-\infty", r"\frac{0}{0}",
 ]  # fmt: skip
-# Not deceived: every Unicode digit is a digit to `same_answer`, U+2028 is white space, and a
-# product of ten letters with a zero among them is zero.
-EXCUSED = {("７", "7"), ("𝟕", "7"), ("7\u2028", "7"), ("7 if 1 else 0", "0")}
+# Not deceived: every Unicode digit is a digit to `same_answer`, U+2028 is white space, U+200B and
+# U+FEFF cannot be seen, and a product of ten letters with a zero among them is zero.
+EXCUSED = {
+    *((text, "7") for text in ("７", "𝟕", "7\u2028", "7\u200b", "\ufeff7")),
+    ("7 if 1 else 0", "0"),
+}
 
 
 def step(action: str, *, gold: str | None = "7", index: int = 0, steps: int = 1) -> StepContext:
@@ -395,6 +416,14 @@ def _change_digit(text: str, rng: random.Random) -> str:
     return text[:place] + rng.choice("123456789".replace(text[place], "")) + text[place + 1 :]
 
 
+def _without_one(pattern: str, text: str, rng: random.Random) -> str:
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return text
+    one = rng.choice(found)
+    return text[: one.start()] + text[one.end() :]
+
+
 def _other_variable(text: str, _: random.Random) -> str:
     letter = re.search(r"(?<![\\A-Za-z{])[a-df-hj-z](?![A-Za-z])", text)
     return text if letter is None else text.replace(letter[0], "q" if letter[0] != "q" else "p")
@@ -417,6 +446,14 @@ CORRUPTIONS: dict[str, Callable[[str, random.Random], str]] = {
     "bracket": lambda text, _: re.sub(r"^(\\left)?\(", r"\1[", text, count=1),
     "drop element": lambda text, _: re.sub(r",[^,()\[\]]*(?=[)\]]?$)", "", text, count=1),
     "power": lambda text, _: re.sub(r"\^(\d)", lambda n: f"^{int(n[1]) + 1}", text, count=1),
+    "drop digit": lambda text, rng: _without_one(r"\d(?=\d)|(?<=\d)\d", text, rng),
+    "drop term": lambda text, rng: _without_one(r"(?<=[\w})])[+-][^-+{}()\[\],=]+", text, rng),
+    "last bracket": lambda text, _: re.sub(r"[)\]]$", lambda b: "])"[b[0] == "]"], text),
+    "swap ends": lambda text, _: re.sub(r"^(\(|\[)([^,]+),([^,]+)(\)|\])$", r"\1\3,\2\4", text),
+    "decimal point": lambda text, rng: re.sub(r"^(-?\d+)(\d)$", r"\1.\2", text),
+    "base": lambda text, _: re.sub(r"_\{?(\d)\}?$", lambda n: f"_{int(n[1]) + 1}", text),
+    "infinity": lambda text, _: text.replace(r"-\infty", r"\infty"),
+    "strict": lambda text, _: re.sub(r"\\(l|g)e ?", lambda n: "<>"[n[1] == "g"], text),
 }  # fmt: skip
 
 
@@ -464,12 +501,19 @@ def test_corrupted_answers_are_refused(source: str, file: str) -> None:
     golds = _gold_answers(source, file)
     rng = random.Random(0)
     accepted, made = [], 0
-    while made < 200:
+    while made < 500:
         gold = rng.choice(golds)
         if (corrupted := corrupt(gold, golds, rng)) is None:
             continue
         made += 1
         kind, wrong = corrupted
-        if verify_answer(wrong, gold):
+        solution = rng.choice([r"So $\boxed{{{}}}$.", "The answer is ${}$.", "#### {}"]).format(
+            wrong
+        )
+        # As the evaluation judges: the reward is asked where the environment leaves it open
+        verdict = MATHS.judge(Trajectory("", (), gold), [Step(solution)]).correct
+        paid = answer(step(solution, gold=gold)) == 1.0
+        assert verdict in (None, paid)
+        if paid:
             accepted.append((kind, wrong, gold))
     assert not accepted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.commands.cli import main
 from srl.evaluation.benchmarks.figures import figures_of
-from srl.evaluation.benchmarks.run import _alone_in, _mostly_silent
+from srl.evaluation.benchmarks.run import _mostly_silent
 from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
 from srl.evaluation.solving import Attempt
 from srl.runs.folder import RunFolder
+from srl.runs.lock import LOCK, only_writer
 from srl.sample_metrics import maj_at_k, over_problems, pass_at_k, votes_of
 from srl.stats import wilson
 from tests.conftest import read_jsonl, refused, write_config
@@ -281,11 +283,12 @@ def test_a_second_process_in_a_folder_is_refused(
 ) -> None:
     for run in (RunFolder.create(Path("runs"), "one"), RunFolder(Path("runs/one"))):
         before = {path: path.read_bytes() for path in run.path.iterdir()}
-        with _alone_in(run):  # before anything lies in it, and when it is complete
+        with only_writer(run.path, print):  # before anything lies in it, and when it is complete
             assert evaluate(toy_policy, samples=0) == 2
-        message = "another process is evaluating into runs/one; wait until it has ended"
+            after = {path: path.read_bytes() for path in run.path.iterdir()}
+        message = f"runs/one is being written by process {os.getpid()} on "
         assert message in capsys.readouterr().err
-        assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+        assert {path: text for path, text in after.items() if path.name != LOCK} == before
         assert evaluate(toy_policy, samples=0) == 0
 
 

@@ -84,6 +84,33 @@ def test_everything_is_inside_the_picture(values: list[float | None], share: boo
     Page(chart)
 
 
+@given(
+    st.sampled_from([0.1, 1 / 3, 0.0, -0.0, 5e-324, 1e-310, 1e-160, 9e149, -9e149]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 1e-17, 2e-16, 9e-7, 2e-6]),  # of the value
+            st.sampled_from([0.0, 5e-324, 1e-18, 1e-16, 1e308, math.inf, math.nan]),  # interval
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_values_that_are_alike_but_for_rounding(
+    value: float, apart: list[tuple[float, float]], share: bool
+) -> None:
+    values = [
+        Estimate(value * (1 + more), value * (1 + more) - half, value * (1 + more) + half, 8)
+        for more, half in apart
+    ]
+    chart = line_chart("t", "c", [Series("a", bins(len(values)), values)], share=share)
+    for kind in ("line", "bars"):
+        for part in outline(chart, kind):
+            assert all(0 <= x <= 420 and 0 <= y <= 210 for x, y in part)
+    assert "nan" not in chart
+    assert chart.count('class="up"') >= 3  # an axis with numbers
+
+
 def test_an_outlying_interval_does_not_flatten_the_line() -> None:
     values = exactly(0.4, 0.5, 0.6, 0.5, 0.4)
     values[2] = Estimate(0.6, -40.0, 41.0, 2)

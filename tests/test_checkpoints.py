@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from srl.errors import UsageError
-from srl.runs.folder import missing_from_checkpoint
-from srl.training.checkpoints import STATE_FILE, add_saving, read_state, why_kept
+from srl.runs.checkpoints import STATE_FILE, checkpoints, damage
+from srl.training.checkpoints import Saving, read_state, why_kept
 
 HOLDS = {"stream": dict, "empty_steps": int}
 GOOD = {"stream": {"epoch": 1}, "empty_steps": 2, "positions": {"a.jsonl": 30, "b.jsonl": 0}}
@@ -77,22 +77,36 @@ def test_why_a_checkpoint_was_kept(values: tuple[float, ...], said: str) -> None
 
 
 def test_it_is_whole_before_anybody_looks(tmp_path: Path, toy_policy: Path) -> None:
-    """Trackers upload when a checkpoint is saved, and the older ones are gone by then."""
+    """Trackers upload when a checkpoint is saved; until one is whole, the one before stays."""
     seen = []
 
     class Tracker(TrainerCallback):
         def on_save(self, args: object, state: TrainerState, control: object, **_: object) -> None:
-            seen.append(missing_from_checkpoint(tmp_path / f"checkpoint-{state.global_step}"))
+            there = checkpoints(tmp_path)
+            seen.append([(path.name, damage(path)) for path in there])
+
+    def state() -> dict[str, object]:
+        assert len(checkpoints(tmp_path)) == min(2, 1 + len(seen))
+        return GOOD
 
     model = AutoModelForCausalLM.from_pretrained(toy_policy)
     args = TrainingArguments(
-        str(tmp_path), max_steps=2, save_steps=1, save_total_limit=1, use_cpu=True, report_to=[]
+        str(tmp_path), max_steps=3, save_steps=1, save_total_limit=1, use_cpu=True, report_to=[]
     )
-    rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 2
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 3
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[Tracker()])
-    add_saving(trainer, lambda: GOOD)
+    saving = Saving(state)
+    saving.attach(trainer)
+    save_model = trainer.save_model
+
+    def save(folder: str, _internal_call: bool = False) -> None:
+        saving.begin(Path(folder), args)
+        save_model(folder, _internal_call)
+
+    trainer.save_model = save
     trainer.train()
-    assert seen == [[], []]
-    assert read_state(tmp_path / "checkpoint-2", holds=HOLDS, logs=["a.jsonl"])[1] == {
+    assert seen == [[(f"checkpoint-{step}", None)] for step in (1, 2, 3)]
+    assert args.save_total_limit == 1
+    assert read_state(tmp_path / "checkpoint-3", holds=HOLDS, logs=["a.jsonl"])[1] == {
         "a.jsonl": 30
     }

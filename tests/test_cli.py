@@ -54,6 +54,7 @@ def test_what_is_printed_is_what_is_recorded(
         "config.yaml",
         "environment.json",
         "eval.jsonl",
+        "inputs.json",
         "metrics.jsonl",
         "policy",
         "problems.jsonl",
@@ -303,7 +304,8 @@ def test_ctrl_c_twice_stops_at_once(
     handler = signal.getsignal(signal.SIGINT)
     interrupt_at(monkeypatch, 3, times=2)
     assert train() == 130
-    assert capsys.readouterr().err == "srl: stopped\n"
+    said = "srl: stopped. Go on from checkpoint-2 with: make resume RUN=one\n"
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert (home / "runs/one/checkpoint-2").is_dir()
     assert not (home / "runs/one/checkpoint-3").exists()
@@ -319,7 +321,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
 
     monkeypatch.setattr("srl.evaluation.held_out.solve_step_by_step", interrupted)
     assert train() == 130
-    assert capsys.readouterr().err == "srl: stopped\n"
+    again = f"{sys.executable} -m srl train --config config.yaml --run-name one"
+    said = f"srl: stopped. No checkpoint was saved yet. Start again with: {again}\n"
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list((home / "runs").iterdir())
 
@@ -386,7 +390,9 @@ def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture
     assert "has no checkpoint yet" in capsys.readouterr().err
     (run / "checkpoint-4").mkdir()
     assert main(["resume", "one"]) == 2
-    assert "it lacks trainer_state.json, srl_state.json, the weights" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "has no checkpoint to go on from" in shown
+    assert "checkpoint-4: it has no manifest.json" in shown
 
 
 def test_what_a_message_names_cannot_steer_the_terminal(

@@ -151,9 +151,14 @@ def test_a_reward_that_fails_stops_the_run(
     again_shown = capsys.readouterr()
     assert name in again_shown.out
     assert re.search("raised KeyError|returned nan", again_shown.out)
-    # And the name is free again, with nothing left of the failure.
-    assert train(*QUICK) == 0
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["one"]
+    # And the name is free again. Once the reward does not fail, nothing is left of the failure; a
+    # file of somebody's beside it stays, whatever its name.
+    notes = Path("runs/one.failed.my-notes.jsonl")
+    notes.write_text("{}\n")
+    file = mine / "mine.py"
+    file.write_text(file.read_text() + f"\n\ndef {name}(step):\n    return 0.5\n")
+    assert train("--rewards.similarity", "1", reward, "0", *QUICK) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["one", notes.name]
 
 
 @pytest.mark.parametrize("name", ["raises", "gives_nan"])

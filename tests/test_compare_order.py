@@ -358,7 +358,7 @@ def test_a_process_of_ours_keeps_the_lock_and_is_told_when_we_die(tmp_path: Path
     code = (
         "import signal, sys, time\n"
         "def told(*_):\n    print('told', flush=True)\n    sys.exit(5)\n"
-        "signal.signal(signal.SIGINT, told)\n"
+        "signal.signal(signal.SIGTERM, told)\n"
         f"print('ready', flush=True)\ntime.sleep({LONG})\n"
     )
     log = tmp_path / "log"

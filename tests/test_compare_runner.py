@@ -35,7 +35,9 @@ from srl.compare import runner
 from srl.compare.cell_run import State, cpu_name, read_cells
 from srl.compare.figures import figures_of
 from srl.compare.plan_file import load_plan
+from srl.errors import UsageError
 from srl.models.loading import load_policy
+from srl.runs.lock import only_writer
 
 # ---- real cells ---------------------------------------------------------------------------------
 
@@ -213,8 +215,8 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
 
         def on_step_begin(self, args, state, control, **more):  # type: ignore[no-untyped-def]
             if state.global_step == 1:
-                os.kill(os.getppid(), signal.SIGINT)
-                wait_for(lambda: self._asked_to_stop)
+                os.kill(os.getppid(), signal.SIGTERM)  # as schedulers do
+                wait_for(lambda: self._signals.asked is not None)
 
         ProgressReport.on_step_begin = on_step_begin  # type: ignore[method-assign]
 
@@ -224,7 +226,7 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
     assert "toy.srl.0 stopped after" in shown
     assert not Path("runs/c/toy.srl.0").exists()
     code, shown = run(start=Starter(before=in_training))
-    assert code == 130, shown
+    assert code == 143, shown
     assert Path("runs/c/toy.srl.0/checkpoint-2").is_dir()
     assert re.search(r"Incomplete, 1 of 1 cells: toy.srl.0 \(interrupted\)", shown)
     start = Starter()
@@ -235,6 +237,15 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(
     assert [" train " in words for words in cells["toy.srl.0"]["commands"]] == [True, False]
     other = json.loads((straight[0] / "runs/c/table.json").read_text())["cells"]
     assert cells["toy.srl.0"]["figures"] == other["toy.srl.0"]["figures"]
+
+
+def test_a_cell_that_somebody_trains_by_hand_is_not_moved_away(file: Path) -> None:
+    write(seeds=[0], rows={"srl": {}}, contrasts=[])
+    cell = Path("runs/c/toy.srl.0")
+    cell.mkdir(parents=True)
+    with only_writer(cell, print), pytest.raises(UsageError, match="is being written by process"):
+        run(start=Starter())
+    assert not Path("runs/c/unfinished").exists()
 
 
 def test_cells_as_users_get_them(

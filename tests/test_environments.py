@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from environments import ENVIRONMENTS, DataError, LoadReport, load_trajectories
-from environments.competition_math import last_boxed
 from environments.types import Trajectory
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -122,27 +121,6 @@ def test_gsm8k_answer_as_a_last_step(tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "a = <<1+1=2>>2\nb = 3\n#### 1,234"}]
     found = load_trajectories("gsm8k", jsonl(tmp_path, rows), answer_step=True)
     assert found[0].texts == ("a = 2", "b = 3", "The answer is 1234.")
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so $\boxed{5}$.", "5"),
-        (r"$\boxed{1}$ and $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
-        (r"$\boxed{\left\{ 1, 2 \right.}$", r"\left\{ 1, 2 \right."),
-        (r"$\boxed{\text{a \} b}}$ {", r"\text{a \} b}"),
-        (r"$\fbox{7}$", "7"),
-        (r"$\boxed 5$.", "5"),
-        (r"$\boxed\pi$", r"\pi"),
-        (r"$\boxed {x}$", "x"),
-        (r"$\boxed{1}$ then $\boxed{2", "1"),
-        (r"$\boxed{}$", None),
-        (r"\boxedness 3", None),
-        ("none", None),
-    ],
-)
-def test_last_boxed(text: str, answer: str | None) -> None:
-    assert last_boxed(text) == answer
 
 
 def test_competition_math_takes_drawings_out_and_says_so(tmp_path: Path) -> None:
@@ -305,6 +283,10 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         {"problem": "p", "steps": ["a", " "]},
         {"problem": "p", "steps": ["a"]},
         {**GOOD, "answer": ["6"]},
+        {**GOOD, "steps": ["a", "half a \ud800 sign"]},
+        {**GOOD, "problem": "half a \udc00 sign"},
+        *({**GOOD, "steps": ["a", unseen]} for unseen in ("\u200b", "---", "***\n***")),
+        {**GOOD, "steps": ["a"] * 1001},
         GOOD,
     ]
     report = LoadReport(rows=100, kept=90, dropped=Counter({"no problem": 10}))
@@ -312,7 +294,7 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         "files", jsonl(tmp_path, [GOOD, *bad]), report=report, max_dropped_share=1.0
     )
     assert len(found) == 1
-    assert report.rows == 116  # an earlier source's counts are added to
+    assert report.rows == 122  # an earlier source's counts are added to
     assert report.kept == 91
     assert report.dropped == {
         "no problem": 13,
@@ -323,6 +305,9 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         "steps is not a list": 1,
         "a step is not text": 1,
         "empty step": 1,
+        "text that is not Unicode (a lone surrogate)": 2,
+        "a step that shows nothing": 3,
+        "more than 1,000 steps": 1,
         "only one step": 1,
         "answer is not text": 1,
         "duplicate row": 1,

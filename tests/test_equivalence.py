@@ -41,11 +41,11 @@ def steps_of(folder: Path) -> bytes:
 
 
 def metrics_of(folder: Path) -> list[dict[str, object]]:
-    """Without times, and without the Trainer's own closing line about this process."""
+    """Without times."""
+    times = ("seconds", "runtime", "per_second")
     return [
-        {name: value for name, value in line.items() if "seconds" not in name}
+        {name: value for name, value in line.items() if not any(word in name for word in times)}
         for line in read_jsonl(folder / "metrics.jsonl")
-        if "train_runtime" not in line
     ]
 
 

@@ -13,22 +13,12 @@ from srl.runs import folder as run_folder
 from srl.runs.folder import (
     RunFolder,
     changed_keys,
-    check_checkpoint,
     git_state,
     plain,
     replace_file,
+    run_path,
     write_json,
 )
-
-CHECKPOINT_FILES = ("trainer_state.json", "srl_state.json", "model.safetensors")
-
-
-def checkpoint(run: RunFolder, step: int, files: tuple[str, ...] = CHECKPOINT_FILES) -> Path:
-    path = run.path / f"checkpoint-{step}"
-    path.mkdir()
-    for name in files:
-        (path / name).write_text("{}")
-    return path
 
 
 def test_names_of_the_files(tmp_path: Path) -> None:
@@ -53,7 +43,7 @@ def test_names_of_the_files(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_never_overwritten(tmp_path: Path) -> None:
     for name in ("a", "a-2"):
         RunFolder.create(tmp_path, name).metrics.write_text("kept\n")
-    with pytest.raises(UsageError, match=r"in use.*make resume RUN=a\..*make train RUN=a-3"):
+    with pytest.raises(UsageError, match=r"in use.*make resume RUN=\S+/a\. .*make train RUN=a-3"):
         RunFolder.create(tmp_path, "a")
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == "kept\n"
     (tmp_path / "file").write_text("")
@@ -246,39 +236,6 @@ def test_a_file_of_the_longest_name_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_latest_checkpoint_is_by_number_and_whole(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a")
-    assert run.latest_checkpoint() is None
-    checkpoint(run, 9)
-    newest = checkpoint(run, 10)
-    assert run.latest_checkpoint() == newest
-    checkpoint(run, 100, ("model.safetensors",))  # the run was killed while it was saving
-    (run.path / "checkpoint-best").mkdir()
-    (run.path / "checkpoint-200").write_text("a file")
-    assert run.latest_checkpoint() == newest
-
-
-def test_no_whole_checkpoint_at_all(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, "a")
-    checkpoint(run, 3, ("model.safetensors", "trainer_state.json"))
-    with pytest.raises(UsageError, match=r"checkpoint-3 is not .* lacks srl_state\.json\."):
-        run.latest_checkpoint()
-
-
-def test_a_checkpoint_that_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
-        check_checkpoint(tmp_path / "checkpoint-1")
-    with pytest.raises(
-        UsageError, match=r"lacks trainer_state\.json, srl_state\.json, the weights \(model\.safe"
-    ):
-        check_checkpoint(tmp_path)
-    run = RunFolder(tmp_path)
-    check_checkpoint(checkpoint(run, 1))
-    state = ("trainer_state.json", "srl_state.json")
-    check_checkpoint(checkpoint(run, 2, (*state, "model.safetensors.index.json")))
-    check_checkpoint(checkpoint(run, 3, (*state, "adapter_model.safetensors")))
-
-
 def test_changed_keys() -> None:
     old = {"a": 1, "b": {"c": 0.1, "d": [1, 2]}, "gone": None, "same": Path("x"), "empty": {}}
     new = {"a": 2, "b": {"c": 0.1, "d": (1, 3)}, "new": "π", "same": "x", "empty": {}}
@@ -305,3 +262,82 @@ def test_plain_values() -> None:
 
     assert plain({1: Kind.STEPS, "o": (Path("a"), {3, 2})}) == {"1": "steps", "o": ["a", [2, 3]]}
     assert type(plain(Kind.STEPS)) is str
+
+
+def test_a_word_names_a_run_and_no_folder_beside_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("docs", "runs/one", "here", "runs/both", "both"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("runs/one", "here", "runs/both", "both"):
+        (tmp_path / folder / "config.yaml").touch()
+    assert run_path("docs") == Path("runs/docs")
+    assert run_path("one") == Path("runs/one")
+    assert run_path("both") == Path("runs/both")
+    assert run_path("here") == Path("here")
+    assert run_path("runs/one") == Path("runs/one")
+    monkeypatch.chdir(tmp_path / "runs" / "one")
+    assert run_path(".").name == "one"
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", "/", "docs", "a b", "it's", "-x", "x" * 300, "é", "a/b/c", "\udcff", ""]
+)
+@pytest.mark.parametrize("words", [["resume", "{}"], ["inspect", "{}"], ["eval", "--run={}"]])
+def test_what_is_no_run_is_told_in_words(
+    name: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from srl.commands.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    assert main([word.format(name) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "is not a run folder" in said or (name == "-x" and "RUN" in said), said
+
+
+def test_links_that_lead_nowhere_and_to_runs(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.write_start({}, [])
+    (tmp_path / "link").symlink_to("a")
+    assert RunFolder.open(tmp_path / "link").read_config() == {}
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="gone is not a run folder: its link leads nowhere"):
+        RunFolder.open(tmp_path / "gone")
+    with pytest.raises(UsageError, match="gone is in use"):
+        RunFolder.create(tmp_path, "gone")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["steps.jsonl", "eval.jsonl", "config.yaml", "command.txt", "policy", "checkpoint-2",
+     "checkpoint-1/trainer_state.json", "policy/model.safetensors"],
+)  # fmt: skip
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    """Of a run that comes from elsewhere."""
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    run = RunFolder.create(tmp_path, "a")
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).symlink_to(mine)
+    (run.path / "notes").symlink_to(mine)  # not ours to say
+    with pytest.raises(UsageError, match=f"{name} is a link to {mine}, and this would write"):
+        run.refuse_links()
+    (run.path / name).unlink()
+    run.refuse_links()
+    os.mkfifo(run.path / "metrics.jsonl")  # whoever opens it waits for ever
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is no file"):
+        run.refuse_links()
+
+
+def test_what_others_put_into_a_folder_is_not_taken_away(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "a")
+    run.write_start({}, [])
+    (run.path / "my-notes.txt").write_text("mine")
+    run.take_away()
+    assert [path.name for path in run.path.iterdir()] == ["my-notes.txt"]

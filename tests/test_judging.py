@@ -23,17 +23,17 @@ PAIRS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitline
 
 # (answer or completion, gold) -> why the program and the teacher part
 KNOWN = {
-    ("1 234", "1234"): "a space between digits is never taken for a thousands separator",
-    ("£18", "18"): "the dollar is the only currency sign",
-    ("18 cents", r"\$18"): "the gold's currency sign is dropped, and a unit on one side is ignored",
-    (r"\tan 45^\circ", "1"): "degrees inside of a function are not read",
-    ("2 < x < 5", "(2,5)"): "an inequality is not compared with an interval",
-    (r"x \ge 3", r"[3,\infty)"): "an inequality is not compared with an interval",
-    ("15 m/s", "15"): "a unit outside of \\text{} has letters only, and more than one of them",
-    ("(B) 12", "B"): "a choice with its content is neither the letter nor the content",
-    ("The answer is $\\frac{1}{2}$, as wanted.", "0.5"): "words behind an answer that is not boxed",
-    ("So the answer is **18**. Done!", "18"): "words behind an answer that is not boxed",
-}  # fmt: skip
+    (r"\lfloor x\rfloor=3", "3"): "of expressions, only a sum of letters names its value",
+    ("x^2+y^2=13", "13"): "of expressions, only a sum of letters names its value",
+    (r"50\% of the class", r"50\%"): "words behind a per cent sign",
+    ("2x<6", "x<3"): "an inequality is not solved",
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"): "of named values, one tuple at most is made",
+    ("3 & 4", "3,4"): "an ampersand separates columns",
+    ("empty set", r"\emptyset"): "of words, only numbers below one hundred are mathematics",
+    ("one half", "1/2"): "of words, only numbers below one hundred are mathematics",
+    ("no solutions", r"\text{no solution}"): "text is compared as text",
+    (r"\sinh(0)", "0"): "hyperbolic functions of each other compute for ever",
+}
 
 
 def text_of(pair: dict[str, str]) -> str:
@@ -71,10 +71,9 @@ def test_the_pairs_are_many_and_of_many_kinds() -> None:
     assert KNOWN.keys() <= set(keys)
 
 
-def test_false_alarms_and_false_praise_among_the_known() -> None:
-    """Nearly all errors are on the safe side: something right is not seen."""
-    praised = [p for p in PAIRS if p["verdict"] == "wrong" and verdict(p) == "right"]
-    assert [text_of(pair) for pair in praised] == ["18 cents"]
+def test_nothing_wrong_is_praised() -> None:
+    """Errors, where there are any, are on the safe side: something right is not seen."""
+    assert not [p for p in PAIRS if p["verdict"] == "wrong" and verdict(p) == "right"]
 
 
 def test_worker_processes_say_the_same() -> None:

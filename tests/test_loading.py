@@ -24,6 +24,7 @@ from transformers import (
 from srl.config.parts import PromptSettings
 from srl.errors import UsageError
 from srl.models.loading import context_limit, fingerprint, load_policy, prompt_format, stop_ids
+from srl.models.vocabulary import check_ids
 
 WEIGHTS = "model.safetensors"
 
@@ -74,6 +75,53 @@ def test_padding_is_ensured(folder: Path) -> None:
     late.save_pretrained(folder)
     assert late.pad_token_id >= 260
     assert load_policy(str(folder))[1].pad_token == "<eos>"
+
+
+def test_a_tokenizer_longer_than_the_embeddings_is_refused(folder: Path) -> None:
+    """But not one with special tokens that no prompt is made of."""
+    build_tokenizer(special=("<1>", "<2>", "<image>", "<think>")).save_pretrained(folder)
+    message = r"2 tokens more than .*'<think>' has the id 261, and the model 260 .*resize_token_emb"
+    with pytest.raises(UsageError, match=message):
+        load_policy(str(folder))
+    plain = build_tokenizer()
+    plain.add_tokens(["cups", "litres", "metres"])  # any text may hold these
+    plain.save_pretrained(folder)
+    with pytest.raises(UsageError, match="1 tokens more than .*'metres' has the id 260"):
+        load_policy(str(folder))
+    build_tokenizer(special=("<1>", "<2>", "<image>")).save_pretrained(folder)
+    model, tokenizer = load_policy(str(folder))
+    assert len(tokenizer) == 261
+    with pytest.raises(UsageError, match="spells out the token of the id 260"):
+        check_ids(model, [tokenizer.encode("a"), tokenizer.encode("an <image>")])
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_model_brings_is_not_run(
+    folder: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does anything ask on the terminal whether it may."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    values = json.loads((folder / file).read_text())
+    if file == "config.json":
+        values |= {"model_type": "mine", "architectures": ["MyModel"]}
+        values["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.MyModel"}
+    else:
+        values |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["own.Mine", None]}}
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=r"brings Python code of its own .* no code of a model"):
+        load_policy(str(folder))
+    assert not (folder / "ran").exists()
+
+
+def test_a_completion_must_be_able_to_end(folder: Path) -> None:
+    model, tokenizer = load_policy(str(folder))
+    tokenizer.eos_token = None
+    model.generation_config.eos_token_id = [260, 9]  # one that is never written does no harm
+    assert stop_ids(model, tokenizer) == {260, 9}
+    model.generation_config.eos_token_id = 260
+    with pytest.raises(UsageError, match=r"no completion could end: .*\[260\].* 260 embeddings"):
+        stop_ids(model, tokenizer)
 
 
 TEXTS = ("So 12 + 3 = 15 cups.\n\n  Then", "Ada's 7", "<think> x</think>é e\u0301")

@@ -244,6 +244,69 @@ def test_an_adapter_is_a_whole_model_once_loaded(adapter: Path, toy_policy: Path
     assert far(logits(adapter), logits(toy_policy)) > 0.1  # with the base's tokenizer
 
 
+LAYERS = ["q_proj", "v_proj"]
+
+
+def adapted(base: Path, folder: Path, **changes: object) -> tuple[Path, Tensor]:
+    """The folder of an adapter that peft made on `base`, and the logits of both together."""
+    import peft
+
+    model, _ = load_policy(str(base))
+    torch.manual_seed(0)
+    config = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": LAYERS, **changes}
+    model = peft.get_peft_model(model, peft.LoraConfig(**config))
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value += 0.3 * torch.randn_like(value)
+        model.save_pretrained(folder)
+        return folder, model.eval()(torch.arange(5, 60)[None]).logits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True},
+        {"use_rslora": True, "bias": "all"},
+        {"target_modules": "all-linear", "modules_to_save": ["norm"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [5, 9]},
+    ],
+)
+def test_adapters_of_any_kind_are_merged_as_they_were_trained(
+    toy_policy: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """The base's embeddings and LM head are one tensor; a copy of one of them is no longer."""
+    folder, expected = adapted(toy_policy, tmp_path / "adapter", **changes)
+    model, _ = load_policy(str(folder))
+    model.save_pretrained(tmp_path / "saved")
+    load_policy(str(toy_policy))[1].save_pretrained(tmp_path / "saved")
+    for name in (folder, tmp_path / "saved"):
+        with torch.no_grad():
+            found = load_policy(str(name))[0].eval()(torch.arange(5, 60)[None]).logits
+        assert far(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_a_merge_that_changes_more_than_the_adapter_did_is_refused(
+    toy_policy: Path, tmp_path: Path, target: str
+) -> None:
+    folder, _ = adapted(toy_policy, tmp_path / "adapter", target_modules=[*LAYERS, target])
+    with pytest.raises(UsageError, match=r"cannot be merged .* differ by .*tie_word_embeddings"):
+        load_policy(str(folder))
+
+
+def test_an_adapter_on_a_shared_weight_is_not_trained(toy_policy: Path, tmp_path: Path) -> None:
+    import peft
+
+    model, tokenizer = load_policy(str(toy_policy))
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[*LAYERS, "embed_tokens"])
+    model = peft.get_peft_model(model, lora)
+    with pytest.raises(UsageError, match=r"embed_tokens, whose weight lm_head uses too"):
+        SRLTrainer(model, toy_config(tmp_path), toy_trajectories(20), processing_class=tokenizer)
+
+
 def lose_a_tensor(folder: Path) -> None:
     held = load_file(folder / "adapter_model.safetensors")
     del held[sorted(held)[0]]
@@ -298,9 +361,11 @@ def test_without_peft(
         ("{target_modules: []}", r"lora.target_modules is \[\]; give all-linear"),
         ("{target_modules: [q_porj]}", r"lora.target_modules \['q_porj'\]: "),
         ("{target_modules: [q_proj, lm_head]}", "takes in the LM head"),
+        ("{target_modules: [q_proj, embed_tokens]}",
+         "take in model.embed_tokens, whose weight lm_head uses too: .* or give all-linear"),
         ("16", "lora is 16; give a block such as"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_are_refused(
     quick: Path, capsys: pytest.CaptureFixture[str], lora: str, message: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from srl.runs.stopping import Stopped, StopSignals
 from srl.training.progress import ProgressReport
 
 LOGS = {
@@ -37,7 +38,8 @@ class Shown:
     def __init__(self, *, terminal: bool = False, multiple: int = 1) -> None:
         self.file = io.StringIO()
         console = Console(file=self.file, force_terminal=terminal, width=200)
-        self.report = ProgressReport(console, save_every_multiple_of=multiple)
+        self.signals = StopSignals()
+        self.report = ProgressReport(console, save_every_multiple_of=multiple, signals=self.signals)
         self.args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
         self.state = TrainerState(global_step=0, max_steps=10)
         self.control = TrainerControl()
@@ -111,25 +113,76 @@ def test_a_run_away_is_told(similarity: float, accuracy: float, warned: bool) ->
         assert "rose by 0.100 while 10.0% fewer problems are solved" in said
 
 
-def test_ctrl_c_asks_for_a_checkpoint_at_the_end_of_the_step() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_asks_for_a_checkpoint_at_the_end_of_the_step(number: int) -> None:
     shown = Shown(multiple=2)
-    shown.call("on_train_begin")
-    shown.state.global_step = 3
-    signal.raise_signal(signal.SIGINT)
-    assert "stopping after this step, with a checkpoint" in shown.file.getvalue()
-    shown.call("on_step_end")
-    assert not shown.control.should_training_stop  # in the middle of a batch of two passes
-    shown.state.global_step = 4
-    shown.call("on_step_end")
-    assert shown.control.should_training_stop
+    with shown.signals:
+        shown.call("on_train_begin")
+        shown.state.global_step = 3
+        signal.raise_signal(number)
+        said = shown.file.getvalue()
+        assert "stopping after this step, with a checkpoint" in said
+        assert ("Ctrl-C again" in said) is (number == signal.SIGINT)
+        shown.call("on_step_end")
+        assert not shown.control.should_training_stop  # in the middle of a batch of two passes
+        shown.state.global_step = 4
+        shown.call("on_step_end")
+        assert shown.control.should_training_stop
+        assert shown.control.should_save
+        assert shown.control.should_log  # what waits for its line is in no checkpoint
+        assert shown.signals.asked == number
+
+
+def test_nothing_stops_a_checkpoint_from_becoming_whole() -> None:
+    """A second Ctrl-C waits for it; what schedulers and closing terminals repeat stops nothing."""
+    shown = Shown()
+    with shown.signals:
+        shown.call("on_train_begin")
+        shown.state.global_step = 1
+        shown.control.should_save = True  # by save_steps
+        shown.call("on_step_end")
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        with pytest.raises(Stopped) as stop:
+            shown.call("on_save")
+    assert stop.value.exit_code == 130
+
+
+def test_a_checkpoint_that_was_asked_for_is_saved_and_stays() -> None:
+    """Whatever `save_strategy` and `save_total_limit` would do with it."""
+    shown = Shown()
+    shown.args = TrainingArguments(
+        output_dir="unused", use_cpu=True, report_to="none", save_total_limit=1,
+        save_strategy="best", metric_for_best_model="accuracy", load_best_model_at_end=False,
+    )  # fmt: skip
+    with shown.signals:
+        shown.call("on_train_begin")
+        signal.raise_signal(signal.SIGTERM)
+        shown.call("on_step_end")
     assert shown.control.should_save
-    assert shown.control.should_log  # what waits for its line is in no checkpoint
-    assert shown.report.interrupted
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    shown.report.close()
+    assert (shown.args.save_strategy, shown.args.save_total_limit) == ("steps", 2)
 
 
-def test_closing_what_never_began_leaves_ctrl_c_alone() -> None:
-    Shown().report.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_outside_of_steps_a_signal_stops_at_once() -> None:
+    with StopSignals(), pytest.raises(Stopped, match="stopped") as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with StopSignals() as signals:
+        signals.after_this_step(lambda words: None)
+        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(Stopped) as stop:
+            signals.at_once()  # it came when the last step was over
+    assert stop.value.exit_code == 129
+
+
+def test_signals_that_the_shell_has_set_aside_stay_so() -> None:
+    """nohup ignores SIGHUP, and a shell SIGINT for what it starts in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

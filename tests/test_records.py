@@ -12,7 +12,7 @@ import step_logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srl.errors import UsageError
+from srl.errors import RunError, UsageError
 from srl.runs.records import (
     FIELDS,
     RecordWriter,
@@ -145,7 +145,7 @@ def test_resume_cuts_the_log_back_to_the_checkpoint(tmp_path: Path) -> None:
 
     position = write(resumed, *records[:3])
     write(resumed, *records[3:5])  # after the checkpoint: done again by the resumed run
-    truncate_to(resumed, position)
+    truncate_to({resumed: position})
     write(resumed, *records[3:])
     assert resumed.read_bytes() == straight.read_bytes()
 
@@ -159,15 +159,38 @@ def test_truncate_refuses_the_log_of_another_run(tmp_path: Path) -> None:
     position = write(tmp_path / "log", RECORD)
     before = (tmp_path / "log").read_bytes()
     with pytest.raises(UsageError, match=f"has {position} bytes.* written at {position + 1}"):
-        truncate_to(tmp_path / "log", position + 1)
+        truncate_to({tmp_path / "log": position + 1})
     with pytest.raises(UsageError, match=f"byte {position - 1}.*not the end of a line"):
-        truncate_to(tmp_path / "log", position - 1)
+        truncate_to({tmp_path / "log": position - 1})
     assert (tmp_path / "log").read_bytes() == before
     with pytest.raises(UsageError, match="has 0 bytes"):
-        truncate_to(tmp_path / "missing", 5)
-    truncate_to(tmp_path / "missing", 0)
-    truncate_to(tmp_path / "log", 0)
+        truncate_to({tmp_path / "missing": 5})
+    with pytest.raises(UsageError, match="has 0 bytes"):
+        truncate_to({tmp_path / "log": 0, tmp_path / "missing": 5})
+    assert (tmp_path / "log").read_bytes() == before  # all logs are cut, or none
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="cannot write .*folder: Is a directory"):
+        truncate_to({tmp_path / "folder": 0})
+    truncate_to({tmp_path / "missing": 0})
+    truncate_to({tmp_path / "log": 0})
     assert (tmp_path / "log").read_bytes() == b""
+
+
+def test_what_would_be_lost_is_not_written(tmp_path: Path) -> None:
+    """A folder that is deleted or moved while its log is open: no error would ever say so."""
+    path = tmp_path / "run" / "log"
+    path.parent.mkdir()
+    with RecordWriter(path) as writer:
+        writer.write([RECORD])
+        path.parent.rename(tmp_path / "moved")
+        for _ in range(2):
+            with pytest.raises(RunError, match="log is gone: it was deleted, moved or replaced"):
+                writer.write([RECORD])
+            with pytest.raises(RunError, match="is gone"):
+                writer.position()
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("")  # another one in its place is not it either
+    assert len(list(read_records(tmp_path / "moved" / "log"))) == 1
 
 
 @pytest.mark.parametrize("half", [b'{"schema": 1, "train', b"x" * 200_000])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -568,3 +568,32 @@ def test_the_check_tells_what_each_reward_says_and_takes(mine: str) -> None:
         ("nothing", 0.5, None),
     ]
     assert all(0 <= c.seconds < 1 for c in checks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the kernel tells children")
+def test_a_worker_dies_with_its_parent_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    """Whatever the call is at, and however long it may take."""
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n\n\ndef hangs(step):\n    if step.action == 'now':\n"
+        "        open('pid', 'w').write(str(os.getpid()))\n        time.sleep(600)\n"
+    )
+    code = (
+        "from rewards import RewardSum, StepContext\n"
+        "step = StepContext(problem='p', previous_steps=(), action='now', thought='', "
+        "expert_step='e', step_index=0, num_steps=1, answer=None)\n"
+        "RewardSum({'mine.py:hangs': 1.0}, deadline=600, workers=1).score([step])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.is_file() and pid.read_text() != "")
+    process.kill()
+    process.wait()
+    wait_until(lambda: not Path("/proc", pid.read_text()).exists())
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

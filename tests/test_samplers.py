@@ -24,7 +24,9 @@ from transformers import (
 from srl.errors import DivergedError
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How
-from srl.rollout import decoding, samplers
+from srl.rollout import choice, decoding, samplers
+from srl.rollout.choice import Way
+from srl.rollout.decoding import CachedDecoder
 from srl.rollout.samplers import (
     Completion,
     LocalSampler,
@@ -59,7 +61,7 @@ SIZES = {
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test here holds for both decoders."""
     if request.param == "cached":
-        monkeypatch.setattr(samplers, "refusal", lambda model: "asked for")
+        monkeypatch.setattr(choice, "refusal", lambda model: "asked for")
     return str(request.param)
 
 
@@ -185,16 +187,24 @@ def test_nested_prompts_are_read_once(decoder: str) -> None:
     st.integers(1, 40),
     st.integers(1, 2000),
     st.booleans(),
+    st.booleans(),
 )
 def test_chunks_stay_within_the_budget(
-    lengths: list[int], num_samples: int, max_new_tokens: int, budget: int, shared: bool
+    lengths: list[int],
+    num_samples: int,
+    max_new_tokens: int,
+    budget: int,
+    shared: bool,
+    one_length: bool,
 ) -> None:
-    chunks = list(_chunks(lengths, num_samples, max_new_tokens, budget, shared=shared))
+    way = Way(CachedDecoder, shared=shared, one_length=one_length)
+    chunks = list(_chunks(lengths, num_samples, max_new_tokens, budget, way))
     assert sorted(index for chunk in chunks for index in chunk) == list(range(len(lengths)))
     for chunk in chunks:
         longest = max(lengths[index] for index in chunk)
         read = longest * (1 if shared else num_samples)
         assert len(chunk) == 1 or len(chunk) * (read + num_samples * max_new_tokens) <= budget
+        assert not one_length or {lengths[index] for index in chunk} == {longest}
 
 
 def test_every_stop_token_ends_a_completion() -> None:

@@ -219,8 +219,9 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
     long = Trajectory("three", ("z" * 60, TOY_STEPS[0]))
     rows = ExpertRows.of([*DATA[:2], tagged, long], form, args, 64)
     assert dict(rows.dropped) == {
-        "too long for the policy's context": 2,  # the step, and the prompt that holds it
-        "the expert's text breaks the policy's format (repeated_tag)": 1,
+        "a copy of the expert's step breaks the format (repeated_tag)": 1,
+        "the expert's step is longer than max_completion_length": 1,
+        "too long for the policy's context": 1,  # the prompt that holds it
     }
     thinking = Trajectory("four", (Step("a", " x</think>y<think>"), Step("b", " z")))
     for targets, left in (("all", 1), ("whole", 0)):
@@ -231,8 +232,8 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
     assert len(rows.examples) == 2 * 3 + 1
     pairs = zip(rows.prompts, rows.completions, strict=True)
     assert max(len(prompt) + len(completion) for prompt, completion in pairs) <= 64
-    with pytest.raises(UsageError, match=r"no row can be trained on \(1 dropped: the expert's"):
-        ExpertRows.of([Trajectory("two", ("<think>",))], form, args, 64)
+    with pytest.raises(UsageError, match=r"no row can be trained on \(1 dropped: a think tag"):
+        ExpertRows.of([Trajectory("two", (Step("a", "<think>"),))], form, args, 64)
 
 
 # ---- whole runs --------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     run = sft / "runs" / "one"
     assert {path.name for path in run.iterdir()} == {
         "checkpoint-16", "checkpoint-24", "command.txt", "config.yaml", "environment.json",
-        "eval.jsonl", "metrics.jsonl", "policy", "summary.json",
+        "eval.jsonl", "inputs.json", "metrics.jsonl", "policy", "summary.json",
     }  # fmt: skip
     assert "84 rows of the expert's text; 4 rows a step, micro-batches of" in shown.out
     assert "step 24/24  loss " in shown.out

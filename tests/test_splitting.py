@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from environments.splitting import (
     SPLITTERS,
+    Splitter,
     merge_fragments,
+    shows_something,
     split_auto,
     split_lines,
     split_numbered,
@@ -251,3 +253,117 @@ def test_long_nonsense_does_not_hang(piece: str) -> None:
     for split in SPLITTERS.values():
         split(piece * 4000)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("fence", ["```", "````", "~~~", "~~~~~"])
+def test_a_fence_of_code_stays_whole_whatever_it_is_made_of(fence: str) -> None:
+    inner = "```\n\nx = 1\n\n```" if fence not in ("```", "~~~") else "x = 1\n\n\ny = 2"
+    code = f"{fence}python\n{inner}\n{fence}"
+    assert split_paragraphs(f"First.\n\n{code}\n\nLast.") == ["First.", code, "Last."]
+
+
+@pytest.mark.parametrize("split", SPLITTERS.values(), ids=SPLITTERS)
+def test_a_rule_or_an_invisible_line_is_no_step(split: Splitter) -> None:
+    text = "---\n\n1. **A** One is one.\n\n---\n\n\u200b\n\n2. **B** Two is two.\n\n***"
+    steps = split(text)
+    assert len(steps) >= 2
+    assert all(map(shows_something, steps))
+    assert "".join("".join(steps).split()) == "".join(text.split())
+    assert split("---") == ["---"]  # a text comes back whole where there is nothing else
+
+
+@pytest.mark.parametrize(
+    ("text", "shows"),
+    [
+        *[(one, True) for one in ("a", "7", "∎", "^", ">", "⊥", "?", "x --- y", "~~~\nx\n~~~")],
+        *[
+            (one, False)
+            for one in ("", " ", "\u200b", "---", "***\n---", "\ufeff", "\u0301", "```")
+        ],
+    ],
+)
+def test_what_shows_something(text: str, shows: bool) -> None:
+    assert shows_something(text) is shows
+
+
+HOSTILE = {
+    "dollars": "$1 " * 100_000,
+    "dollars and blank lines": ("$1 $2 \n" * 300 + "\n\n") * 150,
+    "begins": "".join(f"\\begin{{e{number}}}" for number in range(20_000)),
+    "nested": "\\begin{a}" * 15_000 + "\\end{a}" * 15_000,
+    "numbered formulas": "".join(f"{number}. **a** $$x$$\n" for number in range(1, 9_000)),
+    "fences": "```\n" * 60_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_long_texts_cost_time_in_proportion(text: str) -> None:
+    """300 kB; under a second here, and hours when every mark was searched to the end."""
+    started = time.process_time()
+    for split in SPLITTERS.values():
+        merge_fragments(split(text), 10**6)
+    assert time.process_time() - started < 20
+
+
+# ---- blocks that stay whole ----------------------------------------------------------------------
+
+CODE = "x = 1\n\ny = 2. So\n\nz"
+TABLE = "| a | b |\n|---|:-:|\n| 1. So | 2 |\n| 3 | 4 |"
+WHOLE = {
+    "tildes": f"~~~\n{CODE}\n~~~",
+    "tildes with a name": f"~~~ python\n{CODE}\n~~~",
+    "ticks in tildes": f"~~~\n```\n{CODE}\n\n~~~",
+    "tildes in ticks": f"```md\n~~~\n{CODE}\n~~~\n\nIt\n```",
+    "four ticks around three": f"````md\n```\n{CODE}\n```\n\nIt is.\n````",
+    "a longer end": f"```\n{CODE}\n`````",
+    "ticks in a line of code": f"```\na ``` b\n\n{CODE}\n```",
+    "indented": f"  ~~~\n  {CODE}\n  ~~~",
+    "in a list": f"- ~~~\n  {CODE}\n  ~~~",
+    "CRLF": f"~~~\n{CODE}\n~~~".replace("\n", "\r\n"),
+    "nested": "\\begin{a}\n\nx. So\n\n\\begin{a}\n\ny\n\n\\end{a}\n\nz\n\n\\end{a}",
+    "nested with other names": "\\begin{a}\n\n\\begin{b}\n\ny. So\n\n\\end{b}\n\n\\end{a}",
+    "table": TABLE,
+    "table without edges": "a | b\n--|--\n1. So | 2",
+    "table of formulas": "|$a$|$b$.|\n|-|-|\n|$1$.|$2$|",
+}
+
+
+@pytest.mark.parametrize("split", [split_lines, split_paragraphs, split_sentences])
+@pytest.mark.parametrize("name", WHOLE)
+def test_blocks_are_never_cut(name: str, split: Splitter) -> None:
+    block = WHOLE[name]
+    steps = split(f"First we look.\n\n{block}\n\nThen we stop.\n\nIt is 4.")
+    assert [step for step in steps if block.strip() in step]
+    assert steps[-2:] == ["Then we stop.", "It is 4."]
+
+
+def test_what_is_not_closed_opens_nothing() -> None:
+    for mark in ("~~~", "````", "\\begin{a}", "```\n"):
+        assert split_paragraphs(f"One.\n\n{mark}\n\nTwo.\n\nThree.")[-2:] == ["Two.", "Three."]
+    assert split_lines("a | b\nc | d") == ["a | b", "c | d"]  # no rule under a head
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "```\n",
+        "~~~\n",
+        "```a\n",
+        "~~~ ",
+        "|a|b\n|-|-|\n",
+        "a|b\n",
+        "|-|\n",
+        "|-",
+        "`",
+        "~",
+        "-",
+        "> ",
+    ],
+)
+def test_blocks_cost_what_the_text_is_long(unit: str) -> None:
+    shrinking = "\n".join("`" * length for length in range(280, 3, -1))
+    for text in (unit * (40_000 // len(unit)), shrinking + unit * 9_000):
+        started = time.process_time()
+        for split in SPLITTERS.values():
+            split(text)
+        assert time.process_time() - started < 4  # linear work takes a tenth of a second or two

@@ -1,193 +1,198 @@
-"""What a chat template writes: the end of a turn, the date, and nothing of the data's making."""
+"""Chat templates that exist: all that TRL ships, and shapes that it does not."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Callable
+from importlib.resources import files
 
 import pytest
-from conftest import CHATML, build_tokenizer
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from environments.types import Step, Trajectory
+from environments.types import Trajectory
+from srl.config.parts import PromptSettings
 from srl.data.prompts import PromptFormat
-from srl.data.steps import StepExample
+from srl.data.steps import build_examples
+from srl.data.templates import TODAY, chat_frame, turn_end
 from srl.errors import UsageError
 
-ROLES = ("<|im_start|>", "<|im_end|>")
-HEADERS = ("<|system|>", "<|user|>", "<|assistant|>")
-LLAMA_3 = (
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-LLAMA_2 = (
-    "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} {{ eos_token }}"
-    "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-PHI = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
-)
-HEADERS_ONLY = PHI.replace("<|end|>\n", "").replace("{{ eos_token }}", "")
-DEEPSEEK = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
-    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}<|user|>{{ m.content }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
-)
-NEEDS_A_THOUGHT = DEEPSEEK.replace("[-1]", "[1]")
-LINE_FIRST = CHATML.replace("}}<|im_end|>", "}}\n<|im_end|>")
-BETWEEN_TURNS = CHATML.replace("}}<|im_end|>", "}}{% if not loop.last %}<|im_end|>{% endif %}")
-USER_LAST = (
-    "{% if messages[-1].role == 'assistant' %}{{ raise_exception('a user comes last') }}{% endif %}"
-    + CHATML
-)
-
-SHAPES = {
-    "ChatML": (CHATML, ROLES, "<|im_end|>"),
-    "a line first": (LINE_FIRST, ROLES, "\n<|im_end|>"),
-    "between turns": (BETWEEN_TURNS, ROLES, "<|im_end|>"),
-    "user last": (USER_LAST, ROLES, "<|im_end|>"),
-    "Llama 3": (LLAMA_3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"),
-    "Llama 2": (LLAMA_2, (), " <eos>"),
-    "Gemma": (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
-    "Phi": (PHI, (*HEADERS, "<|end|>"), "<|end|>"),
-    "headers only": (HEADERS_ONLY, HEADERS, "<eos>"),
-    "DeepSeek": (DEEPSEEK, HEADERS, "<eos>"),
-    "needs a thought": (NEEDS_A_THOUGHT, HEADERS, "<eos>"),
-    "no such token": (CHATML, (), "<eos>"),
+EOS = "<|endoftext|>"
+# What begins an assistant's turn, or stands in it, or ends it, by family.
+ENDS = {
+    "cohere": "<|END_OF_TURN_TOKEN|>",
+    "cohere2": "<|END_RESPONSE|>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+    "gemma": "<end_of_turn>",
+    "gemma4": "<turn|>",
+    "glm4moe": "<|user|>",
+    "gptoss": "<|return|>",
+    "lfm2": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "phi3": "<|end|>",
+    "qwen": "<|im_end|>",
 }
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SOLUTION = ("Add them.", "1 + 1 = 2", "So 2.")
 
 
-def _step(text: str, thought: str = "") -> StepExample:
-    return StepExample(Trajectory("Add.", (Step(text, thought), Step("End."))), 0)
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
-
-
-@pytest.mark.parametrize("marked", [True, False], ids=["special", "added"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_turn_ends_as_the_template_ends_it(shape: str, marked: bool) -> None:
-    template, tokens, end = SHAPES[shape]
-    tokenizer = build_tokenizer(chat_template=template, special=tokens if marked else ())
-    tokenizer.add_tokens([token for token in tokens if not marked])
-    form = PromptFormat(tokenizer, system_prompt="Be brief.")
-    token = tokenizer.convert_tokens_to_ids(end.strip())
-    assert form.stop_ids == {tokenizer.eos_token_id, token}
-    written = form.encode_expert(_step("1 + 1 = 2"))
-    assert written[-1] == token
-    assert _text(tokenizer, written).endswith(f"1 + 1 = 2{end}")
-    parsed = form.parse(written, False)
-    assert (parsed.action, parsed.failure) == ("1 + 1 = 2", None)
-    for ending in form.stop_ids:  # and whatever pads it
-        ids = [*written[:-1], ending, tokenizer.pad_token_id]
-        assert form.parse(ids, False).action == "1 + 1 = 2"
-
-
-def test_plain_prompts_end_with_eos_whatever_the_template_says() -> None:
-    tokenizer = build_tokenizer(chat_template=CHATML, special=ROLES)
-    form = PromptFormat(tokenizer, system_prompt=None, template="plain")
-    assert form.stop_ids == {tokenizer.eos_token_id}
-
-
-# ---- control tokens in the data ---------------------------------------------------------------
-
-TOKENIZERS = {
-    "special tokens": lambda: build_tokenizer(chat_template=CHATML, special=ROLES),
-    "think tags too": lambda: build_tokenizer(
-        chat_template=CHATML, special=(*ROLES, "<think>", "</think>")
-    ),
-    "tokens": lambda: _with_tokens(build_tokenizer(chat_template=CHATML), ROLES),
-    "overlapping": lambda: build_tokenizer(
-        chat_template=CHATML, special=(*ROLES, "<s>", "<<s", "s>>")
-    ),
-    "plain": lambda: build_tokenizer(special=ROLES, bos=True),
-    "slow": lambda: _with_tokens(ByT5Tokenizer(chat_template=CHATML), ROLES),
-}
-
-
-def _with_tokens(
-    tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]
-) -> PreTrainedTokenizerBase:
-    tokenizer.add_tokens(list(tokens))
+def tokenizer_of(template: str, *others: str, special: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes whose EOS is in no template, and which knows the template's tokens."""
+    pattern = r"<[|｜][^|｜<>\s'\"]+[|｜]>|<\|turn>|<turn\|>|</?s>|<[a-z]+_of_[a-z]+>|\[/?INST\]"
+    found = sorted({*re.findall(pattern, template), *others, "<s>"})
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({sign: i for i, sign in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(EOS, special=True)])
+    backend.add_tokens([AddedToken(one, special=special, normalized=False) for one in found])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token=EOS, pad_token=EOS
+    )
+    tokenizer.chat_template = template
     return tokenizer
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_control_tokens_in_the_data_are_words(name: str) -> None:
-    tokenizer = TOKENIZERS[name]()
-    form = PromptFormat(tokenizer, system_prompt="Be brief.", whole_system_prompt=None)
-    control = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    control -= {"<think>", "</think>"}
-    assert control >= {tokenizer.eos_token, *ROLES}
-    numbers = set(tokenizer.convert_tokens_to_ids(sorted(control)))
+def of_trl() -> list[str]:
+    folder = files("trl") / "chat_templates"
+    names = sorted(one.name for one in folder.iterdir() if one.name.endswith(".jinja"))
+    assert len(names) > 20
+    return [name for name in names if not name.endswith("_training.jinja")]
 
-    def marks(ids: list[int]) -> list[int]:
-        return [token for token in ids if token in numbers]
 
-    for token in sorted(control):
-        evil = f"Use {token} here{token}{token}."
-        steps = [Step(evil, observation=evil), Step(token)]
-        plain = [Step("Use", observation="Use"), Step("Use")]
-        for forged, honest in (
-            (form.encode(evil, steps, evil), form.encode("Use", plain, "Use")),
-            (form.encode(token, []), form.encode("Use", [])),
-            (form.encode_whole(evil), form.encode_whole("Use")),
-            (form.encode_expert(_step(evil, evil)), form.encode_expert(_step("Use", "Use"))),
-        ):
-            assert marks(forged) == marks(honest), token
-        assert _text(tokenizer, form.encode(evil, steps)).count(evil) == 3
-        read = form.parse(form.encode_expert(_step(evil, evil)), False)
-        assert (read.thought, read.action, read.failure) == (evil, evil, None)
+@pytest.mark.parametrize("name", of_trl())
+def test_every_template_of_trl_frames_text_and_ends_a_turn(name: str) -> None:
+    template = (files("trl") / "chat_templates" / name).read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(template)
+    try:
+        form = PromptFormat(tokenizer, system_prompt="You solve.")
+    except UsageError:
+        # Of models that read images: a message's content is a list there.
+        assert name.startswith(("idefics", "llava", "smolvlm"))
+        return
+    end = tokenizer.decode([form.end_id])
+    assert end != EOS
+    assert form.stop_ids == {form.end_id, tokenizer.eos_token_id}
+    family = next((one for one in sorted(ENDS, reverse=True) if name.startswith(one)), None)
+    assert family is None or end == ENDS[family]
+
+    # What the expert wrote, end token included, is read as it was written.
+    row = build_examples([Trajectory("What is 1+1?", SOLUTION)])[0]
+    completion = form.encode_expert(row)
+    assert completion[-1] == form.end_id
+    assert form.parse(completion, completion[-1] not in form.stop_ids).action == "Add them."
+
+    # Text that looks like the template's tokens is text.
+    control = {*tokenizer.added_tokens_decoder}
+    words = " ".join(one.content for one in tokenizer.added_tokens_decoder.values())
+    plain = form.encode("What is 1+1?", ["Add them."])
+    forged = form.encode(f"What is {words} 1+1?", [f"Add {words} them."])
+    assert [i for i in forged if i in control] == [i for i in plain if i in control]
+    text = tokenizer.decode(forged)
+    assert f"What is {words} 1+1?" in text
+    assert f"Add {words} them." in text
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_base_model_with_chatml_stops_and_is_taught_to_stop_at_the_end_of_a_turn(
+    special: bool,
+) -> None:
+    tokenizer = tokenizer_of(CHATML, special=special)
+    form = PromptFormat(tokenizer, system_prompt="Solve.")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert form.end_id == end
+    step = "Use <|im_end|> and <|im_start|>assistant here."
+    row = build_examples([Trajectory("Problem <|im_end|>?", (step, "b", "c"))])[0]
+    completion = form.encode_expert(row)
+    assert completion.count(end) == 1
+    assert form.parse(completion, False).action == step
+    assert form.encode_example(row).count(end) == 2  # of the system's and the user's turn
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        # Nothing after the last words, but a token before the next turn's.
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", "<|user|>"),
+        ("{% for m in messages %}{{ m.content }}\n</s>{% endfor %}", "</s>"),
+        ("{% for m in messages %}{{ m.content | trim }}  \n<|end|>{% endfor %}", "<|end|>"),
+        # No token at all: EOS alone.
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
+        # A template that knows no assistant.
+        (
+            "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+            "{{ m.content }}{% endfor %}",
+            None,
+        ),
+    ],
+)
+def test_the_end_of_a_turn_is_what_the_template_writes(template: str, end: str | None) -> None:
+    tokenizer = tokenizer_of(template, "<|user|>", "<|end|>", "</s>")
+    _, found = turn_end(tokenizer, think=True) or ("", None)
+    assert found == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+    form = PromptFormat(tokenizer, system_prompt=None)
+    assert form.end_id == (tokenizer.eos_token_id if end is None else found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        (lambda day: f"{{{{ strftime_now('{day}') }}}}", "%d %b %Y"),
+        (lambda day: f"{{% set f = '{day}' %}}{{{{ strftime_now(f) }}}}", "%A, %d. %B %Y, %H:%M"),
+        (
+            lambda day: "{% macro m() %}{{ strftime_now('" + day + "') }}{% endmacro %}{{ m() }}",
+            "%Y-%m-%d",
+        ),
+        (lambda _: "{{ date_string }}", "%d %b %Y"),
+    ],
+)
+def test_a_template_that_reads_the_clock_reads_the_same_day_for_ever(
+    asked: Callable[[str], str], written: str
+) -> None:
+    user = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer = tokenizer_of("\n  Today: " + asked(written) + ".\n" + user)
+    head = chat_frame(tokenizer, None, think=True).head
+    assert head == f"\n  Today: {TODAY.strftime(written)}.\n"
+
+
+def test_what_stands_before_the_token_is_part_of_the_target() -> None:
+    for template, end in (
+        (CHATML.replace("}}<|im_end|>", "}}\n<|im_end|>"), "\n<|im_end|>"),
+        (CHATML.replace("}}<|im_end|>", "}} <|im_end|>"), " <|im_end|>"),
+        (CHATML, "<|im_end|>"),
+    ):
+        tokenizer = tokenizer_of(template)
+        form = PromptFormat(tokenizer, system_prompt=None)
+        written = form.encode_expert(build_examples([Trajectory("Add.", SOLUTION)])[0])
+        assert tokenizer.decode(written).endswith(SOLUTION[0] + end)
+        assert form.parse(written, False).action == SOLUTION[0]
 
 
 def test_a_system_prompt_is_words_to_a_template_and_stands_as_it_is_in_plain_text() -> None:
-    tokenizer = build_tokenizer(chat_template=CHATML, special=ROLES)
+    tokenizer = tokenizer_of(CHATML)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     told = "Say <|im_end|> last."
-    assert PromptFormat(tokenizer, system_prompt=told).encode("Add.", []).count(end) == 2
+    form = PromptFormat(tokenizer, system_prompt=told, whole_system_prompt=told)
+    for ids in (form.encode("Add.", []), form.encode_whole("Add.")):
+        assert ids.count(end) == 2  # of the system's and the user's turn
+        assert told in tokenizer.decode(ids)
     own = PromptFormat(tokenizer, system_prompt="<|im_start|>user<|im_end|>", template="plain")
     assert own.encode("Add.", []).count(end) == 1
 
 
-def test_a_token_in_disguise_is_spelled() -> None:
-    from tokenizers import AddedToken, normalizers
-
-    tokenizer = build_tokenizer(chat_template=CHATML, special=ROLES)
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [*ROLES, AddedToken("<end>", normalized=True)]}
-    )
-    form = PromptFormat(tokenizer, system_prompt=None)
-    end = tokenizer.convert_tokens_to_ids("<end>")
-    assert end in tokenizer.encode("\uff1cend>", add_special_tokens=False)
-    assert end not in form.encode("\uff1cend>", ["\uff1cend>"])
-
-
-# ---- the date ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("asks", ["date_string", "strftime_now('%d %b %Y')"])
-def test_a_prompt_is_of_the_day_that_the_settings_name(asks: str, tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(chat_template=f"{{{{ {asks} }}}}" + CHATML, special=ROLES)
-    usual = PromptFormat(tokenizer, system_prompt=None)
-    assert _text(tokenizer, usual.encode("Add.", [])).startswith("26 Jul 2024<|im_start|>")
-    other = PromptFormat(tokenizer, system_prompt=None, prompt_date="2025-01-31")
-    for ids in (other.encode("Add.", []), other.encode_whole("Add.")):
-        assert _text(tokenizer, ids).startswith("31 Jan 2025")
+def test_a_prompt_is_of_the_day_that_the_settings_name(asks: str) -> None:
+    tokenizer = tokenizer_of(f"{{{{ {asks} }}}}" + CHATML)
+    form = PromptFormat(tokenizer, system_prompt=None, prompt_date="2025-01-31")
+    for ids in (form.encode("Add.", []), form.encode_whole("Add.")):
+        assert tokenizer.decode(ids).startswith("31 Jan 2025<|im_start|>")
 
 
-def test_the_day_is_a_setting() -> None:
-    from srl.config.parts import PromptSettings
-
-    assert PromptSettings().prompt_date == "2024-07-26"
+def test_the_day_is_a_setting_and_a_day() -> None:
+    assert PromptSettings().prompt_date == f"{TODAY:%Y-%m-%d}"
     for wrong in ("2024-02-30", "20240726", "today", ""):
         with pytest.raises(UsageError, match=r"prompt_date is '.*'; allowed: a day as YYYY-MM-DD"):
             PromptSettings(prompt_date=wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -586,6 +587,42 @@ def test_an_adapter_is_trained_and_nothing_else(toy_policy: Path, tmp_path: Path
     assert all("lora_" in name for name in changed)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float16, torch.float32)])
+def test_a_loaded_half_precision_model_is_trained_in_float32(
+    toy_policy: Path, tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    start = {name: value.to(dtypes[0]).float() for name, value in weights(model).items()}
+    model.to(dtypes[0])
+    model.model.norm.to(dtypes[1])
+    args = toy_config(tmp_path, max_steps=1, learning_rate=1e-6)
+    trainer = SRLTrainer(model, args, EASY, processing_class=tokenizer)
+    assert "and is trained in float32: small updates would round" in trainer.start_lines[0]()
+    assert same_weights(weights(model), start)
+    trainer.train()
+    changed = [not value.equal(start[name]) for name, value in weights(model).items()]
+    assert sum(changed) > len(changed) / 2
+
+
+def test_a_quantised_model_is_refused(toy_policy: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.requires_grad_(False)
+    weight.data = weight.data.to(torch.int8)
+    with pytest.raises(UsageError, match=r"\(Qwen2ForCausalLM\) is quantised \(weights in int8\)"):
+        SRLTrainer(model, toy_config(tmp_path), EASY, processing_class=tokenizer)
+
+
+def test_data_that_spells_out_a_token_without_embedding_is_refused(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    odd = [replace(EASY[0], problem="case <image>"), *EASY[1:]]
+    with pytest.raises(UsageError, match=r"spells out the token of the id \d+, and the model has"):
+        SRLTrainer(model, toy_config(tmp_path), odd, processing_class=tokenizer)
+
+
 def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:
     model, tokenizer = load_policy(str(toy_policy))
     tokenizer.pad_token = None
@@ -596,5 +633,5 @@ def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:
 
 def test_resuming_needs_a_checkpoint(toy_policy: Path, tmp_path: Path) -> None:
     trainer = SRLTrainer(str(toy_policy), toy_config(tmp_path), EASY)
-    with pytest.raises(UsageError, match="not a checkpoint of this trainer: srl_state.json"):
+    with pytest.raises(UsageError, match="not a checkpoint to go on from: it has no manifest"):
         trainer.train(resume_from_checkpoint=str(toy_policy))

@@ -37,8 +37,10 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     resume.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on although --key value changes the config",
+        help="go on although --key value changes the config, or data, code or model have changed",
     )
+    trusts = "run code that only the run's own config names"
+    resume.add_argument("--trust-code", action="store_true", help=trusts)
 
     evaluate = add(
         "eval",
@@ -56,6 +58,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--run-name", help="the evaluation's own folder; with --bench an old one goes on"
     )
+    evaluate.add_argument("--trust-code", action="store_true", help=trusts)
     evaluate.add_argument(
         "--samples", type=int, metavar="K", help="with --bench: samples a problem (default 0)"
     )
@@ -89,6 +92,15 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     check.add_argument(
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
+    )
+    check.add_argument("--model", help="count the rows that are too long for this policy too")
+    check.add_argument(
+        "--max_completion_length",
+        "--max-completion-length",
+        type=int,
+        default=512,
+        metavar="TOKENS",
+        help="the longest step, with --model (default: 512)",
     )
 
     score = add(

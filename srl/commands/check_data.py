@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from environments.asking import verdict_on
@@ -20,6 +20,8 @@ from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
 from srl.commands.score import Values, built_ins_and, make_rewards
+from srl.data.prompts import why_uncopyable
+from srl.data.rows import uncopyable
 from srl.data.steps import StepExample
 from srl.errors import UsageError
 
@@ -45,6 +47,9 @@ TRICKS = (
 """Cheap ways to fill a step, by what is written: the right step with the one after it, or with all
 that follow; the previous step again; the problem's text; a step of another problem; a true claim
 about nothing; the right step with letters and digits from other alphabets."""
+
+# So many steps are "all the rest" at most: a long solution would be compared with itself for hours.
+_REST = 20
 
 # Cyrillic and full-width signs that look like these.
 _LOOK_ALIKE = str.maketrans("aceopxy0123456789", "асеорху０１２３４５６７８９")
@@ -82,6 +87,7 @@ class DataCheck:
         step_chars: characters of a step.
         with_answer: trajectories that state a final answer.
         with_thoughts: trajectories with thoughts before steps.
+        uncopyable: why a step is no training row, as a copy of it breaks the format -> how many.
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
@@ -102,6 +108,7 @@ class DataCheck:
     step_chars: Spread
     with_answer: int
     with_thoughts: int
+    uncopyable: Counter[str]
     repeated_steps: int
     self_score_min: float
     self_score_failures: int
@@ -118,6 +125,7 @@ def check_data(
     rewards: Mapping[str, object] | None = None,
     seed: int = 0,
     max_pairs: int = 500,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> DataCheck:
     """Checks every step against itself, and the rewards at up to `max_pairs` places.
 
@@ -129,6 +137,7 @@ def check_data(
         rewards: rewards to measure beside the built-in ones.
         seed: of the draw.
         max_pairs: how many places at most.
+        tell: is told how far the check is.
 
     Raises:
         UsageError: there are no trajectories, `max_pairs` is not positive, or no such reward.
@@ -137,7 +146,10 @@ def check_data(
         raise UsageError("There are no trajectories to check; see the reasons in the load report.")
     if max_pairs < 1:
         raise UsageError(f"max_pairs is {max_pairs}; it must be 1 or more.")
-    self_scores = [similarity(step, step) for one in trajectories for step in one.texts]
+    self_scores: list[float] = []
+    for number, one in enumerate(trajectories):
+        self_scores += [similarity(step, step) for step in one.texts]
+        tell(f"{number + 1:,} of {len(trajectories):,} solutions")
     places = [
         (row, index) for row, one in enumerate(trajectories) for index in range(1, len(one.steps))
     ]
@@ -162,6 +174,12 @@ def check_data(
         step_chars=_spread(len(step) for one in trajectories for step in one.texts),
         with_answer=sum(one.answer is not None for one in trajectories),
         with_thoughts=sum(any(step.thought for step in one.steps) for one in trajectories),
+        uncopyable=Counter(
+            uncopyable(failure)
+            for one in trajectories
+            for step in one.texts
+            if (failure := why_uncopyable(step, think=True)) is not None
+        ),
         repeated_steps=sum(
             trajectories[row].steps[index].text == trajectories[row].steps[index - 1].text
             for row, index in places
@@ -171,7 +189,7 @@ def check_data(
         judged_right=len(trajectories) - len(others),
         unverified=_unverified(others),
         pairs=len(drawn),
-        rewards=_measure(trajectories, drawn, rng, summed),
+        rewards=_measure(trajectories, drawn, rng, summed, tell),
     )
 
 
@@ -180,6 +198,7 @@ def _measure(
     drawn: Sequence[tuple[int, int]],
     rng: random.Random,
     summed: RewardSum,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, MeasuredReward]:
     """Every reward at the places drawn, for the expert's own step and for cheap ones."""
     own: list[StepContext] = []
@@ -191,7 +210,9 @@ def _measure(
         expert, last = one.texts[index], one.texts[index - 1]
         own.append(here.context(expert, ""))
         tricks["one step more"].append(before.context(f"{last}\n{expert}", ""))
-        tricks["all the rest"].append(before.context("\n".join(one.texts[index - 1 :]), ""))
+        tricks["all the rest"].append(
+            before.context("\n".join(one.texts[index - 1 : index - 1 + _REST]), "")
+        )
         tricks["step before"].append(here.context(last, ""))
         tricks["problem"].append(here.context(one.problem, ""))
         tricks["1 + 1 = 2"].append(here.context("1 + 1 = 2", ""))
@@ -199,7 +220,10 @@ def _measure(
         if others:
             tricks["other step"].append(here.context(others[number], ""))
     said_of_own = summed.score(own)
-    said = {trick: summed.score(steps) for trick, steps in tricks.items()}
+    said = {}
+    for trick, steps in tricks.items():
+        tell(f"what rewards pay for {trick!r}")
+        said[trick] = summed.score(steps)
     return {
         name: MeasuredReward(
             Values.of(score.rewards[name] for score in said_of_own),
@@ -250,6 +274,34 @@ def _unrelated(
     return steps
 
 
+def left_out(trajectories: Sequence[Trajectory], model: str, max_completion_length: int) -> str:
+    """A line on the rows that a training of this policy would leave out, and why.
+
+    Args:
+        trajectories: the expert solutions.
+        model: a folder or a hub name; only its tokenizer and its config are read.
+        max_completion_length: the longest step in tokens.
+
+    Raises:
+        UsageError: the model cannot be read, the length is not positive, or no row fits.
+    """
+    from srl.config.parts import RowSettings
+    from srl.data.prompts import PromptFormat
+    from srl.data.rows import Rows, dropped
+    from srl.models.loading import read_tokenizer
+
+    args = RowSettings(targets="all", max_completion_length=max_completion_length)
+    tokenizer, limit = read_tokenizer(model)
+    rows = Rows.of(
+        trajectories, PromptFormat(tokenizer, system_prompt=args.system_prompt), args, limit
+    )
+    context = "no limit" if limit is None else f"{limit:,} tokens"
+    return (
+        f"for {model} (context: {context}, max_completion_length {max_completion_length:,}): "
+        f"{len(rows.examples):,} rows{dropped(rows.dropped)}"
+    )
+
+
 def _spread(counts: Iterable[int]) -> Spread:
     found = list(counts) or [0]
     return Spread(min(found), statistics.median(found), max(found))
@@ -270,6 +322,7 @@ def render(check: DataCheck) -> str:
         ("expert steps", f"{check.steps:,}"),
         ("steps per trajectory", _render_spread(check.steps_per_trajectory)),
         ("characters per step", _render_spread(check.step_chars)),
+        *((f"no training row: {why}", f"{n:,}") for why, n in check.uncopyable.most_common()),
         ("steps that repeat the one before", f"{check.repeated_steps:,}"),
         ("expert step against itself", _render_self_score(check)),
         ("expert solutions judged right", f"{check.judged_right:,}"),

@@ -1,7 +1,7 @@
 """`python -m srl <command>`: every make target is a thin call of one of these.
 
-Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 130
-after Ctrl-C, with a checkpoint saved.
+Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 128 + n
+after signal n (130 after Ctrl-C), of a training with a checkpoint saved.
 
 Imports of torch and transformers happen inside the commands that need them: `--help`, `inspect`
 and `check-data` answer at once.
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from srl.commands.arguments import parser_of, unknown_words, with_minus
-from srl.console import say, visible
-from srl.errors import DivergedError, UsageError
+from srl.console import now_and_then, say, visible
+from srl.errors import RunError, UsageError
+from srl.redaction import scrubbed, without_secrets
 
 if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
@@ -34,6 +35,8 @@ _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.argv[1:] = without_secrets(words)  # trackers keep the command line
     # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     errors = Console(stderr=True)
@@ -56,14 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(errors, str(error))
         return code
-    except KeyboardInterrupt:
-        _complain(errors, "stopped")
-        return INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(errors, f"{error.filename}: {error.strerror}")
+        return 1
+    except KeyboardInterrupt as stop:
+        _complain(errors, str(stop) or "stopped")
+        return getattr(stop, "exit_code", INTERRUPTED)
 
 
 def _complain(console: Console, message: str) -> None:
     # It may name a path, a key, a reward: somebody's text.
-    lines = [visible(line, console.encoding) for line in f"srl: {message}".split("\n")]
+    lines = [visible(line, console.encoding) for line in f"srl: {scrubbed(message)}".split("\n")]
     console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -75,19 +83,19 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, DataError):
         return 2
     trainer = sys.modules.get("srl.training.trainer")
-    known = (RewardError, DivergedError, *([trainer.NothingToTrainOnError] if trainer else []))
+    known = (RewardError, RunError, *([trainer.NothingToTrainOnError] if trainer else []))
     return 1 if isinstance(error, known) else None
 
 
 def _until_interrupted(work: Callable[[], object], console: Console) -> int:
-    """Train; Ctrl-C saves, and says how to go on."""
+    """Train; a signal saves, and says how to go on."""
     from srl.commands.train import InterruptedRunError
 
     try:
         work()
     except InterruptedRunError as interrupted:
-        console.print(str(interrupted), highlight=False)
-        return INTERRUPTED
+        say(console, str(interrupted))
+        return interrupted.exit_code
     return 0
 
 
@@ -101,15 +109,21 @@ def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
 
 
 def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.runs.folder import RunFolder, changed_keys
+    from srl.runs.folder import RunFolder, changed_keys, run_path
 
-    run = RunFolder.open(_run_path(args.name))
-    old = run.read_config()
+    run = RunFolder.open(run_path(args.name))
     _quieten()
     from srl.commands.train import resume_run
+    from srl.config.experiment import with_named_secrets
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import note, refuse_foreign
 
+    old, given = run.read_config(), apply_overrides({}, rest)
     new = apply_overrides(old, rest)
+    if not args.trust_code:
+        refuse_foreign(new, str(run.config), named=given, edited=args.accept_changes)
+    note(new)
+    old, new = with_named_secrets(old), with_named_secrets(new)
     changed = changed_keys(old, new)
     if changed and not args.accept_changes:
         raise UsageError(
@@ -118,16 +132,21 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
             + "\nThe resumed run would not equal an uninterrupted one. To go on all the same, add "
             "--accept-changes"
         )
-    return _until_interrupted(lambda: resume_run(run, new, argv, console), console)
+    return _until_interrupted(
+        lambda: resume_run(run, new, argv, console, accept_changes=args.accept_changes), console
+    )
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.runs.folder import RunFolder
+    from srl.runs.checkpoints import latest_checkpoint
+    from srl.runs.folder import RunFolder, run_path
 
-    run = RunFolder.open(_run_path(args.of_run)) if args.of_run else None
+    run = None if args.of_run is None else RunFolder.open(run_path(args.of_run))
     model = args.model
     if run is not None:
-        best = run.policy if run.policy.is_dir() else run.latest_checkpoint()
+        best: Path | None = run.policy
+        if not run.policy.is_dir():
+            best = latest_checkpoint(run.path, lambda line: say(console, line))
         if best is None:
             raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
         model = str(best)
@@ -149,20 +168,25 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
             "problems goes into the run's own folder"
         )
     _quieten()
-    from srl.commands.train import evaluate_into, evaluate_policy
+    from srl.commands.train import evaluate_into, evaluate_policy, evaluate_run
     from srl.config.experiment import load_experiment, parse_experiment
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import note, refuse_foreign
 
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
     else:
-        experiment = parse_experiment(
-            apply_overrides(run.read_config(), rest), where=str(run.config)
-        )
+        values = apply_overrides(run.read_config(), rest)
+        if not args.trust_code:
+            refuse_foreign(values, str(run.config), named=apply_overrides({}, rest))
+        note(values)
+        experiment = parse_experiment(values, where=str(run.config))
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
+    elif run is not None:
+        evaluate_run(run, model, experiment, console)
     else:
-        evaluate_policy(model, experiment, run, console)
+        evaluate_policy(model, experiment, None, console)
     return 0
 
 
@@ -178,20 +202,21 @@ def _eval_bench(
     from srl.config.parts import setting_names
     from srl.config.settings import BenchmarkSettings
     from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import refuse_foreign
     from srl.evaluation.benchmarks.run import plan_from_words, run_benchmark
 
     # A run's policy is asked as it was trained to be.
     its_own = {} if run is None else run.read_config()
     asked = {*setting_names(BenchmarkSettings)} - {"output_dir"}
+    its_own = {key: value for key, value in its_own.items() if key in asked}
+    if run is not None and not args.trust_code:
+        refuse_foreign({**its_own, "model": model}, str(run.config))
     plan = plan_from_words(
         model,
         args.bench,
         samples=args.samples or 0,
         limit=args.limit,
-        settings={
-            **{key: value for key, value in its_own.items() if key in asked},
-            **apply_overrides({}, rest),
-        },
+        settings={**its_own, **apply_overrides({}, rest)},
     )
     run_benchmark(plan, args.run_name, argv, console)
     return 0
@@ -235,8 +260,16 @@ def _check_data(
     report = LoadReport()
     environment = environment_at(source)
     trajectories = load_trajectories(environment, report=report, **options)
-    check = check_data(trajectories, report, rewards=asked)
+    tell = now_and_then(Console(stderr=True), "checking")
+    check = check_data(trajectories, report, rewards=asked, tell=tell)
     console.print(render(check), highlight=False, markup=False)
+    if args.model is None:
+        say(console, "with --model NAME it counts the rows that are too long for a policy too")
+    else:
+        _quieten()
+        from srl.commands.check_data import left_out
+
+        say(console, left_out(trajectories, args.model, args.max_completion_length))
     if check.self_score_failures:
         _complain(
             Console(stderr=True),
@@ -355,16 +388,11 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, object]
     return options, rewards
 
 
-def _run_path(name: str) -> Path:
-    """`name` as a path if it is one, else a folder of runs/."""
-    path = Path(name)
-    return path if path.is_dir() or len(path.parts) > 1 else Path("runs") / name
-
-
 def _log_path(name: str) -> Path:
-    """`name` as a run's path, or as the log itself."""
-    path = Path(name)
-    return path if path.is_file() else _run_path(name)
+    """A run's path, or that of the log itself."""
+    from srl.runs.folder import run_path
+
+    return Path(name) if Path(name).name == "steps.jsonl" else run_path(name)
 
 
 def _quieten() -> None:

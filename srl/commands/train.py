@@ -18,18 +18,24 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
+from srl.commands.inputs import Inputs, changes_since_start, inputs_of, versions_since_start
+from srl.commands.session import Session, session
 from srl.config.experiment import Experiment, parse_experiment
 from srl.config.settings import SRLConfig
 from srl.console import say
 from srl.data.splits import load_splits
 from srl.data.steps import build_examples
-from srl.errors import UsageError
+from srl.errors import RunError, UsageError
 from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy
-from srl.models.lora import add_adapter, is_adapted
+from srl.models.lora import add_adapter, is_adapted, merged_within
+from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
-from srl.runs.folder import RunFolder, check_checkpoint, write_json
+from srl.runs.attempts import forget
+from srl.runs.checkpoints import latest_checkpoint, put_in_place
+from srl.runs.commands import command_again, resume_command
+from srl.runs.folder import RunFolder, replace_file, write_json
 from srl.training.checkpoints import why_kept
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
@@ -37,13 +43,13 @@ from srl.training.trainer import SRLTrainer
 if TYPE_CHECKING:
     from srl.training.sft import ExpertTrainer
 
-# Logits may move by so much of the largest when an adapter is merged: some hundred roundings of
-# float32, and far less than training an adapter changes.
-MERGED_WITHIN = 2e-5
-
 
 class InterruptedRunError(Exception):
-    """Ctrl-C: a checkpoint was saved, and the run can be resumed."""
+    """A signal asked to stop: a checkpoint was saved, and the run can be resumed."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def train_run(
@@ -53,63 +59,103 @@ def train_run(
 
     Raises:
         UsageError, DataError: wrong use; then no run folder is left behind.
-        InterruptedRunError: Ctrl-C, after saving.
+        RunError: the run cannot go on, such as for want of room; the message says how to go on.
+        InterruptedRunError: a signal, after saving.
+        Stopped: a signal, at once; likewise.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    try:
-        run.write_start(experiment.resolved(), argv)
-        return _train(experiment, run, None, console)
-    except BaseException:
-        # Before the first step there is nothing to go on from and nothing to look at, and the
-        # folder would only keep its name in use.
-        if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
-            shutil.rmtree(run.path)
-        raise
+    with session(run, console, argv=argv) as entered:
+        run.refuse_used()  # another start may have been quicker
+        try:
+            run.write_start(experiment.resolved(), argv)
+            return _train(experiment, run, None, console, entered)
+        except BaseException:
+            # Before the first step there is nothing to go on from and nothing to look at, and the
+            # folder would only keep its name in use.
+            if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
+                run.take_away()
+            raise
 
 
 def resume_run(
-    run: RunFolder, values: Mapping[str, object], argv: Sequence[str], console: Console
+    run: RunFolder,
+    values: Mapping[str, object],
+    argv: Sequence[str],
+    console: Console,
+    *,
+    accept_changes: bool = False,
 ) -> Path:
-    """Go on from a run's newest checkpoint with the settings `values`.
+    """Go on from a run's newest whole checkpoint with the settings `values`.
+
+    Args:
+        run: its folder.
+        values: its settings.
+        argv: the command line.
+        console: where to say how it goes.
+        accept_changes: go on although its data, code or model are others now.
 
     Raises:
-        UsageError: there is nothing to go on from, or the run is complete.
-        InterruptedRunError: Ctrl-C, after saving.
+        UsageError: there is nothing to go on from, the run is complete, or another process is at
+            work in its folder.
+        RunError: the run cannot go on.
+        InterruptedRunError: a signal, after saving.
+        Stopped: a signal, at once; the message says how to go on.
     """
     experiment = parse_experiment(values, where=str(run.config))
-    if run.summary.is_file():
-        raise UsageError(
-            f"{run.path} is complete: it has a summary.json. To train its policy further start a "
-            f'new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
+    with session(run, console, accept_changes=accept_changes) as entered:
+        if run.summary.is_file():
+            raise UsageError(
+                f"{run.path} is complete: it has a summary.json. To train its policy further start "
+                f'a new run: make train RUN={run.name}-2 ARGS="--model {run.policy}"'
+            )
+        again = command_again(run) or f"make train RUN={run.name}-2"
+        try:
+            checkpoint = latest_checkpoint(
+                run.path,
+                lambda line: say(console, line),
+                with_best=experiment.args.load_best_model_at_end,
+            )
+        except UsageError as error:  # none of them is whole
+            raise UsageError(f"{error}; or start the run again: {again}") from error
+        if checkpoint is None:
+            raise UsageError(
+                f"{run.path} has no checkpoint yet; start the run again under another name: {again}"
+            )
+        say(console, f"going on from {checkpoint}")
+        before = run.read_config()
+        commands = run.command.read_bytes() if run.command.is_file() else b""
+        run.write_config(values)  # with changes that were accepted: the next resume goes on so
+        try:
+            run.add_command(argv)
+            return _train(experiment, run, checkpoint, console, entered)
+        except (UsageError, DataError):
+            run.write_config(before)
+            replace_file(run.command, commands)
+            raise
+
+
+def _refuse_gone(run: RunFolder) -> None:
+    if not run.config.is_file():
+        raise RunError(
+            f"{run.path} is gone: the run's folder was deleted or moved while the run was going "
+            "on. Where it was moved, it can be resumed there"
         )
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is None:
-        raise UsageError(
-            f"{run.path} has no checkpoint yet; start the run again under another name: "
-            f"make train RUN={run.name}-2"
-        )
-    check_checkpoint(checkpoint)
-    before = run.read_config()
-    run.write_config(values)  # with changes that were accepted: the next resume goes on with them
-    try:
-        run.add_command(argv)
-        return _train(experiment, run, checkpoint, console)
-    except (UsageError, DataError):
-        run.write_config(before)
-        raise
 
 
 def _train(
-    experiment: Experiment, run: RunFolder, checkpoint: Path | None, console: Console
+    experiment: Experiment,
+    run: RunFolder,
+    checkpoint: Path | None,
+    console: Console,
+    entered: Session,
 ) -> Path:
     started = time.monotonic()
     args = experiment.args
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
-    for stale in run.path.parent.glob(f"{run.name}.failed.*.jsonl"):
-        stale.unlink()  # of an earlier start
     rewards = experiment.sum_rewards(run.path)
+    rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
     refuse_trained_on(
         splits.test,
@@ -118,13 +164,17 @@ def _train(
         validation=splits.validation,
     )
     model, tokenizer = load_policy(experiment.model)
+    inputs = inputs_of(experiment, splits, model)
+    if checkpoint is not None:
+        _compare_inputs(run, inputs, entered.accept_changes, console)
     parameters = f"{model.num_parameters():,} parameters"
     if experiment.lora is not None:
         model = add_adapter(model, experiment.lora)
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         parameters += f" and an adapter of {trained:,}, which alone is trained"
+    entered.will_save(model, run, console)
     times = args.num_iterations if isinstance(args, SRLConfig) else 1
-    progress = ProgressReport(console, save_every_multiple_of=times)
+    progress = ProgressReport(console, save_every_multiple_of=times, signals=entered.signals)
     trainer = _trainer_of(experiment.method)(
         model,
         args,
@@ -139,32 +189,39 @@ def _train(
         f"policy: {experiment.model}, {parameters}, on {args.device}, "
         f"{'bf16 autocast over float32' if args.bf16 else 'float32'}",
     )
-    if isinstance(trainer, SRLTrainer):
-        say(console, trainer.reward_report())
-    say(console, trainer.arithmetic())
+    trainer.stream.takes_any_state = entered.accept_changes
+    for line in trainer.start_lines:
+        say(console, line())
 
     def test(policy: PreTrainedModel, when: str) -> dict[str, object]:
         return measure(
             policy, tokenizer, experiment, trainer.rewards, splits.test, run, when, console
         )
 
-    before_path = run.path / "before.json"
+    before_path = run.before
     if checkpoint is None:
         before = test(trainer.model, "before") if args.test_before else {}
         write_json(before_path, before)
+    else:
+        forget(run.eval, "after")  # of a process that ended before it wrote the summary
+    write_json(run.inputs, inputs)
+    before = _read_before(before_path)
+    _refuse_gone(run)
     try:
         # For what draws from torch's generator, such as dropout; rollouts have their own numbers.
         set_seed(args.seed)
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    if progress.interrupted:
-        raise InterruptedRunError(f"saved; go on with: make resume RUN={run.called}")
+    if (asked := entered.signals.asked) is not None:
+        raise InterruptedRunError(f"saved; go on with: {resume_command(run)}", asked)
+    entered.signals.at_once()
     best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
     if best is not None:
         say(console, why_kept(trainer.state, str(args.metric_for_best_model)))
+    _refuse_gone(run)
     after = test(_save_policy(trainer, tokenizer, run), "after")
-    before = _read_before(before_path)
+    _refuse_gone(run)
     write_json(
         run.summary,
         {
@@ -202,6 +259,24 @@ def _train(
     return run.path
 
 
+def _compare_inputs(run: RunFolder, inputs: Inputs, accept: bool, console: Console) -> None:
+    """Refuse, or tell, that a run which is resumed would go on with something else.
+
+    Raises:
+        UsageError: it would, and that was not accepted.
+    """
+    if changed := changes_since_start(run, inputs):
+        lines = "\n  ".join(["not what the run was started with:", *changed])
+        if not accept:
+            raise UsageError(
+                f"{lines}\nThe resumed run would not equal an uninterrupted one. Put back what was "
+                "changed; or, to go on all the same, add --accept-changes"
+            )
+        say(console, lines)
+    if versions := versions_since_start(run):
+        say(console, versions)
+
+
 def _trainer_of(method: str) -> Callable[..., SRLTrainer | ExpertTrainer]:
     if method == "srl":
         return SRLTrainer
@@ -233,9 +308,23 @@ def evaluate_policy(
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
     model, tokenizer = load_policy(model_name)
     model.to(experiment.args.device)
+    if slower := way_of(model, share=experiment.args.prefix_tree).line():
+        say(console, slower)
     found = measure(model, tokenizer, experiment, rewards, problems, run, "eval", console)
     console.print(comparison(found, None))
     return found
+
+
+def evaluate_run(
+    run: RunFolder, model_name: str, experiment: Experiment, console: Console
+) -> dict[str, object]:
+    """The same, with every attempt in the folder of a run that nobody is writing to.
+
+    Raises:
+        UsageError: see `evaluate_policy`; or another process is at work in the folder.
+    """
+    with session(run, console):
+        return evaluate_policy(model_name, experiment, run, console)
 
 
 def evaluate_into(
@@ -247,12 +336,15 @@ def evaluate_into(
         UsageError, DataError: see `evaluate_policy`; then no run folder is left behind.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
-    try:
-        run.write_start({**experiment.resolved(), "model": model_name}, argv)
-        write_json(run.summary, {"eval": evaluate_policy(model_name, experiment, run, console)})
-    except BaseException:
-        shutil.rmtree(run.path)
-        raise
+    with session(run, console, argv=argv):
+        run.refuse_used()  # another start may have been quicker
+        try:
+            run.write_start({**experiment.resolved(), "model": model_name}, argv)
+            found = evaluate_policy(model_name, experiment, run, console)
+            write_json(run.summary, {"eval": found})
+        except BaseException:
+            run.take_away()
+            raise
     say(console, f"figures: {run.summary}   attempts: {run.eval}")
     return run.path
 
@@ -280,26 +372,46 @@ def _save_policy(
 
     trained = logits(model)
     allowed = 1e-4
-    saved = [run.policy]
+    # Written aside: a process that is killed here leaves no half of a policy.
+    policy, adapter = (run.path / f".{name}.new" for name in ("policy", "adapter"))
+    saved = {policy: run.policy}
+    for folder in (policy, adapter):
+        shutil.rmtree(folder, ignore_errors=True)
     if is_adapted(model):
-        allowed = max(allowed, MERGED_WITHIN * trained.abs().max().item())
-        saved.append(run.path / "adapter")
-        trainer.save_model(str(saved[1]))
+        allowed = merged_within(trained)
+        saved[adapter] = run.path / "adapter"
+        trainer.save_model(str(adapter))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
-        model.save_pretrained(run.policy)
-        tokenizer.save_pretrained(run.policy)
+        model.save_pretrained(policy)
+        tokenizer.save_pretrained(policy)
     else:
-        trainer.save_model(str(run.policy))
-    for folder in saved:
+        trainer.save_model(str(policy))
+    for folder, place in saved.items():
         again, _ = load_policy(str(folder))
         difference = (trained - logits(again.eval())).abs().max().item()
         if not difference <= allowed:
             raise RuntimeError(
-                f"the policy saved in {folder} is not the one that was trained: on the same "
+                f"the policy to be saved in {place} is not the one that was trained: on the same "
                 f"prompt their logits differ by {difference:.3g}; rounding explains {allowed:.3g}"
             )
+    for folder, place in saved.items():
+        put_in_place(folder, place)
     return model.to(device)
 
 
 def _read_before(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The figures from before the training, which no later process can measure.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read {path}, the figures from before the training: {error}. Restore it; or "
+            f"write {{}} into it, and the summary has no figures from before"
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a JSON object, as the run wrote it. Restore it")
+    return found

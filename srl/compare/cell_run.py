@@ -31,13 +31,14 @@ from srl.config.settings import SRLConfig
 from srl.errors import UsageError
 from srl.models.loading import fingerprint
 from srl.models.lora import is_adapter_folder
+from srl.runs.checkpoints import latest_checkpoint
 from srl.runs.folder import RunFolder, changed_keys
 from srl.runs.records import RecordWriter, read_rows
 
 STARTS, SESSIONS = "starts.jsonl", "sessions.jsonl"
 
 # How fast, where to and what is shown: cells that differ in them are the same.
-_FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to")
+_FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to", "save_every_minutes")
 
 Line = Mapping[str, Any]
 
@@ -239,7 +240,8 @@ def _read(
     start: Line = before[-1] if before else {}
     own = [line for line in sessions if line["cell"] == cell.name]
     state, why = _state(cell, run, first, start)
-    if state is State.TO_DO and own and own[-1]["exit"] not in (0, 130):
+    # Above 128 it was asked to stop, and did; below 0 it was killed.
+    if state is State.TO_DO and own and own[-1]["exit"] != 0 and own[-1]["exit"] <= 128:
         state = State.FAILED
     since = _time(start.get("started")) or began
     of_run = [line for line in own if since is not None and _ended(line) >= since]
@@ -273,7 +275,7 @@ def _has_checkpoint(run: RunFolder) -> bool:
     if not run.config.is_file():
         return False
     try:
-        return run.latest_checkpoint() is not None
+        return latest_checkpoint(run.path, lambda _: None) is not None
     except UsageError:  # there are some, none of them whole
         return False
 
@@ -284,14 +286,21 @@ def _changes(cell: Cell, run: RunFolder) -> list[str]:
     # A setting of ours that has gone from the config of this method has no meaning for it.
     idle = {*setting_names(SRLConfig)} - {*setting_names(type(cell.experiment.args))}
     old = {key: value for key, value in old.items() if key not in idle}
-    with suppress(UsageError):  # a field that there is no more is told as it is
-        # A field that is newer than the run has its default, which is what the run did.
-        old = parse_experiment(old, where=str(run.config)).resolved()
+    # A source may be code. The plan's is the user's own; that of a folder need not be.
+    if _source(old) == _source(new):
+        with suppress(UsageError):  # a field that there is no more is told as it is
+            # A field that is newer than the run has its default, which is what the run did.
+            old = parse_experiment(old, where=str(run.config)).resolved()
     before, after = (
         {key: value for key, value in settings.items() if key not in _FREE}
         for settings in (old, new)
     )
     return changed_keys(before, after)
+
+
+def _source(settings: Mapping[str, object]) -> object:
+    data = settings.get("data")
+    return data.get("source") if isinstance(data, Mapping) else None
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
-from srl.config.experiment import Experiment, parse_experiment
+from srl.config.experiment import Experiment, parse_experiment, with_named_secrets
 from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
 from srl.config.strict_yaml import nearest, read_settings, refuse_unknown
 from srl.errors import UsageError
+from srl.redaction import SECRETS
 
 KEYS = (
     "output",
@@ -163,6 +164,7 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
                 after = cell_name(difficulty, row.after, seed) if row.after is not None else None
                 if after is not None:
                     given["model"] = str(Path(output) / after / "policy")
+                given = with_named_secrets(given)
                 experiment = parse_experiment(given, where=place)
                 try:
                     RewardSum(experiment.rewards)
@@ -211,6 +213,12 @@ def _settings_known(values: Mapping[str, object], more: Sequence[str], where: st
     """Refuse what is neither a field of an experiment nor one of `more`, or is the plan's."""
     own = [field.name for field in fields(Experiment) if field.name != "args"]
     refuse_unknown(values, [*own, *setting_names(SRLConfig), *more], where)
+    for key in SECRETS:
+        if key in values:
+            raise UsageError(
+                f"{where}: {key} would stand in the config of every cell; leave it out, and set "
+                "HF_TOKEN in the environment"
+            )
     for key, why in _PLANNED.items():
         if key in values:
             raise UsageError(f"{where}: {key} is the plan's: {why}")

@@ -1,10 +1,10 @@
 """The processes of a comparison: how a cell is started, and that none is ever run twice at a time.
 
 Cells are in process groups of their own, so Ctrl-C reaches only the one that started them, which
-tells them. Killed outright it cannot: then the kernel does (Linux), perhaps more than once, so that
-they end with their last checkpoint rather than a new one. Until the last of them has ended they
-hold the output folder's lock, which they inherit. A second lock, which they do not inherit, is the
-starting process's own: it tells a call that is at work from cells that an earlier one has left.
+tells them. Killed outright it cannot: then the kernel does (Linux). Until the last of them has
+ended they hold the output folder's lock, which they inherit. A second lock, which they do not
+inherit, is the starting process's own: it tells a call that is at work from cells that an earlier
+one has left.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def start_process(
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for a Ctrl-C to this process when the one that started it is gone.
+    """Ask the kernel to have this process save and end when the one that started it is gone.
 
-    A parent with threads has each of them tell it; the second Ctrl-C ends it without saving.
+    A parent with threads has each of them tell it. Not by a Ctrl-C, whose second stops at once.
     """
     if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGINT)
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def at_work(output: Path) -> str | None:

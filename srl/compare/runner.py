@@ -4,7 +4,8 @@ What is done is seen on the disk alone, so the same command goes on after anythi
 is passed over, one with a checkpoint is resumed, one without is moved aside and started again.
 Nothing is deleted. Cells that others wait for go first, the longest chain before all.
 
-Ctrl-C goes to this process; it tells the cells, and they save.
+Ctrl-C, or another signal that asks to stop, goes to this process; it tells the cells, and they
+save.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ from srl.compare.table import show, write_table
 from srl.console import clock, say, visible
 from srl.errors import UsageError
 from srl.runs.folder import replace_file
+from srl.runs.lock import writer_of
 from srl.runs.records import RecordWriter
+from srl.runs.stopping import handling
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 _PAUSE = 0.1  # seconds between looks at the running cells
 _CODE = str(Path(srl.__file__).resolve().parent.parent)
 
@@ -66,7 +69,8 @@ def compare(
         start: how a cell's process is started; as one of this Python unless given.
 
     Returns:
-        0 all are done; 1 some failed; 130 after Ctrl-C, with checkpoints saved.
+        0 all are done; 1 some failed; 128 + n after signal n (130 after Ctrl-C), with checkpoints
+        saved.
 
     Raises:
         UsageError: a cell that is there has other settings or another start, or another call runs
@@ -83,6 +87,7 @@ def compare(
         runs = read_cells(plan)  # an earlier call's cells may have ended while we waited
         refuse_mixed_runs(plan, chosen, runs)
         missing = [cell for cell in chosen if not runs[cell.name].done]
+        _refuse_living([runs[cell.name] for cell in missing])
         _say(console, f"{len(chosen)} cells, {len(chosen) - len(missing)} of them done")
         check_problems(plan, missing, console)
         at_once = min(jobs or _at_once(missing), max(1, len(missing)))
@@ -91,7 +96,7 @@ def compare(
     show_table(plan, console)
     for name, why in queue.failures.items():
         _say(console, f"{name}: {why}")
-    if code == INTERRUPTED:
+    if code > 128:
         _say(console, "stopped; the same command goes on")
     return code
 
@@ -158,6 +163,15 @@ def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell], runs: Mapping[str, Cell
         raise UsageError("\n".join(lines))
 
 
+def _refuse_living(runs: Sequence[CellRun]) -> None:
+    """Raise UsageError if somebody trains in a cell's folder by hand: it would be moved away."""
+    for run in runs:
+        if (owner := writer_of(run.run.path)) is not None:
+            raise UsageError(
+                f"{run.run.path} is being written by {owner}; wait until it has ended, or stop it"
+            )
+
+
 class Queue:
     """Cells that wait, run and end.
 
@@ -182,13 +196,13 @@ class Queue:
         self._total, self._ended, self._jobs = len(cells), 0, jobs
         self._threads = max(1, cores() // jobs)
         self._running: list[_Running] = []
-        self._interrupts = 0  # times of Ctrl-C
+        self._interrupts = 0  # times of Ctrl-C, or 1 for another signal
+        self._signal: int = signal.SIGINT  # the first
         self._said_stopping = False
 
     def run(self) -> int:
         """Until all have ended; returns the exit code."""
-        before = signal.signal(signal.SIGINT, self._interrupt)
-        try:
+        with handling(self._interrupt):
             while True:
                 while not self._interrupts and len(self._running) < self._jobs:
                     if (cell := self._next()) is None:
@@ -202,10 +216,8 @@ class Queue:
                     if (code := one.process.poll()) is not None:
                         self._running.remove(one)
                         self._end(one, code)
-        finally:
-            signal.signal(signal.SIGINT, before or signal.default_int_handler)
         if self._interrupts:
-            return INTERRUPTED
+            return 128 + self._signal
         return FAILED if self.failures else DONE
 
     def _next(self) -> Cell | None:
@@ -288,7 +300,11 @@ class Queue:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         # It may come between any two lines, also while a cell is being started: only counted here.
-        self._interrupts += 1
+        # Ctrl-C again is meant; schedulers and closing terminals repeat theirs.
+        if not self._interrupts:
+            self._signal = number
+        if not self._interrupts or number == signal.SIGINT:
+            self._interrupts += 1
 
     def _pass_on_interrupts(self) -> None:
         """Every running cell is told of each Ctrl-C once; the third ends it."""
@@ -298,7 +314,9 @@ class Queue:
         for one in self._running:
             while one.interrupts < self._interrupts:
                 one.interrupts += 1
-                one.process.send_signal(signal.SIGINT if one.interrupts < 3 else signal.SIGKILL)
+                first = one.interrupts == 1  # a cell of ours in the background may ignore Ctrl-C
+                number = self._signal if first else signal.SIGINT
+                one.process.send_signal(number if one.interrupts < 3 else signal.SIGKILL)
 
     def _told(self, words: str) -> None:
         """Say it, and about how long the rest takes, by what like cells took."""

@@ -13,18 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from environments import load_trajectories
 from environments.types import DataError, LoadReport, Trajectory
 from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
+from rewards.by_path import CodeNameError
+from rewards.secrets import concealed, revealed
 from srl.config.lora import LoraSettings
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
 from srl.config.sources import environment_at, whole_source
 from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
+from srl.config.trust import note
 from srl.errors import UsageError
-from srl.redaction import SECRETS
+from srl.redaction import SECRETS, moved_to_environment
 
 Method = Literal["srl", "sft"]
 
@@ -41,6 +44,7 @@ class Experiment:
         data: `source`, a built-in name, `file.py:Name` or `module:Name`, `path` and `limit` for
             `environments.load_trajectories`, and the source's own options.
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
+            Of these and of `data`, texts that are secrets are named: `srl/redaction.py`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
         method: "srl", or "sft", fine-tuning on the expert's text: `srl/training/sft.py`.
         lora: the adapter to train; None trains the whole model.
@@ -82,9 +86,14 @@ class Experiment:
         Raises:
             DataError: what cannot be read or used, in words.
         """
-        options = dict(self.data)
-        environment = environment_at(str(options.pop("source")))
-        return load_trajectories(environment, report=report, **options)  # type: ignore[arg-type]
+        options = {key: value for key, value in self.data.items() if key != "source"}
+        environment = environment_at(str(self.data["source"]))
+        try:
+            return load_trajectories(environment, report=report, **revealed(options))  # type: ignore[arg-type]
+        except DataError as error:
+            raise DataError(concealed(str(error), options)) from None
+        except CodeNameError as error:
+            raise UsageError(f"data: {error}") from error
 
 
 def sum_rewards(
@@ -107,7 +116,7 @@ def sum_rewards(
         earned = args.format_failure_reward
     try:
         rewards = RewardSum(
-            step_rewards,
+            _with_named_secrets(step_rewards),
             deadline=args.reward_deadline,
             workers=args.reward_workers,
             errors=args.reward_errors,
@@ -120,6 +129,30 @@ def sum_rewards(
         raise UsageError(f"rewards: {error}") from error
 
 
+def with_named_secrets(values: Mapping[str, object]) -> dict[str, object]:
+    """Settings whose options of rewards and data name secrets and do not hold them.
+
+    Raises:
+        UsageError: a secret is a number.
+    """
+    named = dict(values)
+    if isinstance(data := values.get("data"), Mapping):
+        source = {"source": data["source"]} if "source" in data else {}
+        named["data"] = {**moved_to_environment(data, "data"), **source}
+    if isinstance(rewards := values.get("rewards"), Mapping):
+        named["rewards"] = _with_named_secrets(rewards)
+    return named
+
+
+def _with_named_secrets(rewards: Mapping[Any, object]) -> dict[Any, object]:
+    return {
+        name: {**settings, "options": moved_to_environment(settings["options"], f"rewards.{name}")}
+        if isinstance(settings, Mapping) and isinstance(settings.get("options"), Mapping)
+        else settings
+        for name, settings in rewards.items()
+    }
+
+
 def short_path(path: Path) -> Path:
     """As one would type it from here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -128,13 +161,17 @@ def short_path(path: Path) -> Path:
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file; `overrides` are words of a command line, `--key value ...`.
 
+    Code that they name is the user's own: see `srl/config/trust.py`.
+
     Raises:
         UsageError: no such file, no YAML, an unknown key, a wrong type, impossible sizes.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
-    return parse_experiment(apply_overrides(read_settings(path), overrides), where=str(path))
+    values = apply_overrides(read_settings(path), overrides)
+    note(values)
+    return parse_experiment(values, where=str(path))
 
 
 def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
@@ -145,6 +182,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             that cannot work together.
     """
     refuse_unknown(values, [*_BLOCKS, *setting_names(SRLConfig)], where)
+    values = with_named_secrets(values)
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, str) or not model:
         raise UsageError(

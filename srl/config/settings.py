@@ -8,6 +8,7 @@ refused before anything is loaded. A whole YAML file is `srl/config/experiment.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -29,6 +30,7 @@ from srl.config.parts import (
     check_seeds,
 )
 from srl.errors import UsageError
+from srl.redaction import SECRETS
 
 # Settings of transformers that an SRL step would silently ignore, and what to use instead.
 _UNUSED = {
@@ -63,6 +65,12 @@ _UNUSED = {
             "fp16_full_eval",
         ),
         "tokens are counted in the log as they are": ("include_num_input_tokens_seen",),
+        "a checkpoint is there to go on from, and cannot without the optimiser's state": (
+            "save_only_model",
+        ),
+        "a checkpoint is whole at the end of a step only; Ctrl-C saves one": (
+            "enable_jit_checkpoint",
+        ),
         "the commands train, eval and resume say what to do": (
             "do_train",
             "do_predict",
@@ -82,7 +90,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         lr_scheduler_type: the paper does not state one.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
         data_seed: which problems are held out; null is `seed`.
+        save_every_minutes: a checkpoint also after the step with which so many minutes have passed
+            since the last one; null is off.
     """
+
+    save_every_minutes: float | None = None
 
     # Other defaults than transformers'.
     output_dir: str | None = "runs"
@@ -105,8 +117,17 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         Part.__post_init__(self)
         TrainingArguments.__post_init__(self)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without tokens: transformers pickles it beside every checkpoint and policy."""
+        return without_tokens(self)
+
     def check(self) -> None:
         at_least(self, learning_rate=0.0)
+        if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
+            raise UsageError(
+                f"save_every_minutes is {self.save_every_minutes}; give minutes, above 0, such as "
+                "30, or null"
+            )
         check_seeds(seed=self.seed, data_seed=self.data_seed)
         defaults = {setting.name: setting.default for setting in fields(self)}
         for name, why in _UNUSED.items():
@@ -208,6 +229,11 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
         """Where the policy computes."""
         found = None if self.use_cpu else torch.accelerator.current_accelerator(True)
         return torch.device("cpu") if found is None else found
+
+
+def without_tokens(settings: TrainingArguments) -> dict[str, object]:
+    """The state of `settings` for a pickle that people pass on."""
+    return {name: None if name in SECRETS else value for name, value in vars(settings).items()}
 
 
 # Metrics of `SRLTrainer.evaluate` that a best checkpoint may be chosen by. Not those among valid

@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PROMPT_DATE
 from environments.types import Step, as_steps
-from srl.data.encoding import TextEncoder, leading_ids
-from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, added_texts, chat_frame, plain_frame
+from srl.data.plain_text import PlainText, leading_ids
+from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, chat_frame, plain_frame, turn_end
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class PromptFormat:
         opens_thought: the prompt already ends in `<think>`, so completions lack it.
         think: the policy writes a monologue before its step.
         template: "chat" or "plain", after "auto" was resolved.
-        stop_ids: tokens that end a completion.
+        end_id: the token that ends the expert's text where it is trained on.
+        stop_ids: tokens that end a completion, `end_id` among them.
     """
 
     def __init__(
@@ -95,9 +97,9 @@ class PromptFormat:
                 there is one.
             think: False for a policy without monologue: the whole completion is the step.
             whole_system_prompt: the same as `system_prompt`, for whole solutions.
-            stop_ids: tokens that end a completion; by default the tokenizer's EOS alone, though a
-                generation config often lists more. What the chat template writes at the end of an
-                assistant's turn ends one too.
+            stop_ids: tokens that end a completion, beside the one that the chat template writes
+                after an assistant's words; by default the tokenizer's EOS alone, though a
+                generation config often lists more.
             prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
 
         Raises:
@@ -112,14 +114,10 @@ class PromptFormat:
             )
         if stop_ids is None:
             stop_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        if not stop_ids:
-            raise UsageError(
-                "the policy's tokenizer has no EOS token, so no completion could end; "
-                "set tokenizer.eos_token in the policy's tokenizer_config.json"
-            )
         self.tokenizer = tokenizer
         self.think = think
         self.template: Literal["chat", "plain"]
+        before_end, end = "", None
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
             self._first_ids = leading_ids(tokenizer)
@@ -128,21 +126,26 @@ class PromptFormat:
         else:
             self.template = "chat"
             self._first_ids = []  # the template writes BOS itself if the policy wants one
+            day = datetime.fromisoformat(prompt_date)
             self._step_frame, self._whole_frame = (
-                chat_frame(tokenizer, words, think=think, prompt_date=prompt_date)
+                chat_frame(tokenizer, words, think=think, day=day)
                 for words in (system_prompt, whole_system_prompt)
             )
-        frame = self._step_frame
-        by_template = "".join((*frame.head[::2], frame.tail, frame.end))
-        written = {text for text in added_texts(tokenizer) if text in by_template}
-        self._encoder = TextEncoder(tokenizer, written if self.template == "chat" else ())
-        self._end_ids = self._encoder.following(frame.end)
-        if not self._end_ids:
-            eos = tokenizer.eos_token_id
-            self._end_ids = [int(eos if eos in stop_ids else min(stop_ids))]
-        self.stop_ids = frozenset({*stop_ids, self._end_ids[-1]})
-        self.opens_thought = think and frame.tail.rstrip().endswith(OPEN)
-        self._outer_ids = self.stop_ids | self._encoder.special_ids
+            before_end, end = turn_end(tokenizer, think=think, day=day) or ("", None)
+        self.stop_ids = frozenset({*stop_ids, *([] if end is None else [end])})
+        if not self.stop_ids:
+            raise UsageError(
+                "the policy's tokenizer has no EOS token, so no completion could end; "
+                "set tokenizer.eos_token in the policy's tokenizer_config.json"
+            )
+        if end is None:
+            end = tokenizer.eos_token_id
+        self.end_id = int(end) if end in self.stop_ids else min(self.stop_ids)
+        self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
+        self._outer_ids = self.stop_ids | _special_ids(tokenizer)
+        self._text = PlainText(tokenizer, _control_ids(tokenizer, self._outer_ids))
+        # As the template writes it: some put a space or a line end before the token.
+        self._end_ids = [*self._text.next(before_end), self.end_id]
 
     def encode(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
@@ -163,7 +166,7 @@ class PromptFormat:
 
     def encode_segments(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
-    ) -> list[list[int]]:
+    ) -> list[Sequence[int]]:
         """The same in parts: [template and problem, step 1, ..., step k, title and template].
 
         An observation is a part of its own behind its step; there is none where it is empty.
@@ -172,11 +175,11 @@ class PromptFormat:
         return [
             self._start(self._step_frame, problem),
             *(
-                list(self._encoder.data(SEPARATOR + text.strip()))
+                self._text.data(SEPARATOR + text.strip())
                 for step in as_steps(previous_steps)
                 for text in [step.text, *([step.observation] if step.observation.strip() else [])]
             ),
-            [*self._encoder.data(hint), *self._encoder.following(self._step_frame.tail)],
+            [*self._text.data(hint), *self._text.next(self._step_frame.tail)],
         ]
 
     def encode_example(self, example: StepExample) -> list[int]:
@@ -188,7 +191,7 @@ class PromptFormat:
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""
         frame = self._whole_frame
-        return self._start(frame, problem) + self._encoder.following(frame.tail)
+        return self._start(frame, problem) + self._text.next(frame.tail)
 
     def encode_expert(self, example: StepExample, *, thoughts: bool = True) -> list[int]:
         """What the expert wrote, as the completion of a policy, end token included.
@@ -196,10 +199,7 @@ class PromptFormat:
         A step has its thought before it, in tags; an empty one where the data has none and the
         policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
         have none where the data has none; but one that the prompt has opened must be closed.
-
-        Args:
-            example: the row.
-            thoughts: False leaves the expert's thoughts out.
+        Without `thoughts` none is written: the shortest completion that copies the expert.
         """
         pieces = []
         for step in example.expert_steps:
@@ -210,7 +210,7 @@ class PromptFormat:
         text = "\n".join(pieces).strip()
         if self.opens_thought:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
-        return [*self._encoder.data(text), *self._end_ids]
+        return [*self._text.data(text), *self._end_ids]
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
@@ -240,7 +240,12 @@ class PromptFormat:
         return text
 
     def _start(self, frame: Frame, problem: str) -> list[int]:
-        return self._first_ids + self._encoder.start(frame.head, problem.strip())
+        words = problem.strip()
+        if not self._text.holds_control(frame.said):
+            return self._first_ids + self._text.first(frame.head, words)
+        before, _, after = frame.head.rpartition(frame.said)
+        ids = [*self._text.first(before, frame.said), *self._text.next(after)]
+        return [*self._first_ids, *ids, *self._text.data(words)]
 
     def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
         """Drop end, padding and role tokens at both ends; inside they stay and are seen."""
@@ -287,7 +292,7 @@ def parse_text(
         "text_before_think": think and bool(before.strip()),
         "unexpected_tag": not think and (OPEN in text or CLOSE in text),
         "empty_action": not action,
-        "several_steps": holds_several_steps(action),
+        "several_steps": _holds_several_steps(action),
     }
     failure = next((name for name in FAILURES if holds[name]), None)
     return ParsedStep(thought, action, failure)
@@ -347,7 +352,20 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-def holds_several_steps(action: str) -> bool:
+def why_uncopyable(step: str, *, think: bool) -> str | None:
+    """Why a perfect copy of an expert's step breaks the format; None if it does not.
+
+    Args:
+        step: the expert's.
+        think: the policy writes a monologue before its step.
+
+    Returns:
+        One of `FAILURES`.
+    """
+    return parse_text(f"{OPEN}{CLOSE}\n{step}" if think else step, False, think=think).failure
+
+
+def _holds_several_steps(action: str) -> bool:
     marks = list(_STEP_MARK.finditer(action))
     if not marks:
         return False
@@ -358,3 +376,28 @@ def holds_several_steps(action: str) -> bool:
         int(mark["number"]) == following and len(mark["indent"].expandtabs(4)) <= depth
         for mark in marks[1:]
     )
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase, outer_ids: Collection[int]) -> frozenset[int]:
+    """The tokens that no text may hold: those that end or pad one, and those that the chat
+    template writes. The think tags, which belong to the format, are none of them."""
+    ordinary = {tokenizer.unk_token_id, *_tag_ids(tokenizer)}
+    written = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    return frozenset(
+        token
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if (token in outer_ids or added.content in written)
+        and token not in ordinary
+        and added.content.strip()
+    )
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every special token but the think tags, which belong to the format."""
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*marked, *tokenizer.all_special_ids} - _tag_ids(tokenizer))
+
+
+def _tag_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
+    return tags - {tokenizer.unk_token_id}  # what a tag is called by a tokenizer that lacks it

@@ -1,28 +1,26 @@
-"""Rows with their prompts, as training and held-out figures take them.
+"""Rows with their prompts, for training and for the figures of held-out steps.
 
-What does not fit the policy is left out, and counted; so is what no policy could be paid for in
-full, because a perfect copy of it would break the format or be cut off.
+What no policy can be paid for in full is left out, counted and named: a row that does not fit the
+policy's context, and a step of which even a perfect copy would count as a format failure.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from environments.asking import reads_all_steps
 from environments.types import Trajectory
-from srl.data.prompts import PromptFormat, parse_text
+from srl.data.prompts import PromptFormat, why_uncopyable
 from srl.data.steps import StepExample, build_examples
-from srl.data.templates import CLOSE, OPEN
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
     from srl.config.parts import RowSettings
 
 TOO_LONG = "too long for the policy's context"
-SEVERAL = "the expert's step reads as several"
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Rows:
         form: PromptFormat,
         args: RowSettings,
         context_limit: int | None,
+        *,
+        most: int | None = None,
     ) -> Rows:
         """The rows of expert solutions, as the settings want them.
 
@@ -54,19 +54,24 @@ class Rows:
             form: the words around a step.
             args: the settings.
             context_limit: tokens that the policy can read and write together; None is no limit.
+            most: as many rows at most; None is all.
 
         Raises:
-            UsageError: no row fits.
+            UsageError: there are rows, and none fits the policy's context.
         """
-        solutions = list(trajectories)
         rows = cls([], [], Counter())
-        for example, prompt in usable_rows(solutions, form, args, context_limit, rows.dropped):
-            rows.examples.append(example)
-            rows.prompts.append(prompt)
-        if not rows.examples and rows.dropped[TOO_LONG]:
-            built = build_examples(solutions, targets=args.targets, step_title=args.step_title)
-            first = {id(one.trajectory): one for one in reversed(built)}
-            shortest = min(len(form.encode_example(one)) for one in first.values())
+        shortest = None
+        for example, prompt, why in _judged(trajectories, form, args, context_limit):
+            if most is not None and len(rows.examples) == most:
+                break
+            if why is None and prompt is not None:
+                rows.examples.append(example)
+                rows.prompts.append(prompt)
+            elif why is not None:
+                rows.dropped[why] += 1
+            if why == TOO_LONG and prompt is not None:
+                shortest = min(len(prompt), shortest or len(prompt))
+        if shortest is not None and not rows.examples:
             raise UsageError(
                 f"no row fits: the policy's context is {context_limit} tokens, the shortest prompt "
                 f"takes {shortest} and {args.length_field} {args.completion_length}; "
@@ -75,61 +80,51 @@ class Rows:
         return rows
 
 
-def usable_rows(
+def _judged(
     trajectories: Iterable[Trajectory],
     form: PromptFormat,
     args: RowSettings,
     context_limit: int | None,
-    dropped: Counter[str],
-) -> Iterator[tuple[StepExample, list[int]]]:
-    """The rows that can be trained on and measured, one after another, each with its prompt.
-
-    Args:
-        trajectories, form, args, context_limit: as in `Rows.of`.
-        dropped: why rows were left out -> how many; counted into.
-    """
+) -> Iterator[tuple[StepExample, list[int] | None, str | None]]:
+    """Yields each row, its prompt (None where it is not needed), and why it is left out."""
     outgrown: Trajectory | None = None  # its prompts only grow, and one was too long
     for example in build_examples(trajectories, targets=args.targets, step_title=args.step_title):
         if example.trajectory is outgrown:
-            dropped[TOO_LONG] += 1
+            yield example, None, TOO_LONG
             continue
-        if why := why_unpayable(example, think=args.think):
-            dropped[why] += 1
+        if why := _why_unpayable(example, form, args):
+            yield example, None, why
             continue
         prompt = form.encode_example(example)
-        if context_limit is not None and len(prompt) + args.completion_length > context_limit:
-            dropped[TOO_LONG] += 1
-            if reads_all_steps(example.trajectory):
-                outgrown = example.trajectory
-            continue
-        written = 0 if example.whole else len(form.encode_expert(example, thoughts=False))
-        if context_limit is not None and len(prompt) + written > context_limit:
-            dropped[TOO_LONG] += 1
-        elif written > args.completion_length:
-            dropped[too_long_to_write(args.completion_length)] += 1
-        else:
-            yield example, prompt
+        fits = context_limit is None or len(prompt) + args.completion_length <= context_limit
+        if not fits and reads_all_steps(example.trajectory):
+            outgrown = example.trajectory
+        yield example, prompt, None if fits else TOO_LONG
 
 
-def why_unpayable(example: StepExample, *, think: bool) -> str | None:
-    """Why a perfect copy of the expert's step would be a format failure; None if it would not.
+def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) -> str | None:
+    """Why even a perfect copy of the expert's step would count as a format failure.
 
-    A whole solution is not copied, but paid for what it comes to.
+    A whole solution need not be copied: another one with the same answer is paid for.
     """
+    if not example.trajectory.is_unicode:
+        return "text that is not Unicode (a lone surrogate)"
     if example.whole:
         return None
-    copy = f"{OPEN}{CLOSE}\n{example.expert_step}" if think else example.expert_step
-    failure = parse_text(copy, False, think=think).failure
+    if failure := why_uncopyable(example.expert_step, think=form.think):
+        return uncopyable(failure)
+    if len(form.encode_expert(example, thoughts=False)) > args.completion_length:
+        return f"the expert's step is longer than {args.length_field} {args.completion_length}"
+    return None
+
+
+def uncopyable(failure: str) -> str:
+    """Why a row is left out, where a copy of its step has this format failure."""
     if failure == "several_steps":
-        return SEVERAL
-    return None if failure is None else breaks_format(failure)
+        return "the expert's step reads as several"
+    return f"a copy of the expert's step breaks the format ({failure})"
 
 
-def breaks_format(failure: str) -> str:
-    """The reason for which a row with such a failure is left out."""
-    return f"the expert's text breaks the policy's format ({failure})"
-
-
-def too_long_to_write(limit: int) -> str:
-    """The reason for which a step of more tokens, tags and end included, is left out."""
-    return f"the expert's step is longer than max_completion_length {limit}"
+def dropped(drops: Mapping[str, int]) -> str:
+    """The drops in brackets, or nothing."""
+    return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""

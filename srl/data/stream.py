@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+from environments.types import Trajectory
 from srl.data.steps import StepExample
 from srl.errors import UsageError
 
@@ -28,6 +29,9 @@ class PromptStream:
         units: of every row the number of its unit. A unit's rows come one after another, in their
             own order, and it is the units that are permuted; by default every row is one.
         data: a digest of the rows, as `digest_of` makes it.
+
+    Attributes:
+        takes_any_state: whether it also goes on from the state of other rows or another seed.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class PromptStream:
         self.cursor = cursor
         self.data = data
         self.units = range(num_rows) if units is None else units
+        self.takes_any_state = False
         self._cached_epoch = -1
         self._order: list[int] = []
 
@@ -84,7 +89,7 @@ class PromptStream:
 
         Raises:
             UsageError: the state is of another data set or another seed, so that its cursor would
-                point at different rows.
+                point at different rows, and this was not asked for.
         """
         for key in ("num_rows", "seed", "cursor", "data"):
             if key not in state:
@@ -93,7 +98,7 @@ class PromptStream:
                     "an earlier version saved it. Start a new run from its policy: --model FOLDER"
                 )
         for key, ours in (("num_rows", self.num_rows), ("seed", self.seed), ("data", self.data)):
-            if state[key] != ours:
+            if state[key] != ours and not self.takes_any_state:
                 what = "rows of digest" if key == "data" else key
                 raise UsageError(
                     f"the checkpoint's prompt stream has {what} {state[key]}, this run has {ours}; "
@@ -123,13 +128,25 @@ def digest_of(examples: Iterable[StepExample]) -> str:
         trajectory = example.trajectory
         if id(trajectory) not in numbers:
             numbers[id(trajectory)] = len(numbers)
-            steps = [astuple(step) for step in trajectory.steps]
-            parts = (trajectory.problem, steps, trajectory.answer, trajectory.source)
-            named = (dict(trajectory.tags), dict(trajectory.metadata))
-            digest.update(json.dumps([parts, named], default=_plain, skipkeys=True).encode())
+            digest.update(_content(trajectory))
         place = numbers[id(trajectory)], example.step_index, example.title, example.whole
         digest.update(repr(place).encode())
     return digest.hexdigest()[:16]
+
+
+def digest_of_trajectories(trajectories: Iterable[Trajectory]) -> str:
+    """16 hexadecimal digits that change with the content or the order of the trajectories."""
+    digest = hashlib.sha256()
+    for trajectory in trajectories:
+        digest.update(_content(trajectory))
+    return digest.hexdigest()[:16]
+
+
+def _content(trajectory: Trajectory) -> bytes:
+    steps = [astuple(step) for step in trajectory.steps]
+    parts = (trajectory.problem, steps, trajectory.answer, trajectory.source)
+    named = (dict(trajectory.tags), dict(trajectory.metadata))
+    return json.dumps([parts, named], default=_plain, skipkeys=True).encode()
 
 
 def _plain(value: object) -> object:

@@ -1,16 +1,16 @@
-"""The words that a chat template, or plain text, puts around the user's words and after the
-policy's.
+"""What a policy's chat template puts around the words of a user and of an assistant.
 
-A template is a foreign program: it is run on marked messages, and what it wrote around the marks is
-kept as text.
+A template is a program that came with a model. It is asked once, with sentinels in place of the
+words, and never again: prompts are then pieced together from what it wrote (`prompts.py`). Some
+templates read the clock; here it stands still, so that a run resumed tomorrow and an evaluation
+next year read the same prompts.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from environments.prompts import PROMPT_DATE
@@ -23,34 +23,32 @@ OPEN, CLOSE = "<think>", "</think>"
 SEPARATOR = "\n\n"
 """Stands between problem, steps, observations and title."""
 
-# What `strftime` may be asked for, letter by letter.
-_DATE_PARTS = "aAbBcdDeFgGHIjmMnpRStTuUVwWxXyYzZf"
+TODAY = datetime.fromisoformat(PROMPT_DATE)
+"""The date in every prompt whose template prints one, where the settings name no other."""
 
-_USER, _ASSISTANT = "TheWordsOfTheUserStandHere", "TheWordsOfThePolicyStandHere"
-
-Messages = list[dict[str, str]]
+_USER = "TheWordsOfTheUserStandHere"
+_ASSISTANT = "TheWordsOfTheAssistantStandHere"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the user's words, and after the policy's.
+    """What stands before and after the user's words.
 
     Attributes:
-        head: what comes before the user's words: pieces that the template wrote, and at odd places
-            the system prompt.
-        tail: what comes between the user's words and the policy's.
-        end: what comes after the policy's words, up to the control token that ends them; empty
-            where the template ends them with none.
+        head: before them.
+        tail: after them.
+        said: the part of the head that is no template's: the system prompt it was given. In plain
+            text there is no template, and a system prompt stands as it is.
     """
 
-    head: tuple[str, ...]
+    head: str
     tail: str
-    end: str = ""
+    said: str = ""
 
 
 def plain_frame(system_prompt: str | None) -> Frame:
-    """Plain text: the system prompt and a blank line, as they stand."""
-    return Frame((system_prompt.strip() + SEPARATOR if system_prompt else "",), SEPARATOR)
+    """The frame of a policy without a chat template."""
+    return Frame(system_prompt.strip() + SEPARATOR if system_prompt else "", SEPARATOR)
 
 
 def chat_frame(
@@ -58,109 +56,108 @@ def chat_frame(
     system_prompt: str | None,
     *,
     think: bool,
-    prompt_date: str = PROMPT_DATE,
+    day: datetime = TODAY,
 ) -> Frame:
     """The chat template around the user's words, with the system prompt wherever it can stand.
 
-    Args:
-        tokenizer: it has the template.
-        system_prompt: None for no system message.
-        think: what the template is told of thinking, where it asks.
-        prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
-
     Raises:
-        UsageError: no use of the template shows the user's words and the system prompt once each.
+        UsageError: the template fails, drops the words, or shows them twice.
     """
-    day = date.fromisoformat(prompt_date)
-    source = _dated(tokenizer, day)
-
-    def render(messages: Messages, *, go_on: bool = True) -> str:
-        text: object = tokenizer.apply_chat_template(
-            messages,
-            chat_template=source,
-            tokenize=False,
-            add_generation_prompt=go_on,
-            enable_thinking=think,
-            date_string=day.strftime("%d %b %Y"),
-        )
-        return str(text)
-
-    system = system_prompt.strip() if system_prompt else ""
     user = {"role": "user", "content": _USER}
     attempts = [[user]]
-    if system:
-        merged = {"role": "user", "content": system + SEPARATOR + _USER}
-        attempts = [[{"role": "system", "content": system}, user], [merged]]
+    if system_prompt:
+        merged = {"role": "user", "content": system_prompt.strip() + SEPARATOR + _USER}
+        attempts = [[{"role": "system", "content": system_prompt.strip()}, user], [merged]]
     problem = ""
     for messages in attempts:
         try:
-            text = render(messages)
+            text = _written(tokenizer, messages, think=think, answer=True, day=day)
         except Exception as error:  # noqa: BLE001, a template is a foreign program
             problem = f"it raises {type(error).__name__}: {error}"
             continue
         if text.count(_USER) != 1:
             problem = f"it shows the user's message {text.count(_USER)} times"
-        elif system and system not in text:
+        elif system_prompt and system_prompt.strip() not in text:
             problem = "it drops the system prompt"
         else:
             head, _, tail = text.partition(_USER)
             if not think and tail.rstrip().endswith(OPEN):
                 tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
-            before, said, after = head.rpartition(system) if system else (head, "", "")
-            end = _turn_end(render, messages, tokenizer)
-            return Frame((before, said, after), tail, end)
+            return Frame(head, tail, system_prompt.strip() if system_prompt else "")
     raise UsageError(
         f"the policy's chat template cannot be used: {problem}; give template: plain, "
         "or another tokenizer"
     )
 
 
-def _dated(tokenizer: PreTrainedTokenizerBase, day: date) -> str:
-    """The template's source, with a clock that stands at `day` at midnight.
+def turn_end(
+    tokenizer: PreTrainedTokenizerBase, *, think: bool, day: datetime = TODAY
+) -> tuple[str, int] | None:
+    """The token with which the chat template ends an assistant's words, and the blanks before it.
 
-    A macro, because transformers hands no functions on to a template. Its line end belongs to the
-    tag, so that what follows still stands at the beginning of a line.
+    None if it writes none. It is often another one than EOS: `<|im_end|>` where a base model has
+    `<|endoftext|>`, and `<end_of_turn>` or `<|end|>` in other families. A template that ends no
+    turn begins the next one with a token, such as `<|user|>`, which then ends the turn before it.
     """
-    source = str(tokenizer.get_chat_template())
-    if "strftime_now" not in source:
-        return source
-    parts = [*(f"%{mark}{letter}" for letter in _DATE_PARTS for mark in ("", "-")), "%%"]
-    told = " | ".join(f"replace({part!r}, {day.strftime(part)!r})" for part in parts)
-    return f"{{% macro strftime_now(format) %}}{{{{ format | {told} }}}}{{% endmacro %}}\n" + source
+    user = {"role": "user", "content": _USER}
+    assistant = {"role": "assistant", "content": _ASSISTANT}
+    added = _added_ids(tokenizer)
+    for messages in ([user, assistant], [user, assistant, user]):
+        try:
+            text = _written(tokenizer, messages, think=think, answer=False, day=day)
+        except Exception:  # noqa: BLE001, a template is a foreign program
+            continue
+        _, found, after = text.rpartition(_ASSISTANT)
+        if not found:
+            continue
+        for token in tokenizer.encode(after, add_special_tokens=False, verbose=False):
+            if token in added and (written := tokenizer.decode([token]).strip()):
+                before = after.partition(written)[0]
+                return "" if before.strip() else before, int(token)
+    return None
 
 
-def _turn_end(
-    render: Callable[..., str], messages: Messages, tokenizer: PreTrainedTokenizerBase
+def _standing_clock(day: datetime) -> str:
+    """In place of the function that templates ask for the time.
+
+    A macro, because transformers hands no functions to templates; each `replace` writes what the
+    directive means on that day.
+    """
+    parts = [
+        (letter, written)
+        for directive in "aAbBcdeFHIjmMpSTuUVwWxXyY"
+        for told in [day.strftime(f"%{directive}")]
+        for letter, written in [(directive, told), (f"-{directive}", told.lstrip("0") or "0")]
+    ]
+    replaced = "".join(f"|replace('%{letter}', '{written}')" for letter, written in parts)
+    macro = "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}"
+    return macro + "{{ '' }}"
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    think: bool,
+    answer: bool,
+    day: datetime,
 ) -> str:
-    """What the template writes after an assistant's words, up to and with its first control token.
-
-    Some templates close a turn only when another follows. One that closes none, and marks the
-    beginning of the next instead, has no end.
-    """
-    control = re.compile("|".join(map(re.escape, _longest_first(added_texts(tokenizer)))) or "(?!)")
-    again = {"role": "user", "content": _USER}
-    for words in (_ASSISTANT, f"{OPEN}{SEPARATOR}{CLOSE}{SEPARATOR}{_ASSISTANT}"):
-        said = [*messages, {"role": "assistant", "content": words}]
-        for following, least in (([], 1), ([again], 2)):
-            try:
-                text = render([*said, *following], go_on=False)
-            except Exception:  # noqa: BLE001, a template is a foreign program
-                continue
-            after = text.rpartition(_ASSISTANT)[2].partition(_USER)[0]
-            if _ASSISTANT not in text or len(control.findall(after)) < least:
-                continue
-            found = control.match(after, len(after) - len(after.lstrip()))
-            if found is not None:
-                return after[: found.end()]
-    return ""
+    """What the template makes of the messages; `answer` opens the assistant's next turn."""
+    template = tokenizer.get_chat_template()
+    text: str = tokenizer.apply_chat_template(
+        list(messages),
+        chat_template=(_standing_clock(day) if "strftime_now" in template else "") + template,
+        tokenize=False,
+        add_generation_prompt=answer,
+        enable_thinking=think,
+        date_string=f"{day:%d %b %Y}",
+    )
+    return text
 
 
-def added_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The texts of all tokens beside the ordinary vocabulary, less blank ones and think tags."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    texts = {*added, *map(str, tokenizer.all_special_tokens)}
-    return {text for text in texts if text.strip()} - {OPEN, CLOSE}
-
-
-def _longest_first(texts: set[str]) -> list[str]:
-    return sorted(texts, key=lambda text: (-len(text), text))
+def _added_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that are no part of words: what may end a turn."""
+    return frozenset({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}) - {
+        tokenizer.unk_token_id,
+        *(tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)),
+    }

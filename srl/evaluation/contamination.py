@@ -15,6 +15,7 @@ from rich.console import Console
 
 from environments.types import DataError, Trajectory
 from srl.config.experiment import parse_experiment, short_path
+from srl.config.trust import refuse_foreign
 from srl.data.splits import load_splits
 from srl.errors import UsageError
 from srl.models.lora import base_of, is_adapter_folder
@@ -101,5 +102,7 @@ def _problems_of(run: RunFolder) -> set[str]:
     if run.steps.is_file():
         lines = read_rows(run.steps)  # two fields of a line: no record need be checked for them
         return {str(line.get("problem_id")) for line in lines if line.get("phase") == "train"}
-    experiment = parse_experiment(run.read_config(), where=str(run.config))
+    config = run.read_config()
+    refuse_foreign(config, str(run.config))
+    experiment = parse_experiment(config, where=str(run.config))
     return {one.problem_id for one in load_splits(experiment, Console(quiet=True)).train}

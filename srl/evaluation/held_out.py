@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,9 +19,9 @@ from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.experiment import Experiment
 from srl.config.parts import EvaluationSettings
-from srl.console import say
+from srl.console import now_and_then, say
 from srl.data.prompts import PromptFormat
-from srl.data.rows import usable_rows
+from srl.data.rows import Rows, dropped
 from srl.evaluation.behaviour import behaviour, mean_behaviour
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import (
@@ -47,7 +45,6 @@ from srl.stats import Estimate, bootstrap, share_of_rows
 
 BEHAVIOUR = "behaviour"
 _MODES = {"steps": "step by step", "whole": "whole solution"}
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def measure(
@@ -71,9 +68,9 @@ def measure(
     form = prompt_format(model, tokenizer, args, system_prompt=args.system_prompt)
     sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
-        limit, tick = context_limit(model), _now_and_then(when, console)
+        limit, tick = context_limit(model), now_and_then(console, when)
         attempts = _solve(sampler, form, asked, args, args.seed, limit, tick)
-        steps = _steps(sampler, form, problems, args, rewards, limit)
+        steps = _steps(sampler, form, problems, args, rewards, limit, when, console)
     attempts = judged(attempts, args)
     if run is not None:
         with RecordWriter(run.eval) as writer:
@@ -83,19 +80,6 @@ def measure(
     figures = _figures(attempts, args)
     say(console, f"{when}: done in {time.monotonic() - started:.0f} s")
     return {**figures, **steps}
-
-
-def _now_and_then(when: str, console: Console) -> Tick:
-    """Says how far an evaluation is, where one would begin to wonder."""
-    told = time.monotonic()
-
-    def tick(words: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            say(console, f"{when}: {words}")
-
-    return tick
 
 
 def _next_evaluation(path: Path) -> int:
@@ -161,20 +145,23 @@ def _steps(
     args: EvaluationSettings,
     rewards: RewardSum,
     limit: int | None,
+    when: str,
+    console: Console,
 ) -> dict[str, object]:
     """Greedy steps on held-out rows beside the expert's."""
     if not args.test_rows:
         return {}
-    fitting = usable_rows(problems, form, args, limit, Counter())
     # The problems are in the order of a hash, so the first rows are a fair sample of them.
-    rows = list(islice(fitting, args.test_rows))
-    if not rows:
+    rows = Rows.of(problems, form, args, limit, most=args.test_rows)
+    if rows.dropped:
+        say(console, f"{when}: held-out steps{dropped(rows.dropped)}")
+    if not rows.examples:
         return {}
     groups = sample_rollouts(
         sampler,
         form,
-        [example for example, _ in rows],
-        [Prompt(prompt, key=0) for _, prompt in rows],
+        rows.examples,
+        [Prompt(prompt, key=0) for prompt in rows.prompts],
         rewards=rewards,
         params=SamplingParams(args.completion_length, temperature=0, stop_ids=form.stop_ids),
         num_samples=1,

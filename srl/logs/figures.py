@@ -150,6 +150,7 @@ class Clusters:
         """How many different problems each cell has."""
         return np.bincount(self._cell_of, minlength=self.count).tolist()
 
+    @np.errstate(over="ignore", invalid="ignore")  # of values near the largest float
     def estimates(self, values: np.ndarray, *, share: bool) -> list[Estimate | None]:
         """The mean of each cell with its 95 % interval over problems.
 
@@ -188,7 +189,8 @@ def _estimate(
     half = student_t(problems - 1) * math.sqrt(problems / (problems - 1) * squares) / n
     low, high = value - half, value + half
     if share:
-        apart = wilson(round(value * n), n)
+        # Of a log that is not ours, a share may be anything.
+        apart = wilson(round(min(1.0, max(0.0, value)) * n), n)
         low, high = max(0.0, min(apart.low, low)), min(1.0, max(apart.high, high))
     return Estimate(value, low, high, n)
 

@@ -2,17 +2,20 @@
 
 An adapter is loaded on its base and merged (`srl/models/lora.py`). Weights are float32 whatever the
 checkpoint's type: they are the master weights of the optimiser, and bf16 is a matter of autocast.
-Pickled weights are refused, because loading them runs their code.
+Pickled weights are refused, because loading them runs their code, and so is code beside a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -22,9 +25,10 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from srl.config.parts import PromptSettings
-from srl.data.prompts import PromptFormat, ensure_pad
+from srl.data.prompts import PromptFormat
 from srl.errors import UsageError
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
+from srl.models.vocabulary import embeddings, fit_tokenizer
 
 # Of a model's folder, all that a loaded model and its prompts follow from.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -38,7 +42,9 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         UsageError: there is no such thing, or it cannot be used; the message says why.
     """
-    return _load(name, adapters=())
+    model, tokenizer = _load(name, adapters=())
+    fit_tokenizer(model, tokenizer)
+    return model, tokenizer
 
 
 def _load(
@@ -55,9 +61,17 @@ def _load(
         # As text: in a script without a __main__ file, transformers' own check trips over a Path.
         tokenizer = _load_tokenizer(name)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
+    except UsageError:
+        raise
     except Exception as error:  # of a foreign folder the libraries raise all kinds
+        if "trust_remote_code" in str(error):
+            raise _brings_code(name) from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
@@ -86,9 +100,6 @@ def _load(
     if capped and model.config._attn_implementation == "sdpa":
         # sdpa has no soft-cap; transformers 5.17 takes it for Gemma 2 and leaves the cap out.
         model.set_attn_implementation("eager")
-    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
-        tokenizer.pad_token = tokenizer.eos_token  # one that was added and has no embedding
-    ensure_pad(tokenizer)
     return model, tokenizer
 
 
@@ -114,7 +125,6 @@ def _load_adapted(
         ) from error
     if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = _load_tokenizer(str(folder))
-        ensure_pad(tokenizer)
     return merge_from(model, folder), tokenizer
 
 
@@ -122,17 +132,36 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     """Every token that ends a completion: the tokenizer's EOS and all of the generation config's.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none that the model has.
     """
     listed = model.generation_config.eos_token_id if model.generation_config else None
     listed = listed if isinstance(listed, list) else [listed]
     ids = {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    if ids and min(ids) >= (size := embeddings(model)):
+        raise UsageError(
+            f"no completion could end: the policy's EOS tokens have the ids {sorted(ids)}, and it "
+            f"has {size} embeddings; set eos_token_id in its generation_config.json"
+        )
     if not ids:
         raise UsageError(
             "the policy has no EOS token, so no completion could end; set eos_token in its "
             "tokenizer_config.json"
         )
     return frozenset(ids)
+
+
+def end_turns(model: PreTrainedModel, stop_ids: Collection[int]) -> None:
+    """Let whoever generates with the saved policy stop where it learns to stop.
+
+    A base model's generation config does not know the token that ends a turn of its chat template.
+    """
+    config = model.generation_config
+    if config is None:
+        return
+    listed = config.eos_token_id
+    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if not ids.issuperset(stop_ids):
+        config.eos_token_id = sorted(ids | set(stop_ids))
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
@@ -160,18 +189,52 @@ def prompt_format(
     )
 
 
+def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """A policy's tokenizer and the limit of its context in tokens, without its weights.
+
+    Raises:
+        UsageError: one of them cannot be read.
+    """
+    try:
+        tokenizer = _load_tokenizer(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of a foreign folder the libraries raise all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"cannot read the tokenizer of the model {name!r}: {reason} Give a model's folder, or "
+            "a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+        ) from error
+    return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer as it was saved.
 
     A tokenizer of no special class is wholly described by its tokenizer.json, but beside a model of
     type qwen2 and some others `AutoTokenizer` takes it for that model's own, cuts words by other
     rules and adds tokens: the policy would read other tokens than it was trained on.
+
+    Raises:
+        UsageError: it is of a class that only code beside the model defines.
     """
-    declared = get_tokenizer_config(name).get("tokenizer_class")
+    config = get_tokenizer_config(name)
+    declared = config.get("tokenizer_class")
+    if "AutoTokenizer" in (config.get("auto_map") or {}) and not hasattr(
+        transformers, str(declared)
+    ):
+        raise _brings_code(name)  # else the model's usual tokenizer would stand in for it
     if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
         tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name)
         return tokenizer
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def _brings_code(name: str) -> UsageError:
+    return UsageError(
+        f"{name!r} brings Python code of its own (auto_map in its config.json or "
+        "tokenizer_config.json), and no code of a model is run here; give a model of an "
+        "architecture that transformers has, such as Qwen/Qwen2.5-0.5B-Instruct"
+    )
 
 
 def _check_folder(path: Path, name: str) -> None:
@@ -207,18 +270,31 @@ def fingerprint(model: str) -> str | None:
     Raises:
         UsageError: an adapter's folder that cannot be used.
     """
-    folder = Path(model)
-    if not folder.is_dir():
+    files = model_files(model)
+    if not files:
         return None
     digest = hashlib.sha256()
-    folders = [folder]
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.name.encode())
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def model_files(model: str) -> list[Path]:
+    """The files of a model's folder and of its adapter's bases that solutions follow from.
+
+    None for a hub name.
+
+    Raises:
+        UsageError: an adapter's folder that cannot be used.
+    """
+    files: list[Path] = []
+    folders = [Path(model)] if Path(model).is_dir() else []
     for folder in folders:  # grows by the bases
-        for file in sorted(one for kind in _MODEL_FILES for one in folder.glob(kind)):
-            with file.open("rb") as opened:
-                digest.update(file.name.encode())
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        files += sorted(one for kind in _MODEL_FILES for one in folder.glob(kind))
         if is_adapter_folder(folder):
             base = Path(base_of(folder))
             if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
                 folders.append(base)
-    return digest.hexdigest()[:16]
+    return files

@@ -12,18 +12,23 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srl.config.lora import LoraSettings
 from srl.errors import UsageError
+from srl.models.vocabulary import embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ALL_LINEAR = "all-linear"
+# Tokens that a merged model is compared on.
+_TRIED = 32
 
 
 def check_peft(why: str) -> None:
@@ -63,7 +68,47 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
             f"lora.target_modules {lora.target_modules!r} takes in the LM head, whose adapter "
             f"would never be trained; leave it out, or give {_ALL_LINEAR}"
         )
+    check_adapter(adapted)
     return adapted
+
+
+def check_adapter(model: nn.Module) -> None:
+    """Refuse a model whose adapter could not be trained, or not be merged afterwards.
+
+    Raises:
+        UsageError: it puts tokens before the prompt, or changes a weight that two layers share.
+    """
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is None:
+        return
+    if adapter.is_prompt_learning:
+        raise UsageError(
+            f"the policy has an adapter of type {adapter.peft_type.value}, which puts tokens of "
+            "its own before the prompt; use one that lives in the layers, such as LoRA"
+        )
+    if shared := _shared_weights(cast("PeftModel", model)):
+        raise UsageError(
+            f"the adapter's target_modules take in {shared[0]}, whose weight {shared[1]} uses too: "
+            f"merged, the adapter would change both; leave it out, or give {_ALL_LINEAR}"
+        )
+
+
+def _shared_weights(adapted: PeftModel) -> tuple[str, str] | None:
+    """A layer with an adapter whose weight another layer uses too, and that other layer."""
+    users: dict[int, list[str]] = {}
+    weights: dict[str, int] = {}
+    for name, part in adapted.get_base_model().named_modules():
+        base = getattr(part, "base_layer", None)
+        weight = getattr(part if base is None else base, "weight", None)
+        if isinstance(weight, nn.Parameter) and not name.endswith(".base_layer"):
+            users.setdefault(id(weight), []).append(name)
+            if base is not None:
+                weights[name] = id(weight)
+    for name, weight_id in weights.items():
+        for other in users[weight_id]:
+            if other != name:
+                return name, other
+    return None
 
 
 def is_adapted(model: object) -> bool:
@@ -111,6 +156,26 @@ def base_of(folder: Path) -> str:
     return base
 
 
+def merged_within(logits: Tensor) -> float:
+    """How far merging an adapter may move these logits: some hundred roundings of float32, which
+    grow with the logits, and far less than training an adapter changes."""
+    return max(1e-4, 2e-5 * logits.abs().max().item())
+
+
+@torch.no_grad()
+def _logits_of(model: PreTrainedModel | PeftModel) -> Tensor:
+    """Logits [T, V] on tokens from all over the vocabulary."""
+    size = embeddings(model)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TRIED
+    ids = torch.linspace(0, size - 1, min(_TRIED, limit, size)).long()
+    was_training = model.training
+    try:
+        logits = model.eval()(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
+    finally:
+        model.train(was_training)
+    return logits.float()
+
+
 def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`model`, the base, with the adapter in `folder` merged into its weights.
 
@@ -138,6 +203,20 @@ def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         )
     if wrong := [name for name in held if not taken[name].cpu().float().equal(held[name].float())]:
         raise UsageError(f"the adapter in {folder} was not loaded: {wrong[0]} is another tensor")
+    before = _logits_of(adapted)
     whole = adapted.merge_and_unload(safe_merge=True)
+    head = whole.get_output_embeddings()
+    if head is not None and head.weight is not whole.get_input_embeddings().weight:
+        # An adapter may hold its own copy of one of two tied tensors.
+        whole.config.get_text_config().tie_word_embeddings = False
+        whole.config.tie_word_embeddings = False
+    difference = (before - _logits_of(whole)).abs().max().item()
+    if not difference <= (allowed := merged_within(before)):
+        raise UsageError(
+            f"the adapter in {folder} cannot be merged into its base: their logits before and "
+            f"after differ by {difference:.3g}, and rounding explains {allowed:.3g}. An adapter on "
+            "the embeddings of a model whose LM head is the same tensor (tie_word_embeddings) "
+            "gives this; train one on the linear layers, such as target_modules: all-linear"
+        )
     whole.name_or_path = whole.config._name_or_path = str(folder)
     return whole

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -120,11 +120,11 @@ def completion_log_probs(
     def scores(*_: object, **__: object) -> tuple[Tensor, Tensor | None]:
         """Stands in for the language model's forward; what it is given is in `batch`."""
         if head is None:
-            inputs = _accepted_by(own_forward, batch.inputs)
+            inputs = accepted_by(own_forward, batch.inputs)
             hidden, project = own_forward(**inputs, use_cache=False).logits, nn.Identity()
         else:
             backbone = cast(PreTrainedModel, language_model).base_model
-            inputs = _accepted_by(backbone.forward, batch.inputs)
+            inputs = accepted_by(backbone.forward, batch.inputs)
             hidden = backbone(**inputs, use_cache=False).last_hidden_state
             project = cast(PreTrainedModel, language_model).get_output_embeddings()
         predictors = hidden.flatten(0, 1).index_select(0, batch.predictors)  # [N, H], or [N, V]
@@ -385,7 +385,7 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in cuda]):
-            logits = model(**_accepted_by(model.forward, few_tokens), use_cache=False).logits
+            logits = model(**accepted_by(model.forward, few_tokens), use_cache=False).logits
             projected = project(seen[0]) if len(seen) == 1 else None
     finally:
         hook.remove()
@@ -413,12 +413,12 @@ def _possible_scales(config: object) -> list[float]:
     return scales
 
 
-def _accepted_by(forward: Callable[..., object], inputs: dict[str, object]) -> dict[str, object]:
+def accepted_by(forward: Callable[..., object], inputs: Mapping[str, object]) -> dict[str, object]:
     """Without `position_ids` for the few architectures whose forward does not know them."""
     parameters = inspect.signature(forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "position_ids" in parameters or takes_any:
-        return inputs
+        return dict(inputs)
     return {name: value for name, value in inputs.items() if name != "position_ids"}
 
 

@@ -21,6 +21,17 @@ from srl.models.tree_attention import How, TreePlan
 
 IMPLEMENTATION = "srl_prefix_tree"
 
+# What a forward raises that was never meant for what is tried.
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
+
 
 class _CannotFollowError(Exception):
     """A layer attends in a way that a tree has no counterpart of; the message is the refusal."""
@@ -140,7 +151,7 @@ def _try(model: nn.Module) -> str | None:
     try:
         with (
             attending_over_trees(model),
-            torch.random.fork_rng(_devices(model)),
+            torch.random.fork_rng(devices_of(model)),
             torch.autocast(device.type, enabled=False),
         ):
             if config._attn_implementation != IMPLEMENTATION:
@@ -156,13 +167,12 @@ def _try(model: nn.Module) -> str | None:
                 errors.append((logits[path] - expected).abs().max() / expected.abs().max())
     except _CannotFollowError as error:
         return str(error)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+    except FAILURES as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         model.train(was_training)
-    exact = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
     worst = torch.stack(errors).max().item()  # NaN, if one of them is
-    if not worst <= (1e-4 if exact else 5e-2):
+    if not worst <= (1e-4 if is_exact(model) else 5e-2):
         return f"its logits over a tree differ from those over rows by {worst:.1e}"
     # One longer than these few tokens would not have shown.
     if _windows(text) > sum(window is not None for window in watched.windows.values()):
@@ -192,5 +202,11 @@ def _windows(config: PreTrainedConfig) -> int:
     return config.num_hidden_layers if getattr(config, "use_sliding_window", True) else 0
 
 
-def _devices(model: nn.Module) -> list[int]:
+def is_exact(model: nn.Module) -> bool:
+    """Whether the model computes in float32 at least."""
+    return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+
+
+def devices_of(model: nn.Module) -> list[int]:
+    """The GPUs that it is on, whose random numbers a trial must not use up."""
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

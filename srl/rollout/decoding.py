@@ -1,10 +1,11 @@
 """Token after token for several completions of each prompt: what a decoder keeps between steps.
 
-Two decoders do the same and differ in what they cost. `SharedDecoder` computes what prompts share
+Decoders do the same and differ in what they cost. `SharedDecoder` computes what prompts share
 once (the nested prompts of a trajectory are one prefix tree), keeps every prompt's keys and values
 once for all its completions, and writes new ones into place. It needs a model whose attention can
-be replaced (`tree_models.refusal`). `CachedDecoder` is for all others: transformers' own cache,
-which repeats the prompt for every completion and is copied whenever it grows.
+be replaced (`tree_models.refusal`). `CachedDecoder` is for most others: transformers' own cache,
+which repeats the prompt for every completion and is copied whenever it grows. What remains is in
+`fallbacks.py`, and `choice.py` finds which of them a model is sampled exactly by.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class Decoder(Protocol):
         ...
 
 
+def rows_worth_keeping(wanted: Tensor) -> Tensor | None:
+    """The wanted rows (bool [rows]), where enough of the others leave to pay for a copy."""
+    kept = wanted.nonzero().squeeze(1)
+    return kept if len(kept) <= _WORTH_A_COPY * len(wanted) else None
+
+
 class CachedDecoder:
     """Any model that takes a `DynamicCache`; every row has its own copy of its prompt."""
 
@@ -70,7 +77,9 @@ class CachedDecoder:
         self.cache = DynamicCache(config=self.model.config)
         logits = self._forward(ids, positions)
         if num_samples > 1:
-            self.cache.batch_repeat_interleave(num_samples)
+            self.cache.reorder_cache(
+                torch.arange(len(ids), device=device).repeat_interleave(num_samples)
+            )
         logits, self.mask, self.lengths = (
             tensor.repeat_interleave(num_samples, dim=0) for tensor in (logits, self.mask, lengths)
         )
@@ -83,11 +92,10 @@ class CachedDecoder:
         return logits
 
     def worth_keeping(self, wanted: Tensor) -> Tensor | None:
-        kept = wanted.nonzero().squeeze(1)
-        return kept if len(kept) <= _WORTH_A_COPY * len(wanted) else None
+        return rows_worth_keeping(wanted)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:

@@ -31,8 +31,11 @@ from transformers import (
 
 from srl.config.parts import SamplingSettings
 from srl.errors import DivergedError
-from srl.models.tree_models import attending_over_trees, refusal
-from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
+from srl.models.tree_models import attending_over_trees
+from srl.models.trial import NOT_FINITE
+from srl.models.vocabulary import check_ids
+from srl.rollout.choice import Way, way_of
+from srl.rollout.decoding import Decoder
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
@@ -220,17 +223,16 @@ class LocalSampler:
         """See `Sampler.sample`."""
         # Dropout off, and gradient checkpointing out of the way of the cache.
         was_training = self.model.training
-        shared = self.share and refusal(self.model) is None
+        way = way_of(self.model, share=self.share)
+        check_ids(self.model, [prompt.ids for prompt in prompts])
         self.model.eval()
         try:
             lengths = [len(prompt.ids) for prompt in prompts]
             for chunk in _chunks(
-                lengths, num_samples, params.max_new_tokens, self.token_budget, shared=shared
+                lengths, num_samples, params.max_new_tokens, self.token_budget, way
             ):
-                decoder: Decoder = (
-                    SharedDecoder(self.model) if shared else CachedDecoder(self.model, self.pad_id)
-                )
-                with attending_over_trees(self.model) if shared else nullcontext():
+                decoder = way.decoder(self.model, self.pad_id)
+                with attending_over_trees(self.model) if way.shared else nullcontext():
                     asked = [prompts[i] for i in chunk]
                     samples = range(first_sample, first_sample + num_samples)
                     for place, group in _decode(decoder, asked, samples, params):
@@ -276,10 +278,7 @@ def _decode(
         last = length == params.max_new_tokens
         if last or length % look_every == 0:
             if not bool(logits.isfinite().all()):
-                raise DivergedError(
-                    "the policy's logits are not finite, so nothing can be sampled: training "
-                    "has diverged (a smaller learning_rate helps), or the model is damaged"
-                )
+                raise DivergedError(NOT_FINITE)
             done[row_of] = ended | last
             ready = done.view(n, -1).all(1) & ~given
             if bool(ready.any()):
@@ -338,8 +337,7 @@ def _chunks(
     num_samples: int,
     max_new_tokens: int,
     token_budget: int,
-    *,
-    shared: bool,
+    way: Way,
 ) -> Iterator[list[int]]:
     """Indices of prompts to sample together: of like length, within the budget, one at least.
 
@@ -349,8 +347,9 @@ def _chunks(
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # The first one is the longest: the others are padded to it.
         longest = lengths[chunk[0] if chunk else index]
-        tokens = num_samples * max_new_tokens + longest * (1 if shared else num_samples)
-        if chunk and (len(chunk) + 1) * tokens > token_budget:
+        tokens = num_samples * max_new_tokens + longest * (1 if way.shared else num_samples)
+        other = way.one_length and lengths[index] != longest
+        if chunk and (other or (len(chunk) + 1) * tokens > token_budget):
             yield chunk
             chunk = []
         chunk.append(index)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srl.runs.checked_rows import Fields, checked_rows, is_step, is_text
+from srl.runs.folder import replace_file
+from srl.runs.records import json_line, read_rows
 from srl.sample_metrics import avg_at_k, over_problems
 from srl.stats import Estimate, paired_change
 
@@ -125,6 +127,17 @@ def read_attempts(path: Path) -> list[Attempt]:
         )
         seen[key] += 1
     return found
+
+
+def forget(path: Path, when: str) -> None:
+    """Take the attempts of one time out of an eval.jsonl: they will be made again.
+
+    Raises:
+        UsageError: a line is no JSON object.
+    """
+    if path.is_file():
+        kept = [row for row in read_rows(path) if row.get("when") != when]
+        replace_file(path, b"".join(map(json_line, kept)))
 
 
 def accuracies(attempts: Sequence[Attempt]) -> list[Accuracy]:

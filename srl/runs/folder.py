@@ -1,8 +1,8 @@
 """The run folder `runs/<name>/`: where everything that one asks about a run afterwards is kept.
 
 It knows the names of the files, how a run starts (config, command line, versions and git commit
-are written before anything is trained), which checkpoint to go on from, and that a folder in use
-is never overwritten. Files that are replaced are replaced at once: a reader never sees half of one.
+are written before anything is trained), and that a folder in use is never overwritten. Files that
+are replaced are replaced at once: a reader never sees half of one.
 No torch here: versions are read from the packages' metadata.
 """
 
@@ -13,8 +13,10 @@ import os
 import platform
 import re
 import shlex
+import shutil
+import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -25,20 +27,20 @@ from typing import Any
 import yaml
 
 from srl.errors import UsageError
-from srl.redaction import without_secrets
+from srl.redaction import SECRETS, without_secrets
+from srl.runs.lock import LOCK, writer_of
 from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "adapter_model.bin",
-)
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
+_FILES = (".yaml", ".txt", ".json", ".jsonl")
+# What a run writes beside its checkpoints; trackers write into a folder `runs` of it.
+_OURS = {
+    *("config.yaml", "command.txt", "environment.json", "inputs.json", "before.json"),
+    *("metrics.jsonl", "steps.jsonl", "problems.jsonl", "eval.jsonl", "samples.jsonl"),
+    *("summary.json", "policy", "adapter", "runs"),
+}
 
 
 class _File:
@@ -66,20 +68,16 @@ class RunFolder:
         """
         if name is None:
             now = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-            name = now if _is_free(root / now) else _free_name(root, now)
+            name = free_name(root, now)
         elif not _NAME.fullmatch(name):
             raise UsageError(
                 f"run name {name!r}: a name has letters, digits and _ . - + = only, "
                 f"and starts with a letter or digit. It becomes a folder of {root}"
             )
-        path = root / name
+        run = cls(root / name)
+        path = run.path
         try:
-            if not _is_free(path):
-                raise UsageError(
-                    f"{path} is in use and is never overwritten. To go on with that run: "
-                    f"make resume RUN={name}. For a new one take a free name: "
-                    f"make train RUN={_free_name(root, name)}"
-                )
+            run.refuse_used()
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(None, "no write permission")
@@ -88,18 +86,44 @@ class RunFolder:
                 f"cannot write the run folder {path}: {error.strerror or error}. "
                 "Give a folder you may write to with --output-dir"
             ) from error
-        return cls(path)
+        return run
+
+    def refuse_used(self) -> None:
+        """Refuse a folder in which there is something, or into which another process writes.
+
+        Raises:
+            UsageError: it is in use; the message names a free name.
+        """
+        if _is_free(self.path):
+            return
+        if (owner := writer_of(self.path)) is not None:
+            raise UsageError(
+                f"{self.path} is being written by {owner}. Look at it with: "
+                f"make inspect RUN={self.called}. For a new run take a free name: "
+                f"make train RUN={free_name(self.path.parent, self.name)}"
+            )
+        raise UsageError(
+            f"{self.path} is in use and is never overwritten. To go on with that run: "
+            f"make resume RUN={self.called}. For a new one take a free name: "
+            f"make train RUN={free_name(self.path.parent, self.name)}"
+        )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that has started.
 
         Raises:
-            UsageError: there is none at `path`; the message lists the runs that are there.
+            UsageError: there is none at `path`; the message lists the runs that are there. Or it
+                cannot be read.
         """
-        if (path / "config.yaml").is_file():
-            return cls(path)
-        found = "no such folder" if not path.exists() else "it has no config.yaml"
+        try:
+            if (path / "config.yaml").is_file():
+                return cls(path)
+            found = "it has no config.yaml"
+            if not path.exists():
+                found = "its link leads nowhere" if path.is_symlink() else "no such folder"
+        except OSError as error:  # a name that is too long, a folder one may not look into
+            found = error.strerror or str(error)
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
         raise UsageError(f"{path} is not a run folder: {found}. {there}")
@@ -114,9 +138,9 @@ class RunFolder:
         Raises:
             UsageError: there is none at `path`; the message lists the runs that are there.
         """
-        if path.name == "steps.jsonl" and path.is_file():
+        if path.name == "steps.jsonl" and _is_file(path):
             path = path.parent
-        return cls(path) if (path / "steps.jsonl").is_file() else cls.open(path)
+        return cls(path) if _is_file(path / "steps.jsonl") else cls.open(path)
 
     @property
     def name(self) -> str:
@@ -127,6 +151,40 @@ class RunFolder:
         """What the commands take for it: its name in runs/, elsewhere its path."""
         return self.name if self.path.parent == Path("runs") else str(self.path)
 
+    def refuse_links(self) -> None:
+        """Refuse to write where a link in the folder leads elsewhere, as in a stranger's run.
+
+        Raises:
+            UsageError: something of a run's is a link, or no file where a file must be.
+        """
+        for entry in self._entries():
+            kind = entry.lstat().st_mode
+            if stat.S_ISLNK(kind):
+                raise UsageError(
+                    f"{entry} is a link to {os.readlink(entry)}, and this would write there. If "
+                    f"that is meant, put the thing itself in its place; else remove the link: "
+                    f"rm {shlex.quote(str(entry))}"
+                )
+            if not stat.S_ISREG(kind) and not (stat.S_ISDIR(kind) and entry.suffix not in _FILES):
+                raise UsageError(f"{entry} is no file: this is not a run folder to write to")
+
+    def _entries(self) -> Iterator[Path]:
+        """What lies there under names of ours; in checkpoints and models at any depth."""
+        for entry in self.path.iterdir():
+            if entry.name in _OURS or CHECKPOINT.fullmatch(entry.name):
+                yield entry
+                if entry.is_dir() and not entry.is_symlink():
+                    yield from entry.rglob("*")
+
+    def take_away(self) -> None:
+        """Remove what the start of a run has written; what others have put there stays."""
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     config = _File("config.yaml")
     command = _File("command.txt")
     environment = _File("environment.json")
@@ -134,6 +192,8 @@ class RunFolder:
     steps = _File("steps.jsonl")
     problems = _File("problems.jsonl")
     eval = _File("eval.jsonl")
+    before = _File("before.json")
+    inputs = _File("inputs.json")
     summary = _File("summary.json")
     policy = _File("policy")
 
@@ -145,7 +205,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, object]) -> None:
         """Write config.yaml."""
-        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plain(_kept(config)), sort_keys=False, allow_unicode=True)
         replace_file(self.config, text.encode())
 
     def add_command(self, argv: Sequence[str]) -> None:
@@ -169,26 +229,27 @@ class RunFolder:
             raise UsageError(f"{self.config} is not a mapping of settings: the run cannot go on")
         return config
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; one that was cut off while it was saved is passed over.
 
-        Raises:
-            UsageError: there are checkpoints, and none is whole.
-        """
-        numbered = sorted(
-            (
-                (int(match[1]), entry)
-                for entry in self.path.glob("checkpoint-*")
-                if (match := _CHECKPOINT.fullmatch(entry.name)) and entry.is_dir()
-            ),
-            reverse=True,
-        )
-        for _, entry in numbered:
-            if not missing_from_checkpoint(entry):
-                return entry
-        if numbered:
-            check_checkpoint(numbered[0][1])
-        return None
+def run_path(name: str) -> Path:
+    """Where the run called `name` lies: in runs/, or at a path.
+
+    A word without a slash names a folder of runs/, unless only a run's folder here is called so.
+    """
+    path = Path(os.path.expanduser(name))
+    if not path.name or path.name == "..":  # `.`, `..` and `/`: a run's folder has a name
+        return Path(os.path.abspath(path))
+    if len(path.parts) > 1:
+        return path
+    named = Path("runs") / name
+    is_run = any(_is_file(path / log) for log in ("config.yaml", "steps.jsonl"))
+    return path if is_run and not named.exists() else named
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder one may not look into
+        return False
 
 
 class _WithoutAliases(yaml.SafeLoader):
@@ -200,33 +261,19 @@ class _WithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def missing_from_checkpoint(path: Path) -> list[str]:
-    """What `path` lacks to be a checkpoint that a run can go on from; nothing if it is one."""
-    missing = [n for n in ("trainer_state.json", "srl_state.json") if not (path / n).is_file()]
-    if not any((path / name).is_file() for name in WEIGHTS):
-        missing.append(f"the weights ({WEIGHTS[0]})")
-    return missing
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raise UsageError unless `path` is a checkpoint of this trainer."""
-    if not path.is_dir():
-        raise UsageError(f"{path} is not a checkpoint: no such folder")
-    if missing := missing_from_checkpoint(path):
-        raise UsageError(
-            f"{path} is not a checkpoint to go on from: it lacks {', '.join(missing)}. "
-            "Name a folder checkpoint-N that srl has written"
-        )
-
-
 def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """`key: old -> new` for every setting that differs, nested keys joined by dots, sorted."""
-    before, after = flattened(plain(old)), flattened(plain(new))
+    before, after = flattened(plain(_kept(old))), flattened(plain(_kept(new)))
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
         for key in sorted(before.keys() | after.keys())
         if (key in before) != (key in after) or before.get(key) != after.get(key)
     ]
+
+
+def _kept(config: Mapping[str, object]) -> dict[str, object]:
+    """The settings that are written down, or shown."""
+    return {key: value for key, value in config.items() if key not in SECRETS}
 
 
 def write_json(path: Path, value: object) -> None:
@@ -309,14 +356,18 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _is_free(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Whether a run may begin there; the lock of one that was killed at once does not count."""
+    if not path.exists():
+        return not path.is_symlink()
+    return path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
 
 
-def _free_name(root: Path, name: str) -> str:
-    number = 2
-    while not _is_free(root / f"{name}-{number}"):
-        number += 1
-    return f"{name}-{number}"
+def free_name(root: Path, name: str) -> str:
+    """`name` where it is free in `root`, else the first of name-2, name-3, … that is."""
+    free, number = name, 2
+    while not _is_free(root / free):
+        free, number = f"{name}-{number}", number + 1
+    return free
 
 
 def flattened(value: object, prefix: str = "") -> dict[str, object]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-from srl.errors import UsageError
+from srl.errors import RunError, UsageError
 
 SCHEMA = 2
 # Counts beyond it are no counts, and the index has no room for them.
@@ -118,17 +118,40 @@ class RecordWriter:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
     def write(self, rows: Iterable[StepRecord | Mapping[str, object]]) -> None:
-        """Append `rows`, in order; all of them reach the file or, on a bad row, none."""
+        """Append `rows`, in order; all of them reach the file or, on a bad row, none.
+
+        Raises:
+            RunError: the file is not at its path any more.
+            OSError: there is no room.
+        """
         lines = b"".join(json_line(row) for row in rows)
         if lines:
+            self._refuse_lost()
             self._file.write(lines)
             self._file.flush()
 
     def position(self) -> int:
-        """The log's length in bytes, once it is safe on the disk: what a checkpoint stores."""
+        """The log's length in bytes, once it is safe on the disk: what a checkpoint stores.
+
+        Raises:
+            RunError: the file is not at its path any more.
+        """
+        self._refuse_lost()
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def _refuse_lost(self) -> None:
+        """What goes into a deleted file is lost, and no error says so."""
+        try:
+            there = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise RunError(
+                f"{self.path} is gone: it was deleted, moved or replaced while the run was going "
+                "on, and what the run writes would be lost"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -140,30 +163,39 @@ class RecordWriter:
         self.close()
 
 
-def truncate_to(path: Path, position: int) -> None:
-    """Cut the log at `path` back to `position`, as `RecordWriter.position` gave it.
+def truncate_to(positions: Mapping[Path, int]) -> None:
+    """Cut logs back to where `RecordWriter.position` said they were; all of them, or none.
 
     Raises:
-        UsageError: the log is shorter than that, or the position is not at the end of a line, so
-            it belongs to another log.
+        UsageError: a log cannot be written, is shorter than that, or the position is not at the end
+            of a line, so it belongs to another log.
     """
+    for path, position in positions.items():
+        try:
+            _check_position(path, position)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    for path, position in positions.items():
+        if path.exists():
+            os.truncate(path, position)
+
+
+def _check_position(path: Path, position: int) -> None:
     length = path.stat().st_size if path.exists() else 0
     if not 0 <= position <= length:
         raise UsageError(
             f"{path} has {length} bytes, but the checkpoint was written at {position}: "
             "it is not the log of that checkpoint. Restore the log, or start a new run"
         )
-    if position == length == 0:
+    if not path.exists():
         return
     with path.open("r+b") as file:
-        if position > 0:
-            file.seek(position - 1)
-            if file.read(1) != b"\n":
-                raise UsageError(
-                    f"{path}: byte {position}, where the checkpoint was written, is not the end "
-                    "of a line: it is not the log of that checkpoint"
-                )
-        file.truncate(position)
+        file.seek(max(0, position - 1))
+        if position and file.read(1) != b"\n":
+            raise UsageError(
+                f"{path}: byte {position}, where the checkpoint was written, is not the end "
+                "of a line: it is not the log of that checkpoint"
+            )
 
 
 def read_records(path: Path) -> Iterator[StepRecord]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,22 +20,30 @@ from transformers import (
     Trainer,
     TrainerControl,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from environments.types import Trajectory
 from rewards import RewardSum
+from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
-from srl.data.prompts import ensure_pad
+from srl.data.rows import dropped
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
-from srl.errors import UsageError
+from srl.errors import DivergedError, RunError, UsageError
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
-from srl.models.loading import context_limit, prompt_format
+from srl.models.loading import context_limit, end_turns, prompt_format
+from srl.models.lora import check_adapter
+from srl.models.precision import use_float32
+from srl.models.trial import check_scoring
+from srl.models.vocabulary import check_ids, fit_tokenizer
+from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
-from srl.training.checkpoints import add_saving, read_state
+from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
+from srl.training.checkpoints import Saving, read_state
+from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
-from srl.training.start_lines import dropped
+from srl.training.run_log import mean_loss
+from srl.training.timed_saves import SaveEveryMinutes
 from srl.training.trackers import check_installed
 
 
@@ -50,6 +61,7 @@ class StepTrainer(Trainer):
         prompts: token ids of each training row's prompt.
         stream: which row comes next.
         run_log: the logs in the run's folder.
+        start_lines: what a user reads at the start.
     """
 
     control: TrainerControl
@@ -72,13 +84,16 @@ class StepTrainer(Trainer):
         Raises:
             UsageError: wrong use, in words.
         """
-        ensure_pad(tokenizer)
+        check_adapter(model)
+        self.weights_line = use_float32(model)
+        fit_tokenizer(model, tokenizer)
         check_one_process(settings)
         check_evaluation(settings, validates=bool(validation_trajectories), best_by=best_by)
         check_installed(settings.report_to)
         self.settings = settings
         self.rewards = rewards
         self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
+        end_turns(model, self.form.stop_ids)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
 
@@ -99,37 +114,93 @@ class StepTrainer(Trainer):
         units = trajectory_numbers(examples) if in_order else None
         self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
 
-    def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
-        """After the library's `__init__`: our progress and checkpoints in place of its own."""
+    def _attach(
+        self, *, first_lines: Sequence[Callable[[], str]], read: Iterable[Sequence[int]]
+    ) -> None:
+        """After the library's `__init__`: our progress and checkpoints in place of its own.
+
+        Args:
+            first_lines: what a user reads at the start.
+            read: token ids of what the policy will read.
+
+        Raises:
+            UsageError: the policy cannot be sampled or scored exactly, or has no embedding of a
+                token.
+        """
         # The library's accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        add_saving(self, self.state_dict)
+        self._saving = Saving(self.state_dict)
+        self._saving.attach(self)
+        settings = self.settings
+        if settings.save_every_minutes is not None:
+            times = settings.num_iterations if isinstance(settings, LossSettings) else 1
+            saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
+            # First of all: others look at whether this step is saved.
+            self.callback_handler.callbacks.insert(1, saves)
+        model = self.accelerator.unwrap_model(self.model)
+        check_ids(model, read)
+        check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
+        slower = way_of(model, share=self.settings.prefix_tree).line()
+        once = [line for line in (self.weights_line, slower) if line]
+        self.start_lines: list[Callable[[], str]] = [
+            *(partial(str, line) for line in once),
+            *first_lines,
+        ]
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
-            # What the command line shows, but for Ctrl-C, which stays the script's own.
-            self.add_callback(ProgressReport(Console(), first=first_lines, stops=False))
+            # What the command line shows, but for signals, which stay the script's own.
+            self.add_callback(ProgressReport(Console(), first=self.start_lines))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
-        """Train; with a checkpoint's folder, or True for the newest, go on where it was saved."""
-        if resume_from_checkpoint is True:
-            folder = str(self.args.output_dir)
-            resume_from_checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-            if resume_from_checkpoint is None:
-                raise UsageError(f"{folder} has no checkpoint to go on from")
-        if resume_from_checkpoint:
-            self._load_state(Path(str(resume_from_checkpoint)))
+        """Train; with a checkpoint's folder, or True for the newest, go on where it was saved.
+
+        Raises:
+            UsageError: there is no checkpoint to go on from.
+            DivergedError: the policy computes no numbers any more; the last checkpoint is good.
+            RunError: a checkpoint cannot be saved.
+        """
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        if checkpoint is None:
+            self.run_log.refuse_another()
+        else:
+            self._load_state(checkpoint)
+            self._saving.best = best_so_far(checkpoint)
             # The evaluation at the start of a training that has started is in the log already.
             self.args.eval_on_start = False
-        else:
-            self.run_log.refuse_another()
         try:
             self.run_log.open()
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            path = None if checkpoint is None else str(checkpoint)
+            return super().train(resume_from_checkpoint=path, **kwargs)
+        except DivergedError as error:
+            raise DivergedError(self._why_diverged(error)) from error
+        except (OSError, RuntimeError, SafetensorError) as error:
+            unfinished = self._saving.unfinished
+            if unfinished is None or isinstance(error, RunError):
+                raise
+            raise RunError(
+                f"{unfinished} could not be saved (is the disk full?): {error}. "
+                f"{self._where_it_can_go_on()}"
+            ) from error
         finally:
+            self._saving.end(self.args)
             self.run_log.close()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy; one that computes no numbers is never saved.
+
+        Raises:
+            DivergedError: it is one.
+            RunError: the run's folder is gone.
+        """
+        with self.accelerator.autocast():
+            refuse_policy(self.model, self.optimizer, self.prompts[0])
+        if _internal_call and output_dir is not None:  # a checkpoint's first files
+            self.run_log.positions()
+            self._saving.begin(Path(output_dir), self.args)
+        super().save_model(output_dir, _internal_call)
 
     def evaluate(
         self,
@@ -162,6 +233,8 @@ class StepTrainer(Trainer):
         """The library's figures together with those of the step."""
         if "loss" in logs:
             logs = {**logs, **self.run_log.take_noted()}
+        if "train_loss" in logs:  # the library's is of this process alone
+            logs = {**logs, "train_loss": mean_loss(self.state.log_history)}
         super().log(logs, start_time)  # TRL adds its own to `logs`, transformers an epoch
         # The epoch that transformers counts is a share of all steps, not of the rows.
         figures = {name: value for name, value in logs.items() if name != "epoch"}
@@ -192,6 +265,46 @@ class StepTrainer(Trainer):
             )
 
     # -- resuming --------------------------------------------------------------------------------
+
+    def _checkpoint(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint to go on from, whole; None to start.
+
+        Raises:
+            UsageError: there is none, or it is damaged.
+        """
+        with_best = self.args.load_best_model_at_end
+        if not asked:
+            return None
+        if asked is not True:
+            check_checkpoint(Path(asked), with_best=with_best)
+            return Path(asked)
+        folder = Path(str(self.args.output_dir))
+        found = latest_checkpoint(folder, warnings.warn, with_best=with_best)
+        if found is None:
+            raise UsageError(f"{folder} has no checkpoint to go on from")
+        return found
+
+    def _why_diverged(self, error: DivergedError) -> str:
+        """What became of the training, why, and what to do."""
+        step = self.state.global_step
+        if step == 0:
+            when = "before any update"
+            advice = "Look at the model, the data, the loss and the rewards"
+        else:
+            when = f"after step {step}"
+            advice = f"Lower learning_rate (now {self.args.learning_rate:g})"
+            advice += "" if self.args.max_grad_norm else ", or clip gradients with max_grad_norm"
+        for line in [one for one in self.state.log_history if "grad_norm" in one][-1:]:
+            when += f" (loss {line['loss']:.3g}, gradient norm {line['grad_norm']:.3g}"
+            when += ")" if line["step"] == step else f" at step {line['step']})"
+        return f"training stops {when}: {error}. {advice}. {self._where_it_can_go_on()}"
+
+    def _where_it_can_go_on(self) -> str:
+        try:
+            last = latest_checkpoint(Path(str(self.args.output_dir)), lambda _: None)
+        except UsageError:
+            last = None
+        return "There is no checkpoint yet" if last is None else f"The last good checkpoint: {last}"
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the Trainer's own state."""

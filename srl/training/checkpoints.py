@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside transformers' own files: the state of our trainers."""
+"""What makes transformers' checkpoints ours: the state of our trainers, and a manifest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from transformers import (
 )
 
 from srl.errors import UsageError
+from srl.runs.checkpoints import STATE_FILE, remove, rotate, seal
 from srl.runs.folder import replace_file
-
-STATE_FILE = "srl_state.json"
 
 
 def read_state(
@@ -72,25 +71,54 @@ def why_kept(state: TrainerState, metric: str) -> str:
     )
 
 
-def add_saving(trainer: Trainer, state_dict: Callable[[], Mapping[str, object]]) -> None:
-    """Have every checkpoint of `trainer` hold what `state_dict` gives."""
-    # The first callback is transformers' own, which says when to save. Trackers stand behind it and
-    # may upload for minutes; the older checkpoints have gone by then, so ours goes between.
-    trainer.callback_handler.callbacks.insert(1, SaveState(state_dict))
+class Saving(TrainerCallback):
+    """Makes every checkpoint whole, and only then deletes those it replaces.
 
-
-class SaveState(TrainerCallback):
-    """Puts our state into every checkpoint as its last file, which makes it whole.
+    transformers writes the files of a checkpoint, deletes older ones and tells its callbacks. Our
+    state and the manifest come after that, so its deleting is off while it saves, and done here.
 
     Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says: figures
     that wait for their line are in no checkpoint.
 
     Args:
-        state_dict: gives the state.
+        state_dict: gives our state.
+
+    Attributes:
+        best: of a training that goes on, the best checkpoint so far.
+        unfinished: the folder of a checkpoint that is being written, else None.
     """
 
     def __init__(self, state_dict: Callable[[], Mapping[str, object]]) -> None:
         self._state_dict = state_dict
+        self._limit: int | None = None
+        self.best: Path | None = None
+        self.unfinished: Path | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Have the checkpoints of `trainer` made whole."""
+        # The first callback is transformers' own, which says when to save. Trackers stand behind it
+        # and may upload for minutes: what they find is to be whole.
+        trainer.callback_handler.callbacks.insert(1, self)
+
+    def begin(self, checkpoint: Path, args: TrainingArguments) -> None:
+        """Before the first file of a checkpoint is written."""
+        self.unfinished = checkpoint
+        if checkpoint.exists():  # damaged, cut off, or of a training that took another way
+            remove(checkpoint)
+        self._limit, args.save_total_limit = args.save_total_limit, None
+
+    def end(self, args: TrainingArguments) -> None:
+        """After the last one, or when there will be none."""
+        if self.unfinished is not None:
+            args.save_total_limit = self._limit
+            self.unfinished = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        # transformers kept a path, which is that of another folder once the run's was moved.
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -104,3 +132,7 @@ class SaveState(TrainerCallback):
     ) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         replace_file(folder / STATE_FILE, json.dumps(self._state_dict()).encode())
+        seal(folder)
+        self.end(args)
+        best = state.best_model_checkpoint
+        rotate(folder, limit=args.save_total_limit, best=None if best is None else Path(best))

@@ -1,22 +1,22 @@
 """Live progress of a run: a bar with the figures that matter on a terminal, else plain lines.
 
-Also the two ways a run may end early: Ctrl-C, which saves a checkpoint at the end of the step and
-stops, and a warning when the proxy runs away (similarity rises while solved problems fall).
+It also ends a training that a signal asks to stop, with a checkpoint at the end of the step, and
+warns when the proxy runs away (similarity rises while solved problems fall).
 """
 
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from srl.console import clock, say
+from srl.runs.stopping import StopSignals
 
 # Changes smaller than this are noise on some sixty validation problems.
 _RISE, _FALL = 0.01, 0.03
@@ -27,12 +27,9 @@ class ProgressReport(TrainerCallback):
 
     Args:
         console: where.
-        save_every_multiple_of: Ctrl-C saves after a step that is a multiple of this.
+        save_every_multiple_of: a signal stops the training after a step that is a multiple of this.
         first: lines to print when training begins.
-        stops: Ctrl-C ends the training with a checkpoint; else it is left alone.
-
-    Attributes:
-        interrupted: Ctrl-C was pressed, and a checkpoint saved.
+        signals: what may ask the training to stop; None leaves signals alone.
     """
 
     def __init__(
@@ -41,19 +38,16 @@ class ProgressReport(TrainerCallback):
         *,
         save_every_multiple_of: int = 1,
         first: Sequence[Callable[[], str]] = (),
-        stops: bool = True,
+        signals: StopSignals | None = None,
     ) -> None:
         self.console = console
-        self._first, self._stops = first, stops
-        self.interrupted = False
-        self._asked_to_stop = False
+        self._first, self._signals = first, signals
         self._multiple = save_every_multiple_of
         self._started = time.monotonic()
         self._first_step = 0
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._first_eval: Mapping[str, float] | None = None
-        self._previous_handler: object = None  # None until there is one to give back
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -62,8 +56,8 @@ class ProgressReport(TrainerCallback):
         self._first_step = state.global_step
         for line in self._first:
             say(self.console, line())
-        if self._stops:
-            self._previous_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
+        if self._signals is not None:
+            self._signals.after_this_step(self.console.print)
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
@@ -116,6 +110,10 @@ class ProgressReport(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **_: object,
     ) -> None:
+        if self._signals is not None and (
+            control.should_save or args.save_strategy == SaveStrategy.BEST
+        ):
+            self._signals.hold()  # saved is what comes next
         if not metrics or "eval_accuracy" not in metrics:
             return
         words = (
@@ -151,11 +149,26 @@ class ProgressReport(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        if self._asked_to_stop and state.global_step % self._multiple == 0:
+        if self._signals is None:
+            return
+        self._signals.release()
+        if self._signals.asked is not None and state.global_step % self._multiple == 0:
             control.should_save = True
             control.should_log = True  # what waits for its line is in no checkpoint
             control.should_training_stop = True
-            self.interrupted = True
+            # Else this checkpoint is only saved if it is the best, and taken away at the end.
+            if args.save_strategy == SaveStrategy.BEST:
+                args.save_strategy = SaveStrategy.STEPS
+            if args.save_total_limit == 1:
+                args.save_total_limit = 2
+        if control.should_save and not control.should_evaluate:
+            self._signals.hold()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._signals is not None:
+            self._signals.release()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -163,21 +176,10 @@ class ProgressReport(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal and Ctrl-C back; safe to call twice."""
+        """Give the terminal back; safe to call twice."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)  # type: ignore[arg-type]
-            self._previous_handler = None
-
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_stop:
-            raise KeyboardInterrupt
-        self._asked_to_stop = True
-        self.console.print(
-            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
-        )
 
 
 def _number(value: float) -> str:

@@ -64,8 +64,7 @@ class RunLog:
         Raises:
             UsageError: a log is not the one of that checkpoint.
         """
-        for name, path in self.paths.items():
-            truncate_to(path, positions[name])
+        truncate_to({path: positions[name] for name, path in self.paths.items()})
 
     def open(self) -> None:
         """Start to write, at the end of what is there."""
@@ -166,6 +165,16 @@ def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
         "tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
         **{f"format_failures/{name}": failures[name] / len(rollouts) for name in FAILURES},
     }
+
+
+def mean_loss(history: Sequence[Mapping[str, float]]) -> float:
+    """The mean over all steps of the log's lines, each of which is a mean since the line before."""
+    total, before = 0.0, 0
+    for line in history:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - before)
+            before = int(line["step"])
+    return total / max(before, 1)
 
 
 def _merge(name: str, values: Sequence[float]) -> float:

@@ -36,15 +36,15 @@ from trl import SFTConfig, SFTTrainer
 from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.parts import RowSettings
-from srl.config.settings import ExpertConfig
+from srl.config.settings import ExpertConfig, without_tokens
 from srl.data.prompts import TAG, PromptFormat
-from srl.data.rows import TOO_LONG, Rows, breaks_format
+from srl.data.rows import Rows, dropped
 from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt
 from srl.training.base import StepTrainer
+from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
-from srl.training.start_lines import dropped
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
@@ -95,15 +95,15 @@ class ExpertRows:
                 # It would end its own thought, and teach what follows as a step.
                 found.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
-                found.dropped[TOO_LONG] += 1
+                found.dropped["too long for the policy's context"] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
                 # Trained on, it would teach what every evaluation counts as a failure.
-                found.dropped[breaks_format(failure)] += 1
+                found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
             else:
                 found.examples.append(example)
                 found.prompts.append(prompt)
                 found.completions.append(completion)
-        if found.dropped and not found.examples:
+        if rows.examples and not found.examples:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
         return found
 
@@ -170,7 +170,10 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
                 processing_class=processing_class,
                 callbacks=callbacks,
             )
-        self._attach(first_lines=(self.arithmetic,))
+        self._attach(
+            first_lines=(self.arithmetic,),
+            read=(*self.prompts, *self.rows.completions, *held_out.prompts, *held_out.completions),
+        )
 
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
@@ -207,6 +210,7 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
             total += super().training_step(model, rows, num_items_in_batch)
         seconds = time.perf_counter() - started
         self.run_log.note({"tokens": sum(lengths), "seconds/update": seconds})
+        refuse_step(model, total, self.state.global_step + 1)
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -284,4 +288,9 @@ def _trl_settings(args: ExpertConfig) -> SFTConfig:
         "loss_type": "nll",
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    return SFTConfig(**{**ours, **changed})
+    return _TrlSettings(**{**ours, **changed})
+
+
+class _TrlSettings(SFTConfig):
+    def __getstate__(self) -> dict[str, object]:
+        return without_tokens(self)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rewards import RewardCheck
+from srl.data.rows import dropped
 from srl.training.groups import Collected, Group
 
 if TYPE_CHECKING:
@@ -81,8 +82,3 @@ def nothing_left(args: SRLConfig, collected: Collected[Group]) -> str:
         "A reward that is constant, or a policy that always writes the same, gives this; look at "
         "the records with: make inspect"
     )
-
-
-def dropped(drops: Mapping[str, int]) -> str:
-    """The drops in brackets, or nothing."""
-    return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""

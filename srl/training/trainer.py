@@ -47,6 +47,7 @@ from srl.rollout.samplers import Completion, Prompt, SamplingParams, key_of
 from srl.training.advantages import decoupled_advantages, step_advantages
 from srl.training.base import StepTrainer
 from srl.training.batch import Batch, MicroBatch, row_of, without_loss
+from srl.training.divergence import refuse_step
 from srl.training.groups import Group, collect_groups
 from srl.training.loss import Figures, FigureSums, LossInputs, load_loss, step_loss
 from srl.training.run_log import RunLog, collect_metrics
@@ -94,12 +95,6 @@ class SRLTrainer(StepTrainer):
             model, processing_class = load_policy(model)
         elif processing_class is None:
             raise UsageError("a loaded model needs its tokenizer: give processing_class=…")
-        adapter = getattr(model, "active_peft_config", None)
-        if adapter is not None and adapter.is_prompt_learning:
-            raise UsageError(
-                f"the policy has an adapter of type {adapter.peft_type.value}, which puts tokens "
-                "of its own before the prompt; use one that lives in the layers, such as LoRA"
-            )
         if not isinstance(step_rewards, RewardSum):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
             step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
@@ -130,7 +125,10 @@ class SRLTrainer(StepTrainer):
                 eval_dataset=_Ticks(1),
                 callbacks=callbacks,
             )
-        self._attach(first_lines=(self.reward_report, self.arithmetic))
+        self._attach(
+            first_lines=(self.reward_report, self.arithmetic),
+            read=(*self.prompts, *self.validation_rows.prompts),
+        )
         if trackers := [name for name in names_of(args.report_to) if name in TABLES]:
             tables = RolloutTables(trackers)  # after the trackers' own callbacks
             self.run_log.listeners.append(tables.keep)
@@ -193,6 +191,7 @@ class SRLTrainer(StepTrainer):
                 "seconds/update": time.perf_counter() - collected,
             }
         )
+        refuse_step(model, total, self.state.global_step + 1)
         return total
 
     # -- evaluation ------------------------------------------------------------------------------

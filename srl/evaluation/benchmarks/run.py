@@ -13,12 +13,9 @@ check that was killed has verified nothing: the sample counts as not right, and 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -39,6 +36,7 @@ from srl.evaluation.contamination import trained_on
 from srl.evaluation.judging import make_verifier
 from srl.models.loading import fingerprint, load_policy
 from srl.runs.folder import RunFolder, changed_keys, write_json
+from srl.runs.lock import only_writer
 from srl.runs.records import RecordWriter, read_object, truncate_to
 
 SAMPLES = "samples.jsonl"
@@ -124,7 +122,9 @@ def run_benchmark(
     # First of all what takes no time: nothing is loaded for a folder that refuses.
     settings = _resolved(plan, loaded)
     run = _open(root, name)
-    with _alone_in(run):
+    # Two processes that write into one folder would mix their solutions.
+    with only_writer(run.path, lambda line: say(console, line)):
+        run.refuse_links()
         is_new = not run.config.is_file()
         if not is_new:
             _check_same(run, settings)
@@ -254,29 +254,6 @@ def _open(root: Path, name: str | None) -> RunFolder:
     return RunFolder.open(root / name)
 
 
-@contextmanager
-def _alone_in(run: RunFolder) -> Iterator[None]:
-    """Two processes that write into one folder would mix their solutions.
-
-    The lock is on the folder itself and ends with the process, so that a kill leaves none behind.
-
-    Raises:
-        UsageError: another process has it.
-    """
-    folder = os.open(run.path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another process is evaluating into {run.path}; wait until it has ended, or give "
-                "another --run-name"
-            ) from error
-        yield
-    finally:
-        os.close(folder)
-
-
 def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
     """Raise UsageError if the folder is another kind of run's, or was begun with other settings."""
     old = run.read_config()
@@ -299,8 +276,6 @@ def _take_away(run: RunFolder) -> None:
     """A folder in which nothing has been solved."""
     for name in (run.config, run.command, run.environment, run.path / SAMPLES):
         name.unlink(missing_ok=True)
-    if not any(run.path.iterdir()):
-        run.path.rmdir()
 
 
 def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
@@ -330,7 +305,7 @@ def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
             position += len(line)
             if count in ends:
                 whole, kept = ends[count], position
-    truncate_to(samples, kept)
+    truncate_to({samples: kept})
     return whole
 
 

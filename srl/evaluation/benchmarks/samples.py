@@ -18,7 +18,7 @@ from srl.evaluation.benchmarks.figures import GREEDY
 from srl.evaluation.judging import verified
 from srl.evaluation.solving import Attempt, solve_whole
 from srl.models.loading import context_limit, prompt_format
-from srl.models.tree_models import refusal
+from srl.rollout.choice import way_of
 from srl.rollout.samplers import SamplingParams, key_of, make_sampler
 
 
@@ -74,7 +74,7 @@ class Solver:
         self.form: PromptFormat = prompt_format(model, tokenizer, args, system_prompt=None)
         self.limit = context_limit(model)
         # Whether the solutions of a chunk hold their prompt once.
-        self.shares = args.prefix_tree and refusal(model) is None
+        self.shares = way_of(model, share=args.prefix_tree).shared
         self.sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
         self.sampled = SamplingParams.of(
             args,

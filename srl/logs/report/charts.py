@@ -19,7 +19,8 @@ SHADES = 8  # of a heat map
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 34
 TRAINING = "training step"
-_LARGEST = 1e150  # beyond it squares and differences are no numbers any more
+# Beyond the one squares and differences are no numbers any more, below the other they vanish.
+_LARGEST, _SMALLEST = 1e150, 1e-150
 
 Bin = tuple[int, int]
 
@@ -161,8 +162,12 @@ def _vertical(found: Sequence[Estimate]) -> _Scale:
     room = max(high - low, widths[len(widths) // 2] if widths else 0.0)
     low = max(low - room, min([low, *(v.low for v in banded)]))
     high = min(high + room, max([high, *(v.high for v in banded)]))
+    low, high = max(low, -_LARGEST), min(high, _LARGEST)
     size = max(abs(low), abs(high))
-    pad = 0.04 * (high - low) if high - low > 1e-6 * size else 0.1 * size or 0.1
+    if high - low > max(1e-6 * size, _SMALLEST):
+        pad = 0.04 * (high - low)
+    else:  # values that are alike, but for rounding
+        pad = 0.1 * size if size > _SMALLEST else 0.1
     return _Scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP)
 
 

@@ -160,8 +160,8 @@ def _rewards(run: RunData) -> Iterator[Rule]:
         values = values[~np.isnan(values)]
         yield from (
             ("broken", errors + late > 0,
-             f"The reward {name} failed {number(round(errors + late))} times in training, "
-             f"{number(round(late))} of them by running out of time: its mean is over the rest."),
+             f"The reward {name} failed {errors + late:,.0f} times in training, "
+             f"{late:,.0f} of them by running out of time: its mean is over the rest."),
             ("never", not len(values),
              f"The reward {name} has no value on any valid rollout: take it out, or mend it."),
             ("constant", len(values) > 1 and values.min() == values.max(),

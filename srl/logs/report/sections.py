@@ -7,6 +7,7 @@ shown by the names they have there: a metric that is new in the log needs no cod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,7 @@ BINS = 60
 COLUMNS, ROWS = 12, 40  # of a heat map
 LONGEST_TABLE, PROBLEMS = 100, 20
 _EXCERPT = 140
+_COMMAND = 20_000  # characters of command.txt
 _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
 _SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")  # since the line before
 
@@ -203,7 +205,8 @@ def by_index(runs: Runs) -> str:
     maps = []
     for metric in (REWARD_METRIC, FIXED["exact"]):
         grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
-        found = [c.value for part in grids for row in part.cells for c in row if c is not None]
+        cells = [c for part in grids for row in part.cells for c in row if c is not None]
+        found = [c.value for c in cells if math.isfinite(c.value)]
         scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
         for one, part in zip(runs, grids, strict=True):
             about = _sentence(metric)
@@ -362,8 +365,8 @@ def settings(runs: Runs) -> str:
     for one in runs:
         path = one.run.folder.command
         if path.is_file():
-            shown = shareable_command(path.read_text(encoding="utf-8", errors="replace").strip())
-            command = text(shown, most=20_000)
+            with path.open(encoding="utf-8", errors="replace") as file:
+                command = text(shareable_command(file.read(_COMMAND).strip()), most=_COMMAND)
             parts.append(f"<h3>{text(f'command{one.tag}')}</h3><pre>{command}</pre>")
     return "".join(parts)
 

@@ -97,14 +97,14 @@ class Pen:
             return " " * len(values)
         low, high = min(known), max(known)
         signs = _BLOCKS if self.unicode else _LETTERS
-        span = high - low
+        span = high / 2 - low / 2  # halves, whose difference is a number whatever they are
 
         def sign(value: float | None) -> str:
             if value is None or not math.isfinite(value):
                 return " "
-            if span <= 1e-9 * max(1.0, abs(high)):
+            if span <= 5e-10 * max(1.0, abs(high)):
                 return "─" if self.unicode else "_"
-            part = (value - low) / span
+            part = (value / 2 - low / 2) / span
             # A value on a border counts as above it, whatever its last bit says.
             return signs[min(len(signs) - 1, int(part * len(signs) + 1e-9))]
 

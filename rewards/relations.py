@@ -1,0 +1,121 @@
+r"""Takes relations apart: what only names its right side, and inequalities that are intervals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_OPENERS, _CLOSERS = frozenset(["(", "[", "{", "\\{"]), frozenset([")", "]", "}", "\\}"])
+_MARK = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
+RELATIONS = frozenset([*FLIPPED, "\\in"])
+_INDEX = r"(?:_(?:\w|\{\w+\}))?"
+# x, x_1, f(x), f(2), f'(2), f^{-1}(3)
+_NAME = re.compile(
+    rf"(?:[A-Za-z]{{1,10}}|\\[a-z]+){_INDEX}'{{0,2}}(?:\^\{{-1\}})? ?"
+    r"(?:\((?:[A-Za-z]|-?\d+(?:\.\d+)?)(?:,[A-Za-z])*\))?"
+)
+# |AB|, \overline{AB}, [ABC], \angle ABC, \triangle ABC, \text{Area}, and the like
+_FIGURE = re.compile(
+    r"\| ?(?:[A-Z]{2}|\\over[a-z]+\{[A-Z]{2}\}) ?\||\\over[a-z]+\{[A-Z]{2}\}|\[[A-Z]{3,6}\]|"
+    r"\\(?:measured)?(?:angle|triangle) ?[A-Z]{1,3}|"
+    r"\\text ?\{(?!.*\b(?:not?|than|least|most|about)\b)[A-Za-z ]{1,30}\}|"
+    r"\\(?:sin|cos|tan) ?(?:[A-Za-z]|\\[a-z]+|\(?[A-Z]{1,3}\)?)"
+)
+_SUM = re.compile(r"[A-Za-z](?: ?\+ ?[A-Za-z])+")
+_SIDE = r"([A-Za-z]\w{0,9}(?:_\{\w{1,9}\})?)"
+_QUOTIENT = re.compile(rf"\\frac\{{{_SIDE}\}}\{{{_SIDE}\}}|{_SIDE} ?[:/] ?{_SIDE}")
+_NAMES = re.compile(r"\([A-Za-z](?:, ?[A-Za-z])+\)")
+_SUCH_THAT = re.compile(r"([A-Za-z])(?: ?\\in ?\\mathbb\{R\})? ?[|:] ?(.+)")
+_ARROWS = {"<": (0, "()"), "\\le": (0, "[]"), ">": (1, "()"), "\\ge": (1, "[]")}
+
+
+def split(text: str, marks: frozenset[str]) -> tuple[list[str], list[str]]:
+    """The parts of `text` between `marks` outside of all brackets, and those marks."""
+    parts, found, depth, start = [], [], 0, 0
+    for mark in _MARK.finditer(text):
+        depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
+        if depth == 0 and mark[0] in marks:
+            parts.append(text[start : mark.start()].strip())
+            found.append(mark[0])
+            start = mark.end()
+    return [*parts, text[start:].strip()], found
+
+
+def unwrap(text: str, openers: frozenset[str]) -> tuple[str, str, str] | None:
+    """The opening bracket, the content and the closing one, if one pair holds all of `text`."""
+    marks = list(_MARK.finditer(text))
+    if len(marks) < 2 or marks[0][0] not in openers or marks[-1][0] not in _CLOSERS:
+        return None
+    depth = 0
+    for mark in marks[:-1]:
+        depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
+        if depth == 0:
+            return None
+    return marks[0][0], text[marks[0].end() : marks[-1].start()].strip(), marks[-1][0]
+
+
+def names_its_right_side(sides: Sequence[str], marks: Sequence[str]) -> bool:
+    """Whether a relation only gives a name to its right side, as in x = 5 or (x,y) = (3,4)."""
+    if list(marks) not in (["="], ["\\in"]):
+        return False
+    if _NAMES.fullmatch(sides[0]):
+        # In another order than everybody's it says something else: (y,x) = (3,4).
+        letters = re.findall("[A-Za-z]", sides[0])
+        return letters == sorted(set(letters))
+    return any(shape.fullmatch(sides[0]) for shape in (_NAME, _FIGURE))
+
+
+def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
+    """Whether an answer such as m + n = 25 or AB:CD = 2:3 gives the value of what was asked for.
+
+    Of a gold it is not known: there x + y = 5 may be a line.
+    """
+    if list(marks) != ["="]:
+        return False
+    if _SUM.fullmatch(sides[0]):
+        letters = re.findall("[A-Za-z]", sides[0])
+        return len(set(letters)) == len(letters)
+    quotient = _QUOTIENT.fullmatch(sides[0])
+    return quotient is not None and len({*filter(None, quotient.groups())}) == 2
+
+
+def condition_of(text: str) -> str:
+    """The condition of ``x | x > 3``, the inside of a set; anything else as it stands."""
+    found = _SUCH_THAT.fullmatch(text)
+    if found is None or not re.search(rf"(?<![A-Za-z\\]){found[1]}", found[2]):
+        return text
+    return found[2] if split(found[2], RELATIONS)[1] else text
+
+
+def as_interval(text: str) -> tuple[str, str] | None:
+    r"""x and ``(1, 2]`` for ``1 < x \le 2``, ``[3, \infty)`` for ``x \ge 3``; else None."""
+    sides, marks = split(text, RELATIONS)
+    if not marks or any(mark not in _ARROWS for mark in marks):
+        return None
+    if len({_ARROWS[mark][0] for mark in marks}) > 1:
+        return None
+    if _ARROWS[marks[0]][0]:
+        sides, marks = sides[::-1], [FLIPPED[mark] for mark in reversed(marks)]
+    kinds = [_ARROWS[mark][1] for mark in marks]
+    variable = [place for place, side in enumerate(sides) if re.fullmatch("[A-Za-z]", side)]
+    if len(sides) == 3 and variable == [1]:
+        low = "(" if sides[0] == "-\\infty" else kinds[0][0]
+        high = ")" if sides[2] == "\\infty" else kinds[1][1]
+        return sides[1], f"{low}{sides[0]},{sides[2]}{high}"
+    if len(sides) == 2 and variable == [0]:
+        return sides[0], f"(-\\infty,{sides[1]}{kinds[0][1]}"
+    if len(sides) == 2 and variable == [1]:
+        return sides[1], f"{kinds[0][0]}{sides[0]},\\infty)"
+    return None
+
+
+def as_tuple(elements: Sequence[str]) -> str | None:
+    """``(3,4)`` for the elements x = 3 and y = 4, in the order of their letters."""
+    values = {}
+    for element in elements:
+        sides, marks = split(element, RELATIONS)
+        if marks != ["="] or not re.fullmatch("[A-Za-z]", sides[0]) or sides[0] in values:
+            return None
+        values[sides[0]] = sides[1]
+    return f"({','.join(values[name] for name in sorted(values))})" if len(values) > 1 else None

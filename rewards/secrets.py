@@ -1,0 +1,56 @@
+"""Secrets that settings name and do not hold: `${SRL_NAME}` is read from the environment at use.
+
+Only variables whose names begin with `SRL_` can be named, so that settings from elsewhere cannot
+ask for a machine's other secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from rewards.by_path import CodeNameError
+
+REFERENCE = re.compile(r"\$\{(SRL_[A-Z0-9_]+)\}")
+
+
+def revealed(value: object) -> object:
+    """Returns `value` with every `${SRL_NAME}` in its texts replaced by that variable.
+
+    Raises:
+        CodeNameError: the environment has no such variable.
+    """
+    if isinstance(value, Mapping):
+        return {key: revealed(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [revealed(inner) for inner in value]
+    return REFERENCE.sub(_read, value) if isinstance(value, str) else value
+
+
+def concealed(text: str, value: object) -> str:
+    """Returns `text` without the secrets that `value` names: messages may repeat them."""
+    for name in set(_names(value)):
+        if secret := os.environ.get(name):
+            text = text.replace(secret, f"${{{name}}}")
+    return text
+
+
+def _read(found: re.Match[str]) -> str:
+    try:
+        return os.environ[found[1]]
+    except KeyError:
+        raise CodeNameError(
+            f"the secret {found[1]} is missing: it is not kept with the settings; set it in the "
+            f"environment, as in: export {found[1]}=..."
+        ) from None
+
+
+def _names(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _names(inner)
+    elif isinstance(value, str):
+        yield from REFERENCE.findall(value)

@@ -1,0 +1,136 @@
+"""What a run follows from beside its settings: data, code of the user's, the model's files.
+
+`inputs.json` holds a digest of each. A run that is resumed with others would not equal an
+uninterrupted one, so a resume compares them. Every byte is read, which takes about a second for a
+gigabyte of weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from srl.config.code_files import code_file, with_imports
+from srl.config.experiment import Experiment
+from srl.config.parts import LOSS_TYPES, LossSettings
+from srl.data.splits import Splits
+from srl.data.stream import digest_of_trajectories
+from srl.errors import UsageError
+from srl.models.loading import model_files
+from srl.runs.folder import RunFolder, describe_environment
+
+Inputs = Mapping[str, Mapping[str, str]]
+"""Kind -> what it is called -> digest."""
+
+
+def inputs_of(experiment: Experiment, splits: Splits, model: PreTrainedModel) -> Inputs:
+    """The digests of everything that the run is made from.
+
+    Args:
+        experiment: its settings.
+        splits: its data.
+        model: the model that was loaded, before anything is trained.
+    """
+    commit = getattr(model.config, "_commit_hash", None)
+    code: dict[str, str] = {}  # by name alone: a project may be moved, and then goes on
+    for path in _named_files(experiment):
+        code[path.name] = code.get(path.name, "") + _digest(path)
+    data = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    weights = {str(path): _digest(path) for path in model_files(experiment.model)}
+    return {
+        "data": {name: digest_of_trajectories(rows) for name, rows in data.items()},
+        "code": code,
+        "model": weights or {experiment.model: str(commit)},
+    }
+
+
+def changes_since_start(run: RunFolder, inputs: Inputs) -> list[str]:
+    """What is not as inputs.json has it, in words; nothing where there is no such file."""
+    try:
+        before = json.loads(run.inputs.read_text(encoding="utf-8"))
+        found = []
+        for kind, digests in inputs.items():
+            old = before[kind]
+            for name in sorted(old.keys() | digests.keys()):
+                if old.get(name) != digests.get(name):
+                    found.append(f"{kind}: {name} {_how(name in old, name in digests)}")
+        return found
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"cannot read {run.inputs}: {error!r}") from error
+
+
+def versions_since_start(run: RunFolder) -> str | None:
+    """One line on libraries and code of other versions than the run started with; None if equal."""
+    try:
+        before = json.loads(run.environment.read_text(encoding="utf-8"))
+        now = describe_environment()
+        old, new = (_versions(one) for one in (before, now))
+        pairs = [(name, old[name], new.get(name)) for name in old]
+        changed = [f"{name} {was} -> {is_now}" for name, was, is_now in pairs if was != is_now]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not changed:
+        return None
+    return f"warning: versions have changed since the run started: {', '.join(changed)}"
+
+
+def _versions(environment: Mapping[str, Any]) -> dict[str, object]:
+    code = environment["git"] or {}
+    return {
+        "python": environment["python"],
+        **environment["packages"],
+        "srl's commit": str(code.get("commit"))[:7],
+    }
+
+
+def _how(was: bool, is_there: bool) -> str:
+    if was and is_there:
+        return "has changed"
+    return "is new" if is_there else "has gone"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _named_files(experiment: Experiment) -> list[Path]:
+    """Files that settings name: code, with what it imports from beside it, and any other file."""
+    words = list(_texts({"data": experiment.data, "rewards": experiment.rewards}))
+    if isinstance(experiment.args, LossSettings) and experiment.args.loss_type not in LOSS_TYPES:
+        words.append(experiment.args.loss_type)
+    found: set[Path] = set()
+    for word in words:
+        place, colon, name = word.rpartition(":")
+        if colon and name.isidentifier() and (code := code_file(place)) is not None:
+            found |= with_imports(code)
+        elif word != experiment.data.get("path") and _is_file(word):
+            found.add(Path(word).resolve())
+    return sorted(found)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in nested settings, keys included: a reward is a key."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # no path, but a text
+        return False

@@ -1,0 +1,75 @@
+"""Finds the files of code that settings name, and of what it imports. Nothing is imported for that.
+
+Of installed packages only the named file counts: they have versions.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+_INSTALLED = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")}
+_OURS = {"srl", "rewards", "environments"}  # their version is a package's
+
+
+def code_file(place: str) -> Path | None:
+    """The file of `file.py` or `package.module`, without importing it; None of what is ours."""
+    if place.endswith(".py"):
+        return Path(place).resolve() if Path(place).is_file() else None
+    parts = place.split(".")
+    if parts[0] in _OURS:
+        return None
+    where: list[str] | None = [*sys.path, str(Path.cwd())]
+    origin = None
+    for count in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:count]), where)
+        if spec is None:
+            return None
+        where, origin = spec.submodule_search_locations, spec.origin
+    return Path(origin).resolve() if origin and origin.endswith(".py") else None
+
+
+def with_imports(file: Path) -> set[Path]:
+    """A file and those that it imports, directly or not, from its own folder or the current one."""
+    found, waiting = set[Path](), [file]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        if any(file.is_relative_to(folder) for folder in _INSTALLED):
+            continue
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # told by whoever imports it
+            continue
+        waiting += [path for name, above in _imports(tree) for path in _beside(file, name, above)]
+    return found
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file imports, and how many folders above it a relative one starts."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield from ((f"{module}.{alias.name}".strip("."), node.level) for alias in node.names)
+
+
+def _beside(file: Path, name: str, above: int) -> Iterator[Path]:
+    """The files that a dotted name may stand for, each package on the way included."""
+    parts = name.split(".")
+    if not above and parts[0] in _OURS:
+        return
+    roots = [file.parents[above - 1]] if above else [file.parent, Path.cwd()]
+    for root in roots:
+        for count in range(1, len(parts) + 1):
+            place = root.joinpath(*parts[:count])
+            for path in (place.with_suffix(".py"), place / "__init__.py"):
+                if path.is_file():
+                    yield path.resolve()

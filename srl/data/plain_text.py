@@ -1,0 +1,99 @@
+"""Text to token ids, piece by piece; text that is data never becomes a control token.
+
+A problem may hold `<|im_end|>`: a question about chat formats, or an attack. Tokenizers turn such
+text into the token of that name, which would end the user's turn in the middle of a prompt and a
+step in the middle of a target. Where that happens, and only there, the text of the token is cut
+apart before it is encoded, so that the policy reads the same characters as ordinary tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PlainText:
+    """Encodes the pieces of prompts and completions for one tokenizer.
+
+    Args:
+        tokenizer: the policy's.
+        control: ids of the tokens that data must not hold.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._control = frozenset(control)
+        texts = sorted(filter(None, map(self._text_of, self._control)), key=len, reverse=True)
+        self._texts = re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
+        # Llama 2 and its kin put a space before every text they encode, so before every piece.
+        self._adds_space = " " in tokenizer.decode(self._ids("a") * 2)
+        # The steps of a solution are read again in the prompt of every later one.
+        self._data = lru_cache(maxsize=2048)(self._encoded)
+
+    def first(self, frame: str, data: str) -> list[int]:
+        """Ids of what begins a prompt: a template's words, and data behind them."""
+        ids = self._ids(frame + data)
+        if not data or self._controls(ids) == self._controls(framed := self._ids(frame)):
+            return ids
+        return [*framed, *self.data(data)]
+
+    def next(self, text: str) -> list[int]:
+        """Ids of a template's words behind others: no space of the tokenizer's own before them."""
+        if not text or not self._adds_space:
+            return self._ids(text)
+        line_end = self._ids("\n")
+        ids = self._ids("\n" + text)
+        if ids[: len(line_end)] == line_end:
+            return ids[len(line_end) :]
+        return self._ids(text)
+
+    def data(self, text: str) -> tuple[int, ...]:
+        """Ids of data behind other text, without control tokens."""
+        return self._data(text)
+
+    def holds_control(self, text: str) -> bool:
+        """Whether a tokenizer would read a control token in a text."""
+        return bool(text) and self._controls(self._ids(text)) > 0
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        ids = self.next(text)
+        if not self._controls(ids):
+            return tuple(ids)
+        pieces = self._texts.split(text) if self._texts is not None else [text]
+        if len(pieces) > 1:
+            # Every second piece is the text of a token: its first character is set apart.
+            parts = (
+                (*self.next(piece[:1]), *self.data(piece[1:])) if place % 2 else self.data(piece)
+                for place, piece in enumerate(pieces)
+            )
+            ids = [token for part in parts for token in part]
+        if self._controls(ids):  # the tokenizer reads other signs as the token's, or folds case
+            ids = list(
+                self._tokenizer.encode(
+                    text, add_special_tokens=False, verbose=False, split_special_tokens=True
+                )
+            )
+        return tuple(ids)
+
+    def _controls(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control for token in ids)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    def _text_of(self, token: int) -> str:
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return added.content if added is not None else ""
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens, a BOS if any, that the tokenizer puts before a text of its own accord."""
+    bare = list(tokenizer.encode("a", add_special_tokens=False))
+    full = list(tokenizer.encode("a", add_special_tokens=True))
+    starts = range(len(full) - len(bare) + 1)
+    return full[: next((n for n in starts if full[n : n + len(bare)] == bare), 0)]

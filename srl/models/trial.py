@@ -1,0 +1,102 @@
+"""Whether a model scores padded rows as its plain forward scores each of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from srl.errors import DivergedError, UsageError
+from srl.models.scoring import completion_log_probs
+from srl.models.tree_models import FAILURES, devices_of, is_exact
+
+NOT_FINITE = (
+    "the policy's logits are not finite, so nothing can be sampled: training has diverged (a "
+    "smaller learning_rate helps), or the model is damaged"
+)
+
+
+def named(model: nn.Module) -> str:
+    """A model in a message: where it is from, and its class."""
+    return f"the model {getattr(model, 'name_or_path', '') or 'given'} ({type(model).__name__})"
+
+
+def few_tokens(model: nn.Module, start: int, count: int) -> list[int]:
+    """Token ids that the model has, for a trial."""
+    size = cast(PreTrainedModel, model).get_input_embeddings().num_embeddings
+    return [(start + 7 * i) % (size - 1) + 1 for i in range(count)]
+
+
+def short_length(model: nn.Module, room: int) -> int:
+    """Tokens of a trial's prompt that leave `room` in the model's context."""
+    config = cast(PreTrainedModel, model).config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or 64
+    return max(2, min(7, int(limit) - room))
+
+
+def plain_logits(model: nn.Module, ids: Sequence[int]) -> Tensor:
+    """Logits [T, V] of the plain forward of one row, float32.
+
+    Raises:
+        DivergedError: they are no numbers.
+    """
+    row = torch.tensor([ids], device=next(model.parameters()).device)
+    logits: Tensor = model(input_ids=row, use_cache=False).logits[0].float()
+    if not bool(logits.isfinite().all()):
+        raise DivergedError(NOT_FINITE)
+    return logits
+
+
+@torch.no_grad()
+def check_scoring(model: nn.Module, *, pad_id: int) -> None:
+    """Refuse a model that would be trained on other log-probabilities than it samples from.
+
+    Args:
+        model: the bare model.
+        pad_id: what rows are padded with.
+
+    Raises:
+        UsageError: padded rows are scored otherwise than each alone.
+        DivergedError: the model's logits are no numbers.
+    """
+    length = short_length(model, room=5)
+    rows = [
+        (few_tokens(model, 0, length), few_tokens(model, 3, 5)),
+        (few_tokens(model, 5, length // 2), few_tokens(model, 2, 3)),
+    ]
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices_of(model)),
+            torch.autocast(device.type, enabled=False),
+        ):
+            right = [plain_logits(model, [*prompt, *written]) for prompt, written in rows]
+            scores = completion_log_probs(
+                model, rows, pad_id=pad_id, temperature=1.0, device=device
+            ).log_probs
+        worst = 0.0
+        for (prompt, written), logits, found in zip(rows, right, scores, strict=True):
+            every = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            expected = every[torch.arange(len(written)), torch.tensor(written)]
+            error = (found[: len(written)] - expected).abs().max() / logits.abs().max()
+            worst = max(worst, error.item()) if error.isfinite() else float("inf")
+        allowed = 1e-4 if is_exact(model) else 5e-2
+        reason = f"they differ by {worst:.1e} of its largest logit"
+    except DivergedError:
+        raise
+    except FAILURES as error:
+        worst, allowed = 1.0, 0.0
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    finally:
+        model.train(was_training)
+    if not worst <= allowed:
+        raise UsageError(
+            f"{named(model)} cannot be trained: the log-probabilities of padded rows are not those "
+            f"of the plain forward of each row ({reason}); take a causal decoder, such as "
+            "Qwen/Qwen2.5-0.5B-Instruct"
+        )

@@ -1,0 +1,158 @@
+"""Which decoder a model is sampled with: the fastest whose logits are the plain forward's.
+
+Found by trying, once a model: a few tokens are written behind prompts of several lengths, rows
+leave the batch, and every step's logits are compared with those of the plain forward of each row
+alone. So a model whose cache works in another way is sampled slower or refused, never wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from srl.errors import DivergedError, UsageError
+from srl.models.tree_models import FAILURES, attending_over_trees, devices_of, is_exact, refusal
+from srl.models.trial import few_tokens, named, plain_logits, short_length
+from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
+from srl.rollout.fallbacks import UncachedDecoder, UnpaddedDecoder
+
+
+@dataclass(frozen=True)
+class Way:
+    """A decoder, and what it asks of those who use it.
+
+    Attributes:
+        decoder: makes one from a model and any token id.
+        shared: completions share their prompt; to be called inside `attending_over_trees`.
+        one_length: prompts that are sampled together must be equally long.
+        slower: what costs time, and why, for the user; empty where nothing does.
+    """
+
+    decoder: Callable[[PreTrainedModel, int], Decoder]
+    shared: bool = False
+    one_length: bool = False
+    slower: str = ""
+
+    def line(self) -> str:
+        """What a user reads at the start; empty where nothing costs time."""
+        return self.slower and f"this model is sampled slower than others, {self.slower}"
+
+
+_SHARED = Way(lambda model, _: SharedDecoder(model), shared=True)
+_CACHED = Way(CachedDecoder)
+_FALLBACKS = (
+    Way(UnpaddedDecoder, one_length=True, slower="with prompts of one length at a time"),
+    Way(UncachedDecoder, slower="without a cache: every token reads its whole row again"),
+)
+
+_ways: WeakKeyDictionary[PreTrainedModel, dict[bool, Way]] = WeakKeyDictionary()
+
+
+def way_of(model: PreTrainedModel, *, share: bool) -> Way:
+    """How this model is sampled; found once a model.
+
+    Args:
+        model: the bare model.
+        share: completions may share their prompts.
+
+    Raises:
+        UsageError: no way gives the logits of the plain forward.
+        DivergedError: the model's logits are no numbers.
+    """
+    known = _ways.setdefault(model, {})
+    if share not in known:
+        known[share] = _find(model, share)
+    return known[share]
+
+
+def _find(model: PreTrainedModel, share: bool) -> Way:
+    shared = (_SHARED,) if share and refusal(model) is None else ()
+    reasons: list[str] = []
+    for way in (*shared, _CACHED, *_FALLBACKS):
+        reason = _try(model, way)
+        if reason is None:
+            why = f" ({reasons[-1]})" if way.slower else ""
+            return replace(way, slower=way.slower and f"{way.slower}{why}")
+        reasons.append(reason)
+    raise UsageError(
+        f"{named(model)} cannot be sampled exactly, so it is neither trained nor evaluated: even "
+        f"without a cache, {reasons[-1]}. A model whose tokens see what follows them gives this; "
+        "take a causal decoder, such as Qwen/Qwen2.5-0.5B-Instruct"
+    )
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel, way: Way) -> str | None:
+    """Why this way does not give the logits of the plain forward; None if it does."""
+    prompts, written = _texts(model)
+    together = [[0, 1], [2]] if way.one_length else [[0, 1, 2]]
+    was_training = model.training
+    model.eval()
+    worst = 0.0
+    device = next(model.parameters()).device
+    try:
+        with (
+            torch.random.fork_rng(devices_of(model)),
+            torch.autocast(device.type, enabled=False),
+        ):
+            for chosen in together:
+                rows = [(i, sample) for i in chosen for sample in range(len(written[0]))]
+                expected = {
+                    (i, sample): plain_logits(model, [*prompts[i], *written[i][sample]])
+                    for i, sample in rows
+                }
+                with attending_over_trees(model) if way.shared else nullcontext():
+                    for row, length, logits in _decoded(
+                        way.decoder(model, 0), prompts, written, chosen, rows
+                    ):
+                        right = expected[row]
+                        place = len(prompts[row[0]]) - 1 + length
+                        error = (logits - right[place]).abs().max() / right.abs().max()
+                        worst = max(worst, error.item()) if error.isfinite() else float("inf")
+    except DivergedError:
+        raise
+    except FAILURES as error:
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    finally:
+        model.train(was_training)
+    if not worst <= (1e-4 if is_exact(model) else 5e-2):
+        return f"its logits token by token differ from those of the plain forward by {worst:.1e}"
+    return None
+
+
+def _texts(model: PreTrainedModel) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Three prompts, two of one length, and for each two continuations of equal length."""
+    length = short_length(model, room=5)
+    lengths = (length, length, length // 2)
+    prompts = [few_tokens(model, 3 * i, count) for i, count in enumerate(lengths)]
+    return prompts, [[few_tokens(model, 11 * i + 2 * j, 4) for j in range(2)] for i in range(3)]
+
+
+def _decoded(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Sequence[Sequence[int]]],
+    chosen: Sequence[int],
+    rows: list[tuple[int, int]],
+) -> Iterator[tuple[tuple[int, int], int, Tensor]]:
+    """Each row, the tokens written so far, and its logits; on the way rows leave."""
+    logits = decoder.start([prompts[i] for i in chosen], len(written[0]))
+    for length in range(len(written[0][0])):
+        for row, own in zip(rows, logits.float(), strict=True):
+            yield row, length, own
+        if length == 2:  # the second rollout of the first prompt, and the last prompt, go on
+            wanted = [row == (chosen[0], 1) or row[0] == chosen[-1] != chosen[0] for row in rows]
+            kept = decoder.worth_keeping(torch.tensor(wanted, device=logits.device))
+            if kept is not None:
+                decoder.keep(kept)
+                rows = [rows[i] for i in kept.tolist()]
+        token = torch.tensor([written[i][j][length] for i, j in rows], device=logits.device)
+        logits = decoder.step(token)
+    for row, own in zip(rows, logits.float(), strict=True):
+        yield row, len(written[0][0]), own

@@ -1,0 +1,218 @@
+"""Checkpoints on the disk: which one is whole, which one a run goes on from, which ones are kept.
+
+The last file of a checkpoint is its manifest: size and SHA-256 of every other one. It is written
+once those are safe on the disk. So a checkpoint without it was cut off while it was saved, and one
+whose files are not what it says is damaged. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePath
+
+from srl.errors import UsageError
+from srl.runs.folder import CHECKPOINT, replace_file
+
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+STATE_FILE = "srl_state.json"
+# Whoever loads a checkpoint asks for these; transformers goes on without a word where some of them
+# are missing.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
+NEEDED = (TRAINER_STATE, STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+def seal(checkpoint: Path) -> None:
+    """Make a checkpoint whole: its files on the disk, and then the manifest of them."""
+    files = {}
+    for path in _on_disk(checkpoint):
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        name = path.relative_to(checkpoint).as_posix()
+        files[name] = {"size": path.stat().st_size, "sha256": sha256}
+    replace_file(checkpoint / MANIFEST, json.dumps({"files": files}, indent=1).encode())
+    _sync(checkpoint)
+    _sync(checkpoint.parent)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is whole."""
+    try:
+        path = checkpoint / MANIFEST
+        if path.name not in os.listdir(checkpoint):
+            return (
+                f"it has no {MANIFEST}, the last file that is written: it was cut off while it was "
+                "saved, or an earlier version of srl saved it"
+            )
+        files = {
+            str(name): (int(entry["size"]), str(entry["sha256"]))
+            for name, entry in json.loads(path.read_bytes())["files"].items()
+        }
+    except FileNotFoundError:
+        return "no such folder"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    wrong = [f"it lacks {name}" for name in NEEDED if name not in files]
+    if not any(name in files for name in WEIGHTS):
+        wrong.append(f"it lacks the weights ({WEIGHTS[0]})")
+    found = (_damage(checkpoint, name, *described) for name, described in files.items())
+    wrong += [why for why in found if why is not None]
+    return "; ".join(wrong) or None
+
+
+def _damage(checkpoint: Path, name: str, size: int, sha256: str) -> str | None:
+    path = checkpoint / name
+    try:
+        if not path.exists():
+            return f"{name} is missing"
+        if not path.is_file():
+            return f"{name} is not a file"
+        if (found := path.stat().st_size) != size:
+            return f"{name} has {found:,} of {size:,} bytes"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return f"{name} is not what was saved: its SHA-256 is another one"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    return None
+
+
+def best_so_far(checkpoint: Path) -> Path | None:
+    """The best checkpoint up to a whole one: beside it, wherever the folder of both was moved."""
+    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    return None if best is None else checkpoint.parent / PurePath(best).name
+
+
+def why_not(checkpoint: Path, *, with_best: bool = False) -> str | None:
+    """Why a run cannot go on from a checkpoint, in words; None if it can.
+
+    Args:
+        checkpoint: its folder.
+        with_best: the run ends with the best checkpoint, so that one must be whole as well.
+    """
+    if (why := damage(checkpoint)) or not with_best:
+        return why
+    best = best_so_far(checkpoint)
+    if best is None or best == checkpoint or (why := damage(best)) is None:
+        return None
+    return f"the best checkpoint until then, {best.name}, is not whole: {why}"
+
+
+def check_checkpoint(path: Path, *, with_best: bool = False) -> None:
+    """Raise UsageError unless a run can go on from the checkpoint `path`."""
+    if why := why_not(path, with_best=with_best):
+        raise UsageError(f"{path} is not a checkpoint to go on from: {why}.{_advice(with_best)}")
+
+
+def latest_checkpoint(
+    folder: Path, told: Callable[[str], object], *, with_best: bool = False
+) -> Path | None:
+    """The newest checkpoint in `folder` that a run can go on from; None if there are none at all.
+
+    Args:
+        folder: the run's.
+        told: is given a line on every newer one that is passed over.
+        with_best: see `why_not`.
+
+    Raises:
+        UsageError: there are checkpoints, and none will do.
+    """
+    passed: list[str] = []
+    for checkpoint in reversed(checkpoints(folder)):
+        why = why_not(checkpoint, with_best=with_best)
+        if why is None:
+            for line in passed:
+                told(f"passed over {line}")
+            return checkpoint
+        passed.append(f"{checkpoint}: {why}")
+    if passed:
+        raise UsageError(
+            f"{folder} has no checkpoint to go on from.{_advice(with_best)}\n  "
+            + "\n  ".join(passed)
+        )
+    return None
+
+
+def _advice(with_best: bool) -> str:
+    if not with_best:
+        return " Restore its files, or start a new run"
+    return (
+        " Restore its files, or start a new run; where the best checkpoint alone is damaged, the "
+        "run can do without: --accept-changes --load_best_model_at_end false"
+    )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint in a run's folder, whole or not, by its step.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    try:
+        numbered = [
+            (int(match[1]), path)
+            for path in (folder.iterdir() if folder.exists() else ())
+            if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()
+        ]
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error.strerror or error}") from error
+    return [path for _, path in sorted(numbered)]
+
+
+def rotate(newest: Path, *, limit: int | None, best: Path | None) -> None:
+    """Delete older checkpoints beyond `limit`, but never the best one; None or 0 deletes none.
+
+    Args:
+        newest: the one that was made whole just now.
+        limit: how many are kept.
+        best: None if there is none.
+    """
+    kept = {newest.name, *([best.name] if best is not None else [])}
+    there = checkpoints(newest.parent)
+    beyond = len(there) - max(limit, len(kept)) if limit else 0
+    for path in [one for one in there if one.name not in kept][: max(0, beyond)]:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder at once for whoever looks: it is renamed before its files go."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(written: Path, place: Path) -> None:
+    """Give a folder that was written aside its name, in place of what has it; both on one disk."""
+    _on_disk(written)
+    if place.exists():
+        remove(place)
+    written.rename(place)
+    _sync(place.parent)
+
+
+def _on_disk(folder: Path) -> list[Path]:
+    """Have all that a folder holds safe on the disk; returns its files."""
+    inside = sorted(folder.rglob("*"))
+    for path in (*inside, folder):
+        _sync(path)
+    return [path for path in inside if path.is_file()]
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, safe on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

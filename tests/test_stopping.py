@@ -1,0 +1,132 @@
+"""Runs that signals stop, at any time, and what is said about going on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import same_weights, train, weights
+
+from srl.commands.cli import main
+from srl.models.loading import load_policy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Holds the first update until there is a file `go`.
+LOSS = """
+import time
+from pathlib import Path
+
+import torch
+
+
+def waiting(inputs, scale):
+    log = Path("runs/stopped/steps.jsonl")
+    while log.is_file() and log.stat().st_size and not Path("go").exists():
+        time.sleep(0.01)
+    losses = -inputs.advantages[:, None] * inputs.log_probs
+    return torch.where(inputs.mask, losses, 0).sum() / scale.num_tokens, {}
+"""
+
+
+def until(path: Path) -> None:
+    """Waits until there is something in a file."""
+    end = time.monotonic() + 120
+    while not (path.is_file() and path.stat().st_size):
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
+
+
+def test_sigterm_saves_and_the_resumed_run_equals_an_uninterrupted_one(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "loss.py").write_text(LOSS)
+    words = ["--max_steps", "2", "--save_steps", "100", "--test_problems", "0"]
+    words += ["--eval_strategy", "no", "--loss_type", "loss.py:waiting"]
+    named = ["--config", "config.yaml", "--run-name", "stopped"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "srl", "train", *named, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    until(home / "runs/stopped/steps.jsonl")
+    process.send_signal(signal.SIGTERM)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("stopping after this step") for line in lines)
+    process.send_signal(signal.SIGTERM)  # schedulers repeat it
+    (home / "go").touch()
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (143, "")
+    assert "saved; go on with: make resume RUN=stopped" in out
+    run = home / "runs" / "stopped"
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"]
+
+    assert main(["resume", "stopped"]) == 0
+    assert train(*words, name="straight") == 0
+    straight = home / "runs" / "straight"
+    assert (run / "steps.jsonl").read_bytes() == (straight / "steps.jsonl").read_bytes()
+    one, two = (weights(load_policy(str(path / "policy"))[0]) for path in (run, straight))
+    assert same_weights(one, two)
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("srl.commands.train._save_policy", signal.SIGHUP),
+                        ("srl.evaluation.held_out.judged", signal.SIGUSR1)],
+)  # fmt: skip
+def test_a_signal_behind_the_last_step(
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    code: int,
+) -> None:
+    """While the policy is saved, and while its attempts are judged: what was trained is kept."""
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        signal.raise_signal(code)
+
+    words = ["--max_steps", "2", "--test_before", "false", "--eval_strategy", "no"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stopped)
+        assert train(*words) == 128 + code
+    assert capsys.readouterr().err == (
+        "srl: stopped. Go on from checkpoint-2 with: make resume RUN=one\n"
+    )
+    assert main(["resume", "one"]) == 0
+    assert (home / "runs/one/summary.json").is_file()
+
+
+@pytest.mark.parametrize("by_make", [False, True])
+def test_what_was_killed_before_a_checkpoint_is_started_again_as_it_was(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by_make: bool
+) -> None:
+    """With its config and its settings, whatever signs there are in them."""
+    from srl.runs.folder import RunFolder
+
+    run = RunFolder.create(Path("runs"), "one")
+    prompt = "it's\n$5" if not by_make else "it's $5"
+    options = ["--system_prompt", prompt, "--seed=3"]
+    argv = [sys.executable, "-m", "srl", "train", "--config", "a.yaml", "--run-name", "one"]
+    run.write_start({"model": "x", "data": {"source": "word_problems"}}, [*argv, *options])
+    run.add_command([sys.executable, "-m", "srl", "resume", "one"])
+    monkeypatch.setenv("SRL_STARTED_BY", "make" if by_make else "")
+    assert main(["resume", "one"]) == 2
+    command = capsys.readouterr().err.partition("another name: ")[2].strip()
+    if by_make:
+        assert command.startswith("make train CONFIG=a.yaml RUN=one-2 ARGS='--system_prompt ")
+        (home / "Makefile").write_text("train:\n\t@printf '%s|' --config $(CONFIG) $(ARGS)\n")
+        shell = command
+        shown = ["--config", "a.yaml", *options]
+    else:
+        shell = command.replace(f"{sys.executable} -m srl train", "printf '%s|'")
+        shown = ["--config", "a.yaml", *options, "--run-name", "one-2"]
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.split("|")[:-1] == shown
