@@ -17,7 +17,7 @@ LONGEST_ANSWER = 200
 # Possessive, so that a flood of blanks costs no more than its length.
 _STATED = re.compile(
     r"(?:\b(?:answers?+[*_]*+\s*+(?:(?:is|are|equals)\b\s*+:?|:)|ans[.:])[\s*_]*+"
-    r"(?:(?:therefore|thus|then|simply|just|hence)\b,?\s*+)?+|\bAnswer[*_]*+\s*+(?=\$|\\[(\[]))"
+    r"(?:(?:therefore|thus|then|simply|just|hence)\b,?\s*+)?+|(?-i:\bAnswer)[*_]*+\s*+(?=\$|\\[(\[]))"
     r"(?=\S)(?!$)",
     re.IGNORECASE,
 )

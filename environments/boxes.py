@@ -22,7 +22,7 @@ _BLANK = re.compile(
 _EXPONENT = r"\^(?:\d|\{[^{}]{1,9}\})"
 _POWER = rf"(?!(?:[cdkm]?m|in|ft|yd|s)\^)(?:[a-z](?:{_EXPONENT})?){{0,3}}[a-z]{_EXPONENT}"
 _BEHIND = re.compile(rf"\s*(?:\\%|\^\s*(?:\\circ|\{{\s*\\circ\s*\}}))|{_POWER}")
-_MINUS = re.compile(r"(?:^|[=$&(\[])\s*-\s*\Z")
+_MINUS = re.compile(r"(?:^|[=$&(\[])\s*-\Z")  # and not the dash of a list
 _NAMED = re.compile(r"(\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?)\s*&?\s*=\s*-?\s*\Z")
 _BETWEEN = re.compile(
     r"[\s,;]*(?:(?:and|or)\b)?[\s,;]*(?:\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?\s*=\s*)?",

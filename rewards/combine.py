@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple, get_args
 
 from rewards.by_path import CodeNameError
 from rewards.calling import DEADLINE, Outcome, call, short
-from rewards.loading import LoadedReward, RewardSpec
+from rewards.loading import READS, LoadedReward, RewardSpec
 from rewards.pool import RewardPool, cores
 from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
@@ -154,14 +154,29 @@ class RewardSum:
         self._format_failure = float(format_failure)
         self._failed_rows = failed_rows
         self._told_of: set[str] = set()
-        # Two pools: a user's function that hangs takes no built-in down with it, and only what
-        # reads hostile text is bounded in memory.
+        self._start_pools()
+
+    def _start_pools(self) -> None:
+        """Two of them: a user's function that hangs takes no built-in down with it, and only what
+        reads hostile text is bounded in memory. No process is started yet."""
         built_in = [*(spec for spec in self._specs.values() if spec.built_in), _LIFT]
+        read = {one for spec in built_in for one in READS.get(spec.target, ("metadata",))}
+        # Metadata cannot be compared, so a built-in that may look at them is asked about each step.
+        self._read = None if "metadata" in read else sorted(read)
         theirs = [spec for spec in self._specs.values() if not spec.built_in]
         self._built_in = RewardPool(
             built_in, workers=self.workers, deadline=self.deadline, memory_bytes=_BUILT_IN_MEMORY
         )
         self._theirs = RewardPool(theirs, workers=self.workers, deadline=self.deadline)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the workers: another process starts its own."""
+        own = vars(self).items()
+        return {name: value for name, value in own if name not in ("_built_in", "_theirs")}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        vars(self).update(state)
+        self._start_pools()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -215,15 +230,12 @@ class RewardSum:
         """
         # Plain mappings: others may not survive the way to another process.
         batch = [replace(step, metadata=dict(step.metadata)) for step in steps]
-        # Rollouts often repeat a step. No built-in looks at more than this, so that is scored once.
+        # Rollouts often repeat a step: what is equal to all built-ins here is scored once.
         places: dict[object, int] = {}
         once: list[StepContext] = []
         which: list[int] = []
-        for step in batch:
-            key = (
-                *(step.problem, step.previous_steps, step.action, not step.thought.strip()),
-                *(step.expert_step, step.step_index, step.num_steps, step.answer),
-            )
+        for place, step in enumerate(batch):
+            key = place if self._read is None else tuple(getattr(step, one) for one in self._read)
             if key not in places:
                 places[key] = len(once)
                 once.append(step)

@@ -31,6 +31,19 @@ BUILT_INS: dict[str, str] = {
     "length": "rewards.form:length_reward",
 }
 
+READS: dict[str, tuple[str, ...]] = {
+    "similarity": ("action", "expert_step"),
+    "indel": ("action", "expert_step"),
+    "progress": ("action", "expert_step", "previous_steps"),
+    "novelty": ("action", "previous_steps"),
+    "equation": ("action",),
+    "answer": ("problem", "action", "step_index", "num_steps", "answer"),
+    "format": ("action", "thought"),
+    "length": ("action", "expert_step"),
+}
+"""The fields of a step that a built-in looks at: steps that are equal in these share its score. One
+that is not listed looks at everything."""
+
 
 # What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
 _UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)

@@ -10,19 +10,25 @@ _MARK = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 RELATIONS = frozenset([*FLIPPED, "\\in"])
 _INDEX = r"(?:_(?:\w|\{\w+\}))?"
-# x, x_1, f(x), f(2), f'(2), f^{-1}(3)
 _NAME = re.compile(
     rf"(?:[A-Za-z]{{1,10}}|\\[a-z]+){_INDEX}'{{0,2}}(?:\^\{{-1\}})? ?"
     r"(?:\((?:[A-Za-z]|-?\d+(?:\.\d+)?)(?:,[A-Za-z])*\))?"
 )
-# |AB|, \overline{AB}, [ABC], \angle ABC, \triangle ABC, \text{Area}, and the like
+"""x, x_1, f(x), f(2), f'(2), f^{-1}(3)"""
 _FIGURE = re.compile(
-    r"\| ?(?:[A-Z]{2}|\\over[a-z]+\{[A-Z]{2}\}) ?\||\\over[a-z]+\{[A-Z]{2}\}|\[[A-Z]{3,6}\]|"
-    r"\\(?:measured)?(?:angle|triangle) ?[A-Z]{1,3}|"
+    r"\| ?(?:[zw]|[A-Z]{2}|\\over[a-z]+\{[A-Z]{2}\}) ?\||\\over[a-z]+\{[A-Z]{2}\}|\[[A-Z]{3,6}\]|"
+    r"m? ?\\(?:measured)?(?:angle|triangle) ?[A-Z]{1,3}|\\det ?[A-Z]|\\\|.{1,20}\\\||"
     r"\\text ?\{(?!.*\b(?:not?|than|least|most|about)\b)[A-Za-z ]{1,30}\}|"
     r"\\(?:sin|cos|tan) ?(?:[A-Za-z]|\\[a-z]+|\(?[A-Z]{1,3}\)?)"
 )
-_SUM = re.compile(r"[A-Za-z](?: ?\+ ?[A-Za-z])+")
+r"""|AB|, \overline{AB}, [ABC], \angle ABC, \triangle ABC, \text{Area}, and the like"""
+_APPLIED = re.compile(
+    r"(?:[fghFGHPEdpq]|\\mathbb\{[PE]\}|\\text ?\{[A-Za-z]{2,10}\}|"
+    r"\\(?:Pr|gcd|lcm|det|deg|max|min)|[A-Za-z]{3,10})"
+    rf"{_INDEX}'{{0,2}}(?:\^\{{-1\}})? ?(?=[(\[])"
+)
+"""What a bracket behind it is an argument of: x(x+1) is a product"""
+_SUM = re.compile(r"[A-Za-z](?: ?[-+] ?[A-Za-z])+")
 _SIDE = r"([A-Za-z]\w{0,9}(?:_\{\w{1,9}\})?)"
 _QUOTIENT = re.compile(rf"\\frac\{{{_SIDE}\}}\{{{_SIDE}\}}|{_SIDE} ?[:/] ?{_SIDE}")
 _NAMES = re.compile(r"\([A-Za-z](?:, ?[A-Za-z])+\)")
@@ -63,7 +69,13 @@ def names_its_right_side(sides: Sequence[str], marks: Sequence[str]) -> bool:
         # In another order than everybody's it says something else: (y,x) = (3,4).
         letters = re.findall("[A-Za-z]", sides[0])
         return letters == sorted(set(letters))
-    return any(shape.fullmatch(sides[0]) for shape in (_NAME, _FIGURE))
+    return _is_a_value(sides[0]) or any(shape.fullmatch(sides[0]) for shape in (_NAME, _FIGURE))
+
+
+def _is_a_value(text: str) -> bool:
+    r"""Whether it is a function or an operator with what it is applied to: P(X=2), \gcd(12,18)."""
+    applied = _APPLIED.match(text)
+    return applied is not None and unwrap(text[applied.end() :], frozenset(["(", "["])) is not None
 
 
 def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
@@ -76,6 +88,9 @@ def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
     if _SUM.fullmatch(sides[0]):
         letters = re.findall("[A-Za-z]", sides[0])
         return len(set(letters)) == len(letters)
+    terms = re.split(r"(?<=[)\]]) ?\+ ?", sides[0])
+    if len(terms) > 1 and all(map(_is_a_value, terms)):
+        return True
     quotient = _QUOTIENT.fullmatch(sides[0])
     return quotient is not None and len({*filter(None, quotient.groups())}) == 2
 

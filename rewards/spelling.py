@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 _MOST_CHARACTERS = 1_000
+"""Of a gold; an answer that is looked at here has 200."""
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
     "varsigma sigma tau upsilon phi chi psi omega"
@@ -57,7 +58,7 @@ _TEXT = (
 )
 _FONT = r"\\(?:math(?:rm|bf|it|sf|tt|cal|scr|frak|normal)|boldsymbol|bm|operatorname)\s*"
 _BLANK_SIGN = r"(?:\\[,;:>! ]|~)"
-_UNIT_WORDS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 # Each pair is applied in this order.
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # Layout
@@ -80,6 +81,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
      lambda found: rf"\mathbb{{{found[1] or found[2] or 'R'}}}"),
     (_TEXT, r"\\text"),
     (r"\\text\s*\{\s*:\s*\}|\{:\}|\\colon" + _END, ":"),
+    (r"^\\text ?\{ ?(-?\d[\d.,]*) ([^{}]*)\}$", r"\1 \\text{ \2}"),
     # Names of one thing
     (r"\\(?:[dtc]frac|nicefrac|[sx]frac)" + _END, r"\\frac"),
     (r"\\[dt]binom" + _END, r"\\binom"),
@@ -130,9 +132,10 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<![\\A-Za-z])(?:infinity|inf|oo)" + _END, r"\\infty "),
     (r"(?<![\\A-Za-z])C ?\((\d{1,2}), ?(\d{1,2})\)", r"\\binom{\1}{\2}"),
     (r"(?:√|(?<![\\A-Za-z])sqrt) ?(\d+)", r"\\sqrt{\1}"),
-    (r"√|(?<![\\A-Za-z])sqrt(?= ?\()", r"\\sqrt"),
-    (r"\\exp ?(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[A-Za-z]))(?!\w)",
-     lambda found: f"e^{{{found[1] or found[2] or found[3]}}}"),
+    (r"√|(?<![\\A-Za-z])sqrt(?= ?[({])", r"\\sqrt"),
+    (r"(?:\\|(?<![\\A-Za-z]))exp ?"
+     r"(?:\\\{([^{}]*)\\\}|\(([^()]*)\)|\{([^{}]*)\}|(\d+|[A-Za-z]))(?!\w)",
+     lambda found: f"e^{{{found[1] or found[2] or found[3] or found[4]}}}"),
     (r"\\log ?_ ?(?:\{(\w+)\}|(\w)) ?(?:(\d+(?:\.\d+)?)|([A-Za-z]))(?![\w^(])",
      lambda found: f"\\log_{{{found[1] or found[2]}}}({found[3] or found[4]})"),
     (r"\^ ?-(\d+)", r"^{-\1}"),
@@ -147,11 +150,15 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
      else f"{found[2]}^{{1/{found[1]}}}"),
     (r"\\(bar|overline|dot|hat|vec|tilde) ?([0-9A-Za-z])" + _END, r"\\\1{\2}"),
     # Numbers of another base
-    (r"_ ?\{? ?\(?(?:\\text ?\{ ?)?(" + "|".join(_UNIT_WORDS) + r")(?: ?\})?\)? ?\}?",
-     lambda found: f"_{_UNIT_WORDS.index(found[1]) + 2}"),
-    (r"(?<=\d) ?(?:\\text\{ ?)?\(?base[- ]?(\d{1,2})\)? ?\}?$", r"_\1"),
+    (r"_ ?\{? ?\(?(?:\\text ?\{ ?)?(" + "|".join(_BASES) + r")(?: ?\})?\)? ?\}?",
+     lambda found: f"_{_BASES.index(found[1]) + 2}"),
+    (r"(?<=\d) ?(?:\\text ?\{ ?)?\(?base(?: ?\} ?|[- ]?)(\d{1,2})\)? ?\}?$", r"_\1"),
     (r"(?<=\d) ?_ ?\{ ?\((\d{1,2})\) ?\}", r"_\1"),
     (r"^\((\d+)\) ?(?=_)", r"\1"),
+    # Digits that recur, intervals as in French
+    (r"\.(\d{0,9})\\dot ?\{(\d)\} ?(\d{0,9}) ?\\dot ?\{(\d)\}", r".\1\\overline{\2\3\4}"),
+    (r"^\] ?([^\[\]()]*,[^\[\]()]*)([\[\]])$", lambda found: f"({found[1]}{')]'[found[2] == ']']}"),
+    (r"^\[ ?([^\[\]()]*,[^\[\]()]*)\[$", r"[\1)"),
     # A matrix
     (r"\\begin\{(?:small|[bp])?matrix\*?\}", r"\\begin{pmatrix}"),
     (r"\\end\{(?:small|[bp])?matrix\*?\}", r"\\end{pmatrix}"),

@@ -24,6 +24,10 @@ class DivergedError(RunError):
     """The policy computes no numbers any more."""
 
 
+class OutOfMemoryError(RunError):
+    """What is computed does not fit into memory with these settings."""
+
+
 @contextmanager
 def libraries_refuse() -> Iterator[None]:
     """What transformers and TRL refuse when a trainer is made is wrong use, said in their words.

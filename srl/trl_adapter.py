@@ -100,7 +100,7 @@ def adapt(
     scorer = _Scorer(rewards, form, whole=targets == "whole")
     return ForTRL(
         dataset=Dataset.from_list(rows),
-        reward_funcs=[scorer.total(), *(scorer.one(name) for name in rewards.names)],
+        reward_funcs=[_Reward(scorer, None), *(_Reward(scorer, name) for name in rewards.names)],
         reward_weights=[1.0, *(0.0 for _ in rewards.names)],
     )
 
@@ -130,6 +130,28 @@ def _columns(example: StepExample) -> dict[str, object]:
     }
 
 
+class _Reward:
+    """One function as TRL calls it; a class, so that it can be sent to another process.
+
+    Args:
+        scorer: what all functions ask.
+        name: the reward, unweighted, None where it does not apply; without a name the weighted
+            sum, and -1 for a completion that breaks the format.
+    """
+
+    def __init__(self, scorer: _Scorer, name: str | None) -> None:
+        self._scorer, self._name = scorer, name
+        self.__name__ = name or "step_reward"  # what TRL's log calls it
+
+    def __call__(
+        self, completion_ids: list[list[int]], **columns: Sequence[object]
+    ) -> list[float | None]:
+        scores = self._scorer.scores(completion_ids, columns)
+        if self._name is None:
+            return [score.reward for score in scores]
+        return [score.rewards[self._name] for score in scores]
+
+
 class _Scorer:
     """Scores a batch once for all the functions that TRL calls about it."""
 
@@ -139,30 +161,15 @@ class _Scorer:
         self._whole = whole
         self._scored: tuple[list[list[int]], list[StepScore]] = ([], [])
 
-    def total(self) -> RewardFunc:
-        """The weighted sum; -1 for a completion that breaks the format."""
-
-        def step_reward(
-            completion_ids: list[list[int]], **columns: Sequence[object]
-        ) -> list[float | None]:
-            return [score.reward for score in self._scores(completion_ids, columns)]
-
-        return step_reward
-
-    def one(self, name: str) -> RewardFunc:
-        """One of the rewards, unweighted; None where it does not apply."""
-
-        def reward(
-            completion_ids: list[list[int]], **columns: Sequence[object]
-        ) -> list[float | None]:
-            return [score.rewards[name] for score in self._scores(completion_ids, columns)]
-
-        reward.__name__ = name  # what TRL's log calls it
-        return reward
-
-    def _scores(
+    def scores(
         self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
     ) -> list[StepScore]:
+        """The score of each completion.
+
+        Args:
+            completion_ids: their tokens.
+            columns: of the data set, a value a completion.
+        """
         # By identity: the same batch is asked about once for every function, one after another.
         if self._scored[0] is not completion_ids:
             self._scored = (completion_ids, self._score(completion_ids, columns))

@@ -77,6 +77,8 @@ numbers = st.fractions(-(10**9), 10**9, max_denominator=10**6)
         ("<answer>5</answer>", "5"),
         ("<answer> The answer is 5. </answer>", "5"),
         ("<answer>5", None),
+        ("Answer $5$", "5"),
+        ("So the answer $a$ is even.", None),
         ("The answer is therefore 5.", "5"),
         ("**Final Answer**\n\n$5$", "5"),
         ("3 + 4 = 7.", None),
@@ -114,6 +116,7 @@ def test_stated_answer(text: str, answer: str | None) -> None:
         (r"$x=-\boxed{5}$", "-5"),
         (r"$x=-\boxed{a+b}$", "-(a+b)"),
         (r"$3-\boxed{2}$", "2"),
+        (r"- \boxed{2}", "2"),
         (r"$=\boxed{12}cm^2$", "12"),
         (r"$=\boxed{12} \text{ cm}$", "12"),
         # Several that are the answer together

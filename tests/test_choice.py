@@ -53,7 +53,6 @@ QWEN3_5 = {
 KINDS: dict[str, tuple[dict[str, object], str]] = {
     "qwen2": ({}, "shared"),
     "mistral": ({"sliding_window": 5}, "shared"),
-    "mixtral": ({"num_local_experts": 4}, "shared"),
     "gpt_oss": ({"head_dim": 8, "num_local_experts": 4, "sliding_window": 5}, "cached"),
     "diffllama": ({}, "cached"),  # its attention differs over a prompt that is shared
     "qwen3_5_text": (QWEN3_5, "cached"),

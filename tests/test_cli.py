@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -595,27 +594,6 @@ def start(*words: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
     )
-
-
-def test_a_process_is_interrupted_and_resumed(home: Path) -> None:
-    words = ["--max_steps", "100000", "--gradient_checkpointing", "true", "--test_problems", "0"]
-    process = start("train", "--config", "config.yaml", "--run-name", "one", *words)
-    assert process.stdout is not None
-    deadline = time.monotonic() + 120
-    for line in process.stdout:
-        if line.startswith("step 2/") or time.monotonic() > deadline:
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    assert "make resume RUN=one" in out
-
-    last = max(int(path.name.split("-")[1]) for path in Path("runs/one").glob("checkpoint-*"))
-    changes = ["--max_steps", str(last + 1), "--accept-changes"]
-    process = start("resume", "one", *changes)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
-    assert f"step {last + 1}/{last + 1}  reward" in out
 
 
 def test_wrong_use_of_a_process(home: Path) -> None:

@@ -332,7 +332,7 @@ def test_overrides() -> None:
         (["--seed", "--beta", "1"], "--seed has no value"),
         (["--seed", "1", "2"], "'2' is not an option"),
         (["--seed", "[1"], r"--seed: '\[1' cannot be read"),
-        (["--seed", "2024-13-45"], r"--seed: '2024-13-45' cannot be read: month must be"),
+        (["--seed", "1" * 5000], r"--seed: .1111.* cannot be read: .*4300 digits"),
         (["--seed.x", "1"], "--seed.x: seed is one value, 3, and has no parts"),
     ],
 )
@@ -361,8 +361,8 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         (b"", "must hold settings as .*, it holds None"),
         (b"just words", "it holds 'just words'"),
         (b"seed: 1\nseed: 2\n", "the key 'seed' stands twice in the block of line 1"),
-        (b"seed: 2024-13-45", "e.yaml is not YAML: month must be in 1..12"),
-        (b"a: " + b"[" * 5000, "e.yaml is not YAML: it is nested too deeply"),
+        (b"seed: " + b"9" * 5000, "e.yaml is not YAML: .*4300 digits"),
+        (b"a: " + b"[" * 5000, "e.yaml is not YAML: line 1: it is nested too deeply"),
         (b"1: 2", "the key 1 is no text; put it in quotes"),
     ],
 )

@@ -14,11 +14,11 @@ import pytest
 from conftest import train, write_config
 from rich.console import Console
 
+from srl.commands import inputs
 from srl.commands.cli import main
 from srl.commands.inputs import changes_since_start, inputs_of, versions_since_start
 from srl.config.experiment import load_experiment
 from srl.data.splits import Splits, load_splits
-from srl.models.loading import load_policy
 from srl.runs.folder import RunFolder, write_json
 from srl.training.progress import ProgressReport
 
@@ -72,9 +72,9 @@ def test_a_resume_names_what_has_changed(
         assert train("--max_steps", "2") == 143
     run = home / "runs" / "one"
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    inputs = json.loads((run / "inputs.json").read_text())
-    assert inputs["data"].keys() == {"train", "validation", "test"}
-    assert inputs["code"].keys() == {"mine.py", "words.py", "loss.py"}
+    kept = json.loads((run / "inputs.json").read_text())
+    assert kept["data"].keys() == {"train", "validation", "test"}
+    assert kept["code"].keys() == {"mine.py", "words.py", "loss.py"}
     capsys.readouterr()
     with (
         edited(home / "data.jsonl", "multiply", "then multiply"),
@@ -84,7 +84,7 @@ def test_a_resume_names_what_has_changed(
         edited(base / "tokenizer_config.json", "{", '{"x": 1,'),
     ):
         (base / "chat_template.jinja").write_text("{{ messages }}")
-        assert main(["resume", "one"]) == 2
+        assert main(["resume", "one", "--trust-code"]) == 2
     (base / "chat_template.jinja").unlink()
     said = capsys.readouterr().err
     assert re.findall(r"^  (\w+: .*)$", said, re.MULTILINE) == [
@@ -106,25 +106,45 @@ def test_a_resume_names_what_has_changed(
             assert main(["resume", "one", "--max_steps", "3", "--accept-changes"]) == 143
         assert "data: train has changed" in capsys.readouterr().out
         assert main(["resume", "one"]) == 0
-    assert json.loads((run / "inputs.json").read_text())["data"] != inputs["data"]
+    assert json.loads((run / "inputs.json").read_text())["data"] != kept["data"]
 
 
 def test_a_reworded_test_problem_and_other_versions(home: Path) -> None:
     """Of test problems, which no row is trained on, every word counts too."""
     experiment = load_experiment("config.yaml")
     splits = load_splits(experiment, Console())
-    model, _ = load_policy(experiment.model)
     run = RunFolder.create(Path("runs"), "one")
     run.write_start({}, [])
-    write_json(run.inputs, inputs_of(experiment, splits, model))
-    assert changes_since_start(run, inputs_of(experiment, splits, model)) == []
+    write_json(run.inputs, inputs_of(experiment, splits))
+    assert changes_since_start(run, inputs_of(experiment, splits)) == []
     first = splits.test[0]
     reworded = type(first)(f"{first.problem}?", first.steps, first.answer, first.source)
     other = Splits(splits.train, splits.validation, [reworded, *splits.test[1:]])
-    found = changes_since_start(run, inputs_of(experiment, other, model))
+    found = changes_since_start(run, inputs_of(experiment, other))
     assert found == ["data: test has changed"]
     assert versions_since_start(run) is None
     environment = json.loads(run.environment.read_text())
     environment["packages"]["torch"] = "1.0"
     write_json(run.environment, environment)
     assert "torch 1.0 -> " in str(versions_since_start(run))
+
+
+def test_a_model_of_the_hub_and_an_adapter_on_it(
+    home: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared is what lies in the cache."""
+    cache = shutil.copytree(toy_policy, home / "snapshot")
+    known = {"owner/name": str(cache / "config.json")}
+    monkeypatch.setattr(inputs, "try_to_load_from_cache", lambda name, file: known.get(name))
+    adapter = home / "adapter"
+    adapter.mkdir()
+    words = {"base_model_name_or_path": "owner/name", "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(words))
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    before = inputs._model("adapter")
+    assert {"adapter/adapter_model.safetensors", "owner/name/model.safetensors"} <= before.keys()
+    (cache / "model.safetensors").write_bytes(b"others")
+    after = inputs._model("adapter")
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed == ["owner/name/model.safetensors"]
+    assert inputs._model("owner/other") == {}

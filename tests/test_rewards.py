@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from functools import partial
 
 import pytest
 
 from rewards import (
+    BUILT_INS,
     FORMAT_FAILURE_REWARD,
     RewardError,
     RewardSum,
     StepContext,
     similarity_reward,
 )
+from rewards.loading import READS, RewardSpec, load_reward
 
 
 def step(
@@ -120,3 +124,59 @@ def test_a_reward_that_fails_is_named(reward: object, message: str) -> None:
 def test_wrong_use_is_refused(given_: dict[object, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RewardSum(given_)  # type: ignore[arg-type]
+
+
+FIELDS = {
+    "problem": "Another one?",
+    "previous_steps": ("1 + 1 = 2",),
+    "action": "2 + 2 = 5",
+    "thought": "Let me see.",
+    "expert_step": "2 + 2 = 4, so 4.",
+    "step_index": 1,
+    "num_steps": 7,
+    "answer": "4",
+    "source": "elsewhere",
+    "metadata": {"kind": "other"},
+}
+
+
+@pytest.mark.parametrize("name", BUILT_INS)
+def test_a_built_in_looks_at_what_it_says_and_at_nothing_else(name: str) -> None:
+    """Steps that are equal in that share one score."""
+    start = [
+        step("\\boxed{4}", previous_steps=("2 + 2",), step_index=1, answer="4"),
+        step("2 + 2 = 4", previous_steps=("2 + 2 = 4",)),
+        step("2 + 2 = 3", "2 + 3 = 5, 3 + 3 = 7"),
+    ]
+    function = load_reward(RewardSpec(name, name)).function
+    for one in start:
+        for field, value in FIELDS.items():
+            if field not in READS[name]:
+                changed = dataclasses.replace(one, **{field: value})
+                assert function(changed) == function(one), field  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", [*FIELDS])
+def test_a_built_in_of_tomorrow_shares_no_score(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of what it looks at, so it is asked about every step."""
+    monkeypatch.setitem(BUILT_INS, "tomorrow", BUILT_INS["length"])
+    other = dataclasses.replace(step(), **{field: FIELDS[field]})  # type: ignore[arg-type]
+    rewards = RewardSum({"similarity": 1.0, "tomorrow": 1.0}, workers=1)
+    asked: list[int] = []
+    monkeypatch.setattr(rewards._built_in, "batched", lambda: [False] * 3)
+    monkeypatch.setattr(rewards._built_in, "submit", lambda steps, _: asked.append(len(steps)))
+    rewards.submit([step(), other, step()])
+    assert asked == [3]
+
+
+def test_a_sum_can_be_sent_to_another_process() -> None:
+    rewards = RewardSum({"similarity": 0.5, length: 1.0}, format_failure=-2.0)
+    steps = [step(), step("2 + 2 = 5")]
+    before = rewards.score(steps)
+    again = pickle.loads(pickle.dumps(rewards))
+    assert again.score(steps) == before
+    assert again.failed() == rewards.failed()
+    again.close()
+    rewards.close()

@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from srl.errors import DivergedError
+from srl.errors import DivergedError, UsageError
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How
 from srl.rollout import choice, decoding, samplers
@@ -428,8 +428,16 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     model.train(training)
     assert sampler(model)(PROMPTS, 1, greedy(8)) == expected  # no dropout
     assert model.training is training
-    with pytest.raises(IndexError):
+    with pytest.raises(UsageError, match="the id 25, and the model has 24 embeddings"):
         sampler(model)([[VOCABULARY + 1]], 1, greedy(2))
+
+    def fail(*_: object) -> None:
+        raise IndexError
+
+    hook = model.lm_head.register_forward_hook(fail)
+    with pytest.raises(IndexError):
+        sampler(model)(PROMPTS, 1, greedy(2))
+    hook.remove()
     assert model.training is training
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +32,7 @@ from rewards import RewardError, StepContext, similarity_reward
 from srl.config.settings import SRLConfig
 from srl.data.prompts import PromptFormat
 from srl.data.rows import Rows
-from srl.errors import UsageError
+from srl.errors import OutOfMemoryError, UsageError
 from srl.models.loading import load_policy
 from srl.training.trainer import NothingToTrainOnError, SRLTrainer
 
@@ -140,10 +141,28 @@ def test_a_constant_reward_stops_the_run(toy_policy: Path, tmp_path: Path) -> No
     assert {record["dropped_because"] for record in records} == {"flat_group"}
 
 
-def test_a_policy_without_the_format_is_told_so(toy_policy: Path, tmp_path: Path) -> None:
-    args = toy_config(tmp_path, max_completion_length=2, max_empty_steps=1)
-    with pytest.raises(NothingToTrainOnError, match="broke the format.*'truncated'.*too short"):
+def test_a_policy_without_the_format_is_told_so_at_once_with_an_example(
+    toy_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So hot that it writes any token: no completion keeps the format."""
+    args = toy_config(tmp_path, temperature=1000.0, max_empty_steps=2, max_steps=4)
+    with pytest.raises(NothingToTrainOnError, match="nothing to train on.* rollouts break the"):
         SRLTrainer(str(toy_policy), args, EASY).train()
+    (told,) = [one for one in caplog.messages if "break the format" in one]
+    records = [one for one in read_jsonl(tmp_path / "steps.jsonl") if one["train_step"] == 1]
+    reasons = Counter(record["format_failure"] for record in records)
+    reason, count = reasons.most_common(1)[0]
+    assert told.startswith(f"step 1: {len(records)} of {len(records)} rollouts break the format")
+    assert f"{count} of them as '{reason}', such as" in told
+    assert "method: sft" in told
+    assert all(ord(sign) >= 32 for sign in told)
+
+
+def test_a_policy_that_often_keeps_the_format_is_told_nothing(
+    toy_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SRLTrainer(str(toy_policy), toy_config(tmp_path, max_steps=1), EASY).train()
+    assert not [one for one in caplog.messages if "break the format" in one]
 
 
 # ---- dynamic sampling --------------------------------------------------------------------------
@@ -621,6 +640,44 @@ def test_data_that_spells_out_a_token_without_embedding_is_refused(
     odd = [replace(EASY[0], problem="case <image>"), *EASY[1:]]
     with pytest.raises(UsageError, match=r"spells out the token of the id \d+, and the model has"):
         SRLTrainer(model, toy_config(tmp_path), odd, processing_class=tokenizer)
+
+
+def test_what_does_not_fit_into_memory_is_said_in_words(toy_policy: Path, tmp_path: Path) -> None:
+    """Of a CPU, which really refuses, and as a GPU says it; other errors are left alone."""
+
+    def trainer(name: str) -> SRLTrainer:
+        return SRLTrainer(str(toy_policy), toy_config(tmp_path / name, max_steps=1), EASY)
+
+    def cpu(*_: object) -> None:
+        torch.empty(2**55)
+
+    def gpu(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore")
+
+    def defect(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 do not fit")
+
+    sampling = trainer("sampling")
+    hook = sampling.model.get_input_embeddings().register_forward_hook(cpu)
+    message = (
+        r"out of memory while sampling; at its peak the process held \d+\.\d GiB of main memory. "
+        r"Lower rollout_token_budget \(65536 now\), the length of a completion \(12 now\); .*4 com"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        sampling.train()
+    hook.remove()
+    updating = trainer("updating")
+    updating.model.get_input_embeddings().weight.register_hook(gpu)
+    message = (
+        r"out of memory while training; .* Lower micro_batch_tokens \(8192 now\); set gradient_"
+        r"checkpointing to true \(false now\); .* Tried to allocate 20.00 GiB.$"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        updating.train()
+    broken = trainer("broken")
+    broken.model.get_input_embeddings().weight.register_hook(defect)
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2 do not fit"):
+        broken.train()
 
 
 def test_a_tokenizer_may_lack_padding(toy_policy: Path, tmp_path: Path) -> None:

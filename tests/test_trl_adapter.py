@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,19 @@ def test_wrong_use() -> None:
         adapt([], {"similarity": 1.0}, tokenizer)
     with pytest.raises(UsageError, match="rewards: no step reward is called 'similarty'"):
         adapt(DATA, {"similarty": 1.0}, tokenizer)
+
+
+def test_the_reward_functions_can_be_sent_to_another_process(
+    chat_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """TRL's asynchronous trainer scores in processes of its own."""
+    ours = adapt(DATA[:2], REWARDS, chat_tokenizer)
+    sent = pickle.loads(pickle.dumps(ours.reward_funcs))
+    assert [one.__name__ for one in sent] == ["step_reward", "similarity", "progress", "vowels"]
+    columns = {name: list(ours.dataset[name]) for name in ours.dataset.column_names}
+    texts = [f"<think>x</think>{step}<|im_end|>" for step in columns["expert_step"]]
+    texts[1] = "no tags<|im_end|>"
+    written = [chat_tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    for mine, theirs in zip(ours.reward_funcs, sent, strict=True):
+        assert theirs(completion_ids=written, **columns) == mine(completion_ids=written, **columns)
+    assert ours.reward_funcs[0](completion_ids=written, **columns)[1] == -1

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,3 +75,97 @@ def test_numbers_of_any_size(seed: int, tmp_path: Path, capsys: pytest.CaptureFi
         for words in views_of(run, tmp_path / "page.html"):
             code = main(words)
             assert code == 0 or "no record" in capsys.readouterr().err, words
+
+
+# ---- damage -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every file that views read."""
+    log = [
+        replace(RECORD, train_step=step, rollout=k, problem_id=f"{step:016x}")
+        for step in (1, 2)
+        for k in range(3)
+    ]
+    problem = {"problem": "p", "steps": [RECORD.expert_step], "answer": "4"}
+    attempt = {"sample": 0, "problem_id": "p", "correct": True, "source": "toy", "failure": None,
+               "num_steps": 2, "steps": ["a"], "mode": "steps"}  # fmt: skip
+    run = write_run(
+        tmp_path_factory.mktemp("whole") / "run",
+        log,
+        problems=[{"problem_id": f"{step:016x}", **problem} for step in (1, 2)],
+        metrics=[{"step": 1, "loss": 0.5}, {"step": 2, "eval_accuracy": 0.5, "eval_problems": 4}],
+        attempts=[{"when": when, **attempt} for when in ("before", "after")],
+    )
+    (run / "config.yaml").write_text("model: m\ndata: {source: files}\nmax_steps: 2\n")
+    (run / "command.txt").write_text("python -m srl train --config a.yaml\n")
+    for name in ("environment", "summary"):
+        (run / f"{name}.json").write_text(json.dumps({"started": "today", "steps": 2}))
+    return run
+
+
+LOGS = ("steps.jsonl", "metrics.jsonl", "problems.jsonl", "eval.jsonl")
+FILES = (*LOGS, "config.yaml", "command.txt", "environment.json", "summary.json")
+CONTENTS = (
+    b"", b"\n\n", b"null\n", b"[]\n", b'"x"\n', b"3\n", b"{}\n", b"NaN\n", b"\0" * 9, b"\xff{}\n",
+    b"[" * 99_999 + b"\n", b"!!timestamp x", b"a: &a [*a]", b'{"step": 1, "eval_loss": 1e999}\n',
+)  # fmt: skip
+
+
+def folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe_in_its_place(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def link_elsewhere(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def half_a_line_more(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:20])
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGE: tuple[Callable[[Path], object], ...] = (
+    Path.unlink, folder_in_its_place, pipe_in_its_place, link_to_itself, link_elsewhere,
+    half_a_line_more, cut_off,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file(
+    whole_run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = CONTENTS[FILES.index(name) % 3 :: 3]
+    kinds: list[Callable[[Path], object]] = [
+        *DAMAGE,
+        *(lambda path, content=content: path.write_bytes(content) for content in contents),  # type: ignore[misc]
+    ]
+    for number, damage in enumerate(kinds):
+        run = Path(shutil.copytree(whole_run, tmp_path / f"run{number}"))
+        damage(run / name)
+        views = views_of(run, tmp_path / f"page{number}.html")
+        for words in views[: 2 if damage in DAMAGE else 1]:
+            code = main(words)
+            said = capsys.readouterr().err
+            assert code in (0, 2), (number, words)
+            assert (said.count("srl: ") >= 1) == (code == 2), said
+            assert "Traceback" not in said
+            # What is whole, or is not needed for a view, is shown.
+            if name not in LOGS or damage in (half_a_line_more, link_elsewhere):
+                assert code == 0 or "no record" in said, (number, words, said)

@@ -20,6 +20,7 @@ from srl.runs.checkpoints import (
     put_in_place,
     rotate,
     seal,
+    sweep,
 )
 
 FILES = (*NEEDED, "model.safetensors", "config.json")
@@ -187,12 +188,20 @@ def test_the_best_one_must_be_whole_where_the_run_ends_with_it(tmp_path: Path) -
     ],
 )
 def test_which_ones_are_kept(
-    tmp_path: Path, limit: int | None, best: int | None, kept: list[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | None,
+    best: int | None,
+    kept: list[int],
 ) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
     chosen = None if best is None else Path("/moved") / f"checkpoint-{best}"
-    rotate(tmp_path / "checkpoint-4", limit=limit, best=chosen)
+    with monkeypatch.context() as patch:  # the process is killed while it deletes
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        rotate(tmp_path / "checkpoint-4", limit=limit, best=chosen)
+    assert checkpoints(tmp_path) == [tmp_path / f"checkpoint-{step}" for step in kept]
+    sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == [tmp_path / f"checkpoint-{step}" for step in kept]
 
 

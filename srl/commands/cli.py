@@ -121,7 +121,7 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     old, given = run.read_config(), apply_overrides({}, rest)
     new = apply_overrides(old, rest)
     if not args.trust_code:
-        refuse_foreign(new, str(run.config), named=given, edited=args.accept_changes)
+        refuse_foreign(new, str(run.config), named=given, edited=True)
     note(new)
     old, new = with_named_secrets(old), with_named_secrets(new)
     changed = changed_keys(old, new)

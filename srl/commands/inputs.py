@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from huggingface_hub import try_to_load_from_cache
 
 from srl.config.code_files import code_file, with_imports
 from srl.config.experiment import Experiment
@@ -22,30 +22,28 @@ from srl.data.splits import Splits
 from srl.data.stream import digest_of_trajectories
 from srl.errors import UsageError
 from srl.models.loading import model_files
+from srl.models.lora import base_of, is_adapter_folder
 from srl.runs.folder import RunFolder, describe_environment
 
 Inputs = Mapping[str, Mapping[str, str]]
 """Kind -> what it is called -> digest."""
 
 
-def inputs_of(experiment: Experiment, splits: Splits, model: PreTrainedModel) -> Inputs:
-    """The digests of everything that the run is made from.
+def inputs_of(experiment: Experiment, splits: Splits) -> Inputs:
+    """The digests of everything that the run is made from, once its model was loaded.
 
     Args:
         experiment: its settings.
         splits: its data.
-        model: the model that was loaded, before anything is trained.
     """
-    commit = getattr(model.config, "_commit_hash", None)
     code: dict[str, str] = {}  # by name alone: a project may be moved, and then goes on
     for path in _named_files(experiment):
         code[path.name] = code.get(path.name, "") + _digest(path)
     data = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    weights = {str(path): _digest(path) for path in model_files(experiment.model)}
     return {
         "data": {name: digest_of_trajectories(rows) for name, rows in data.items()},
         "code": code,
-        "model": weights or {experiment.model: str(commit)},
+        "model": _model(experiment.model),
     }
 
 
@@ -94,6 +92,19 @@ def _how(was: bool, is_there: bool) -> str:
     if was and is_there:
         return "has changed"
     return "is new" if is_there else "has gone"
+
+
+def _model(name: str) -> dict[str, str]:
+    """The files of a model, of the hub's in its cache, and of an adapter's base."""
+    folder = Path(name)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            return {}
+        folder = Path(cached).parent
+    own = [path for path in model_files(str(folder)) if path.parent == folder]
+    base = _model(base_of(folder)) if is_adapter_folder(folder) else {}
+    return {**{f"{name}/{path.name}": _digest(path) for path in own}, **base}
 
 
 def _digest(path: Path) -> str:

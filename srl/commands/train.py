@@ -37,6 +37,7 @@ from srl.runs.checkpoints import latest_checkpoint, put_in_place
 from srl.runs.commands import command_again, resume_command
 from srl.runs.folder import RunFolder, replace_file, write_json
 from srl.training.checkpoints import why_kept
+from srl.training.loss import load_loss
 from srl.training.progress import ProgressReport
 from srl.training.trainer import SRLTrainer
 
@@ -154,6 +155,8 @@ def _train(
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
+    if isinstance(args, SRLConfig):
+        load_loss(args)  # like rewards, one that cannot be used is refused before data are read
     rewards = experiment.sum_rewards(run.path)
     rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
@@ -164,7 +167,7 @@ def _train(
         validation=splits.validation,
     )
     model, tokenizer = load_policy(experiment.model)
-    inputs = inputs_of(experiment, splits, model)
+    inputs = inputs_of(experiment, splits)
     if checkpoint is not None:
         _compare_inputs(run, inputs, entered.accept_changes, console)
     parameters = f"{model.num_parameters():,} parameters"

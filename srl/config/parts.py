@@ -19,6 +19,9 @@ from rewards.by_path import CodeNameError, resolve
 from srl.config.strict_yaml import fit
 from srl.errors import UsageError
 
+# Logits divided by it stay numbers of float32.
+_COLDEST, _HOTTEST = 1e-4, 1e4
+
 # The built-in losses (`srl/training/loss.py`).
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
 
@@ -67,6 +70,18 @@ def at_least(settings: Part, why: str = "", **least: float) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= bound:  # not `<`, which NaN would pass
             raise UsageError(f"{name} is {value}; it must be {bound} or more{why}")
+
+
+def within(settings: Part, **ranges: tuple[float, float]) -> None:
+    """Refuse a number outside of its range, ends included; None is no number.
+
+    Raises:
+        UsageError: it names the setting.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{name} is {value}; it must be from {low:,} to {high:,}")
 
 
 def check_seeds(**seeds: int | None) -> None:
@@ -140,10 +155,10 @@ class SamplingSettings(Part):
 
     def check(self) -> None:
         at_least(self, top_k=0, whole_max_completion_length=1, rollout_token_budget=1)
-        if not 0 < self.temperature < math.inf:
+        if not _COLDEST <= self.temperature <= _HOTTEST:
             raise UsageError(
                 f"temperature is {self.temperature}; rollouts are sampled, so it must be above 0 "
-                "(and finite)"
+                f"(from {_COLDEST:g} to {_HOTTEST:g})"
             )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 is off)")
@@ -166,9 +181,11 @@ class VerifierSettings(Part):
 
     def check(self) -> None:
         at_least(self, reward_workers=1)
-        if not 0 < self.reward_deadline < math.inf:
+        within(self, reward_workers=(1, 1024))
+        if not 0.001 <= self.reward_deadline <= 1e6:
             raise UsageError(
-                f"reward_deadline is {self.reward_deadline}; give seconds, above 0, such as 5"
+                f"reward_deadline is {self.reward_deadline}; give seconds, above 0, such as 5 "
+                "(from 0.001 to 1000000)"
             )
 
 
@@ -246,6 +263,8 @@ class EvaluationSettings(RewardSettings, RowSettings):
     def check(self) -> None:
         at_least(self, test_rows=0, solve_samples=0, whole_samples=0)
         at_least(self, short_steps=1, solve_max_steps=1)
+        most = ("solve_max_steps", "solve_samples", "whole_samples")
+        within(self, **dict.fromkeys(most, (0, 10_000)))
 
 
 @dataclass
@@ -312,10 +331,10 @@ class GroupSettings(Part):
         alone = ": a group of 1 has no advantage, there is nothing to compare it with"
         at_least(self, alone, num_generations=2)
         at_least(self, dynamic_sampling_epsilon=0.0, max_sampling_rounds=1, max_empty_steps=1)
-        if not -math.inf < self.format_failure_reward < math.inf:
+        if not -1e6 <= self.format_failure_reward <= 1e6:
             raise UsageError(
                 f"format_failure_reward is {self.format_failure_reward}; give a finite number, "
-                "such as -1 or 0"
+                "such as -1 or 0 (from -1e6 to 1e6)"
             )
 
 
@@ -360,6 +379,8 @@ class LossSettings(Part):
 
     def check(self) -> None:
         at_least(self, epsilon=0.0, epsilon_high=0.0, beta=0.0, num_iterations=1)
+        most = dict.fromkeys(("epsilon", "epsilon_high", "delta", "beta"), (0, 1e6))
+        within(self, **most, entropy_coef=(-1e6, 1e6))  # what float32 can multiply
         self.loss_type = _loss_type(self.loss_type)
         if self.delta is not None and not self.delta > 1:
             raise UsageError(

@@ -28,6 +28,7 @@ from srl.config.parts import (
     VerifierSettings,
     at_least,
     check_seeds,
+    within,
 )
 from srl.errors import UsageError
 from srl.redaction import SECRETS
@@ -81,6 +82,9 @@ _UNUSED = {
 }
 
 
+_BELOW_1 = 1 - 2**-53  # the largest
+
+
 @dataclass
 class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingArguments):
     """What both trainers can be told; sizes are those of one process.
@@ -122,7 +126,24 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         return without_tokens(self)
 
     def check(self) -> None:
-        at_least(self, learning_rate=0.0)
+        at_least(
+            self,
+            **dict.fromkeys(
+                ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps",
+                 "eval_delay", "save_total_limit"),
+                0.0,
+            ),
+        )  # fmt: skip
+        within(self, neftune_noise_alpha=(0, 1000))
+        within(self, adam_beta1=(0, _BELOW_1), adam_beta2=(0, _BELOW_1), max_steps=(-1, 2**31 - 1))
+        if self.max_steps <= 0:  # they say how long
+            within(self, num_train_epochs=(1e-6, 1e6))
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            if (every := getattr(self, name)) is not None and not every > 0:
+                raise UsageError(
+                    f"{name} is {every}; give a number of steps, or a share of them below 1; to "
+                    f"switch it off: {name.removesuffix('steps')}strategy: no"
+                )
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise UsageError(
                 f"save_every_minutes is {self.save_every_minutes}; give minutes, above 0, such as "

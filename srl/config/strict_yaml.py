@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import types
 import typing
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,26 +19,83 @@ from srl.errors import UsageError
 
 T = TypeVar("T")
 
+# What a settings class of a library raises of values that it does not take.
+_REFUSALS = (ValueError, TypeError, ImportError, OSError, ArithmeticError, LookupError)
+
 _FEW = 12  # So many words can be listed in a message.
 _MERGE = "tag:yaml.org,2002:merge"
-# What YAML cannot read, in whichever words: a date that is none is a ValueError, brackets in
+_TYPES_OF_1_1 = ("int", "float", "timestamp")
+_DEEPEST, _MOST_VALUES = 50, 10_000  # of a file, or of an option
+_LARGEST = 2**53  # whole numbers that a float holds too
+# What YAML cannot read, in whichever words: too many digits are a ValueError, brackets in
 # thousands are a RecursionError.
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A key that stands twice in a block is refused: its first value would be lost."""
+    """Refuses what is not meant, or cannot be kept: see the module's tests for all of it.
+
+    A key that stands twice in a block would lose its first value. Tags make types that settings do
+    not have. Aliases may stand in one another, and unfold to gigabytes. Numbers are those of YAML
+    1.2: 1e-4 is one, and 010, 1:30 and 2026-01-01 are texts.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._unfolded = 0
+        self._sizes: dict[int, int] = {}  # of nodes, with what their aliases stand for
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event, before = self.peek_event(), self._unfolded
+        line = event.start_mark.line + 1
+        if (tag := getattr(event, "tag", None)) is not None:
+            shown = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.YAMLError(f"line {line} has a tag ({shown}); put a text in quotes")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError(f"line {line}: it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            self._unfolded += 1
+            self._sizes[id(node)] = self._unfolded - before
+        elif id(node) in self._sizes:
+            self._unfolded += self._sizes[id(node)]
+        else:
+            raise yaml.YAMLError(f"line {line}: *{event.anchor} stands inside of itself")
+        if self._unfolded > _MOST_VALUES:
+            raise yaml.YAMLError(f"line {line}: these are more than {_MOST_VALUES:,} values")
+        return node
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, object]:
         # What `<<:` merges in may be overridden: that is what it is for.
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
+        line = node.start_mark.line + 1
         for key in keys:
+            if not isinstance(key, str):
+                raise yaml.YAMLError(
+                    f"the key {key!r} is no text; put it in quotes (the block of line {line})"
+                )
             if keys.count(key) > 1:
-                line = node.start_mark.line + 1
                 raise yaml.YAMLError(f"the key {key!r} stands twice in the block of line {line}")
         return super().construct_mapping(node, deep)
+
+
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in pairs if tag.rpartition(":")[2] not in _TYPES_OF_1_1]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _type, _regexp in _NUMBERS.items():
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_regexp})\\Z"), list("-+.0123456789")
+    )
 
 
 def read_settings(path: Path) -> dict[str, object]:
@@ -97,7 +157,7 @@ def build(kind: type[T], values: Mapping[str, object], where: str) -> T:
         return kind(**fitting)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    except (ValueError, TypeError, ImportError) as error:  # transformers' checks, in its words
+    except _REFUSALS as error:  # transformers' checks, in its words
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{where}: {reason}") from error
 
@@ -126,14 +186,15 @@ def fit(value: object, hint: object, where: str) -> object:
         base = typing.get_origin(option) or option
         if base not in (bool, int, float, str, list, dict):
             return value  # an enum or a class of transformers, which checks it itself
+        if base is float and isinstance(value, str):  # a run's config.yaml has 1e-4 as a text
+            with suppress(ValueError):
+                value = float(value)
+        if type(value) is int and base in (int, float) and abs(value) > _LARGEST:
+            raise UsageError(f"{where} is a number of {len(str(value))} digits, which is too large")
         if type(value) is base or (base is float and type(value) is int):
+            if base is float and not math.isfinite(value):  # type: ignore[arg-type]
+                raise UsageError(f"{where} is {value}; give a finite number")
             return float(value) if base is float else value  # type: ignore[arg-type]
-        # YAML 1.1 reads 1e-4 as text.
-        if base is float and isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     names = names.replace("NoneType", "null")
     raise UsageError(f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}")

@@ -41,7 +41,7 @@ def refuse_foreign(
         values: the settings.
         where: the file that they stand in.
         named: settings that the user gives beside them, whose code is the user's own.
-        edited: code that was run here, and has changed since, may run.
+        edited: code that was run here, and has changed since, may run: a resume says so itself.
 
     Raises:
         UsageError: it names the code, and says what to type.

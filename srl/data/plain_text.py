@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# More texts than a solution has steps.
+_MOST_KNOWN = 4096
 
 
 class PlainText:
@@ -33,7 +35,7 @@ class PlainText:
         # Llama 2 and its kin put a space before every text they encode, so before every piece.
         self._adds_space = " " in tokenizer.decode(self._ids("a") * 2)
         # The steps of a solution are read again in the prompt of every later one.
-        self._data = lru_cache(maxsize=2048)(self._encoded)
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def first(self, frame: str, data: str) -> list[int]:
         """Ids of what begins a prompt: a template's words, and data behind them."""
@@ -54,7 +56,11 @@ class PlainText:
 
     def data(self, text: str) -> tuple[int, ...]:
         """Ids of data behind other text, without control tokens."""
-        return self._data(text)
+        if text not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[text] = self._encoded(text)
+        return self._known[text]
 
     def holds_control(self, text: str) -> bool:
         """Whether a tokenizer would read a control token in a text."""

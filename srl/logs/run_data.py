@@ -265,6 +265,8 @@ def _number(value: object) -> float | None:
 
 def _json(path: Path) -> Row | None:
     with suppress(OSError, ValueError, RecursionError):
+        if not path.is_file():  # a pipe would be waited for
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
         return value if isinstance(value, dict) else None
     return None

@@ -90,7 +90,7 @@ class UncachedDecoder:
     def _forward(self) -> Tensor:
         """Logits [rows, V] of each row's next token."""
         column = torch.arange(self.ids.shape[1], device=self.ids.device)
-        inputs = {
+        inputs: dict[str, object] = {
             "input_ids": self.ids,
             "attention_mask": (column < self.lengths[:, None]).long(),
             "position_ids": column.expand_as(self.ids),

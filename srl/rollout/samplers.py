@@ -31,6 +31,7 @@ from transformers import (
 
 from srl.config.parts import SamplingSettings
 from srl.errors import DivergedError
+from srl.models.memory import fits_into_memory
 from srl.models.tree_models import attending_over_trees
 from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
@@ -221,22 +222,28 @@ class LocalSampler:
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Completion]]]:
         """See `Sampler.sample`."""
-        # Dropout off, and gradient checkpointing out of the way of the cache.
-        was_training = self.model.training
         way = way_of(self.model, share=self.share)
         check_ids(self.model, [prompt.ids for prompt in prompts])
+        lengths = [len(prompt.ids) for prompt in prompts]
+        samples = range(first_sample, first_sample + num_samples)
+        sizes = {
+            "rollout_token_budget": self.token_budget,
+            "the length of a completion": params.max_new_tokens,
+        }
+        advice = f"one prompt and its {num_samples} completions are always sampled together"
+        # Dropout off, and gradient checkpointing out of the way of the cache.
+        was_training = self.model.training
         self.model.eval()
         try:
-            lengths = [len(prompt.ids) for prompt in prompts]
-            for chunk in _chunks(
-                lengths, num_samples, params.max_new_tokens, self.token_budget, way
-            ):
-                decoder = way.decoder(self.model, self.pad_id)
-                with attending_over_trees(self.model) if way.shared else nullcontext():
-                    asked = [prompts[i] for i in chunk]
-                    samples = range(first_sample, first_sample + num_samples)
-                    for place, group in _decode(decoder, asked, samples, params):
-                        yield chunk[place], group
+            with fits_into_memory("sampling", self.model.device, sizes, advice):
+                for chunk in _chunks(
+                    lengths, num_samples, params.max_new_tokens, self.token_budget, way
+                ):
+                    decoder = way.decoder(self.model, self.pad_id)
+                    with attending_over_trees(self.model) if way.shared else nullcontext():
+                        asked = [prompts[i] for i in chunk]
+                        for place, group in _decode(decoder, asked, samples, params):
+                            yield chunk[place], group
         finally:
             self.model.train(was_training)
 

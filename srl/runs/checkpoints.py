@@ -187,9 +187,15 @@ def rotate(newest: Path, *, limit: int | None, best: Path | None) -> None:
 
 def remove(path: Path) -> None:
     """Delete a folder at once for whoever looks: it is renamed before its files go."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.deleted.{os.getpid()}")
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Finish deleting what a process that was killed had begun to delete."""
+    for aside in folder.glob(".*.deleted.*"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def put_in_place(written: Path, place: Path) -> None:

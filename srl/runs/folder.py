@@ -253,11 +253,17 @@ def _is_file(path: Path) -> bool:
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """No aliases, which we never write: nested, a few lines of them unfold to gigabytes."""
+    """No aliases and no tags, which we never write: nested, a few lines of aliases unfold to
+    gigabytes; a tag on a text that is none of its type raises anything."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} has an alias (*)")
+        event = self.peek_event()
+        for what, is_there in (
+            ("an alias (*)", isinstance(event, yaml.AliasEvent)),
+            ("a tag (!)", getattr(event, "tag", None) is not None),
+        ):
+            if is_there:
+                raise yaml.YAMLError(f"line {event.start_mark.line + 1} has {what}")
         return super().compose_node(parent, index)
 
 

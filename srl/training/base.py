@@ -6,6 +6,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, end_turns, prompt_format
 from srl.models.lora import check_adapter
+from srl.models.memory import fits_into_memory
 from srl.models.precision import use_float32
 from srl.models.trial import check_scoring
 from srl.models.vocabulary import check_ids, fit_tokenizer
@@ -173,7 +175,8 @@ class StepTrainer(Trainer):
         try:
             self.run_log.open()
             path = None if checkpoint is None else str(checkpoint)
-            return super().train(resume_from_checkpoint=path, **kwargs)
+            with self._fits_into_memory():
+                return super().train(resume_from_checkpoint=path, **kwargs)
         except DivergedError as error:
             raise DivergedError(self._why_diverged(error)) from error
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -241,6 +244,17 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _fits_into_memory(self) -> AbstractContextManager[None]:
+        """Around training; sampling has its own words."""
+        checkpointing = self.settings.gradient_checkpointing
+        return fits_into_memory(
+            "training",
+            self.args.device,
+            {"micro_batch_tokens": self.settings.micro_batch_tokens},
+            ("" if checkpointing else "set gradient_checkpointing to true (false now); ")
+            + "a lora block needs no optimiser state of the whole model",
+        )
 
     def sampler(self) -> Sampler:
         """Completions from the policy as it is now."""

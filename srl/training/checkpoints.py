@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from srl.errors import UsageError
-from srl.runs.checkpoints import STATE_FILE, remove, rotate, seal
+from srl.runs.checkpoints import STATE_FILE, remove, rotate, seal, sweep
 from srl.runs.folder import replace_file
 
 
@@ -116,6 +116,7 @@ class Saving(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
+        sweep(Path(str(args.output_dir)))
         # transformers kept a path, which is that of another folder once the run's was moved.
         if self.best is not None:
             state.best_model_checkpoint = str(self.best)

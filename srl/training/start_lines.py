@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rewards import RewardCheck
+from srl.console import visible
 from srl.data.rows import dropped
 from srl.training.groups import Collected, Group
 
 if TYPE_CHECKING:
     from srl.config.settings import SRLConfig
 
+# Such a share of a step's rollouts is nearly all of them.
+_MOSTLY = 0.9
+# Characters of a completion in a message.
+_SHOWN = 300
 # Rewards that would take longer than this a step are named at the start.
 _SLOW_SECONDS = 1.0
 
@@ -59,25 +64,59 @@ def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
     return line + (f"; slow: {'; '.join(slow)}" if slow else "")
 
 
-def nothing_left(args: SRLConfig, collected: Collected[Group]) -> str:
-    """Why a training stops whose groups were all dropped, step after step."""
-    failures = Counter(
-        rollout.parsed.failure for group in collected.groups for rollout in group.rollouts
+def broken_format(
+    args: SRLConfig, collected: Collected[Group], read: Callable[[Sequence[int]], str]
+) -> str | None:
+    """What to do about a policy that hardly ever keeps the format; None if it often does.
+
+    Every such rollout earns the same, so its groups are flat and teach nothing.
+
+    Args:
+        args: the settings.
+        collected: the groups of a step.
+        read: a completion's tokens -> its text.
+    """
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    failed = [rollout for rollout in rollouts if rollout.parsed.failure is not None]
+    if not rollouts or len(failed) < _MOSTLY * len(rollouts):
+        return None
+    reasons = Counter(str(rollout.parsed.failure) for rollout in failed)
+    reason, count = reasons.most_common(1)[0]
+    example = next(one for one in failed if one.parsed.failure == reason)
+    text = visible(read(example.completion_ids))
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    wanted = "<think>…</think> and then the step" if args.think else "the step alone"
+    remedies = [
+        "teach it first: train with method: sft on the same data, and give its policy as model",
+        "a model that follows instructions, with its own chat template (template: chat)",
+    ]
+    if args.think:
+        remedies.append("think: false, for a policy that writes no thoughts")
+    if reason == "truncated":
+        field, value = args.length_field, args.completion_length
+        remedies.insert(0, f"a larger {field} (now {value:,})")
+    return (
+        f"{len(failed)} of {len(rollouts)} rollouts break the format ({wanted}), {count} of them "
+        f"as '{reason}', such as \"{shown}\". Groups that fail as a whole teach nothing. What "
+        f"helps: {'; or '.join(remedies)}"
     )
-    valid = failures.pop(None, 0)
-    tried = sum(failures.values()) + valid
+
+
+def nothing_left(args: SRLConfig, collected: Collected[Group], broken: str | None) -> str:
+    """Why a training stops whose groups were all dropped, step after step.
+
+    Args:
+        args: the settings.
+        collected: the groups of the last step.
+        broken: what `broken_format` says of them.
+    """
     message = (
         f"nothing to train on: for {args.max_empty_steps} steps in a row every group was dropped, "
         f"because the rewards of its {args.num_generations} rollouts hardly differ (population std "
         f"<= dynamic_sampling_epsilon {args.dynamic_sampling_epsilon}). "
     )
-    if failures and not valid:
-        reason, count = failures.most_common(1)[0]
-        return message + (
-            f"All {tried} completions of the last step broke the format, {count} of them as "
-            f"'{reason}': the policy does not know the format, or {args.length_field} "
-            f"{args.completion_length} is too short"
-        )
+    if broken is not None:
+        return f"{message}In the last one {broken}"
     return message + (
         "A reward that is constant, or a policy that always writes the same, gives this; look at "
         "the records with: make inspect"

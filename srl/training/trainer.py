@@ -19,6 +19,7 @@ Where this departs from the paper, and why (docs/method.md has the full list):
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -52,8 +53,10 @@ from srl.training.groups import Group, collect_groups
 from srl.training.loss import Figures, FigureSums, LossInputs, load_loss, step_loss
 from srl.training.run_log import RunLog, collect_metrics
 from srl.training.sampler_gap import SamplerGap
-from srl.training.start_lines import arithmetic, nothing_left, reward_report
+from srl.training.start_lines import arithmetic, broken_format, nothing_left, reward_report
 from srl.training.trackers import TABLES, RolloutTables, names_of
+
+_log = logging.getLogger(__name__)
 
 
 class NothingToTrainOnError(RuntimeError):
@@ -116,6 +119,7 @@ class SRLTrainer(StepTrainer):
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
         self._empty_steps = 0
+        self._told_of_format = False
         with libraries_refuse():
             super().__init__(
                 model=model,
@@ -273,8 +277,12 @@ class SRLTrainer(StepTrainer):
         self.run_log.write_groups(self.state.global_step + 1, collected)
         self.run_log.note(collect_metrics(collected))
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
+        broken = broken_format(args, collected, self.form.read)
         if self._empty_steps >= args.max_empty_steps:
-            raise NothingToTrainOnError(nothing_left(args, collected))
+            raise NothingToTrainOnError(nothing_left(args, collected, broken))
+        if broken is not None and not self._told_of_format:
+            _log.warning("step %d: %s", self.state.global_step + 1, broken)
+            self._told_of_format = True
         rollouts = [rollout for group in collected.kept for rollout in group.rollouts]
         if args.mask_truncated_completions:
             self.run_log.note({"masked_rollouts": sum(one.truncated for one in rollouts)})
