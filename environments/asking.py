@@ -29,6 +29,12 @@ def context_of(trajectory: Trajectory, steps: Sequence[Step]) -> tuple[Step, ...
     return found
 
 
+def reads_all_steps(trajectory: Trajectory) -> bool:
+    """Whether the policy reads all steps before the next one, so that contexts only grow."""
+    context = environment_of(trajectory).context
+    return getattr(context, "__func__", None) is Environment.context
+
+
 def is_finished(trajectory: Trajectory, steps: Sequence[Step]) -> bool:
     """Whether an attempt ends with the last of these steps."""
     environment = environment_of(trajectory)

@@ -1,4 +1,4 @@
-"""The system prompts of the paper, for mathematics in words."""
+"""The system prompts of the paper, for mathematics in words, and the day that prompts are of."""
 
 PAPER_SYSTEM_PROMPT = """\
 You are a helpful assistant for solving mathematical problems. A user will provide a math problem, \
@@ -19,3 +19,6 @@ PAPER_EVALUATION_PROMPT = (
     'thinking process inside <think> </think> tags anywhere. This is your "scratch paper".'
 )
 """The prompt for a whole solution, as published (arXiv 2510.25992)."""
+
+PROMPT_DATE = "2024-07-26"
+"""What a chat template that asks for the date is told: the day of Llama 3.2's own template."""

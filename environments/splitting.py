@@ -3,8 +3,8 @@ r"""Cuts an expert's solution into steps: pure functions from one string to a li
 Every splitter keeps all of the text: the steps, joined, are the solution up to white space, and a
 text that does not follow a splitter's format comes back whole, as one step. Where a text is
 ambiguous the docstring of the splitter says which way it is read. Mathematics between ``$..$``,
-``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]`` and
-fenced code are never cut.
+``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]``,
+fenced code and tables are never cut (`environments/spans.py`).
 """
 
 from __future__ import annotations
@@ -14,97 +14,19 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+
+from environments.spans import BLOCKS, Span
+from environments.spans import spans as whole_spans
 
 Splitter = Callable[[str], list[str]]
 
 
-class _Span(NamedTuple):
-    """A stretch of text that must stay whole: its place, and the first signs of what opened it."""
-
-    start: int
-    end: int
-    opener: str
-
-
-# An escaped backslash or dollar is matched first, so that `\\[2pt]` and `\$` open nothing.
-_OPENER = re.compile(
-    r"\\\\|\\\$"
-    r"|(?P<span>\\\[|\\\(|\\begin\{[^{}\n]{1,40}\}|\[asy\]|`{3,}|^[ \t]*~{3,}|\$\$|\$)",
-    re.M,
-)
-_ENVIRONMENT = re.compile(r"\\(?P<mark>begin|end)\{(?P<name>[^{}\n]{1,40})\}")
-_CLOSER = {
-    "\\[": re.compile(r"(?<!\\)\\\]"),
-    "\\(": re.compile(r"(?<!\\)\\\)"),
-    "[asy]": re.compile(r"\[/asy\]"),
-    "$$": re.compile(r"(?<!\\)\$\$"),
-    # A dollar before a digit is a price or opens the next formula; it closes nothing. Nor does any
-    # formula run over a blank line, so that one stray dollar cannot swallow a whole solution.
-    "$": re.compile(r"(?<![\\\s])\$(?!\d)|(?<=\s)\$(?!\s?\d)|\n[ \t]*\n"),
-}
-
-
-def _closer(opener: str) -> re.Pattern[str]:
-    """What closes a span; a fence of code is closed by one that is at least as long."""
-    fence = opener.lstrip(" \t")
-    if fence[:3] == "```":
-        return re.compile(f"{fence}`*")
-    if fence[:3] == "~~~":
-        return re.compile(rf"^[ \t]*{fence}~*", re.M)
-    return _CLOSER[opener]
-
-
-def _environments(text: str) -> dict[int, int]:
-    """Where each closed ``\\begin{name}`` ends: the place after it -> that after its ``\\end``."""
-    opened: dict[str, list[int]] = {}
-    closed: dict[int, int] = {}
-    for mark in _ENVIRONMENT.finditer(text):
-        same = opened.setdefault(mark["name"], [])
-        if mark["mark"] == "begin":
-            same.append(mark.end())
-        elif same:
-            closed[same.pop()] = mark.end()
-    return closed
-
-
-def _spans(text: str, *, inline: bool) -> list[_Span]:
-    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them.
-
-    Linear: no stretch of text is searched twice for the mark that closes the same kind of span.
-    """
-    spans: list[_Span] = []
-    closed = _environments(text)
-    unclosed: dict[str, int] = {}  # a mark of this kind that stands before this place is not closed
-    position = 0
-    while (found := _OPENER.search(text, position)) is not None:
-        position = found.end()
-        opener = found.group("span")
-        if opener is None or (opener == "$" and not inline):
-            continue
-        if opener.startswith("\\begin"):
-            end = closed.get(position)
-        elif position <= unclosed.get(opener, -1):
-            continue
-        else:
-            close = _closer(opener).search(text, position)
-            if close is not None and not close.group().isspace():
-                end = close.end()
-            else:
-                end = None
-                unclosed[opener] = len(text) if close is None else close.start()
-        if end is not None:
-            spans.append(_Span(found.start(), end, opener.lstrip(" \t")[:3]))
-            position = end
-    return spans
-
-
-def _gaps(text: str, spans: list[_Span]) -> Iterator[tuple[int, int, _Span | None, _Span | None]]:
+def _gaps(text: str, spans: list[Span]) -> Iterator[tuple[int, int, Span | None, Span | None]]:
     """Each gap in the text outside `spans`: its place, and the spans it touches on either side.
 
     A gap is a run of white space, or the empty place after a display formula.
     """
-    edges = [_Span(0, 0, ""), *spans, _Span(len(text), len(text), "")]
+    edges = [Span(0, 0, ""), *spans, Span(len(text), len(text), "")]
     for before, after in pairwise(edges):
         display = before.opener not in ("", "$", "\\(")
         if display and not text[before.end : before.end + 1].isspace():
@@ -159,13 +81,13 @@ def _newlines(text: str, start: int, end: int) -> int:
 
 def split_lines(text: str) -> list[str]:
     """One step per line that is not blank (GSM8K); display formulas stay whole."""
-    gaps = _gaps(text, _spans(text, inline=False))
+    gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end)))
 
 
 def split_paragraphs(text: str) -> list[str]:
     """One step per paragraph: cut at blank lines outside display formulas, drawings and code."""
-    gaps = _gaps(text, _spans(text, inline=False))
+    gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end) > 1))
 
 
@@ -186,7 +108,7 @@ def split_numbered(text: str, *, titles: bool = True) -> list[str]:
         text: the solution.
         titles: steps need a bold title; False takes plain ``N. text`` too.
     """
-    spans = _spans(text, inline=False)
+    spans = whole_spans(text, inline=False)
     starts = [span.start for span in spans]
     places: list[int] = []
     indent = 0
@@ -217,14 +139,14 @@ _END_MARK = re.compile(r"[.!?]+[\"'”’)\]}]*$")
 _MATH_END = re.compile(r"(?<!\.)\.(?:[\s}]|\\end\{[^{}]*\})*(?:\$\$?|\\\]|\\\)|\\end\{[^{}]*\})$")
 _STARTS_LOWER = re.compile(r"[\"'“‘(\[]*[a-z]")
 _STARTS_SENTENCE = re.compile(r"[\"'“‘(\[]*[A-Z0-9\\$*#]|[-•] ")
-_DISPLAY = ("\\[", "$$", "[as", "\\be")
+_DISPLAY = ("\\[", "$$", "[asy]", "\\begin")
 
 
-def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
+def _ends_sentence(text: str, end: int, span: Span | None) -> bool:
     """Does the text before `end` (which is the end of `span`, where given) end a sentence?"""
     left = text[max(0, end - 80) : end]
     if span is not None:
-        return span.opener in ("[as", "```", "~~~") or _MATH_END.search(left) is not None
+        return span.opener in BLOCKS or _MATH_END.search(left) is not None
     mark = _END_MARK.search(left)
     if mark is None:
         return False
@@ -239,7 +161,7 @@ def _ends_sentence(text: str, end: int, span: _Span | None) -> bool:
     return not (word.isdigit() and starts_line)
 
 
-def _ends_paragraph(text: str, start: int, end: int, right: _Span | None) -> bool:
+def _ends_paragraph(text: str, start: int, end: int, right: Span | None) -> bool:
     """Is the gap a blank line that no sentence runs across?"""
     if _newlines(text, start, end) < 2 or (right is not None and right.opener.startswith(_DISPLAY)):
         return False
@@ -258,7 +180,7 @@ def split_sentences(text: str) -> list[str]:
     sentence.
     """
     places: list[int] = []
-    for start, end, left, right in _gaps(text, _spans(text, inline=True)):
+    for start, end, left, right in _gaps(text, whole_spans(text, inline=True)):
         begin = places[-1] if places else 0
         if end == len(text) or _LIST_NUMBER.fullmatch(text, begin, start):
             continue

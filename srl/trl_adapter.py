@@ -25,7 +25,7 @@ from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
 from environments.types import Trajectory
 from rewards import RewardSum, StepContext, StepReward, StepScore
 from srl.data.plain_text import leading_ids
-from srl.data.prompts import PromptFormat, Template
+from srl.data.prompts import PromptFormat, Template, why_uncopyable
 from srl.data.steps import StepExample, StepTitle, Targets, build_examples
 from srl.errors import UsageError
 from srl.rollout.rollouts import try_rewards
@@ -83,7 +83,11 @@ def adapt(
         think=think,
         stop_ids=stop_ids,
     )
-    examples = build_examples(trajectories, targets=targets, step_title=step_title)
+    examples = [
+        one
+        for one in build_examples(trajectories, targets=targets, step_title=step_title)
+        if one.whole or why_uncopyable(one.expert_step, think=think) is None
+    ]
     if not examples:
         raise UsageError("there are no rows: give trajectories with at least two steps each")
     try:

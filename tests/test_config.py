@@ -564,3 +564,10 @@ def test_one_process_and_one_gpu() -> None:
         check_one_process(SimpleNamespace(world_size=4, n_gpu=1))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="sees 2 GPUs; .* CUDA_VISIBLE_DEVICES=0 make train"):
         check_one_process(SimpleNamespace(world_size=1, n_gpu=2))  # type: ignore[arg-type]
+
+
+def test_the_day_of_the_prompts_is_recorded_and_may_stand_without_quotes() -> None:
+    assert plain(parse().resolved())["prompt_date"] == "2024-07-26"
+    values = yaml.safe_load("prompt_date: 2025-01-31")
+    assert plain(parse(**values).resolved())["prompt_date"] == "2025-01-31"
+    refused("prompt_date is '2025-02-31'; allowed: a day as YYYY-MM-DD", prompt_date="2025-02-31")

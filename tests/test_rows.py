@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from environments import Environment
 from environments.types import Step, Trajectory
 from srl.config.parts import RowSettings
 from srl.config.settings import SRLConfig
 from srl.data.prompts import FAILURES, PromptFormat, why_uncopyable
 from srl.data.rows import Rows
+from srl.data.steps import StepExample
 from srl.training.sft import ExpertRows
+from srl.trl_adapter import adapt
 
 GOOD = ("Add one.", "Take two away.", "So three.")
 SEVERAL = "1. **One** a\n2. **Two** b"
@@ -21,7 +26,7 @@ UNPAYABLE = {
     "a <think> b": "a copy of the expert's step breaks the format (repeated_tag)",
     "a </think>": "a copy of the expert's step breaks the format (repeated_tag)",
     SEVERAL: "the expert's step reads as several",
-    "x" * 200: "the expert's step is longer than max_completion_length",
+    "x" * 200: "the expert's step is longer than max_completion_length 100",
     "half a \ud800 sign": "text that is not Unicode (a lone surrogate)",
 }
 
@@ -105,3 +110,48 @@ def test_a_real_run_counts_them_too(tmp_path: Path) -> None:
     check = check_data(data, LoadReport(rows=2, kept=2), max_pairs=2)
     assert check.uncopyable == {"the expert's step reads as several": 1}
     assert "no training row: the expert's step reads as several  1" in render(check)
+
+
+class Last(Environment):
+    """Its policy reads the last step alone."""
+
+    def context(self, trajectory: Trajectory, steps: Sequence[Step]) -> Sequence[Step]:
+        return steps[-1:]
+
+
+def test_rows_behind_one_that_has_outgrown_the_context_are_counted_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    encode = PromptFormat.encode_example
+
+    def count(self: PromptFormat, example: StepExample) -> list[int]:
+        asked.append(example.step_index)
+        return encode(self, example)
+
+    monkeypatch.setattr(PromptFormat, "encode_example", count)
+    steps = tuple(f"Step {number}." for number in range(20_000))
+    form = PromptFormat(build_tokenizer(), system_prompt=None)
+    args = RowSettings(targets="all", max_completion_length=50)
+    rows = Rows.of([Trajectory("p", steps), Trajectory("q", ("a", "b"))], form, args, 1000)
+    assert rows.dropped == {"too long for the policy's context": 20_002 - len(rows.examples)}
+    assert [one.expert_step for one in rows.examples][-2:] == ["a", "b"]
+    assert len(asked) == len(rows.examples) + 1
+
+
+def test_a_context_that_does_not_grow_is_read_to_the_end() -> None:
+    form = PromptFormat(build_tokenizer(), system_prompt=None)
+    args = RowSettings(targets="all", max_completion_length=50)
+    steps = ("One.", "z" * 25, "Two.", "Three.")
+    windowed = Trajectory("p", steps, environment=Last())
+    rows = Rows.of([windowed], form, args, 75)
+    assert [one.expert_step for one in rows.examples] == ["One.", steps[1], "Three."]
+
+
+def test_the_adapter_for_trl_leaves_out_what_no_copy_is_paid_for() -> None:
+    steps = ("a <think> b", "1. **A** b\n2. **C** d", "Fine.")
+    found = adapt(
+        [Trajectory("p", steps)], {"similarity": 1.0}, build_tokenizer(), targets="all",
+        system_prompt=None,
+    )  # fmt: skip
+    assert found.dataset["expert_step"] == ["Fine."]

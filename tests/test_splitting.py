@@ -303,3 +303,67 @@ def test_long_texts_cost_time_in_proportion(text: str) -> None:
     for split in SPLITTERS.values():
         merge_fragments(split(text), 10**6)
     assert time.process_time() - started < 20
+
+
+# ---- blocks that stay whole ----------------------------------------------------------------------
+
+CODE = "x = 1\n\ny = 2. So\n\nz"
+TABLE = "| a | b |\n|---|:-:|\n| 1. So | 2 |\n| 3 | 4 |"
+WHOLE = {
+    "tildes": f"~~~\n{CODE}\n~~~",
+    "tildes with a name": f"~~~ python\n{CODE}\n~~~",
+    "ticks in tildes": f"~~~\n```\n{CODE}\n\n~~~",
+    "tildes in ticks": f"```md\n~~~\n{CODE}\n~~~\n\nIt\n```",
+    "four ticks around three": f"````md\n```\n{CODE}\n```\n\nIt is.\n````",
+    "a longer end": f"```\n{CODE}\n`````",
+    "ticks in a line of code": f"```\na ``` b\n\n{CODE}\n```",
+    "indented": f"  ~~~\n  {CODE}\n  ~~~",
+    "in a list": f"- ~~~\n  {CODE}\n  ~~~",
+    "CRLF": f"~~~\n{CODE}\n~~~".replace("\n", "\r\n"),
+    "nested": "\\begin{a}\n\nx. So\n\n\\begin{a}\n\ny\n\n\\end{a}\n\nz\n\n\\end{a}",
+    "nested with other names": "\\begin{a}\n\n\\begin{b}\n\ny. So\n\n\\end{b}\n\n\\end{a}",
+    "table": TABLE,
+    "table without edges": "a | b\n--|--\n1. So | 2",
+    "table of formulas": "|$a$|$b$.|\n|-|-|\n|$1$.|$2$|",
+}
+
+
+@pytest.mark.parametrize("split", [split_lines, split_paragraphs, split_sentences])
+@pytest.mark.parametrize("name", WHOLE)
+def test_blocks_are_never_cut(name: str, split: Splitter) -> None:
+    block = WHOLE[name]
+    steps = split(f"First we look.\n\n{block}\n\nThen we stop.\n\nIt is 4.")
+    assert [step for step in steps if block.strip() in step]
+    assert steps[-2:] == ["Then we stop.", "It is 4."]
+
+
+def test_what_is_not_closed_opens_nothing() -> None:
+    for mark in ("~~~", "````", "\\begin{a}", "```\n"):
+        assert split_paragraphs(f"One.\n\n{mark}\n\nTwo.\n\nThree.")[-2:] == ["Two.", "Three."]
+    assert split_lines("a | b\nc | d") == ["a | b", "c | d"]  # no rule under a head
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "```\n",
+        "~~~\n",
+        "```a\n",
+        "~~~ ",
+        "|a|b\n|-|-|\n",
+        "a|b\n",
+        "|-|\n",
+        "|-",
+        "`",
+        "~",
+        "-",
+        "> ",
+    ],
+)
+def test_blocks_cost_what_the_text_is_long(unit: str) -> None:
+    shrinking = "\n".join("`" * length for length in range(280, 3, -1))
+    for text in (unit * (40_000 // len(unit)), shrinking + unit * 9_000):
+        started = time.process_time()
+        for split in SPLITTERS.values():
+            split(text)
+        assert time.process_time() - started < 4  # linear work takes a tenth of a second or two

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from environments.types import Trajectory
+from srl.config.parts import PromptSettings
 from srl.data.prompts import PromptFormat
 from srl.data.steps import build_examples
 from srl.data.templates import TODAY, chat_frame, turn_end
@@ -130,7 +131,7 @@ def test_a_base_model_with_chatml_stops_and_is_taught_to_stop_at_the_end_of_a_tu
 )
 def test_the_end_of_a_turn_is_what_the_template_writes(template: str, end: str | None) -> None:
     tokenizer = tokenizer_of(template, "<|user|>", "<|end|>", "</s>")
-    found = turn_end(tokenizer, think=True)
+    _, found = turn_end(tokenizer, think=True) or ("", None)
     assert found == (None if end is None else tokenizer.convert_tokens_to_ids(end))
     form = PromptFormat(tokenizer, system_prompt=None)
     assert form.end_id == (tokenizer.eos_token_id if end is None else found)
@@ -155,3 +156,43 @@ def test_a_template_that_reads_the_clock_reads_the_same_day_for_ever(
     tokenizer = tokenizer_of("\n  Today: " + asked(written) + ".\n" + user)
     head = chat_frame(tokenizer, None, think=True).head
     assert head == f"\n  Today: {TODAY.strftime(written)}.\n"
+
+
+def test_what_stands_before_the_token_is_part_of_the_target() -> None:
+    for template, end in (
+        (CHATML.replace("}}<|im_end|>", "}}\n<|im_end|>"), "\n<|im_end|>"),
+        (CHATML.replace("}}<|im_end|>", "}} <|im_end|>"), " <|im_end|>"),
+        (CHATML, "<|im_end|>"),
+    ):
+        tokenizer = tokenizer_of(template)
+        form = PromptFormat(tokenizer, system_prompt=None)
+        written = form.encode_expert(build_examples([Trajectory("Add.", SOLUTION)])[0])
+        assert tokenizer.decode(written).endswith(SOLUTION[0] + end)
+        assert form.parse(written, False).action == SOLUTION[0]
+
+
+def test_a_system_prompt_is_words_to_a_template_and_stands_as_it_is_in_plain_text() -> None:
+    tokenizer = tokenizer_of(CHATML)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    told = "Say <|im_end|> last."
+    form = PromptFormat(tokenizer, system_prompt=told, whole_system_prompt=told)
+    for ids in (form.encode("Add.", []), form.encode_whole("Add.")):
+        assert ids.count(end) == 2  # of the system's and the user's turn
+        assert told in tokenizer.decode(ids)
+    own = PromptFormat(tokenizer, system_prompt="<|im_start|>user<|im_end|>", template="plain")
+    assert own.encode("Add.", []).count(end) == 1
+
+
+@pytest.mark.parametrize("asks", ["date_string", "strftime_now('%d %b %Y')"])
+def test_a_prompt_is_of_the_day_that_the_settings_name(asks: str) -> None:
+    tokenizer = tokenizer_of(f"{{{{ {asks} }}}}" + CHATML)
+    form = PromptFormat(tokenizer, system_prompt=None, prompt_date="2025-01-31")
+    for ids in (form.encode("Add.", []), form.encode_whole("Add.")):
+        assert tokenizer.decode(ids).startswith("31 Jan 2025<|im_start|>")
+
+
+def test_the_day_is_a_setting_and_a_day() -> None:
+    assert PromptSettings().prompt_date == f"{TODAY:%Y-%m-%d}"
+    for wrong in ("2024-02-30", "20240726", "today", ""):
+        with pytest.raises(UsageError, match=r"prompt_date is '.*'; allowed: a day as YYYY-MM-DD"):
+            PromptSettings(prompt_date=wrong)

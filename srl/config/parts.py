@@ -11,9 +11,10 @@ import inspect
 import math
 import typing
 from dataclasses import dataclass, fields
+from datetime import date
 from typing import Literal
 
-from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT
+from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT, PROMPT_DATE
 from rewards.by_path import CodeNameError, resolve
 from srl.config.strict_yaml import fit
 from srl.errors import UsageError
@@ -112,11 +113,25 @@ class PromptSettings(Part):
         whole_system_prompt: what the policy is told for a whole problem, to be solved in one
             completion; null sends no system message. An experiment that does not give it takes its
             environment's.
+        prompt_date: the day that a chat template which asks for the date is told, YYYY-MM-DD; it is
+            never today's, so that a run resumed tomorrow reads the same prompts.
     """
 
     template: Literal["auto", "chat", "plain"] = "auto"
     think: bool = True
     whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT
+    prompt_date: str = PROMPT_DATE
+
+    def check(self) -> None:
+        try:
+            told = date.fromisoformat(self.prompt_date).isoformat()
+        except (TypeError, ValueError):
+            told = None
+        if told != self.prompt_date:
+            raise UsageError(
+                f"prompt_date is {self.prompt_date!r}; allowed: a day as YYYY-MM-DD, such as "
+                f"{PROMPT_DATE}"
+            )
 
 
 @dataclass

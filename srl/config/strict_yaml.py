@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar, Union
@@ -169,6 +170,8 @@ def fit(value: object, hint: object, where: str) -> object:
     """
     if value is False and where.endswith("_strategy"):
         value = "no"  # YAML 1.1 reads a bare `no` as False: eval_strategy: no
+    if type(value) is date and hint is str:
+        value = value.isoformat()  # prompt_date: 2024-07-26, without quotes
     origin = typing.get_origin(hint)
     if origin is Literal:
         allowed = typing.get_args(hint)

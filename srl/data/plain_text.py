@@ -62,6 +62,10 @@ class PlainText:
             self._known[text] = self._encoded(text)
         return self._known[text]
 
+    def holds_control(self, text: str) -> bool:
+        """Whether a tokenizer would read a control token in a text."""
+        return bool(text) and self._controls(self._ids(text)) > 0
+
     def _encoded(self, text: str) -> tuple[int, ...]:
         ids = self.next(text)
         if not self._controls(ids):

@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
-from environments.prompts import PAPER_EVALUATION_PROMPT
+from environments.prompts import PAPER_EVALUATION_PROMPT, PROMPT_DATE
 from environments.types import Step, as_steps
 from srl.data.plain_text import PlainText, leading_ids
 from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, chat_frame, plain_frame, turn_end
@@ -83,6 +84,7 @@ class PromptFormat:
         think: bool = True,
         whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT,
         stop_ids: Collection[int] | None = None,
+        prompt_date: str = PROMPT_DATE,
     ) -> None:
         """Read the tokenizer's template once and cut it around the user's words.
 
@@ -98,6 +100,7 @@ class PromptFormat:
             stop_ids: tokens that end a completion, beside the one that the chat template writes
                 after an assistant's words; by default the tokenizer's EOS alone, though a
                 generation config often lists more.
+            prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
 
         Raises:
             UsageError: no token ends a completion, or the chat template cannot be used.
@@ -114,7 +117,7 @@ class PromptFormat:
         self.tokenizer = tokenizer
         self.think = think
         self.template: Literal["chat", "plain"]
-        end = None
+        before_end, end = "", None
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
             self._first_ids = leading_ids(tokenizer)
@@ -123,9 +126,12 @@ class PromptFormat:
         else:
             self.template = "chat"
             self._first_ids = []  # the template writes BOS itself if the policy wants one
-            self._step_frame = chat_frame(tokenizer, system_prompt, think=think)
-            self._whole_frame = chat_frame(tokenizer, whole_system_prompt, think=think)
-            end = turn_end(tokenizer, think=think)
+            day = datetime.fromisoformat(prompt_date)
+            self._step_frame, self._whole_frame = (
+                chat_frame(tokenizer, words, think=think, day=day)
+                for words in (system_prompt, whole_system_prompt)
+            )
+            before_end, end = turn_end(tokenizer, think=think, day=day) or ("", None)
         self.stop_ids = frozenset({*stop_ids, *([] if end is None else [end])})
         if not self.stop_ids:
             raise UsageError(
@@ -138,6 +144,8 @@ class PromptFormat:
         self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
         self._outer_ids = self.stop_ids | _special_ids(tokenizer)
         self._text = PlainText(tokenizer, _control_ids(tokenizer, self._outer_ids))
+        # As the template writes it: some put a space or a line end before the token.
+        self._end_ids = [*self._text.next(before_end), self.end_id]
 
     def encode(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
@@ -202,7 +210,7 @@ class PromptFormat:
         text = "\n".join(pieces).strip()
         if self.opens_thought:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
-        return [*self._text.data(text), self.end_id]
+        return [*self._text.data(text), *self._end_ids]
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
@@ -232,7 +240,12 @@ class PromptFormat:
         return text
 
     def _start(self, frame: Frame, problem: str) -> list[int]:
-        return self._first_ids + self._text.first(frame.head, problem.strip())
+        words = problem.strip()
+        if not self._text.holds_control(frame.said):
+            return self._first_ids + self._text.first(frame.head, words)
+        before, _, after = frame.head.rpartition(frame.said)
+        ids = [*self._text.first(before, frame.said), *self._text.next(after)]
+        return [*self._first_ids, *ids, *self._text.data(words)]
 
     def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
         """Drop end, padding and role tokens at both ends; inside they stay and are seen."""

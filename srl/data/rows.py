@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from environments.asking import reads_all_steps
 from environments.types import Trajectory
 from srl.data.prompts import PromptFormat, why_uncopyable
 from srl.data.steps import StepExample, build_examples
@@ -63,12 +64,12 @@ class Rows:
         for example, prompt, why in _judged(trajectories, form, args, context_limit):
             if most is not None and len(rows.examples) == most:
                 break
-            if why is None:
+            if why is None and prompt is not None:
                 rows.examples.append(example)
                 rows.prompts.append(prompt)
-            else:
+            elif why is not None:
                 rows.dropped[why] += 1
-            if why == TOO_LONG:
+            if why == TOO_LONG and prompt is not None:
                 shortest = min(len(prompt), shortest or len(prompt))
         if shortest is not None and not rows.examples:
             raise UsageError(
@@ -84,14 +85,20 @@ def _judged(
     form: PromptFormat,
     args: RowSettings,
     context_limit: int | None,
-) -> Iterator[tuple[StepExample, list[int], str | None]]:
-    """Yields each row, its prompt (empty where it is not needed), and why it is left out."""
+) -> Iterator[tuple[StepExample, list[int] | None, str | None]]:
+    """Yields each row, its prompt (None where it is not needed), and why it is left out."""
+    outgrown: Trajectory | None = None  # its prompts only grow, and one was too long
     for example in build_examples(trajectories, targets=args.targets, step_title=args.step_title):
+        if example.trajectory is outgrown:
+            yield example, None, TOO_LONG
+            continue
         if why := _why_unpayable(example, form, args):
-            yield example, [], why
+            yield example, None, why
             continue
         prompt = form.encode_example(example)
         fits = context_limit is None or len(prompt) + args.completion_length <= context_limit
+        if not fits and reads_all_steps(example.trajectory):
+            outgrown = example.trajectory
         yield example, prompt, None if fits else TOO_LONG
 
 
@@ -107,7 +114,7 @@ def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) 
     if failure := why_uncopyable(example.expert_step, think=form.think):
         return uncopyable(failure)
     if len(form.encode_expert(example, thoughts=False)) > args.completion_length:
-        return f"the expert's step is longer than {args.length_field}"
+        return f"the expert's step is longer than {args.length_field} {args.completion_length}"
     return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from environments.prompts import PROMPT_DATE
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,21 +23,8 @@ OPEN, CLOSE = "<think>", "</think>"
 SEPARATOR = "\n\n"
 """Stands between problem, steps, observations and title."""
 
-TODAY = datetime(2024, 7, 26)
-"""The date in every prompt whose template prints one."""
-
-# In place of the function that templates ask for the time. A macro, because transformers hands no
-# functions to templates; each `replace` writes what the directive means on that day.
-_STANDING_CLOCK = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(
-        f"|replace('%{directive}', '{written}')"
-        for letter in "aAbBcdeFHIjmMpSTuUVwWxXyY"
-        for written in [TODAY.strftime(f"%{letter}")]
-        for directive, written in [(letter, written), (f"-{letter}", written.lstrip("0") or "0")]
-    )
-    + " }}{%- endmacro %}{{ '' }}"
-)
+TODAY = datetime.fromisoformat(PROMPT_DATE)
+"""The date in every prompt whose template prints one, where the settings name no other."""
 
 _USER = "TheWordsOfTheUserStandHere"
 _ASSISTANT = "TheWordsOfTheAssistantStandHere"
@@ -44,10 +32,18 @@ _ASSISTANT = "TheWordsOfTheAssistantStandHere"
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands before and after the user's words."""
+    """What stands before and after the user's words.
+
+    Attributes:
+        head: before them.
+        tail: after them.
+        said: the part of the head that is no template's: the system prompt it was given. In plain
+            text there is no template, and a system prompt stands as it is.
+    """
 
     head: str
     tail: str
+    said: str = ""
 
 
 def plain_frame(system_prompt: str | None) -> Frame:
@@ -56,7 +52,11 @@ def plain_frame(system_prompt: str | None) -> Frame:
 
 
 def chat_frame(
-    tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, *, think: bool
+    tokenizer: PreTrainedTokenizerBase,
+    system_prompt: str | None,
+    *,
+    think: bool,
+    day: datetime = TODAY,
 ) -> Frame:
     """The chat template around the user's words, with the system prompt wherever it can stand.
 
@@ -71,7 +71,7 @@ def chat_frame(
     problem = ""
     for messages in attempts:
         try:
-            text = _written(tokenizer, messages, think=think, answer=True)
+            text = _written(tokenizer, messages, think=think, answer=True, day=day)
         except Exception as error:  # noqa: BLE001, a template is a foreign program
             problem = f"it raises {type(error).__name__}: {error}"
             continue
@@ -83,35 +83,55 @@ def chat_frame(
             head, _, tail = text.partition(_USER)
             if not think and tail.rstrip().endswith(OPEN):
                 tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
-            return Frame(head, tail)
+            return Frame(head, tail, system_prompt.strip() if system_prompt else "")
     raise UsageError(
         f"the policy's chat template cannot be used: {problem}; give template: plain, "
         "or another tokenizer"
     )
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase, *, think: bool) -> int | None:
-    """The token with which the chat template ends an assistant's words; None if it writes none.
+def turn_end(
+    tokenizer: PreTrainedTokenizerBase, *, think: bool, day: datetime = TODAY
+) -> tuple[str, int] | None:
+    """The token with which the chat template ends an assistant's words, and the blanks before it.
 
-    It is often another one than EOS: `<|im_end|>` where a base model has `<|endoftext|>`, and
-    `<end_of_turn>` or `<|end|>` in other families. A template that ends no turn begins the next one
-    with a token, such as `<|user|>`, which then ends the turn before it.
+    None if it writes none. It is often another one than EOS: `<|im_end|>` where a base model has
+    `<|endoftext|>`, and `<end_of_turn>` or `<|end|>` in other families. A template that ends no
+    turn begins the next one with a token, such as `<|user|>`, which then ends the turn before it.
     """
     user = {"role": "user", "content": _USER}
     assistant = {"role": "assistant", "content": _ASSISTANT}
     added = _added_ids(tokenizer)
     for messages in ([user, assistant], [user, assistant, user]):
         try:
-            text = _written(tokenizer, messages, think=think, answer=False)
+            text = _written(tokenizer, messages, think=think, answer=False, day=day)
         except Exception:  # noqa: BLE001, a template is a foreign program
             continue
         _, found, after = text.rpartition(_ASSISTANT)
         if not found:
             continue
         for token in tokenizer.encode(after, add_special_tokens=False, verbose=False):
-            if token in added and tokenizer.decode([token]).strip():
-                return int(token)
+            if token in added and (written := tokenizer.decode([token]).strip()):
+                before = after.partition(written)[0]
+                return "" if before.strip() else before, int(token)
     return None
+
+
+def _standing_clock(day: datetime) -> str:
+    """In place of the function that templates ask for the time.
+
+    A macro, because transformers hands no functions to templates; each `replace` writes what the
+    directive means on that day.
+    """
+    parts = [
+        (letter, written)
+        for directive in "aAbBcdeFHIjmMpSTuUVwWxXyY"
+        for told in [day.strftime(f"%{directive}")]
+        for letter, written in [(directive, told), (f"-{directive}", told.lstrip("0") or "0")]
+    ]
+    replaced = "".join(f"|replace('%{letter}', '{written}')" for letter, written in parts)
+    macro = "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}"
+    return macro + "{{ '' }}"
 
 
 def _written(
@@ -120,16 +140,17 @@ def _written(
     *,
     think: bool,
     answer: bool,
+    day: datetime,
 ) -> str:
     """What the template makes of the messages; `answer` opens the assistant's next turn."""
     template = tokenizer.get_chat_template()
     text: str = tokenizer.apply_chat_template(
         list(messages),
-        chat_template=(_STANDING_CLOCK if "strftime_now" in template else "") + template,
+        chat_template=(_standing_clock(day) if "strftime_now" in template else "") + template,
         tokenize=False,
         add_generation_prompt=answer,
         enable_thinking=think,
-        date_string=f"{TODAY:%d %b %Y}",
+        date_string=f"{day:%d %b %Y}",
     )
     return text
 

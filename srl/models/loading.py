@@ -185,6 +185,7 @@ def prompt_format(
         system_prompt=system_prompt,
         whole_system_prompt=settings.whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
+        prompt_date=settings.prompt_date,
     )
 
 
