@@ -238,6 +238,8 @@ def why_unusable(trajectory: Trajectory) -> str | None:
         return EMPTY_STEP
     if not trajectory.is_unicode:
         return NOT_UNICODE  # no tokenizer reads it, and no log can hold it
+    if not shows_something(trajectory.problem):
+        return NO_PROBLEM
     if not all(map(shows_something, steps)):
         return NOTHING_TO_COMPARE
     # Every step is read again in the prompt of each later one.

@@ -68,8 +68,12 @@ def shows_something(text: str) -> bool:
     return any(line and not _RULE.fullmatch(line) for line in signs.split("\n"))
 
 
+# Letters and a symbol that show nothing: Hangul fillers and the empty Braille cell.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
+
+
 def _is_seen(sign: str) -> bool:
-    return unicodedata.category(sign)[0] not in "CZM"
+    return sign not in _FILLERS and unicodedata.category(sign)[0] not in "CZM"
 
 
 _RULE = re.compile(r"([-*_=~`.])\1{2,}")

@@ -327,3 +327,17 @@ def test_a_right_one_beside_them_passes(
     assert re.search(r"rows kept +5", capsys.readouterr().out)
     refused(capsys, main(["check-data", "wrong.py:Good", "--n", "true"]), "option 'n' is True")
     refused(capsys, main(["check-data", "wrong.py"]), "of your own write FILE:NAME")
+
+
+def test_a_loader_of_ones_own_may_give_problems_and_steps_that_show_nothing() -> None:
+    class Own(Environment):
+        def load(
+            self, path: str | None = None, *, report: LoadReport, limit: int | None = None
+        ) -> list[Trajectory]:
+            shown = [Trajectory("board", ("^", "<")), Trajectory("q", ("a", "\u3164"))]
+            return [*shown, *(Trajectory(problem, ("a", "b")) for problem in ("", "\u200b", " "))]
+
+    report = LoadReport()
+    found = load_trajectories(Own(), report=report, max_dropped_share=1.0)
+    assert [one.problem for one in found] == ["board"]
+    assert report.dropped == {"no problem": 3, "a step that shows nothing": 1}
