@@ -73,9 +73,14 @@ def test_every_template_of_trl_frames_text_and_ends_a_turn(name: str) -> None:
         # Of models that read images: a message's content is a list there.
         assert name.startswith(("idefics", "llava", "smolvlm"))
         return
-    end = tokenizer.decode([form.end_id])
+    ending = turn_end(tokenizer, think=True)
+    assert ending is not None
+    end = tokenizer.decode([ending.token])
     assert end != EOS
-    assert form.stop_ids == {form.end_id, tokenizer.eos_token_id}
+    assert form.stop_ids == {ending.token, tokenizer.eos_token_id}
+    # GLM closes no turn: a model that is not known to stop at the next one's token ends with EOS.
+    assert form.end_id == (ending.token if ending.closes else tokenizer.eos_token_id)
+    assert ending.closes is not name.startswith("glm")
     family = next((one for one in sorted(ENDS, reverse=True) if name.startswith(one)), None)
     assert family is None or end == ENDS[family]
 
@@ -131,10 +136,14 @@ def test_a_base_model_with_chatml_stops_and_is_taught_to_stop_at_the_end_of_a_tu
 )
 def test_the_end_of_a_turn_is_what_the_template_writes(template: str, end: str | None) -> None:
     tokenizer = tokenizer_of(template, "<|user|>", "<|end|>", "</s>")
-    _, found = turn_end(tokenizer, think=True) or ("", None)
+    ending = turn_end(tokenizer, think=True)
+    found = None if ending is None else ending.token
     assert found == (None if end is None else tokenizer.convert_tokens_to_ids(end))
     form = PromptFormat(tokenizer, system_prompt=None)
-    assert form.end_id == (tokenizer.eos_token_id if end is None else found)
+    ends = ending is not None and ending.closes
+    assert form.end_id == (found if ends else tokenizer.eos_token_id)
+    known = PromptFormat(tokenizer, system_prompt=None, stop_ids={*form.stop_ids})
+    assert known.end_id == (form.end_id if end is None else found)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class PromptFormat:
         self.tokenizer = tokenizer
         self.think = think
         self.template: Literal["chat", "plain"]
-        before_end, end = "", None
+        ending = None
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
             self._first_ids = leading_ids(tokenizer)
@@ -131,16 +131,18 @@ class PromptFormat:
                 chat_frame(tokenizer, words, think=think, day=day)
                 for words in (system_prompt, whole_system_prompt)
             )
-            before_end, end = turn_end(tokenizer, think=think, day=day) or ("", None)
-        self.stop_ids = frozenset({*stop_ids, *([] if end is None else [end])})
+            ending = turn_end(tokenizer, think=think, day=day)
+        self.stop_ids = frozenset({*stop_ids, *([] if ending is None else [ending.token])})
         if not self.stop_ids:
             raise UsageError(
                 "the policy's tokenizer has no EOS token, so no completion could end; "
                 "set tokenizer.eos_token in the policy's tokenizer_config.json"
             )
-        if end is None:
-            end = tokenizer.eos_token_id
-        self.end_id = int(end) if end in self.stop_ids else min(self.stop_ids)
+        if ending is not None and (ending.closes or ending.token in stop_ids):
+            before_end, self.end_id = ending.before, ending.token
+        else:
+            eos = tokenizer.eos_token_id
+            before_end, self.end_id = "", int(eos if eos in stop_ids else min(self.stop_ids))
         self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
         self._outer_ids = self.stop_ids | _special_ids(tokenizer)
         self._text = PlainText(tokenizer, _control_ids(tokenizer, self._outer_ids))

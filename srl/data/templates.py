@@ -90,30 +90,47 @@ def chat_frame(
     )
 
 
+@dataclass(frozen=True)
+class TurnEnd:
+    """What a template writes behind an assistant's words.
+
+    Attributes:
+        token: the first token that is no text.
+        before: the blanks before it.
+        closes: it ends the turn; else it begins the next one, as `<|user|>` does, and the policy
+            may never have been taught to write it.
+    """
+
+    token: int
+    before: str
+    closes: bool
+
+
 def turn_end(
     tokenizer: PreTrainedTokenizerBase, *, think: bool, day: datetime = TODAY
-) -> tuple[str, int] | None:
-    """The token with which the chat template ends an assistant's words, and the blanks before it.
+) -> TurnEnd | None:
+    """What shows that an assistant's words are over; None where the template writes no token.
 
-    None if it writes none. It is often another one than EOS: `<|im_end|>` where a base model has
-    `<|endoftext|>`, and `<end_of_turn>` or `<|end|>` in other families. A template that ends no
-    turn begins the next one with a token, such as `<|user|>`, which then ends the turn before it.
+    It is often another one than EOS: `<|im_end|>` where a base model has `<|endoftext|>`, and
+    `<end_of_turn>` or `<|end|>` in other families. Some templates close a turn only when another
+    one follows.
     """
     user = {"role": "user", "content": _USER}
     assistant = {"role": "assistant", "content": _ASSISTANT}
     added = _added_ids(tokenizer)
-    for messages in ([user, assistant], [user, assistant, user]):
+    for messages, least in (([user, assistant], 1), ([user, assistant, user], 2)):
         try:
             text = _written(tokenizer, messages, think=think, answer=False, day=day)
         except Exception:  # noqa: BLE001, a template is a foreign program
             continue
         _, found, after = text.rpartition(_ASSISTANT)
-        if not found:
-            continue
-        for token in tokenizer.encode(after, add_special_tokens=False, verbose=False):
-            if token in added and (written := tokenizer.decode([token]).strip()):
-                before = after.partition(written)[0]
-                return "" if before.strip() else before, int(token)
+        after = after.partition(_USER)[0]
+        ids = tokenizer.encode(after, add_special_tokens=False, verbose=False)
+        tokens = [one for one in ids if one in added and tokenizer.decode([one]).strip()]
+        if found and tokens:
+            before = after.partition(tokenizer.decode([tokens[0]]).strip())[0]
+            blanks = "" if before.strip() else before
+            return TurnEnd(int(tokens[0]), blanks, closes=len(tokens) >= least)
     return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -150,7 +149,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     return frozenset(ids)
 
 
-def end_turns(model: PreTrainedModel, stop_ids: Collection[int]) -> None:
+def end_turns(model: PreTrainedModel, end_id: int) -> None:
     """Let whoever generates with the saved policy stop where it learns to stop.
 
     A base model's generation config does not know the token that ends a turn of its chat template.
@@ -159,9 +158,9 @@ def end_turns(model: PreTrainedModel, stop_ids: Collection[int]) -> None:
     if config is None:
         return
     listed = config.eos_token_id
-    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    if not ids.issuperset(stop_ids):
-        config.eos_token_id = sorted(ids | set(stop_ids))
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if end_id not in ids:
+        config.eos_token_id = [*ids, end_id] if ids else end_id
 
 
 def context_limit(model: PreTrainedModel) -> int | None:

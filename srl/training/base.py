@@ -95,7 +95,7 @@ class StepTrainer(Trainer):
         self.settings = settings
         self.rewards = rewards
         self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
-        end_turns(model, self.form.stop_ids)
+        end_turns(model, self.form.end_id)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
 
