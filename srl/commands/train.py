@@ -381,7 +381,8 @@ def _save_policy(
     for folder in (policy, adapter):
         shutil.rmtree(folder, ignore_errors=True)
     if is_adapted(model):
-        allowed = merged_within(trained)
+        with model.disable_adapter():
+            allowed = merged_within(trained, logits(model))
         saved[adapter] = run.path / "adapter"
         trainer.save_model(str(adapter))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more

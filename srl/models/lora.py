@@ -156,10 +156,18 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def merged_within(logits: Tensor) -> float:
-    """How far merging an adapter may move these logits: some hundred roundings of float32, which
-    grow with the logits, and far less than training an adapter changes."""
-    return max(1e-4, 2e-5 * logits.abs().max().item())
+def merged_within(beside: Tensor, without: Tensor) -> float:
+    """How far merging an adapter may move logits.
+
+    Some hundred roundings of float32, which grow with the logits, and a thousandth of what the
+    adapter itself changes: a wrong merge changes as much as that again.
+
+    Args:
+        beside: logits with the adapter beside its base.
+        without: the same of the base alone.
+    """
+    rounding = max(1e-4, 2e-5 * beside.abs().max().item())
+    return rounding + 1e-3 * (beside - without).abs().max().item()
 
 
 @torch.no_grad()
@@ -203,6 +211,8 @@ def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         )
     if wrong := [name for name in held if not taken[name].cpu().float().equal(held[name].float())]:
         raise UsageError(f"the adapter in {folder} was not loaded: {wrong[0]} is another tensor")
+    with adapted.disable_adapter():
+        without = _logits_of(adapted)
     before = _logits_of(adapted)
     whole = adapted.merge_and_unload(safe_merge=True)
     head = whole.get_output_embeddings()
@@ -211,7 +221,7 @@ def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         whole.config.get_text_config().tie_word_embeddings = False
         whole.config.tie_word_embeddings = False
     difference = (before - _logits_of(whole)).abs().max().item()
-    if not difference <= (allowed := merged_within(before)):
+    if not difference <= (allowed := merged_within(before, without)):
         raise UsageError(
             f"the adapter in {folder} cannot be merged into its base: their logits before and "
             f"after differ by {difference:.3g}, and rounding explains {allowed:.3g}. An adapter on "
