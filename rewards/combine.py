@@ -48,6 +48,9 @@ _CHUNK = 16
 # A week, in seconds; timers refuse far larger ones.
 _LONGEST_DEADLINE = 604_800.0
 
+# The largest sum that a step may earn.
+_LARGEST = 1e15
+
 # sympy and its parsers take 0.4 GB of address space.
 _BUILT_IN_MEMORY = 2 * 2**30
 
@@ -287,8 +290,11 @@ class RewardSum:
         total = sum(
             self._weights[name] * value for name, value in values.items() if value is not None
         )
-        if not math.isfinite(total):
-            raise RewardError(f"the weighted sum of {values} is {total} at {_place(step)}")
+        if not abs(total) <= _LARGEST:
+            raise RewardError(
+                f"the weighted sum of {values} is {total} at {_place(step)}; it must be a number "
+                f"of at most {_LARGEST:g}, which is squared and computed with in float32"
+            )
         return StepScore(values, float(total), outcomes[_LIFT.name].value, failures)
 
     def _is_built_in(self, name: str) -> bool:

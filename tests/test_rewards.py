@@ -180,3 +180,14 @@ def test_a_sum_can_be_sent_to_another_process() -> None:
     assert again.failed() == rewards.failed()
     again.close()
     rewards.close()
+
+
+@pytest.mark.parametrize(("weight", "value"), [(1.0, 1e16), (1e300, 1e8), (1e308, 1e8)])
+def test_a_sum_that_cannot_be_computed_with_is_named(weight: float, value: float) -> None:
+    """Advantages square it, and the loss is float32."""
+
+    def large(step: StepContext) -> float:
+        return value
+
+    with pytest.raises(RewardError, match="the weighted sum of .*large.* is .*at most 1e"):
+        RewardSum({large: weight}).score([step()])
