@@ -49,7 +49,7 @@ _CHUNK = 16
 _LONGEST_DEADLINE = 604_800.0
 
 # The largest sum that a step may earn.
-_LARGEST = 1e15
+_LARGEST = 1e30
 
 # sympy and its parsers take 0.4 GB of address space.
 _BUILT_IN_MEMORY = 2 * 2**30

@@ -22,7 +22,10 @@ TOUCHES = {("rewards/answer.py", "environments"), ("rewards/scalars.py", "enviro
 # The floors of `srl/`, from the ground up: a module imports its own floor and those before it. What
 # lies in `srl/` itself is named; a package stands for all of its modules.
 FLOORS = (
-    ("srl.errors", "srl.console", "srl.redaction", "srl.guard", "srl.stats", "srl.sample_metrics"),
+    (
+        *("srl.errors", "srl.console", "srl.redaction", "srl.guard", "srl.stats"),
+        *("srl.sample_metrics", "srl.threads"),
+    ),
     ("srl.config",),
     ("srl.runs",),
     ("srl.logs",),

@@ -233,7 +233,7 @@ def test_whole_solutions_are_read_without_their_thoughts(form: PromptFormat) -> 
     found = whole(form, texts)
     assert [(a.sample, a.mode) for a in found] == [(k, "whole") for k in range(1, 8)]
     assert found[0].to_json()["steps"] == ["x = 2", "The answer is 2."]
-    assert [a.correct for a in found] == [True, True, False, False, None, False, True]
+    assert [a.correct for a in found] == [True, True, False, False, True, False, True]
     assert [a.failure for a in found] == [
         None,
         None,

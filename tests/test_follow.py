@@ -129,7 +129,7 @@ def test_a_log_that_is_cut_back(tmp_path: Path, again: int) -> None:
     new = [replace(one, action="again", reward=0.5) for one in numbered(again, 4)]
     beside = tmp_path / "beside.jsonl"
     beside.write_bytes(log.read_bytes())
-    truncate_to(beside, position)
+    truncate_to({beside: position})
     write_log(tmp_path / "new", new)
     beside.write_bytes(beside.read_bytes() + (tmp_path / "new" / "steps.jsonl").read_bytes())
     os.replace(beside, log)  # at once, so that no look comes between

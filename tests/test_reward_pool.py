@@ -238,7 +238,7 @@ def test_steps_are_scored_beside_the_caller(mine: str) -> None:
     total = RewardSum({mine + "sleeps": 1.0}, deadline=4.0)
     total.check(step())
     pending = total.submit([step("bad")])
-    (asked,) = [one for one in pending._asked if one.name == mine + "sleeps"]
+    (asked,) = [one for one in pending._asked if one.name == "sleeps"]
     assert not any(part.done() for part in asked.parts)  # it did not wait for the deadline
     assert pending.result()[0].failures == {"sleeps": "deadline"}
     assert total.score([]) == []
@@ -270,8 +270,13 @@ def test_equal_steps_are_scored_once_by_built_ins_and_each_time_by_others() -> N
     pool.submit = lambda steps, rewards=None: submitted.append(len(steps)) or submit(steps, rewards)  # type: ignore[func-returns-value, method-assign]
     scores = total.score(twice)
     assert asked == ["2 + 2"] * 3
-    assert submitted == [2]  # a thought or none is all that a built-in sees of it
+    assert submitted == [3]  # `format` looks at thoughts
     assert [score.rewards["format"] for score in scores] == [1.0, 1.0, 0.75]
+    blind = RewardSum({"similarity": 1.0})
+    submit = blind._built_in.submit
+    blind._built_in.submit = pool.submit  # type: ignore[method-assign]
+    blind.score(twice)
+    assert submitted == [3, 1]
 
 
 def test_a_file_is_imported_once_for_all_its_rewards(mine: str) -> None:

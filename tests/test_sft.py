@@ -220,7 +220,7 @@ def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:
     rows = ExpertRows.of([*DATA[:2], tagged, long], form, args, 64)
     assert dict(rows.dropped) == {
         "a copy of the expert's step breaks the format (repeated_tag)": 1,
-        "the expert's step is longer than max_completion_length": 1,
+        "the expert's step is longer than max_completion_length 12": 1,
         "too long for the policy's context": 1,  # the prompt that holds it
     }
     thinking = Trajectory("four", (Step("a", " x</think>y<think>"), Step("b", " z")))

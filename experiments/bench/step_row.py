@@ -141,8 +141,12 @@ def mean(values: Sequence[float]) -> float:
 
 def endless_tokenizer() -> PreTrainedTokenizerFast:
     """The small policy's, with an end token whose number is beyond the model's vocabulary."""
-    tokenizer = base_tokenizer()
+    tokenizer = _without_template(base_tokenizer())
     tokenizer.add_special_tokens({"eos_token": "<|never|>"})
+    return tokenizer
+
+
+def _without_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     tokenizer.chat_template = None
     return tokenizer
 
@@ -326,7 +330,8 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
                 output_dir=str(Path(folder) / "srl"),
                 prompts_per_step=setting.prompts_per_step,
                 num_generations=setting.shape.G,
-                max_completion_length=setting.shape.C,
+                # The experts' steps, too, would fit into it; how much is written is set below.
+                max_completion_length=2 * (setting.shape.C + setting.shape.s) + 16,
                 prompt_order=order,
                 max_steps=steps,
                 dynamic_sampling=False,
@@ -343,9 +348,12 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
             ),
             setting.trajectories,
             step_rewards=setting.rewards,
-            processing_class=setting.tokenizer,
+            processing_class=_without_template(base_tokenizer()),
             callbacks=[clock],
         )
+        never = frozenset({int(setting.tokenizer.eos_token_id)})
+        trainer.form.stop_ids = never
+        trainer.sampling = replace(trainer.sampling, stop_ids=never, max_new_tokens=setting.shape.C)
         trainer.wait, trainer.samplers = setting.wait, []
         trainer.train()
         trainer.rewards.close()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+import srl.threads  # noqa: F401, measures other work from here on
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import now_and_then, say, visible
 from srl.errors import RunError, UsageError

@@ -7,6 +7,7 @@ made in vain is taken away again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from environments.types import DataError
+from rewards.pool import cores
 from srl.commands.inputs import Inputs, changes_since_start, inputs_of, versions_since_start
 from srl.commands.session import Session, session
 from srl.config.experiment import Experiment, parse_experiment
@@ -36,6 +38,7 @@ from srl.runs.attempts import forget
 from srl.runs.checkpoints import latest_checkpoint, put_in_place
 from srl.runs.commands import command_again, resume_command
 from srl.runs.folder import RunFolder, replace_file, write_json
+from srl.threads import busy_elsewhere, choose_threads
 from srl.training.checkpoints import why_kept
 from srl.training.loss import load_loss
 from srl.training.progress import ProgressReport
@@ -155,6 +158,8 @@ def _train(
     args.output_dir = str(run.path)
     args.run_name = args.run_name or run.name  # what trackers call it
     set_seed(args.seed)
+    if args.device.type == "cpu":
+        _use_threads(run, console, resumes=checkpoint is not None)
     if isinstance(args, SRLConfig):
         load_loss(args)  # like rewards, one that cannot be used is refused before data are read
     rewards = experiment.sum_rewards(run.path)
@@ -278,6 +283,24 @@ def _compare_inputs(run: RunFolder, inputs: Inputs, accept: bool, console: Conso
         say(console, lines)
     if versions := versions_since_start(run):
         say(console, versions)
+
+
+def _use_threads(run: RunFolder, console: Console, *, resumes: bool) -> None:
+    """Compute with as many threads as have a core, and write down with how many."""
+    environment = run.read_environment()
+    recorded = environment.get("threads") if resumes else None
+    threads = choose_threads(
+        cores=cores(),
+        busy=busy_elsewhere(),
+        recorded=recorded if isinstance(recorded, int) else None,
+        environ=os.environ,
+    )
+    if threads.count is not None:
+        torch.set_num_threads(threads.count)
+    if threads.why:
+        say(console, threads.why)
+    if not resumes:
+        write_json(run.environment, {**environment, "threads": torch.get_num_threads()})
 
 
 def _trainer_of(method: str) -> Callable[..., SRLTrainer | ExpertTrainer]:

@@ -213,6 +213,14 @@ class RunFolder:
         with self.command.open("a", encoding="utf-8") as file:
             file.write(_command_line(argv))
 
+    def read_environment(self) -> dict[str, object]:
+        """environment.json as far as it can be read: nothing rests on it."""
+        try:
+            found = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def read_config(self) -> dict[str, object]:
         """The resolved config the run started with.
 

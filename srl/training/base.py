@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from srl.models.lora import check_adapter
 from srl.models.memory import fits_into_memory
 from srl.models.precision import use_float32
 from srl.models.trial import check_scoring
-from srl.models.vocabulary import check_ids, fit_tokenizer
+from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
@@ -116,18 +116,14 @@ class StepTrainer(Trainer):
         units = trajectory_numbers(examples) if in_order else None
         self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
 
-    def _attach(
-        self, *, first_lines: Sequence[Callable[[], str]], read: Iterable[Sequence[int]]
-    ) -> None:
+    def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
         """After the library's `__init__`: our progress and checkpoints in place of its own.
 
         Args:
             first_lines: what a user reads at the start.
-            read: token ids of what the policy will read.
 
         Raises:
-            UsageError: the policy cannot be sampled or scored exactly, or has no embedding of a
-                token.
+            UsageError: the policy cannot be sampled or scored exactly.
         """
         # The library's accounting would call a step of 64 rollouts one sample.
         for callback in (PrinterCallback, ProgressCallback):
@@ -141,7 +137,6 @@ class StepTrainer(Trainer):
             # First of all: others look at whether this step is saved.
             self.callback_handler.callbacks.insert(1, saves)
         model = self.accelerator.unwrap_model(self.model)
-        check_ids(model, read)
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
         slower = way_of(model, share=self.settings.prefix_tree).line()
         once = [line for line in (self.weights_line, slower) if line]

@@ -172,7 +172,6 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
             )
         self._attach(
             first_lines=(self.arithmetic,),
-            read=(*self.prompts, *self.rows.completions, *held_out.prompts, *held_out.completions),
         )
 
     def arithmetic(self) -> str:

@@ -131,7 +131,6 @@ class SRLTrainer(StepTrainer):
             )
         self._attach(
             first_lines=(self.reward_report, self.arithmetic),
-            read=(*self.prompts, *self.validation_rows.prompts),
         )
         if trackers := [name for name in names_of(args.report_to) if name in TABLES]:
             tables = RolloutTables(trackers)  # after the trackers' own callbacks
