@@ -7,6 +7,9 @@
         args=GRPOConfig(reward_weights=ours.reward_weights, ...),
     )
 
+TRL's asynchronous trainer adds up all functions without weights: give it the first one alone,
+`reward_funcs=ours.reward_funcs[:1]`. It sends them to a process of its own, as they can be.
+
 What it learns from is then what `SRLTrainer` learns from, format failures at -1 included. What TRL
 does not have stays out: dynamic sampling, and prompts cut into tokens part by part (TRL cuts a
 whole prompt at once, which a tokenizer may do differently at the borders of parts).
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -159,7 +163,20 @@ class _Scorer:
         self._rewards = rewards
         self._form = form
         self._whole = whole
+        self._start()
+
+    def _start(self) -> None:
+        # TRL's asynchronous trainer calls every function in a thread of its own.
+        self._lock = Lock()
         self._scored: tuple[list[list[int]], list[StepScore]] = ([], [])
+
+    def __getstate__(self) -> dict[str, object]:
+        own = vars(self).items()
+        return {name: value for name, value in own if name not in ("_lock", "_scored")}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        vars(self).update(state)
+        self._start()
 
     def scores(
         self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
@@ -170,10 +187,11 @@ class _Scorer:
             completion_ids: their tokens.
             columns: of the data set, a value a completion.
         """
-        # By identity: the same batch is asked about once for every function, one after another.
-        if self._scored[0] is not completion_ids:
-            self._scored = (completion_ids, self._score(completion_ids, columns))
-        return self._scored[1]
+        with self._lock:
+            # By identity: the same batch is asked about once for every function.
+            if self._scored[0] is not completion_ids:
+                self._scored = (completion_ids, self._score(completion_ids, columns))
+            return self._scored[1]
 
     def _score(
         self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,3 +180,28 @@ def test_the_reward_functions_can_be_sent_to_another_process(
     for mine, theirs in zip(ours.reward_funcs, sent, strict=True):
         assert theirs(completion_ids=written, **columns) == mine(completion_ids=written, **columns)
     assert ours.reward_funcs[0](completion_ids=written, **columns)[1] == -1
+
+
+def test_functions_that_are_asked_at_once_share_the_scores(
+    chat_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """TRL's asynchronous trainer calls each in a thread of its own."""
+    asked: list[str] = []
+
+    def slow(step: StepContext) -> float:
+        asked.append(step.action)
+        time.sleep(0.1)  # the others come meanwhile
+        return float(len(step.action))
+
+    ours = adapt(DATA[:1], {slow: 1.0}, chat_tokenizer)
+    columns = {name: [ours.dataset[name][0]] for name in ours.dataset.column_names}
+    with ThreadPoolExecutor(8) as threads:
+        for text in ("a", "aa", "aaa"):
+            asked.clear()
+            batch = [chat_tokenizer.encode(f"<think>x</think>{text}<|im_end|>")]
+            calls = [
+                threads.submit(function, completion_ids=batch, **columns)
+                for function in (*ours.reward_funcs, *ours.reward_funcs)
+            ]
+            assert [call.result() for call in calls] == [[float(len(text))]] * 4
+            assert asked == [text]
