@@ -379,7 +379,29 @@ def _unplain(what: str, why: str) -> CodeNameError:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use: by its affinity, and by the quota of its container."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        own = len(os.sched_getaffinity(0))
+    else:
+        own = os.cpu_count() or 1
+    quota = _quota(Path("/sys/fs/cgroup"))
+    return own if quota is None else max(1, min(own, int(quota)))
+
+
+def _quota(root: Path) -> float | None:
+    """Cores that a container's control group allows, of either version; None without a bound."""
+    try:
+        words = (root / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            words = [
+                (root / "cpu" / name).read_text(encoding="ascii").strip()
+                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            ]
+        except (OSError, ValueError):
+            return None
+    try:
+        quota, period = map(float, words)
+    except ValueError:  # "max 100000"
+        return None
+    return quota / period if quota > 0 and period > 0 else None

@@ -297,6 +297,8 @@ def _use_threads(run: RunFolder, console: Console, *, resumes: bool) -> None:
     )
     if threads.count is not None:
         torch.set_num_threads(threads.count)
+    elif not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())  # a container's quota, which torch does not look at
     if threads.why:
         say(console, threads.why)
     if not resumes:
