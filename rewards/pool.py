@@ -380,10 +380,9 @@ def _unplain(what: str, why: str) -> CodeNameError:
 
 def cores() -> int:
     """The cores that this process may use: by its affinity, and by the quota of its container."""
+    own = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         own = len(os.sched_getaffinity(0))
-    else:
-        own = os.cpu_count() or 1
     quota = _quota(Path("/sys/fs/cgroup"))
     return own if quota is None else max(1, min(own, int(quota)))
 
