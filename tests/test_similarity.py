@@ -162,9 +162,9 @@ def generated_pairs(count: int) -> Iterator[tuple[str, str]]:
         yield a, b
 
 
-def test_100_000_pairs_are_bit_equal_to_difflib() -> None:
-    pairs = list(generated_pairs(100_000))
-    assert sum(len(b) >= 200 for _, b in pairs) > 4_000
+def test_pairs_are_bit_equal_to_difflib() -> None:
+    pairs = list(generated_pairs(40_000))
+    assert sum(len(b) >= 200 for _, b in pairs) > 1_600
     for number, (a, b) in enumerate(pairs):
         autojunk = number % 2 == 0
         assert similarity(a, b, autojunk=autojunk) == oracle(a, b, autojunk), (a, b, autojunk)

@@ -159,13 +159,13 @@ def test_numbers_that_no_trainer_can_use(name: str, values: tuple[float, ...]) -
 def test_code_is_looked_for_before_data_are_read(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (home / "mine.py").write_text("def some(x):\n    return 1.0\n")
+    (home / "some_code.py").write_text("def some(x):\n    return 1.0\n")
     (home / "data.jsonl").write_text("no JSON")
     for words in (
-        ["--loss_type", "mine.py:nope"],
-        ["--rewards.mine.py:nope", "1"],
-        ["--data.source", "mine.py:nope"],
+        ["--loss_type", "some_code.py:nope"],
+        ["--rewards.some_code.py:nope", "1"],
+        ["--data.source", "some_code.py:nope"],
     ):
-        refused(capsys, train(*words), r"mine.py has no 'nope'; it has: some")
-    write_config(home / "config.yaml", model="none", loss_type="mine.py:nope")
-    refused(capsys, main(["train", "--config", "config.yaml"]), "mine.py has no 'nope'")
+        refused(capsys, train(*words), r"some_code.py has no 'nope'; it has: some")
+    write_config(home / "config.yaml", model="none", loss_type="some_code.py:nope")
+    refused(capsys, main(["train", "--config", "config.yaml"]), "some_code.py has no 'nope'")
