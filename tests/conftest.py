@@ -12,9 +12,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# What `make test` tells its children: messages then name make, and make itself says more.
-for name in ("SRL_STARTED_BY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
-    os.environ.pop(name, None)
 
 import json
 import random
@@ -29,6 +26,10 @@ import yaml
 from hypothesis import settings
 
 from environments.types import Trajectory
+
+# What `make test` tells its children: messages then name make, and make itself says more.
+for name in ("SRL_STARTED_BY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
