@@ -50,6 +50,21 @@ CHATML = (
 )
 
 
+# The files that take longest: they begin first, so that no core waits at the end.
+LONGEST = (
+    *("test_equivalence.py", "test_cli.py", "test_trainer.py", "test_compare_runner.py"),
+    *("test_cli_rewards.py", "test_wrapped_scoring.py", "test_reward_pool.py", "test_sft.py"),
+    *("test_stopping.py", "test_resuming.py", "test_bench.py", "test_loss.py", "test_lora.py"),
+    *("test_report_browser.py", "test_hostile.py", "test_choice.py", "test_similarity.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of `LONGEST`, and then the others as they were found."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 class TokenizerMaker(Protocol):
     """The signature of the fixture `make_tokenizer`."""
 
