@@ -52,10 +52,24 @@ CHATML = (
 
 # The files that take longest: they begin first, so that no core waits at the end.
 LONGEST = (
-    *("test_equivalence.py", "test_cli.py", "test_trainer.py", "test_compare_runner.py"),
-    *("test_cli_rewards.py", "test_wrapped_scoring.py", "test_reward_pool.py", "test_sft.py"),
-    *("test_stopping.py", "test_resuming.py", "test_bench.py", "test_loss.py", "test_lora.py"),
-    *("test_report_browser.py", "test_hostile.py", "test_choice.py", "test_similarity.py"),
+    "test_equivalence.py",
+    "test_cli.py",
+    "test_compare_runner.py",
+    "test_bench.py",
+    "test_trainer.py",
+    "test_stopping.py",
+    "test_resuming.py",
+    "test_wrapped_scoring.py",
+    "test_answer_reward.py",
+    "test_lora.py",
+    "test_sft.py",
+    "test_tree_attention.py",
+    "test_report_browser.py",
+    "test_cli_rewards.py",
+    "test_demonstrations.py",
+    "test_check_data.py",
+    "test_loss.py",
+    "test_inspect.py",
 )
 
 
