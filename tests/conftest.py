@@ -17,6 +17,8 @@ import json
 import random
 import re
 import signal
+import sys
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -48,35 +50,6 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-# The files that take longest: they begin first, so that no core waits at the end.
-LONGEST = (
-    "test_equivalence.py",
-    "test_cli.py",
-    "test_compare_runner.py",
-    "test_bench.py",
-    "test_trainer.py",
-    "test_stopping.py",
-    "test_resuming.py",
-    "test_wrapped_scoring.py",
-    "test_answer_reward.py",
-    "test_lora.py",
-    "test_sft.py",
-    "test_tree_attention.py",
-    "test_report_browser.py",
-    "test_cli_rewards.py",
-    "test_demonstrations.py",
-    "test_check_data.py",
-    "test_loss.py",
-    "test_inspect.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order of `LONGEST`, and then the others as they were found."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 class TokenizerMaker(Protocol):
@@ -145,6 +118,18 @@ def build_tokenizer(
 def _state_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Code that tests run is noted in a place of their own: `srl/config/trust.py`."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def _no_module_of_another_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test imports from its folder is gone with it: others call their modules the same."""
+    path, before = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    base = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(base):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
