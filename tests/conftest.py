@@ -28,6 +28,7 @@ import yaml
 from hypothesis import settings
 
 from environments.types import Trajectory
+from rewards.pool import cores
 
 # What `make test` tells its children: messages then name make, and make itself says more.
 for name in ("SRL_STARTED_BY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
@@ -112,6 +113,11 @@ def build_tokenizer(
         tokenizer_object=inner, chat_template=chat_template, clean_up_tokenization_spaces=False,
         **{key: token for key, token in named.items() if token},
     )  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: some tests wait for deadlines, or for processes they start."""
+    return cores() + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
