@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import gc
 import json
 import random
 import re
@@ -118,6 +119,15 @@ def build_tokenizer(
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than cores: some tests wait for deadlines, or for processes they start."""
     return cores() + 1
+
+
+def pytest_collection_finish() -> None:
+    """All libraries are imported by now: the garbage collector need not look at them ever again.
+
+    It took a third of the tests' time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -139,8 +139,8 @@ def test_the_table_holds_every_number() -> None:
 @pytest.mark.parametrize(
     ("source", "file", "steps"),
     [
-        ("gsm8k", "gsm8k_train.jsonl", 3600),
-        ("competition_math", "math_train.jsonl", 4300),
+        ("gsm8k", "gsm8k_train.jsonl", 3548),
+        ("competition_math", "math_train.jsonl", 4249),
         ("s1k", "s1k_trajectories.jsonl", 256),
     ],
 )
