@@ -121,6 +121,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         Part.__post_init__(self)
         TrainingArguments.__post_init__(self)
 
+    @property
+    def split_seed(self) -> int:
+        """What chooses which problems are held out, and which are shown as worked examples."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __getstate__(self) -> dict[str, object]:
         """Without tokens: transformers pickles it beside every checkpoint and policy."""
         return without_tokens(self)

@@ -27,6 +27,7 @@ from rewards import RewardSum
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.rows import dropped
+from srl.data.shots import draw_shots
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
 from srl.errors import DivergedError, RunError, UsageError
@@ -76,12 +77,16 @@ class StepTrainer(Trainer):
         model: PreTrainedModel,
         settings: TrainerConfig,
         tokenizer: PreTrainedTokenizerBase,
+        train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory],
         rewards: RewardSum,
         *,
         best_by: Sequence[str],
-    ) -> None:
+    ) -> list[Trajectory]:
         """Refuse what cannot be, and read the policy's prompts.
+
+        Returns:
+            The expert solutions to train on: all but those of worked examples.
 
         Raises:
             UsageError: wrong use, in words.
@@ -94,10 +99,12 @@ class StepTrainer(Trainer):
         check_installed(settings.report_to)
         self.settings = settings
         self.rewards = rewards
-        self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
+        shots, rest = draw_shots(train_trajectories, settings, seed=settings.split_seed)
+        self.form = prompt_format(model, tokenizer, settings, shots=shots)
         end_turns(model, self.form.end_id)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
+        return rest
 
     def _take_rows(self, examples: Sequence[StepExample], drops: Mapping[str, int]) -> None:
         """Make the stream over the training rows.
