@@ -124,6 +124,10 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
 
+    model = add("model", help="prepare a model to train: from the hub, a GGUF file, or a folder")
+    model.add_argument("name", metavar="NAME", help="a hub name, a GGUF file, or a model folder")
+    model.add_argument("--output", metavar="FOLDER", help="default: a folder of models/")
+
     compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"
     )
