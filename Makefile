@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick bench bench-gpu base test lint types \
+.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick real bench bench-gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -67,6 +67,10 @@ compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it s
 
 compare-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) --quick $(ARGS)
+
+real: $(STAMP) ## a real 135 M model on GSM8K: fetched, SFT, SRL, one table; goes on where it stopped [DATA=file.jsonl]
+	$(PY) -m srl model HuggingFaceTB/SmolLM2-135M-Instruct --output models/SmolLM2-135M-Instruct
+	$(PY) -m srl compare --config experiments/real/smollm2.yaml --jobs 1 $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
 bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS="--rows 3 4"]
 	$(PY) experiments/bench/bench.py $(ARGS)

@@ -361,7 +361,13 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
     from srl.compare.plan_file import load_plan
     from srl.compare.runner import compare, list_cells, show_table
 
-    plan = load_plan(Path(args.config), quick=args.quick)
+    plan = load_plan(
+        Path(args.config),
+        quick=args.quick,
+        model=args.model,
+        data=args.data,
+        output=args.output,
+    )
     cells = plan.choose(
         rows=listed(args.rows),
         seeds=None if seeds is None else [int(seed) for seed in seeds],
