@@ -24,6 +24,7 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
+    StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -57,6 +58,8 @@ class SamplingParams:
         min_p: None is off.
         stop_ids: every token that ends a completion; the token stays in the completion.
         seed: of the random numbers.
+        stopping: tokens that a completion has so far -> whether it has ended, beside `stop_ids`;
+            what ended it stays in the completion.
     """
 
     max_new_tokens: int
@@ -66,6 +69,7 @@ class SamplingParams:
     min_p: float | None = None
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
+    stopping: StoppingCriteria | None = None
 
     @classmethod
     def of(
@@ -282,6 +286,9 @@ def _decode(
             log_probs[row_of, length - 1] = probabilities.gather(1, token[:, None])[:, 0].log()
         written[row_of, length - 1] = torch.where(ended, -1, token)
         ended = ended | torch.isin(token, stop)
+        if params.stopping is not None:
+            so_far = written[row_of, :length].clamp(min=0)
+            ended = ended | params.stopping(so_far, None)
         last = length == params.max_new_tokens
         if last or length % look_every == 0:
             if not bool(logits.isfinite().all()):
@@ -307,7 +314,10 @@ def _completion(ids: list[int], log_probs: list[float], params: SamplingParams) 
     """Without the filling behind its end."""
     written = [token for token in ids if token >= 0]
     sampled = log_probs[: len(written)] if params.temperature else []
-    return Completion(written, written[-1] not in params.stop_ids, sampled)
+    truncated = written[-1] not in params.stop_ids
+    if truncated and params.stopping is not None:
+        truncated = not bool(params.stopping(torch.tensor([written]), None))
+    return Completion(written, truncated, sampled)
 
 
 def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
