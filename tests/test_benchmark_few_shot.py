@@ -68,6 +68,14 @@ def test_the_last_expression_of_a_solution(text: str, answer: str | None) -> Non
     assert last_expression(text) == answer
 
 
+def test_a_flood_costs_no_more_than_its_length() -> None:
+    for flood in ("1" * 200_000, "." * 200_000, "$" * 200_000, "\\[" * 60_000, "-" * 200_000):
+        answer = flexible_extract(flood)
+        assert answer is None or not exact_match(answer, "1")
+        assert strict_match(f"#### {flood}") is None or flood[0] in "1."
+        assert last_expression(flood) in (None, flood)
+
+
 # ---- the draw -----------------------------------------------------------------------------------
 
 ROWS = [{"question": f"What is {i} + 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(40)]
