@@ -19,6 +19,7 @@ from environments.types import DataError, LoadReport, Step, Trajectory
 
 ASKED = "a problem of the benchmark"
 TWICE = "a problem that stands twice"
+DRAWING = "a drawing"
 
 
 def load_few_shot(
@@ -99,6 +100,8 @@ def _shot(benchmark: Benchmark, row: Row) -> Shot:
         UnusableRowError: there is none.
     """
     problem, solution = benchmark.problem_of(row), _solution(row)
+    if "[asy]" in problem + solution:  # hundreds of tokens that show nothing about solving
+        raise UnusableRowError(DRAWING)
     answer = stated_answer(solution, problem)
     with suppress(UnusableRowError):
         answer = benchmark.golds(row)[0]

@@ -347,6 +347,7 @@ def test_an_evaluation_with_worked_examples(
         (["--num_fewshot", "2", "--fewshot_file", "few.jsonl"], "few.jsonl: 1 of 3 rows make"),
         (["--num_fewshot", "1", "--fewshot_file", "svamp=few.jsonl"], "names svamp, but --bench"),
         (["--num_fewshot", "1", "--fewshot_file", "none.jsonl"], "none.jsonl: no such file"),
+        (["--num_fewshot", "1", "--fewshot_file", "few.jsonl,b.jsonl"], "two files for all"),
         (["--num_fewshot", "1", "--as-is"], "as_is asks .* but num_fewshot is 1"),
         (["--as-is", "--whole_system_prompt", "x"], "but whole_system_prompt is 'x'"),
         (["--as-is"], "has no chat template"),

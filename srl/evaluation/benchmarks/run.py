@@ -138,11 +138,17 @@ def _fewshot_files(given: str | None) -> dict[str, str]:
     if given is None:
         return {}
     files = [given] if Path(given).exists() else given.split(",")
-    found = {}
+    found: dict[str, str] = {}
     for one in files:
         name, equals, path = one.strip().partition("=")
         named = bool(equals) and not Path(one.strip()).exists()
-        found[find_benchmark(name).name if named else ""] = path if named else one.strip()
+        whose = find_benchmark(name).name if named else ""
+        if whose in found:
+            raise UsageError(
+                f"--fewshot_file {given}: two files for {whose or 'all benchmarks'}; give one, or "
+                "NAME=FILE for each"
+            )
+        found[whose] = path if named else one.strip()
     return found
 
 
