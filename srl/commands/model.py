@@ -184,7 +184,7 @@ def _train_line(folder: Path) -> str:
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    form = prompt_format(model, tokenizer, PromptSettings(), system_prompt=None)
+    form = prompt_format(model, tokenizer, PromptSettings())
     limit = context_limit(model)
     asked = "chat template" if tokenizer.chat_template else "no chat template (plain text)"
     end = tokenizer.decode([form.end_id])
