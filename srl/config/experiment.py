@@ -111,7 +111,7 @@ def sum_rewards(
     """
     folder = None if run_folder is None else run_folder.resolve()
     # Where nothing is trained on the sum there is no such setting.
-    earned = FORMAT_FAILURE_REWARD
+    earned: float | Mapping[str, float] = FORMAT_FAILURE_REWARD
     if isinstance(args, GroupSettings):
         earned = args.format_failure_reward
     try:
