@@ -73,7 +73,7 @@ bench-gpu: $(STAMP) ## the same on a GPU [ARGS="--toy": a dry run without one]
 base: $(STAMP) ## make the small base policy of the default config again
 	$(PY) experiments/tiny/make_base.py $(ARGS)
 
-test: $(STAMP) ## all tests, offline, a process a core [ARGS="tests/test_x.py -k name -n 0"]
+test: $(STAMP) ## all tests, offline, a process a core and one more [ARGS="tests/test_x.py -k name -n 0"]
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff: style and likely mistakes

@@ -178,7 +178,7 @@ def test_or_the_failure_is_recorded_and_counted(
 
 def test_a_reward_that_sleeps_is_stopped_and_the_run_goes_on(mine: Path) -> None:
     words = ["--rewards.mine.py:sleeps", "0.5", "--reward_deadline", "0.6"]
-    assert train("--rewards.similarity", "1", *words, *QUICK) == 0
+    assert train("--rewards.similarity", "1", *words, *QUICK, "--max_steps", "1") == 0
     records = [r for r in read_jsonl(mine / "runs/one/steps.jsonl") if r["format_failure"] is None]
     asleep = [record for record in records if record["rewards"]["sleeps"] is None]
     assert [record["action"] for record in asleep] == [TOY_STEPS[2]] * len(asleep)

@@ -57,7 +57,7 @@ def test_the_seed_decides_everything(toy_policy: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         torch.rand(3)  # whatever was drawn before the run does not matter
         trainer = make(
-            toy_policy, tmp_path / name, seed=seed, max_steps=4, eval_strategy="steps", eval_steps=2
+            toy_policy, tmp_path / name, seed=seed, max_steps=2, eval_strategy="steps", eval_steps=1
         )
         trainer.train()
         found[name] = weights(trainer.model)
@@ -129,7 +129,8 @@ def test_neither_micro_batches_nor_trees_change_a_step(
     whole_calls, whole, whole_loss = update(8192)
     assert whole_calls == 2  # two optimiser steps
     assert whole.norm() > 1e-3
-    for tokens, prefix_tree, least_calls in ((48, True, 8), (96, False, 8), (8192, False, 2)):
+    cuts = [(48, True, 8), (96, False, 8), (8192, False, 2)]
+    for tokens, prefix_tree, least_calls in cuts if loss_type == "grpo" else cuts[:1]:
         cut_calls, cut, cut_loss = update(tokens, prefix_tree)
         assert cut_calls >= least_calls
         assert (cut - whole).norm() <= 1e-5 * whole.norm()
@@ -155,11 +156,15 @@ class Crash(TrainerCallback):
     [
         {},
         {"num_iterations": 3, "beta": 0.1, "loss_type": "dapo"},
-        {"dynamic_sampling": False, "lr_scheduler_type": "cosine", "weight_decay": 0.1},
-        {"logging_steps": 4},  # no line is due at the checkpoint, nor at the end
-        {"eval_on_start": True},  # which is when the training starts, and not when it goes on
+        {
+            "dynamic_sampling": False,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": 0.1,
+            "logging_steps": 4,  # no line is due at the checkpoint, nor at the end
+            "eval_on_start": True,  # which is when the training starts, and not when it goes on
+        },
     ],
-    ids=["dropping", "several passes and KL", "schedule", "between two lines", "told at the start"],
+    ids=["dropping", "several passes and KL", "schedule, lines and the start"],
 )
 def test_a_resumed_run_equals_a_straight_one(
     toy_policy: Path, tmp_path: Path, changes: dict[str, object]

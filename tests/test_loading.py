@@ -246,12 +246,7 @@ def test_stop_ids_without_any() -> None:
 def test_the_prompt_format_knows_every_stop_token() -> None:
     model = build_model()
     model.generation_config.eos_token_id = [7, 9]
-    form = prompt_format(
-        model,
-        build_tokenizer(),
-        PromptSettings(whole_system_prompt=None),
-        system_prompt="Go.",
-    )
+    form = prompt_format(model, build_tokenizer(), PromptSettings(whole_system_prompt=None))
     assert form.stop_ids == {7, 9, 256}
     assert form.template == "plain"
 

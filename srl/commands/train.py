@@ -25,12 +25,13 @@ from srl.commands.session import Session, session
 from srl.config.experiment import Experiment, parse_experiment
 from srl.config.settings import SRLConfig
 from srl.console import say
+from srl.data.shots import draw_shots
 from srl.data.splits import load_splits
 from srl.data.steps import build_examples
 from srl.errors import RunError, UsageError
 from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
-from srl.models.loading import load_policy
+from srl.models.loading import load_policy, prompt_format
 from srl.models.lora import add_adapter, is_adapted, merged_within
 from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
@@ -203,7 +204,7 @@ def _train(
 
     def test(policy: PreTrainedModel, when: str) -> dict[str, object]:
         return measure(
-            policy, tokenizer, experiment, trainer.rewards, splits.test, run, when, console
+            policy, trainer.form, experiment, trainer.rewards, splits.test, run, when, console
         )
 
     before_path = run.before
@@ -338,7 +339,10 @@ def evaluate_policy(
     model.to(experiment.args.device)
     if slower := way_of(model, share=experiment.args.prefix_tree).line():
         say(console, slower)
-    found = measure(model, tokenizer, experiment, rewards, problems, run, "eval", console)
+    args = experiment.args
+    shots, _ = draw_shots(splits.train, args, seed=args.split_seed)
+    form = prompt_format(model, tokenizer, args, shots=shots)
+    found = measure(model, form, experiment, rewards, problems, run, "eval", console)
     console.print(comparison(found, None))
     return found
 

@@ -115,6 +115,10 @@ class PromptSettings(Part):
         whole_system_prompt: what the policy is told for a whole problem, to be solved in one
             completion; null sends no system message. An experiment that does not give it takes its
             environment's.
+        open_thought: prompts end in `<think>`, so that a policy which was never taught the format
+            starts inside its thought; a chat template that writes the tag itself does so anyway.
+        think_budget: tokens after which a thought that is still open is closed by writing the tag
+            for the policy; 0 is never. What is written for it carries no loss.
         prompt_date: the day that a chat template which asks for the date is told, YYYY-MM-DD; it is
             never today's, so that a run resumed tomorrow reads the same prompts.
     """
@@ -122,9 +126,18 @@ class PromptSettings(Part):
     template: Literal["auto", "chat", "plain"] = "auto"
     think: bool = True
     whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT
+    open_thought: bool = False
+    think_budget: int = 0
     prompt_date: str = PROMPT_DATE
 
     def check(self) -> None:
+        at_least(self, think_budget=0)
+        for name in ("open_thought", "think_budget"):
+            if getattr(self, name) and not self.think:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, but think is false: there is no thought; "
+                    f"leave {name} away, or set think: true"
+                )
         try:
             told = date.fromisoformat(self.prompt_date).isoformat()
         except (TypeError, ValueError):
@@ -215,15 +228,33 @@ class RowSettings(SamplingSettings, PromptSettings):
         system_prompt: what the policy is told for a step; null sends no system message. An
             experiment that does not give it takes its environment's.
         max_completion_length: the longest completion of one step, in tokens.
+        few_shot: worked examples in front of every prompt: steps of so many training problems,
+            which are then not trained on.
+        step_ends_at: what ends a step beside the end of the policy's turn: "line" a line end,
+            "blank_line" a blank line, "turn" nothing else.
     """
 
     targets: Literal["literal", "all", "skip_first", "whole"] = "literal"
     step_title: Literal["off", "given"] = "off"
     system_prompt: str | None = PAPER_SYSTEM_PROMPT
     max_completion_length: int = 512
+    few_shot: int = 0
+    step_ends_at: Literal["turn", "line", "blank_line"] = "turn"
 
     def check(self) -> None:
-        at_least(self, max_completion_length=1)
+        at_least(self, max_completion_length=1, few_shot=0)
+        within(self, few_shot=(0, 64))
+        if self.step_ends_at != "turn" and self.targets == "whole":
+            raise UsageError(
+                f"step_ends_at is {self.step_ends_at}, but under targets: whole there are no "
+                "steps; leave it away, or set other targets"
+            )
+        if self.think_budget >= self.completion_length:
+            raise UsageError(
+                f"think_budget is {self.think_budget}, which leaves no room for a step behind the "
+                f"thought: {self.length_field} is {self.completion_length}; set it to "
+                f"{self.think_budget + 128}, or think_budget to {self.completion_length // 2}"
+            )
 
     @property
     def length_field(self) -> str:

@@ -96,9 +96,13 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         data_seed: which problems are held out; null is `seed`.
         save_every_minutes: a checkpoint also after the step with which so many minutes have passed
             since the last one; null is off.
+        max_minutes: the step with which the steps have taken so many minutes is the last one,
+            whatever max_steps is; evaluations and checkpoints do not count. null is off. Two runs
+            of one seed then differ in how far they come.
     """
 
     save_every_minutes: float | None = None
+    max_minutes: float | None = None
 
     # Other defaults than transformers'.
     output_dir: str | None = "runs"
@@ -121,6 +125,11 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         Part.__post_init__(self)
         TrainingArguments.__post_init__(self)
 
+    @property
+    def split_seed(self) -> int:
+        """What chooses which problems are held out, and which are shown as worked examples."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __getstate__(self) -> dict[str, object]:
         """Without tokens: transformers pickles it beside every checkpoint and policy."""
         return without_tokens(self)
@@ -138,11 +147,9 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
                     f"{name} is {every}; give a number of steps, or a share of them below 1; to "
                     f"switch it off: {name.removesuffix('steps')}strategy: no"
                 )
-        if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
-            raise UsageError(
-                f"save_every_minutes is {self.save_every_minutes}; give minutes, above 0, such as "
-                "30, or null"
-            )
+        for name in ("save_every_minutes", "max_minutes"):
+            if (minutes := getattr(self, name)) is not None and not 0 < minutes < math.inf:
+                raise UsageError(f"{name} is {minutes}; give minutes, above 0, such as 30, or null")
         check_seeds(seed=self.seed, data_seed=self.data_seed)
         defaults = {setting.name: setting.default for setting in fields(self)}
         for name, why in _UNUSED.items():

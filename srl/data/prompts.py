@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -24,6 +24,7 @@ from environments.types import Step, as_steps
 from srl.config.format_failures import FAILURES
 from srl.data.plain_text import PlainText, leading_ids
 from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, chat_frame, plain_frame, turn_end
+from srl.data.text_limits import StepEnd, TextLimits
 from srl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class PromptFormat:
         whole_system_prompt: str | None = PAPER_EVALUATION_PROMPT,
         stop_ids: Collection[int] | None = None,
         prompt_date: str = PROMPT_DATE,
+        open_thought: bool = False,
+        think_budget: int = 0,
+        step_ends_at: StepEnd = "turn",
+        shots: Sequence[StepExample] = (),
     ) -> None:
         """Read the tokenizer's template once and cut it around the user's words.
 
@@ -90,9 +95,16 @@ class PromptFormat:
                 after an assistant's words; by default the tokenizer's EOS alone, though a
                 generation config often lists more.
             prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
+            open_thought: prompts end in `<think>`, whether the template writes it or not.
+            think_budget: tokens after which a thought that is still open is closed; 0 is never.
+            step_ends_at: what ends a step beside an end token.
+            shots: worked examples. In front of every prompt for a step stands each one's context
+                and step, as a message of the user's and one of the policy's; in front of a prompt
+                for a whole solution, its problem and the expert's whole solution.
 
         Raises:
-            UsageError: no token ends a completion, or the chat template cannot be used.
+            UsageError: no token ends a completion, the chat template cannot be used, or a thought
+                is to be closed that is not opened in the prompt.
         """
         if template not in get_args(Template):
             raise UsageError(f"template is {template!r}; allowed: {', '.join(get_args(Template))}")
@@ -106,18 +118,19 @@ class PromptFormat:
         self.tokenizer = tokenizer
         self.think = think
         self.template: Literal["chat", "plain"]
+        self.shots = tuple(shots)
         ending = None
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
             self._first_ids = leading_ids(tokenizer)
-            self._step_frame = plain_frame(system_prompt)
-            self._whole_frame = plain_frame(whole_system_prompt)
+            self._step_frame = plain_frame(system_prompt, examples=len(shots))
+            self._whole_frame = plain_frame(whole_system_prompt, examples=len(shots))
         else:
             self.template = "chat"
             self._first_ids = []  # the template writes BOS itself if the policy wants one
             day = datetime.fromisoformat(prompt_date)
             self._step_frame, self._whole_frame = (
-                chat_frame(tokenizer, words, think=think, day=day)
+                chat_frame(tokenizer, words, think=think, day=day, examples=len(shots))
                 for words in (system_prompt, whole_system_prompt)
             )
             ending = turn_end(tokenizer, think=think, day=day)
@@ -132,11 +145,30 @@ class PromptFormat:
         else:
             eos = tokenizer.eos_token_id
             before_end, self.end_id = "", int(eos if eos in stop_ids else min(self.stop_ids))
-        self.opens_thought = think and self._step_frame.tail.rstrip().endswith(OPEN)
+        template_opens = think and self._step_frame.tail.rstrip().endswith(OPEN)
+        self.opens_thought = template_opens or (think and open_thought)
+        if think_budget and not self.opens_thought:
+            raise UsageError(
+                f"think_budget is {think_budget}, but nothing opens a thought in the prompt that "
+                "could be closed after so many tokens; set open_thought: true"
+                + ("" if think else " and think: true")
+            )
         self._outer_ids = self.stop_ids | _special_ids(tokenizer)
         self._text = PlainText(tokenizer, _control_ids(tokenizer, self._outer_ids))
         # As the template writes it: some put a space or a line end before the token.
         self._end_ids = [*self._text.next(before_end), self.end_id]
+        opens_itself = self.opens_thought and not template_opens
+        self._opening = list(self._text.next(f"{OPEN}\n")) if opens_itself else []
+        self._step_limits = TextLimits(
+            read=self.read,
+            ends_at=step_ends_at,
+            line_ids=frozenset() if step_ends_at == "turn" else _line_ids(tokenizer),
+            think=think,
+            opens_thought=self.opens_thought,
+            think_budget=think_budget,
+            close_ids=tuple(self._text.next(f"\n{CLOSE}\n")) if think_budget else (),
+        )
+        self._starts: dict[Frame, list[int]] = {}  # what all prompts of a frame begin with
 
     def encode(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
@@ -162,15 +194,10 @@ class PromptFormat:
 
         An observation is a part of its own behind its step; there is none where it is empty.
         """
-        hint = "" if title is None else f"{SEPARATOR}Next step: {title.strip()}"
         return [
             self._start(self._step_frame, problem),
-            *(
-                self._text.data(SEPARATOR + text.strip())
-                for step in as_steps(previous_steps)
-                for text in [step.text, *([step.observation] if step.observation.strip() else [])]
-            ),
-            [*self._text.data(hint), *self._text.next(self._step_frame.tail)],
+            *self._steps(previous_steps),
+            [*self._hint(title), *self._tail(self._step_frame)],
         ]
 
     def encode_example(self, example: StepExample) -> list[int]:
@@ -182,7 +209,7 @@ class PromptFormat:
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""
         frame = self._whole_frame
-        return self._start(frame, problem) + self._text.next(frame.tail)
+        return self._start(frame, problem) + self._tail(frame)
 
     def encode_expert(self, example: StepExample, *, thoughts: bool = True) -> list[int]:
         """What the expert wrote, as the completion of a policy, end token included.
@@ -192,13 +219,7 @@ class PromptFormat:
         have none where the data has none; but one that the prompt has opened must be closed.
         Without `thoughts` none is written: the shortest completion that copies the expert.
         """
-        pieces = []
-        for step in example.expert_steps:
-            thought = step.thought if thoughts else ""
-            wanted = self.think and (bool(thought.strip()) or not example.whole)
-            written = f"{OPEN}{thought}{CLOSE}\n{step.text.strip()}"
-            pieces.append(written if wanted else step.text)
-        text = "\n".join(pieces).strip()
+        text = self._expert_text(example, thoughts=thoughts)
         if self.opens_thought:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
         return [*self._text.data(text), *self._end_ids]
@@ -214,8 +235,9 @@ class PromptFormat:
             whole: the action is a whole solution, under `parse_whole`'s rules.
         """
         parse = parse_whole if whole else parse_text
+        text = self.read(completion_ids)
         return parse(
-            self.read(completion_ids),
+            text if whole else self._step_limits.cut(text),
             truncated,
             think=self.think,
             opens_thought=self.opens_thought,
@@ -230,13 +252,78 @@ class PromptFormat:
         )
         return text
 
+    def limits(self, *, whole: bool = False) -> TextLimits | None:
+        """What bounds a completion by its text; None where only tokens do.
+
+        Args:
+            whole: of a whole solution, which goes on behind the end of a step.
+        """
+        own = self._step_limits
+        found = replace(own, ends_at="turn", line_ids=frozenset()) if whole else own
+        return found if found.think_budget or found.ends_at != "turn" else None
+
+    def ends_early(self, step: str) -> bool:
+        """Whether a step would be taken as over before its end: what is left could not be read."""
+        text = f"{OPEN}{CLOSE}\n{step.strip()}" if self.think else step.strip()
+        return self._step_limits.cut(text) != text
+
     def _start(self, frame: Frame, problem: str) -> list[int]:
         words = problem.strip()
+        if not frame.between:
+            return self._first(frame, words)
+        if frame not in self._starts:
+            self._starts[frame] = self._examples(frame)
+        return [*self._starts[frame], *self._text.data(words)]
+
+    def _first(self, frame: Frame, words: str) -> list[int]:
+        """The frame's head and the user's first words behind it."""
         if not self._text.holds_control(frame.said):
             return self._first_ids + self._text.first(frame.head, words)
         before, _, after = frame.head.rpartition(frame.said)
         ids = [*self._text.first(before, frame.said), *self._text.next(after)]
         return [*self._first_ids, *ids, *self._text.data(words)]
+
+    def _examples(self, frame: Frame) -> list[int]:
+        """The worked examples, up to where the user's own words begin."""
+        ids: list[int] = []
+        for number, shot in enumerate(self.shots):
+            if frame is self._whole_frame:
+                shot = replace(shot, step_index=0, title=None, whole=True)
+            asked = shot.problem.strip()
+            ids += self._text.data(asked) if number else self._first(frame, asked)
+            if not shot.whole:
+                ids += [token for segment in self._steps(shot.previous) for token in segment]
+                ids += self._hint(shot.title)
+            ids += self._text.next(frame.between[2 * number])
+            ids += self._text.data(self._expert_text(shot))
+            if self.template == "plain":
+                ids += self._end_ids
+            ids += self._text.next(frame.between[2 * number + 1])
+        return ids
+
+    def _steps(self, previous_steps: Sequence[Step | str]) -> list[tuple[int, ...]]:
+        """The steps so far, and what was observed after them, a segment each."""
+        return [
+            self._text.data(SEPARATOR + text.strip())
+            for step in as_steps(previous_steps)
+            for text in [step.text, *([step.observation] if step.observation.strip() else [])]
+        ]
+
+    def _hint(self, title: str | None) -> tuple[int, ...]:
+        return self._text.data("" if title is None else f"{SEPARATOR}Next step: {title.strip()}")
+
+    def _tail(self, frame: Frame) -> list[int]:
+        return [*self._text.next(frame.tail), *self._opening]
+
+    def _expert_text(self, example: StepExample, *, thoughts: bool = True) -> str:
+        """What the expert wrote, in the policy's format, tags included."""
+        pieces = []
+        for step in example.expert_steps:
+            thought = step.thought if thoughts else ""
+            wanted = self.think and (bool(thought.strip()) or not example.whole)
+            written = f"{OPEN}{thought}{CLOSE}\n{step.text.strip()}"
+            pieces.append(written if wanted else step.text)
+        return "\n".join(pieces).strip()
 
     def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
         """Drop end, padding and role tokens at both ends; inside they stay and are seen."""
@@ -381,6 +468,11 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, outer_ids: Collection[int])
         and token not in ordinary
         and added.content.strip()
     )
+
+
+def _line_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that hold a line end."""
+    return frozenset(token for token in range(len(tokenizer)) if "\n" in tokenizer.decode([token]))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

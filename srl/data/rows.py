@@ -113,6 +113,8 @@ def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) 
         return None
     if failure := why_uncopyable(example.expert_step, think=form.think):
         return uncopyable(failure)
+    if form.ends_early(example.expert_step):
+        return f"the expert's step goes on where step_ends_at: {args.step_ends_at} ends it"
     if len(form.encode_expert(example, thoughts=False)) > args.completion_length:
         return f"the expert's step is longer than {args.length_field} {args.completion_length}"
     return None

@@ -33,7 +33,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
     args = experiment.args
     held_out: list[Trajectory] = []
     train = trajectories
-    seed = args.seed if args.data_seed is None else args.data_seed
+    seed = args.split_seed
     wanted = args.validation_problems + args.test_problems
     distinct = len({trajectory.problem_id for trajectory in trajectories})
     if wanted and wanted >= distinct:

@@ -39,16 +39,21 @@ class Frame:
         tail: after them.
         said: the part of the head that is no template's: the system prompt it was given. In plain
             text there is no template, and a system prompt stands as it is.
+        between: of worked examples, what stands behind each message before the next one: behind a
+            user's, behind the assistant's, behind the next user's, and so on. `head` then stands
+            before the first example.
     """
 
     head: str
     tail: str
     said: str = ""
+    between: tuple[str, ...] = ()
 
 
-def plain_frame(system_prompt: str | None) -> Frame:
-    """The frame of a policy without a chat template."""
-    return Frame(system_prompt.strip() + SEPARATOR if system_prompt else "", SEPARATOR)
+def plain_frame(system_prompt: str | None, *, examples: int = 0) -> Frame:
+    """The frame of a policy without a chat template; an end token closes each example."""
+    head = system_prompt.strip() + SEPARATOR if system_prompt else ""
+    return Frame(head, SEPARATOR, between=(SEPARATOR, "") * examples)
 
 
 def chat_frame(
@@ -57,17 +62,36 @@ def chat_frame(
     *,
     think: bool,
     day: datetime = TODAY,
+    examples: int = 0,
 ) -> Frame:
     """The chat template around the user's words, with the system prompt wherever it can stand.
+
+    Args:
+        tokenizer: the policy's.
+        system_prompt: None sends no system message.
+        think: passed to templates that ask for it.
+        day: what a template is told that asks for the date.
+        examples: earlier turns of a user and an assistant before the user's words.
 
     Raises:
         UsageError: the template fails, drops the words, or shows them twice.
     """
+    shown = [
+        words
+        for number in range(examples)
+        for words in (f"{_USER}InExample{number}Here", f"{_ASSISTANT}InExample{number}Here")
+    ]
+    earlier = [
+        {"role": "assistant" if place % 2 else "user", "content": words}
+        for place, words in enumerate(shown)
+    ]
     user = {"role": "user", "content": _USER}
-    attempts = [[user]]
+    attempts = [[*earlier, user]]
     if system_prompt:
-        merged = {"role": "user", "content": system_prompt.strip() + SEPARATOR + _USER}
-        attempts = [[{"role": "system", "content": system_prompt.strip()}, user], [merged]]
+        system = {"role": "system", "content": system_prompt.strip()}
+        first, *others = attempts[0]
+        merged = {**first, "content": system_prompt.strip() + SEPARATOR + first["content"]}
+        attempts = [[system, first, *others], [merged, *others]]
     problem = ""
     for messages in attempts:
         try:
@@ -75,19 +99,34 @@ def chat_frame(
         except Exception as error:  # noqa: BLE001, a template is a foreign program
             problem = f"it raises {type(error).__name__}: {error}"
             continue
-        if text.count(_USER) != 1:
-            problem = f"it shows the user's message {text.count(_USER)} times"
+        lost = [words for words in shown if text.count(words) != 1]
+        if lost:
+            problem = "it drops or repeats earlier turns, which few_shot needs; give few_shot: 0"
+        elif text.count(_USER) != 1 + examples:
+            problem = f"it shows the user's message {text.count(_USER) - examples} times"
         elif system_prompt and system_prompt.strip() not in text:
             problem = "it drops the system prompt"
         else:
-            head, _, tail = text.partition(_USER)
+            # The user's words are the last to hold the sentinel.
+            before, _, tail = text.rpartition(_USER)
+            head, *between = _split_at(before, shown)
             if not think and tail.rstrip().endswith(OPEN):
                 tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
-            return Frame(head, tail, system_prompt.strip() if system_prompt else "")
+            said = system_prompt.strip() if system_prompt else ""
+            return Frame(head, tail, said, tuple(between))
     raise UsageError(
         f"the policy's chat template cannot be used: {problem}; give template: plain, "
         "or another tokenizer"
     )
+
+
+def _split_at(text: str, parts: Sequence[str]) -> list[str]:
+    """What stands before, between and behind parts that come one after another."""
+    pieces = []
+    for part in parts:
+        piece, _, text = text.partition(part)
+        pieces.append(piece)
+    return [*pieces, text]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from environments.types import Trajectory
 from rewards import RewardSum
@@ -34,7 +35,7 @@ from srl.evaluation.solving import (
     solve_step_by_step,
     solve_whole,
 )
-from srl.models.loading import context_limit, prompt_format
+from srl.models.loading import context_limit
 from srl.rollout.rollouts import Rollout, rollout_metrics, sample_rollouts
 from srl.rollout.samplers import Prompt, Sampler, SamplingParams, make_sampler
 from srl.runs.attempts import gain, read_attempts
@@ -49,7 +50,7 @@ _MODES = {"steps": "step by step", "whole": "whole solution"}
 
 def measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    form: PromptFormat,
     experiment: Experiment,
     rewards: RewardSum,
     problems: Sequence[Trajectory],
@@ -65,8 +66,7 @@ def measure(
     number = 0 if run is None else _next_evaluation(run.eval)
     asked = one_each(problems)
     say(console, f"{when}: solving {len(asked):,} held-out problems")
-    form = prompt_format(model, tokenizer, args, system_prompt=args.system_prompt)
-    sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
+    sampler = make_sampler(model, pad_id=int(form.tokenizer.pad_token_id), settings=args)
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         limit, tick = context_limit(model), now_and_then(console, when)
         attempts = _solve(sampler, form, asked, args, args.seed, limit, tick)
@@ -99,11 +99,16 @@ def _solve(
     limit: int | None,
     tick: Tick,
 ) -> list[Attempt]:
-    def params(longest: int, *, sampled: bool) -> SamplingParams:
-        stops = form.stop_ids
-        if not sampled:
-            return SamplingParams(longest, temperature=0, stop_ids=stops)
-        return SamplingParams.of(args, seed=seed, max_new_tokens=longest, stop_ids=stops)
+    def params(*, whole: bool, sampled: bool) -> SamplingParams:
+        longest = args.whole_max_completion_length if whole else args.max_completion_length
+        params = SamplingParams.of(
+            args,
+            seed=seed,
+            max_new_tokens=longest,
+            stop_ids=form.stop_ids,
+            limits=form.limits(whole=whole),
+        )
+        return params if sampled else replace(params, temperature=0)
 
     def rounds(samples: int) -> list[tuple[int, int]]:
         """First sample and how many: greedy, then sampled."""
@@ -115,7 +120,7 @@ def _solve(
             sampler,
             form,
             problems,
-            params=params(args.max_completion_length, sampled=first > 0),
+            params=params(whole=False, sampled=first > 0),
             max_steps=args.solve_max_steps,
             context_limit=limit,
             num_samples=count,
@@ -130,7 +135,7 @@ def _solve(
                 sampler,
                 form,
                 problems,
-                params=params(args.whole_max_completion_length, sampled=first > 0),
+                params=params(whole=True, sampled=first > 0),
                 context_limit=limit,
                 num_samples=count,
                 first_sample=first,
@@ -163,7 +168,12 @@ def _steps(
         rows.examples,
         [Prompt(prompt, key=0) for prompt in rows.prompts],
         rewards=rewards,
-        params=SamplingParams(args.completion_length, temperature=0, stop_ids=form.stop_ids),
+        params=SamplingParams(
+            args.completion_length,
+            temperature=0,
+            stop_ids=form.stop_ids,
+            limits=form.limits(whole=args.targets == "whole"),
+        ),
         num_samples=1,
     )
     steps = [group[0] for group in groups]

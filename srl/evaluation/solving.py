@@ -261,13 +261,20 @@ def solve_validation(
     problems = one_each(problems)
     if solves_whole(args):
         longest = args.whole_max_completion_length
-        params = SamplingParams(longest, temperature=0, stop_ids=form.stop_ids)
+        params = SamplingParams(
+            longest, temperature=0, stop_ids=form.stop_ids, limits=form.limits(whole=True)
+        )
         return solve_whole(sampler, form, problems, params=params, context_limit=context_limit)
     return solve_step_by_step(
         sampler,
         form,
         problems,
-        params=SamplingParams(args.max_completion_length, temperature=0, stop_ids=form.stop_ids),
+        params=SamplingParams(
+            args.max_completion_length,
+            temperature=0,
+            stop_ids=form.stop_ids,
+            limits=form.limits(),
+        ),
         max_steps=args.solve_max_steps,
         context_limit=context_limit,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from srl.config.parts import PromptSettings
+from srl.config.parts import PromptSettings, RowSettings
 from srl.data.prompts import PromptFormat
+from srl.data.steps import StepExample
 from srl.errors import UsageError
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
 from srl.models.vocabulary import embeddings, fit_tokenizer
@@ -174,14 +176,19 @@ def prompt_format(
     tokenizer: PreTrainedTokenizerBase,
     settings: PromptSettings,
     *,
-    system_prompt: str | None,
+    shots: Sequence[StepExample] = (),
 ) -> PromptFormat:
     """The words around a step for this policy; benchmarks, which ask for none, have no prompt."""
+    steps = settings if isinstance(settings, RowSettings) else None
     return PromptFormat(
         tokenizer,
         template=settings.template,
         think=settings.think,
-        system_prompt=system_prompt,
+        open_thought=settings.open_thought,
+        think_budget=settings.think_budget,
+        system_prompt=None if steps is None else steps.system_prompt,
+        step_ends_at="turn" if steps is None else steps.step_ends_at,
+        shots=shots,
         whole_system_prompt=settings.whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
         prompt_date=settings.prompt_date,

@@ -141,7 +141,7 @@ def _rollout(
         prompt_ids=prompt.ids,
         completion_ids=completion.ids,
         log_probs=completion.log_probs,
-        loss_mask=[True] * len(completion.ids),
+        loss_mask=[not forced for forced in completion.forced] or [True] * len(completion.ids),
         policy_version=policy_version,
         truncated=completion.truncated,
         parsed=parsed,

@@ -30,11 +30,13 @@ from transformers import (
 )
 
 from srl.config.parts import SamplingSettings
+from srl.data.text_limits import TextLimits
 from srl.errors import DivergedError
 from srl.models.memory import fits_into_memory
 from srl.models.tree_models import attending_over_trees
 from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
+from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
 from srl.rollout.decoding import Decoder
 from srl.rollout.uniforms import Uniforms
@@ -57,6 +59,7 @@ class SamplingParams:
         min_p: None is off.
         stop_ids: every token that ends a completion; the token stays in the completion.
         seed: of the random numbers.
+        limits: what ends a completion, or closes its thought, by its text; None is nothing.
     """
 
     max_new_tokens: int
@@ -66,6 +69,7 @@ class SamplingParams:
     min_p: float | None = None
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
+    limits: TextLimits | None = None
 
     @classmethod
     def of(
@@ -75,6 +79,7 @@ class SamplingParams:
         seed: int,
         max_new_tokens: int,
         stop_ids: frozenset[int],
+        limits: TextLimits | None = None,
     ) -> SamplingParams:
         """Sampled, as the settings have it."""
         return cls(
@@ -85,6 +90,7 @@ class SamplingParams:
             min_p=settings.min_p,
             stop_ids=stop_ids,
             seed=seed,
+            limits=limits,
         )
 
     def warpers(self) -> LogitsProcessorList:
@@ -126,11 +132,14 @@ class Completion:
         truncated: True if the length limit ended it.
         log_probs: each token's log-probability at the sampling temperature, before top_p, top_k
             and min_p; none for greedy decoding.
+        forced: of each token whether it was written in the policy's place, to close its thought;
+            none where no token was.
     """
 
     ids: list[int]
     truncated: bool
     log_probs: list[float] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
 
 
 class Sampler(Protocol):
@@ -270,6 +279,7 @@ def _decode(
     given = torch.zeros(n, dtype=torch.bool, device=device)
     row_of = torch.arange(n * num_samples, device=device)  # [rows in the batch] -> completion
     ended = torch.zeros_like(row_of, dtype=torch.bool)
+    bounds = None if params.limits is None else TextBounds(params.limits, written)
     for length in range(1, params.max_new_tokens + 1):
         logits = logits.float()
         if params.temperature == 0:
@@ -280,19 +290,24 @@ def _decode(
             if cut:  # what was drawn from is not the whole distribution
                 probabilities = (logits / params.temperature).softmax(-1)
             log_probs[row_of, length - 1] = probabilities.gather(1, token[:, None])[:, 0].log()
+        if bounds is not None:
+            token = bounds.force(token, length - 1, row_of, ended)
         written[row_of, length - 1] = torch.where(ended, -1, token)
         ended = ended | torch.isin(token, stop)
         last = length == params.max_new_tokens
         if last or length % look_every == 0:
             if not bool(logits.isfinite().all()):
                 raise DivergedError(NOT_FINITE)
+            if bounds is not None:
+                ended = ended | bounds.end(length, row_of)
             done[row_of] = ended | last
             ready = done.view(n, -1).all(1) & ~given
             if bool(ready.any()):
                 for place in ready.nonzero().squeeze(1).tolist():
                     own = slice(place * num_samples, (place + 1) * num_samples)
                     texts = zip(written[own].tolist(), log_probs[own].tolist(), strict=True)
-                    yield place, [_completion(ids, values, params) for ids, values in texts]
+                    group = [_completion(ids, values, params) for ids, values in texts]
+                    yield place, group if bounds is None else bounds.mark(group, own.start)
                 given |= ready
                 if bool(given.all()):
                     return

@@ -27,6 +27,7 @@ from rewards import RewardSum
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.rows import dropped
+from srl.data.shots import draw_shots
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
 from srl.errors import DivergedError, RunError, UsageError
@@ -41,11 +42,11 @@ from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
+from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes
 from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
 from srl.training.run_log import mean_loss
-from srl.training.timed_saves import SaveEveryMinutes
 from srl.training.trackers import check_installed
 
 
@@ -76,12 +77,16 @@ class StepTrainer(Trainer):
         model: PreTrainedModel,
         settings: TrainerConfig,
         tokenizer: PreTrainedTokenizerBase,
+        train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory],
         rewards: RewardSum,
         *,
         best_by: Sequence[str],
-    ) -> None:
+    ) -> list[Trajectory]:
         """Refuse what cannot be, and read the policy's prompts.
+
+        Returns:
+            The expert solutions to train on: all but those of worked examples.
 
         Raises:
             UsageError: wrong use, in words.
@@ -94,10 +99,12 @@ class StepTrainer(Trainer):
         check_installed(settings.report_to)
         self.settings = settings
         self.rewards = rewards
-        self.form = prompt_format(model, tokenizer, settings, system_prompt=settings.system_prompt)
+        shots, rest = draw_shots(train_trajectories, settings, seed=settings.split_seed)
+        self.form = prompt_format(model, tokenizer, settings, shots=shots)
         end_turns(model, self.form.end_id)
         self.context_limit = context_limit(model)
         self.validation_trajectories = list(validation_trajectories)
+        return rest
 
     def _take_rows(self, examples: Sequence[StepExample], drops: Mapping[str, int]) -> None:
         """Make the stream over the training rows.
@@ -131,10 +138,14 @@ class StepTrainer(Trainer):
         self._saving = Saving(self.state_dict)
         self._saving.attach(self)
         settings = self.settings
+        times = settings.num_iterations if isinstance(settings, LossSettings) else 1
+        self._clock: StopAfterMinutes | None = None
+        if settings.max_minutes is not None:
+            self._clock = StopAfterMinutes(settings.max_minutes, multiple_of=times)
+            self.callback_handler.callbacks.insert(0, self._clock)
         if settings.save_every_minutes is not None:
-            times = settings.num_iterations if isinstance(settings, LossSettings) else 1
             saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
-            # First of all: others look at whether this step is saved.
+            # Before the others: they look at whether this step is saved.
             self.callback_handler.callbacks.insert(1, saves)
         model = self.accelerator.unwrap_model(self.model)
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
@@ -167,6 +178,8 @@ class StepTrainer(Trainer):
             self._saving.best = best_so_far(checkpoint)
             # The evaluation at the start of a training that has started is in the log already.
             self.args.eval_on_start = False
+            if self._clock is not None and self._clock.is_over:
+                self.args.max_steps = int(checkpoint.name.rpartition("-")[2])
         try:
             self.run_log.open()
             path = None if checkpoint is None else str(checkpoint)
@@ -317,7 +330,9 @@ class StepTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the Trainer's own state."""
-        return {"stream": self.stream.state_dict(), "positions": self.run_log.positions()}
+        seconds = {} if self._clock is None else {"seconds": self._clock.seconds}
+        stream, positions = self.stream.state_dict(), self.run_log.positions()
+        return {"stream": stream, "positions": positions, **seconds}
 
     def _load_state(self, checkpoint: Path) -> dict[str, Any]:
         """Go on from a checkpoint; returns the whole state.
@@ -326,7 +341,11 @@ class StepTrainer(Trainer):
             UsageError: it is damaged, or of other data or another seed.
         """
         holds = {"stream": dict, **self._further_state}
+        if self._clock is not None:
+            holds["seconds"] = float
         state, positions = read_state(checkpoint, holds=holds, logs=self.run_log.paths)
         self.stream.load_state_dict(state["stream"])
+        if self._clock is not None:
+            self._clock.seconds = state["seconds"]
         self.run_log.cut_back(positions)
         return state

@@ -22,11 +22,23 @@ class SamplerGap:
     def __init__(self) -> None:
         self._parts: list[Tensor] = []  # [3] each: sum, largest, tokens
 
-    def add(self, scores: CompletionScores, sampled: Sequence[Sequence[float]]) -> None:
-        """Take one micro-batch: the update's scores, and the sampler's of the same rows."""
+    def add(
+        self,
+        scores: CompletionScores,
+        sampled: Sequence[Sequence[float]],
+        counted: Sequence[Sequence[bool]] | None = None,
+    ) -> None:
+        """Take one micro-batch.
+
+        Args:
+            scores: the update's.
+            sampled: the sampler's log-probabilities of the same tokens.
+            counted: of each token whether the policy wrote it; None is every token.
+        """
         with torch.no_grad():
-            gap = (scores.log_probs - scores.padded(sampled)).abs() * scores.mask
-            self._parts.append(torch.stack([gap.sum(), gap.max(), scores.mask.sum()]))
+            mask = scores.mask if counted is None else scores.padded(counted)
+            gap = torch.where(mask.bool(), scores.log_probs - scores.padded(sampled), 0).abs()
+            self._parts.append(torch.stack([gap.sum(), gap.max(), mask.sum()]))
 
     def metrics(self) -> dict[str, float]:
         """Mean over tokens and the largest, in nats; nothing where nothing was sampled."""

@@ -149,8 +149,14 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self._prepare(
-            model, args, processing_class, validation_trajectories, step_rewards, best_by=BEST_BY
+        train_trajectories = self._prepare(
+            model,
+            args,
+            processing_class,
+            train_trajectories,
+            validation_trajectories,
+            step_rewards,
+            best_by=BEST_BY,
         )
         self.rows = ExpertRows.of(train_trajectories, self.form, args, self.context_limit)
         self.prompts = self.rows.prompts

@@ -102,8 +102,14 @@ class SRLTrainer(StepTrainer):
             step_rewards = {"similarity": 1.0} if step_rewards is None else step_rewards
             step_rewards = sum_rewards(step_rewards, args, Path(args.output_dir or "runs"))
         self.loss = load_loss(args)
-        self._prepare(
-            model, args, processing_class, validation_trajectories, step_rewards, best_by=BEST_BY
+        train_trajectories = self._prepare(
+            model,
+            args,
+            processing_class,
+            train_trajectories,
+            validation_trajectories,
+            step_rewards,
+            best_by=BEST_BY,
         )
         rows = Rows.of(train_trajectories, self.form, args, self.context_limit)
         self.examples, self.prompts, self.dropped_rows = rows.examples, rows.prompts, rows.dropped
@@ -145,6 +151,7 @@ class SRLTrainer(StepTrainer):
             seed=args.seed,
             max_new_tokens=args.completion_length,
             stop_ids=self.form.stop_ids,
+            limits=self.form.limits(whole=args.targets == "whole"),
         )
         self.greedy = replace(self.sampling, temperature=0)
 
@@ -324,7 +331,8 @@ class SRLTrainer(StepTrainer):
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
         scores = self._score(model, rollouts, micro_batch.tree, with_entropy=True)
         if rollouts[0].policy_version == self.state.global_step:
-            gap.add(scores, [one.log_probs for one in rollouts])
+            counted = [one.loss_mask for one in rollouts]
+            gap.add(scores, [one.log_probs for one in rollouts], counted)
         old = None
         if self.args.num_iterations > 1:
             if number == len(batch.old_log_probs):  # the first pass

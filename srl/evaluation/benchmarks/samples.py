@@ -71,7 +71,7 @@ class Solver:
         """
         self.args = args
         self.samples = samples
-        self.form: PromptFormat = prompt_format(model, tokenizer, args, system_prompt=None)
+        self.form: PromptFormat = prompt_format(model, tokenizer, args)
         self.limit = context_limit(model)
         # Whether the solutions of a chunk hold their prompt once.
         self.shares = way_of(model, share=args.prefix_tree).shared
@@ -81,6 +81,7 @@ class Solver:
             seed=args.seed,
             max_new_tokens=args.whole_max_completion_length,
             stop_ids=self.form.stop_ids,
+            limits=self.form.limits(whole=True),
         )
         self.greedy = replace(self.sampled, temperature=0)
         self._prompts: dict[str, list[int]] = {}

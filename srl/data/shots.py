@@ -1,0 +1,60 @@
+"""Draws the worked examples of `few_shot` from the training problems.
+
+They stand in front of every prompt, so they come from problems that are neither held out nor
+trained on: a row whose own step is shown would teach copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from environments.types import Trajectory
+from srl.config.parts import RowSettings
+from srl.data.prompts import why_uncopyable
+from srl.data.steps import StepExample, build_examples, split_by_problem
+from srl.errors import UsageError
+
+
+def draw_shots(
+    trajectories: Sequence[Trajectory], args: RowSettings, *, seed: int
+) -> tuple[list[StepExample], list[Trajectory]]:
+    """Returns the worked examples, and the trajectories of all other problems.
+
+    Each example is of another problem. The first shows a first step, the second a second step
+    where its solution has one, and so on, so that a policy sees how solutions begin and go on.
+
+    Args:
+        trajectories: the expert solutions to train on.
+        args: `few_shot` says how many examples; `targets`, `step_title` and `think` which steps.
+        seed: chooses the problems.
+
+    Raises:
+        UsageError: there are too few problems.
+    """
+    if not args.few_shot:
+        return [], list(trajectories)
+    usable = {one.problem_id: one for one in reversed(trajectories) if _rows(one, args)}
+    if args.few_shot >= len(usable):
+        raise UsageError(
+            f"few_shot is {args.few_shot}, but there are {len(usable):,} training problems with "
+            "steps to show, and some must be left to train on; set few_shot to "
+            f"{len(usable) // 10}, or give more data"
+        )
+    _, drawn = split_by_problem(usable.values(), held_out=args.few_shot, seed=seed)
+    shots = []
+    for number, trajectory in enumerate(drawn):
+        rows = _rows(trajectory, args)
+        shots.append(rows[min(number, len(rows) - 1)])
+    shown = {shot.problem_id for shot in shots}
+    return shots, [one for one in trajectories if one.problem_id not in shown]
+
+
+def _rows(trajectory: Trajectory, args: RowSettings) -> list[StepExample]:
+    """The rows of a solution that a policy could copy."""
+    if not trajectory.is_unicode:
+        return []
+    return [
+        row
+        for row in build_examples([trajectory], targets=args.targets, step_title=args.step_title)
+        if row.whole or why_uncopyable(row.expert_step, think=args.think) is None
+    ]

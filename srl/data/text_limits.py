@@ -1,0 +1,71 @@
+"""Ends a step at a blank line, and closes a thought that has become too long.
+
+A model that was not trained on steps rarely writes its end token behind one step: it goes on to the
+whole solution. And one that was told to think may think until the length limit cuts it. Both can be
+seen in the text alone, so a sampler asks here, whatever the tokenizer makes of a line end or a tag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from srl.data.templates import CLOSE, OPEN
+
+StepEnd = Literal["turn", "line", "blank_line"]
+
+# Behind visible text, so that blank lines before a step do not end it.
+_ENDS = {
+    "line": re.compile(r"\S[^\S\n]*\n"),
+    "blank_line": re.compile(r"\S[^\S\n]*\n[^\S\n]*\n"),
+}
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """What bounds a completion beside its end tokens and its length in tokens.
+
+    Attributes:
+        read: token ids -> text.
+        ends_at: where a step ends: "turn" is at an end token only.
+        line_ids: the tokens that hold a line end; only behind one of them a step can end.
+        think: a thought comes first, and the step begins behind `</think>`.
+        opens_thought: the prompt ends in `<think>`.
+        think_budget: tokens after which a thought that is still open is closed; 0 is never.
+        close_ids: the tokens that close it.
+    """
+
+    read: Callable[[Sequence[int]], str]
+    ends_at: StepEnd
+    line_ids: frozenset[int]
+    think: bool
+    opens_thought: bool
+    think_budget: int
+    close_ids: tuple[int, ...]
+
+    def cut(self, text: str) -> str:
+        """The text up to the end of its step; all of it where the step has not ended."""
+        found = self._end(text)
+        return text if found is None else text[: found.start() + 1]
+
+    def is_over(self, ids: Sequence[int]) -> bool:
+        """Whether the step has ended by its text."""
+        return self._end(self.read(ids)) is not None
+
+    def is_open(self, ids: Sequence[int]) -> bool:
+        """Whether the thought has not been closed yet."""
+        return CLOSE not in self.read(ids)
+
+    def _end(self, text: str) -> re.Match[str] | None:
+        if self.ends_at == "turn":
+            return None
+        start = 0
+        # Without any tag the format is broken already, and the text is read as the step.
+        if self.think and (self.opens_thought or OPEN in text):
+            start = text.find(CLOSE)
+            if start < 0:
+                return None
+            start += len(CLOSE)
+        return _ENDS[self.ends_at].search(text, start)

@@ -1,0 +1,97 @@
+"""Applies limits on text while completions are written: `srl/data/text_limits.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from srl.data.text_limits import TextLimits
+
+if TYPE_CHECKING:
+    from srl.rollout.samplers import Completion
+
+
+class TextBounds:
+    """What limits on text do to completions that are being written together.
+
+    Args:
+        limits: the limits.
+        written: [completions, length] of tokens, filled by the sampler; -1 where none is.
+    """
+
+    def __init__(self, limits: TextLimits, written: Tensor) -> None:
+        self._limits = limits
+        self._written = written
+        self._line_ids = torch.tensor(sorted(limits.line_ids), device=written.device)
+        self._looked = 0  # tokens of each completion whose line ends have been seen
+        n = len(written)
+        self._open = torch.zeros(n, dtype=torch.bool, device=written.device)
+        self._over = [False] * n
+
+    def force(self, token: Tensor, place: int, row_of: Tensor, ended: Tensor) -> Tensor:
+        """The tokens [rows] to write at `place`: the closing tag's where a thought is too long.
+
+        Args:
+            token: what the policy has drawn.
+            place: of the token in its completion.
+            row_of: [rows] -> completion.
+            ended: [rows], completions that are complete.
+        """
+        limits = self._limits
+        at = place - limits.think_budget
+        if not limits.think_budget or not 0 <= at < len(limits.close_ids):
+            return token
+        if at == 0:
+            rows = row_of[~ended].tolist()
+            ids = self._written[rows, :place].tolist()
+            still = [row for row, own in zip(rows, ids, strict=True) if limits.is_open(own)]
+            self._open[still] = True
+        forced = self._open[row_of] & ~ended
+        return torch.where(forced, limits.close_ids[at], token)
+
+    def end(self, length: int, row_of: Tensor) -> Tensor:
+        """Which completions [rows] have ended by their text; what lies behind the end is erased.
+
+        Args:
+            length: tokens that each has at most.
+            row_of: [rows] -> completion.
+        """
+        found = torch.zeros_like(row_of, dtype=torch.bool)
+        if self._limits.ends_at == "turn":
+            return found
+        # Since the last look. One that has ended meanwhile may have gone past its end before.
+        holds_line = torch.isin(self._written[row_of, self._looked : length], self._line_ids).any(1)
+        for place in holds_line.nonzero().squeeze(1).tolist():
+            row = int(row_of[place])
+            ids = self._written[row, :length].tolist()
+            for end in range(self._looked + 1, length + 1):
+                if ids[end - 1] in self._limits.line_ids and self._limits.is_over(ids[:end]):
+                    self._written[row, end:] = -1
+                    self._over[row] = True
+                    found[place] = True
+                    break
+        self._looked = length
+        return found
+
+    def mark(self, group: Sequence[Completion], first: int) -> list[Completion]:
+        """Completions with what the limits did to them.
+
+        Args:
+            group: completions.
+            first: the number of the first one.
+        """
+        limits, marked = self._limits, []
+        opened = self._open[first : first + len(group)].tolist()
+        for row, (one, was_open) in enumerate(zip(group, opened, strict=True), first):
+            if self._over[row]:
+                one = replace(one, truncated=False)
+            if was_open:
+                start, stop = limits.think_budget, limits.think_budget + len(limits.close_ids)
+                places = range(len(one.ids))
+                one = replace(one, forced=[start <= place < stop for place in places])
+            marked.append(one)
+        return marked

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, weights
+
+from srl.errors import UsageError
+from srl.runs.checkpoints import STATE_FILE, damage
+from srl.training.trainer import SRLTrainer
+
+
+def test_a_step_that_took_long_is_saved(tmp_path: Path, toy_policy: Path) -> None:
+    """But not in the middle of a batch of two passes."""
+    args = toy_config(tmp_path, save_every_minutes=1e-9, num_iterations=2, max_steps=5)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    assert damage(tmp_path / "checkpoint-4") is None
+
+
+def test_no_checkpoint_before_its_time(tmp_path: Path, toy_policy: Path) -> None:
+    args = toy_config(tmp_path, save_every_minutes=1e9, max_steps=1)
+    SRLTrainer(str(toy_policy), args, toy_trajectories(20)).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["save_every_minutes", "max_minutes"])
+def test_minutes_that_cannot_be(tmp_path: Path, name: str, minutes: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*; give minutes, above 0"):
+        toy_config(tmp_path, **{name: minutes})
+
+
+def test_minutes_end_a_training_as_its_last_step_does(tmp_path: Path, toy_policy: Path) -> None:
+    """Checkpoint, evaluation and the log's line at the end; going on from there adds nothing."""
+    rows = toy_trajectories(20)
+    changes = {
+        "max_minutes": 1e-9, "num_iterations": 2, "max_steps": 40, "save_strategy": "steps",
+        "save_steps": 30, "eval_strategy": "steps", "eval_steps": 30,
+    }  # fmt: skip
+    args = toy_config(tmp_path, **changes)
+    first = SRLTrainer(str(toy_policy), args, rows[:15], validation_trajectories=rows[15:])
+    first.train()
+    assert first.state.global_step == 2  # both passes over the first batch
+    assert damage(tmp_path / "checkpoint-2") is None
+    before = (tmp_path / "metrics.jsonl").read_text()
+    args = toy_config(tmp_path, **changes)
+    again = SRLTrainer(str(toy_policy), args, rows[:15], validation_trajectories=rows[15:])
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
+    assert same_weights(weights(first.model), weights(again.model))
+    steps = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert steps == [1, 2]
+    assert before.count('"eval_accuracy"') == 1
+
+
+def test_minutes_of_an_earlier_session_count(tmp_path: Path, toy_policy: Path) -> None:
+    rows = toy_trajectories(20)
+    args = toy_config(tmp_path, max_minutes=60.0, max_steps=2, save_strategy="steps", save_steps=2)
+    SRLTrainer(str(toy_policy), args, rows).train()
+    state = tmp_path / "checkpoint-2" / STATE_FILE
+    assert 0 < json.loads(state.read_text())["seconds"] < 3600
+    args = toy_config(tmp_path, max_minutes=1e-9, max_steps=9, save_strategy="no")
+    again = SRLTrainer(str(toy_policy), args, rows)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
