@@ -223,6 +223,30 @@ def _eval_bench(
     return 0
 
 
+def _thoughts(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.thoughts import write_thoughts
+    from srl.config.experiment import load_experiment
+    from srl.training.thoughts import INSTRUCTION, ThoughtSettings
+
+    settings = ThoughtSettings(
+        samples=args.samples,
+        max_thought_length=args.max_thought_length,
+        min_lift=args.min_lift,
+        max_in_thought=args.max_in_thought,
+        instruction=INSTRUCTION if args.instruction is None else args.instruction,
+    )
+    write_thoughts(
+        load_experiment(args.config, rest),
+        settings,
+        limit=args.limit,
+        name=args.run_name,
+        argv=argv,
+        console=console,
+    )
+    return 0
+
+
 def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     from srl.logs.terminal.command import inspect_run
 
@@ -369,6 +393,7 @@ _COMMANDS = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "thoughts": _thoughts,
     "inspect": _inspect,
     "report": _report,
     "check-data": _check_data,
