@@ -7,6 +7,7 @@ RUN2   =
 MODEL  =
 DATA   =
 BENCH  =
+NAME   =
 ARGS   =
 # For set-up: which Python makes .venv, and which torch goes into it (`make clean` before a change).
 PYTHON = python3
@@ -26,8 +27,8 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train resume eval inspect report check-data play compare compare-quick bench bench-gpu base test lint types \
-        clean need-run need-run-or-model need-data
+.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick real bench bench-gpu base test lint types \
+        clean need-name need-run need-run-or-model need-data
 
 help: ## this list
 	@echo 'usage: make TARGET [NAME=value ...]'
@@ -35,6 +36,9 @@ help: ## this list
 	@echo 'CONFIG=$(CONFIG) unless given; ARGS="--key value ..." overrides any field of it.'
 
 setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
+
+model: need-name $(STAMP) ## prepare a model to train, in models/: NAME=hub/name, NAME=file.gguf or NAME=folder
+	$(PY) -m srl model $(call quoted,$(NAME)) $(ARGS)
 
 train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value ..."]
 	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
@@ -63,6 +67,10 @@ compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it s
 
 compare-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) --quick $(ARGS)
+
+real: $(STAMP) ## a real 135 M model on GSM8K: fetched, SFT, SRL, one table; goes on where it stopped [DATA=file.jsonl]
+	$(PY) -m srl model HuggingFaceTB/SmolLM2-135M-Instruct --output models/SmolLM2-135M-Instruct
+	$(PY) -m srl compare --config experiments/real/smollm2.yaml --jobs 1 $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
 bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS="--rows 3 4"]
 	$(PY) experiments/bench/bench.py $(ARGS)
@@ -97,6 +105,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c .venv/constraints.txt '$(TORCH)'
 	@$(PIP) install -c .venv/constraints.txt -e '.[dev]'
 	@touch $@
+
+need-name:
+	@:$(if $(NAME),,$(error NAME is missing: a model, as in: make model NAME=Qwen/Qwen2.5-0.5B-Instruct, or: make model NAME=file.gguf))
 
 need-run:
 	@:$(if $(RUN),,$(error RUN is missing: name a folder of runs/, as in: make $(MAKECMDGOALS) RUN=name))

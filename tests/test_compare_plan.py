@@ -260,6 +260,18 @@ def test_samples_are_figures(tmp_path: Path) -> None:
         plan_of(tmp_path, settings=settings, metric="whole maj@8")
 
 
+def test_a_call_may_name_model_data_and_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "compare.yaml", values(quick={"seeds": [0]}))
+    plan = load_plan(path, quick=True, model="my/model", data="my data.jsonl", output="runs/mine")
+    assert plan.output == Path("runs/mine")
+    assert plan.given == ("--model my/model", "--data 'my data.jsonl'", "--output runs/mine")
+    for cell in plan.cells:
+        assert cell.experiment.data["path"] == "my data.jsonl"
+        first = f"runs/mine/{cell.after}/policy" if cell.after else "my/model"
+        assert cell.experiment.model == first
+    assert load_plan(path).given == ()
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_shipped_comparison(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -120,6 +120,18 @@ def test_a_whole_comparison(
     assert re.search(
         r"\[3/3\] toy.two.0 done in 0:\d\d: steps greedy \d+\.\d%  about 0:00 left", shown
     )
+    # One cell at a time: its own lines are passed on, whole and once.
+    logged = (out / "logs/toy.srl.0.log").read_text().splitlines()[1:]
+    assert len(logged) > 3
+    ours = [line[2:] for line in shown.splitlines() if line.startswith("  ")]
+    start_of = ours.index(logged[0])
+    assert ours[start_of : start_of + len(logged)] == logged
+    # Held-out steps beside the expert's, as the runs found them.
+    summary = json.loads((out / "toy.srl.0/summary.json").read_text())["after"]
+    exact = table["cells"]["toy.srl.0"]["held_out_steps"]["exact"]
+    assert exact == summary["held-out steps: exact"]
+    assert "| held-out steps, greedy, % | similarity | exact | format failures |" in text
+    assert f"{100 * exact['value']:.1f} [{100 * exact['low']:.1f}" in text
     threads = {environment["OMP_NUM_THREADS"] for _, environment in start.asked}
     assert threads == {str(runner.cores())}
 

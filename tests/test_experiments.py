@@ -13,9 +13,11 @@ from rewards import RewardSum, StepContext
 from srl.config.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).parents[1]
-# A comparison is a file of another kind: tests/test_compare_plan.py reads it.
+# A comparison is a file of another kind: tests/test_compare_plan.py and tests/test_real.py read it.
 FILES = sorted(
-    path for path in (ROOT / "experiments").glob("*/*.yaml") if path.parent.name != "compare"
+    path
+    for path in (ROOT / "experiments").glob("*/*.yaml")
+    if path.parent.name not in ("compare", "real")
 )
 
 

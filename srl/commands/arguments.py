@@ -161,11 +161,18 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
 
+    model = add("model", help="prepare a model to train: from the hub, a GGUF file, or a folder")
+    model.add_argument("name", metavar="NAME", help="a hub name, a GGUF file, or a model folder")
+    model.add_argument("--output", metavar="FOLDER", help="default: a folder of models/")
+
     compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"
     )
     compare.add_argument("--config", required=True, help="a comparison's file")
     compare.add_argument("--quick", action="store_true", help="with the changes under its `quick`")
+    compare.add_argument("--model", metavar="NAME", help="instead of the file's")
+    compare.add_argument("--data", metavar="PATH", help="a file instead of the file's data.path")
+    compare.add_argument("--output", metavar="FOLDER", help="for the runs, instead of the file's")
     compare.add_argument("--rows", metavar="A,B", help="run these only, and what they start from")
     compare.add_argument("--seeds", metavar="0,1", help="run these only")
     compare.add_argument("--difficulties", metavar="A,B", help="run these only")

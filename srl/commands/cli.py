@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = parser_of(words).parse_known_args(with_minus(words))
-        if rest and args.command in ("inspect", "report", "compare"):
+        if rest and args.command in ("inspect", "report", "model", "compare"):
             raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
             what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
@@ -356,6 +356,17 @@ def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     return 0
 
 
+def _model(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from huggingface_hub.utils import enable_progress_bars
+
+    from srl.commands.model import prepare
+
+    enable_progress_bars()  # a download may take an hour
+    prepare(args.name, None if args.output is None else Path(args.output), console)
+    return 0
+
+
 def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     def listed(words: str | None) -> list[str] | None:
         return None if words is None else [word.strip() for word in words.split(",")]
@@ -374,7 +385,13 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
     from srl.compare.plan_file import load_plan
     from srl.compare.runner import compare, list_cells, show_table
 
-    plan = load_plan(Path(args.config), quick=args.quick)
+    plan = load_plan(
+        Path(args.config),
+        quick=args.quick,
+        model=args.model,
+        data=args.data,
+        output=args.output,
+    )
     cells = plan.choose(
         rows=listed(args.rows),
         seeds=None if seeds is None else [int(seed) for seed in seeds],
@@ -399,6 +416,7 @@ _COMMANDS = {
     "check-data": _check_data,
     "score": _score,
     "play": _play,
+    "model": _model,
     "compare": _compare,
 }
 

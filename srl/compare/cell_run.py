@@ -29,11 +29,13 @@ from srl.config.experiment import parse_experiment
 from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
 from srl.errors import UsageError
+from srl.evaluation.held_out import HELD_OUT_STEPS
 from srl.models.loading import fingerprint
 from srl.models.lora import is_adapter_folder
 from srl.runs.checkpoints import latest_checkpoint
 from srl.runs.folder import RunFolder, changed_keys
 from srl.runs.records import RecordWriter, read_rows
+from srl.stats import Estimate
 
 STARTS, SESSIONS = "starts.jsonl", "sessions.jsonl"
 
@@ -115,6 +117,16 @@ class CellRun:
     def summary(self) -> dict[str, float]:
         """The numbers of its summary.json."""
         return {k: v for k, v in self._summary.items() if type(v) in (int, float)}
+
+    @cached_property
+    def held_out_steps(self) -> dict[str, Estimate]:
+        """Figure -> its mean over held-out steps: similarity, exact copies, format failures."""
+        figures = self._summary.get("after") or self._summary.get("eval") or {}
+        return {
+            name.removeprefix(HELD_OUT_STEPS): Estimate(**figure)
+            for name, figure in figures.items()
+            if name.startswith(HELD_OUT_STEPS) and isinstance(figure, dict)
+        }
 
     @property
     def tokens(self) -> float | None:

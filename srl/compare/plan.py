@@ -54,6 +54,7 @@ class Plan:
     contrasts: tuple[tuple[str, str], ...]  # pairs of rows: the first less the second
     metrics: tuple[str, ...]  # the figures that contrasts are about; the first is the main one
     cells: tuple[Cell, ...]  # each behind the one whose policy it starts from
+    given: tuple[str, ...] = ()  # words of the command line that changed the file's plan
 
     @property
     def metric(self) -> str:

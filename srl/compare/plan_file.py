@@ -9,8 +9,9 @@ after a night. `quick` changes what it names, and leaves out a difficulty or row
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -55,12 +56,21 @@ _PLANNED = {
 }
 
 
-def load_plan(path: Path, *, quick: bool = False) -> Plan:
+def load_plan(
+    path: Path,
+    *,
+    quick: bool = False,
+    model: str | None = None,
+    data: str | None = None,
+    output: str | None = None,
+) -> Plan:
     """Read a comparison's file.
 
     Args:
         path: the file.
         quick: with the changes under its `quick`.
+        model, output: instead of the file's.
+        data: the `path` of every difficulty's data, instead of the file's.
 
     Raises:
         UsageError: no such file, no YAML, an unknown key (the nearest is named), a row that is not
@@ -72,7 +82,10 @@ def load_plan(path: Path, *, quick: bool = False) -> Plan:
     refuse_unknown(values, KEYS, str(path))
     if quick:
         values = _made_quick(values, str(path))
-    return _plan(values, path, quick=quick)
+    given = {"model": model, "data": data, "output": output}
+    words = [f"--{key} {shlex.quote(value)}" for key, value in given.items() if value is not None]
+    values |= {key: given[key] for key in ("model", "output") if given[key] is not None}
+    return replace(_plan(values, path, quick=quick, data_path=data), given=tuple(words))
 
 
 def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
@@ -116,7 +129,7 @@ def _merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, o
     return result
 
 
-def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
+def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: str | None) -> Plan:
     where = str(path)
     output = values.get("output")
     if not isinstance(output, str) or not output:
@@ -159,6 +172,7 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool) -> Plan:
             given["data"] = {
                 **_block(problems["data"], f"{where}, difficulty {difficulty}: data"),
                 **_block(own_settings[row.name].get("data"), f"{where}, row {row.name}: data"),
+                **({} if data_path is None else {"path": data_path}),
             }
             for seed in seeds if row.trained else (None,):
                 # The untrained policy draws its samples by the seed of the problems.

@@ -213,7 +213,10 @@ class Queue:
                 self._pass_on_interrupts()
                 time.sleep(_PAUSE)
                 for one in list(self._running):
-                    if (code := one.process.poll()) is not None:
+                    code = one.process.poll()
+                    if self._jobs == 1:  # nothing else speaks
+                        self._pass_on_lines(one, ended=code is not None)
+                    if code is not None:
                         self._running.remove(one)
                         self._end(one, code)
         if self._interrupts:
@@ -257,6 +260,7 @@ class Queue:
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         with log.open("a", encoding="utf-8") as file:
             file.write(f"--- {started}: {' '.join(words)}\n")
+        shown = log.stat().st_size
         if state is not State.INTERRUPTED:
             write_start(cell, plan.output, started, threads=self._threads)
         environment = {
@@ -267,7 +271,8 @@ class Queue:
             "PYTHONPATH": os.pathsep.join(filter(None, [_CODE, os.environ.get("PYTHONPATH")])),
         }
         process = self._start(words, environment, log, self._lock)
-        self._running.append(_Running(cell, process, words, started, time.monotonic(), log))
+        begun = _Running(cell, process, words, started, time.monotonic(), log, shown)
+        self._running.append(begun)
         how = "resumed" if state is State.INTERRUPTED else "started"
         self._told(f"{cell.name} {how}")
 
@@ -318,6 +323,16 @@ class Queue:
                 number = self._signal if first else signal.SIGINT
                 one.process.send_signal(number if one.interrupts < 3 else signal.SIGKILL)
 
+    def _pass_on_lines(self, one: _Running, *, ended: bool) -> None:
+        """Say what a cell has written into its log since the last time, in whole lines."""
+        with one.log.open("rb") as file:
+            file.seek(one.shown)
+            written = file.read()
+        whole = written if ended else written[: written.rfind(b"\n") + 1]
+        one.shown += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            _say(self._console, f"  {line}")
+
     def _told(self, words: str) -> None:
         """Say it, and about how long the rest takes, by what like cells took."""
         took = [run for run in self._runs.values() if run.done]
@@ -339,7 +354,8 @@ def _expected(cell: Cell, took: Sequence[CellRun]) -> float:
 
 @dataclass
 class _Running:
-    """A cell that runs; `interrupts` is how many it was told of."""
+    """A cell that runs; `interrupts` is how many it was told of, `shown` the bytes of its log that
+    were said."""
 
     cell: Cell
     process: Process
@@ -347,6 +363,7 @@ class _Running:
     started: str
     began: float
     log: Path
+    shown: int
     interrupts: int = 0
 
 

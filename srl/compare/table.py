@@ -59,6 +59,7 @@ def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> d
                 "seconds": round(run.seconds, 1),
                 "commands": run.commands,
                 "summary": dict(run.summary),
+                "held_out_steps": {n: e.to_json() for n, e in run.held_out_steps.items()},
                 "policy_step": run.policy_step,
                 "groups_kept": run.groups[0] if run.groups else None,
                 "groups_tried": run.groups[1] if run.groups else None,
@@ -142,9 +143,13 @@ def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> lis
     seconds = sum(run.seconds for run in runs.values())
     found.append(
         f"{'; '.join([*_makings(runs), f'cells took {clock(seconds)}'])}. Made by: "
-        f"python -m srl compare --config {plan.source}{' --quick' if plan.quick else ''}"
+        f"{' '.join([_command(plan), *plan.given])}"
     )
     return found
+
+
+def _command(plan: Plan) -> str:
+    return f"python -m srl compare --config {plan.source}{' --quick' if plan.quick else ''}"
 
 
 def _makings(runs: Mapping[str, CellRun]) -> list[str]:
@@ -182,8 +187,33 @@ def _heading(part: Part, plan: Plan) -> str:
 def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
     """Headers and rows of what a difficulty has: figures, contrasts, behaviour."""
     contrasts = (_contrast_rows(part, plan, metric) for metric in plan.metrics)
-    tables = (_figure_rows(part, plan), *contrasts, _behaviour_rows(part, plan))
+    tables = (
+        _figure_rows(part, plan),
+        *contrasts,
+        _held_out_step_rows(part),
+        _behaviour_rows(part, plan),
+    )
     return [(header, rows) for header, rows in tables if rows]
+
+
+def _held_out_step_rows(part: Part) -> tuple[list[str], list[list[str]]]:
+    """Greedy steps beside the expert's, of rows whose settings have `test_rows`."""
+    by_row = {row.title: [c.held_out_steps for c in cells if c.done] for row, cells in part.rows}
+    names = dict.fromkeys(n for cells in by_row.values() for figures in cells for n in figures)
+    rows = [
+        [title, *(_mean_of([figures.get(name) for figures in cells]) for name in names)]
+        for title, cells in by_row.items()
+        if any(cells)
+    ]
+    return ["held-out steps, greedy, %", *names], rows
+
+
+def _mean_of(figures: Sequence[Estimate | None]) -> str:
+    """Of one training with its interval over problems; of several the mean alone."""
+    there = [figure for figure in figures if figure is not None]
+    if len(there) == 1:
+        return _interval(there[0])
+    return f"{100 * fmean(figure.value for figure in there):.1f}" if there else "-"
 
 
 def _behaviour_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:

@@ -45,6 +45,7 @@ from srl.sample_metrics import over_problems, sample_figures
 from srl.stats import Estimate, bootstrap, share_of_rows
 
 BEHAVIOUR = "behaviour"
+HELD_OUT_STEPS = "held-out steps: "
 _MODES = {"steps": "step by step", "whole": "whole solution"}
 
 
@@ -178,19 +179,19 @@ def _steps(
     )
     steps = [group[0] for group in groups]
     valid = [step for step in steps if step.is_valid]
-    found = {f"held-out steps: {name}": _mean_reward(valid, name) for name in rewards.names}
-    found["held-out steps: exact"] = share_of_rows(
+    found = {f"{HELD_OUT_STEPS}{name}": _mean_reward(valid, name) for name in rewards.names}
+    found[f"{HELD_OUT_STEPS}exact"] = share_of_rows(
         [step.metrics["exact"] == 1.0 for step in valid],
         [step.example.problem_id for step in valid],
     )
-    found["held-out steps: format failures"] = share_of_rows(
+    found[f"{HELD_OUT_STEPS}format failures"] = share_of_rows(
         [not step.is_valid for step in steps],
         [step.example.problem_id for step in steps],
     )
     lift = rollout_metrics(steps)["lift"]
     return {
         **{name: estimate.to_json() for name, estimate in found.items() if estimate.n},
-        **({} if math.isnan(lift) else {"held-out steps: lift": lift}),
+        **({} if math.isnan(lift) else {f"{HELD_OUT_STEPS}lift": lift}),
     }
 
 

@@ -32,7 +32,7 @@ from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merg
 from srl.models.vocabulary import embeddings, fit_tokenizer
 
 # Of a model's folder, all that a loaded model and its prompts follow from.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -298,7 +298,7 @@ def model_files(model: str) -> list[Path]:
     files: list[Path] = []
     folders = [Path(model)] if Path(model).is_dir() else []
     for folder in folders:  # grows by the bases
-        files += sorted(one for kind in _MODEL_FILES for one in folder.glob(kind))
+        files += sorted(one for kind in MODEL_FILES for one in folder.glob(kind))
         if is_adapter_folder(folder):
             base = Path(base_of(folder))
             if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:

