@@ -267,6 +267,8 @@ def test_inspect_shows_explanations_beside_their_steps(
     shown = capsys.readouterr().out
     for text in (kept["action"], kept["expert_step"], "lift_logprob", "in_thought", "kept"):
         assert str(text) in shown
+    assert main(["report", "t"]) == 0
+    assert str(kept["action"]) in (done / "report.html").read_text()
 
 
 def test_fine_tuning_trains_on_the_steps_that_have_a_thought(
@@ -328,6 +330,8 @@ def test_a_folder_of_other_settings_or_another_kind_is_refused(
     assert "seed: 42 -> 1" in said
     assert "thoughts.samples: 3 -> 2" in said
     assert (done / "steps.jsonl").read_bytes() == before
+    assert main(["resume", "t"]) == 2
+    assert "holds explanations, not a training" in capsys.readouterr().err
     (done / "config.yaml").write_text("method: srl\n")
     assert think() == 2
     assert "in use by a run of another kind" in capsys.readouterr().err

@@ -120,6 +120,11 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     from srl.config.trust import note, refuse_foreign
 
     old, given = run.read_config(), apply_overrides({}, rest)
+    if "thoughts" in old:
+        raise UsageError(
+            f"{run.path} holds explanations, not a training; the command that began it goes on: "
+            f"see {run.command}"
+        )
     new = apply_overrides(old, rest)
     if not args.trust_code:
         refuse_foreign(new, str(run.config), named=given, edited=True)

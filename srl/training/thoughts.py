@@ -232,10 +232,11 @@ class ThoughtWriter:
         ]
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
             written = complete(self._sampler, prompts, self.settings.samples, self._params)
-            return [
-                self._chosen(self._scored(row, len(prompt.ids), completions))
-                for row, prompt, completions in zip(chunk, prompts, written, strict=True)
-            ]
+        # Scored in float32: what bf16 rounds off would pass for a rise.
+        return [
+            self._chosen(self._scored(row, len(prompt.ids), completions))
+            for row, prompt, completions in zip(chunk, prompts, written, strict=True)
+        ]
 
     def _scored(
         self, row: Row, prompt_tokens: int, completions: Sequence[Completion]
