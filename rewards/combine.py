@@ -36,6 +36,9 @@ FORMAT_FAILURE_REWARD = -1.0
 
 Errors = Literal["stop", "record"]
 
+# In what broken formats earn by reason: all reasons that are not named.
+_OTHERS = "default"
+
 # A check that had to be killed has verified nothing.
 _AFTER_FAILURE: dict[str, float] = {"answer": 0.0}
 
@@ -98,7 +101,7 @@ class RewardSum:
         errors: Errors = "stop",
         failed_rows: Path | None = None,
         for_training: bool = True,
-        format_failure: float = FORMAT_FAILURE_REWARD,
+        format_failure: float | Mapping[str, float] = FORMAT_FAILURE_REWARD,
     ) -> None:
         """Take the rewards with their weights. Nothing is imported or started yet.
 
@@ -113,7 +116,8 @@ class RewardSum:
             failed_rows: where rows are saved on which a function failed, for each function its own
                 file: `runs/one.failed` makes `runs/one.failed.NAME.jsonl`.
             for_training: refuse weights that are all 0.
-            format_failure: what a completion that breaks the format earns as a whole.
+            format_failure: what a completion that breaks the format earns as a whole: one number,
+                or reason -> number, with `default` for all other reasons (-1 where it is absent).
 
         Raises:
             ValueError: an unknown or doubled name, a weight that is no finite number, nothing to
@@ -154,7 +158,10 @@ class RewardSum:
         self.deadline = float(deadline)
         self.workers = workers or max(1, min(8, cores() - 1))
         self._errors = errors
-        self._format_failure = float(format_failure)
+        by_reason = format_failure if isinstance(format_failure, Mapping) else {}
+        self._by_reason = {reason: float(earned) for reason, earned in by_reason.items()}
+        if not isinstance(format_failure, Mapping):
+            self._by_reason[_OTHERS] = float(format_failure)
         self._failed_rows = failed_rows
         self._told_of: set[str] = set()
         self._start_pools()
@@ -262,9 +269,15 @@ class RewardSum:
         """
         return self.submit(steps).result()
 
-    def failed(self) -> StepScore:
-        """The score of a completion that broke the format: no reward is asked."""
-        return StepScore(dict.fromkeys(self._weights, None), self._format_failure)
+    def failed(self, reason: str) -> StepScore:
+        """The score of a completion that broke the format: no reward is asked.
+
+        Args:
+            reason: how it broke the format.
+        """
+        others = self._by_reason.get(_OTHERS, FORMAT_FAILURE_REWARD)
+        earned = self._by_reason.get(reason, others)
+        return StepScore(dict.fromkeys(self._weights, None), earned)
 
     def forget_failed_rows(self) -> None:
         """Remove what an earlier run with these rewards has saved of rows that one failed on."""

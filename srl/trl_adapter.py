@@ -140,7 +140,7 @@ class _Reward:
     Args:
         scorer: what all functions ask.
         name: the reward, unweighted, None where it does not apply; without a name the weighted
-            sum, and -1 for a completion that breaks the format.
+            sum, and for a completion that breaks the format what that earns.
     """
 
     def __init__(self, scorer: _Scorer, name: str | None) -> None:
@@ -196,7 +196,7 @@ class _Scorer:
     def _score(
         self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
     ) -> list[StepScore]:
-        scores = [self._rewards.failed()] * len(completion_ids)
+        scores: dict[int, StepScore] = {}
         valid: dict[int, StepContext] = {}
         for place, ids in enumerate(completion_ids):
             truncated = not ids or ids[-1] not in self._form.stop_ids
@@ -204,9 +204,10 @@ class _Scorer:
             if parsed.failure is None:
                 row = {name: columns[name][place] for name in _ROW}
                 valid[place] = _context(row, parsed.action, parsed.thought)
-        for place, score in zip(valid, self._rewards.score(list(valid.values())), strict=True):
-            scores[place] = score
-        return scores
+            else:
+                scores[place] = self._rewards.failed(parsed.failure)
+        scores |= zip(valid, self._rewards.score(list(valid.values())), strict=True)
+        return [scores[place] for place in range(len(completion_ids))]
 
 
 _ROW = (

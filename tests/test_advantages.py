@@ -105,7 +105,7 @@ def by_name(*rows: tuple[float | None, float | None]) -> list[dict[str, float | 
 def test_of_one_reward_and_one_group_it_is_the_group_normalised_twice(
     rewards: list[float],
 ) -> None:
-    [ours] = decoupled_advantages([[{"a": r} for r in rewards]], {"a": 2.0}, format_failure=-1.0)
+    [ours] = decoupled_advantages([[{"a": r} for r in rewards]], {"a": 2.0})
     expected = group_advantages([2 * a for a in group_advantages(rewards)])
     assert ours == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -118,7 +118,6 @@ def test_the_scale_of_a_reward_does_not_matter(step: list[list[tuple[float, floa
         decoupled_advantages(
             [by_name(*((a * factor, b) for a, b in group)) for group in step],
             {"a": 1.0, "b": 0.5},
-            format_failure=-1.0,
             eps=1e-12,
         )
         for factor in (1.0, 1000.0)
@@ -130,25 +129,25 @@ def test_the_scale_of_a_reward_does_not_matter(step: list[list[tuple[float, floa
 def test_a_null_neither_counts_nor_pays() -> None:
     weights = {"a": 1.0, "b": 1.0}
     step = [by_name((1.0, None), (0.0, None), (0.5, 1.0)), by_name((None, 2.0), (None, 1.0))]
-    [first, second] = decoupled_advantages(step, weights, format_failure=-1.0)
+    [first, second] = decoupled_advantages(step, weights)
     # `b` has a single value in the first group, which is nothing to compare with.
     assert first == pytest.approx([-n for n in (first[1], first[0], 0.0)], abs=1e-12)
     assert second[0] == pytest.approx(-second[1])
     assert second[0] > 0
-    nothing = decoupled_advantages([by_name((None, None), (None, None))], weights, format_failure=0)
+    nothing = decoupled_advantages([by_name((None, None), (None, None))], weights)
     assert nothing == [[0.0, 0.0]]
 
 
 @given(st.floats(0.1, 2), st.floats(-2, -0.1))
 def test_a_format_failure_is_worst_in_every_reward(plus: float, minus: float) -> None:
     """Of negative weight too, where a reward is a penalty that a failure must not escape."""
-    step = [[*by_name((0.5, 0.5), (0.25, 0.25), (0.5, 0.0)), None]]
-    [ours] = decoupled_advantages(step, {"a": plus, "b": minus}, format_failure=-1.0)
+    step = [[*by_name((0.5, 0.5), (0.25, 0.25), (0.5, 0.0)), -1.0]]
+    [ours] = decoupled_advantages(step, {"a": plus, "b": minus})
     assert min(ours) == ours[3]
-    [flat] = decoupled_advantages([[None, None]], {"a": plus, "b": minus}, format_failure=-1.0)
+    [flat] = decoupled_advantages([[-1.0, -1.0]], {"a": plus, "b": minus})
     assert flat == [0.0, 0.0]
     # Where a failure earns what a reward's least value is, it is as good as that.
-    [rlvr] = decoupled_advantages([[{"a": 0.0}, {"a": 1.0}, None]], {"a": 1.0}, format_failure=0.0)
+    [rlvr] = decoupled_advantages([[{"a": 0.0}, {"a": 1.0}, 0.0]], {"a": 1.0})
     assert rlvr[0] == rlvr[2] < rlvr[1]
 
 

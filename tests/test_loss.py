@@ -513,9 +513,8 @@ def test_rewards_normalised_one_by_one_train(toy_policy: Path, tmp_path: Path) -
     rollouts = trainer._batch.rollouts
     groups = [rollouts[i : i + 4] for i in range(0, len(rollouts), 4)]
     expected = decoupled_advantages(
-        [[one.score.rewards if one.is_valid else None for one in group] for group in groups],
+        [[one.score.rewards if one.is_valid else -1.0 for one in group] for group in groups],
         rewards,
-        format_failure=-1.0,
     )
     assert [one.advantage for one in rollouts] == [a for group in expected for a in group]
     assert not all(one.is_valid for one in rollouts)

@@ -59,9 +59,17 @@ def test_sum_is_weighted_and_weight_zero_records_only() -> None:
 
 
 def test_a_format_failure_asks_no_reward() -> None:
-    score = RewardSum({"similarity": 1.0, broken: 1.0}).failed()
+    score = RewardSum({"similarity": 1.0, broken: 1.0}).failed("truncated")
     assert score.rewards == {"similarity": None, "broken": None}
     assert score.reward == FORMAT_FAILURE_REWARD == -1.0
+
+
+def test_a_format_failure_earns_by_its_reason() -> None:
+    rewards = RewardSum({"similarity": 1.0}, format_failure={"truncated": -0.9, "default": -0.5})
+    assert rewards.failed("truncated").reward == -0.9
+    assert rewards.failed("missing_open").reward == -0.5
+    rest = RewardSum({"similarity": 1.0}, format_failure={"truncated": -0.9})
+    assert rest.failed("missing_open").reward == FORMAT_FAILURE_REWARD
 
 
 def test_no_reward_applies() -> None:
@@ -177,7 +185,7 @@ def test_a_sum_can_be_sent_to_another_process() -> None:
     before = rewards.score(steps)
     again = pickle.loads(pickle.dumps(rewards))
     assert again.score(steps) == before
-    assert again.failed() == rewards.failed()
+    assert again.failed("truncated") == rewards.failed("truncated")
     again.close()
     rewards.close()
 

@@ -155,7 +155,8 @@ def test_a_policy_without_the_format_is_told_so_at_once_with_an_example(
     assert told.startswith(f"step 1: {len(records)} of {len(records)} rollouts break the format")
     assert f"{count} of them as '{reason}', such as" in told
     assert "method: sft" in told
-    assert all(ord(sign) >= 32 for sign in told)
+    assert all(ord(sign) >= 32 for line in told.split("\n") for sign in line)
+    assert told.count("\n") <= 4
 
 
 def test_a_policy_that_often_keeps_the_format_is_told_nothing(

@@ -283,7 +283,7 @@ def test_advantages_equal_trl(make_oracle: MakeOracle, scale: str) -> None:
 def test_advantages_of_rewards_normalised_one_by_one_equal_trl(make_oracle: MakeOracle) -> None:
     oracle = make_oracle(rewards=2, multi_objective_aggregation="normalize_then_sum")
     rows = [{"first": a, "second": b} for a, b in zip(REWARDS, SECOND, strict=True)]
-    ours = decoupled_advantages([rows[:G], rows[G:]], WEIGHTS, format_failure=-1.0)
+    ours = decoupled_advantages([rows[:G], rows[G:]], WEIGHTS)
     theirs = oracle.inputs["advantages"]
     torch.testing.assert_close(torch.tensor(ours).flatten(), theirs, rtol=1e-5, atol=1e-5)
 

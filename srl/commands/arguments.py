@@ -86,6 +86,43 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="with --bench: the model's own chat template and the bare problem",
     )
 
+    thoughts = add(
+        "thoughts",
+        help="the policy explains the expert's steps; explanations that make a step likelier "
+        "become its thought, for method: sft; --key value as in train",
+    )
+    thoughts.add_argument("--config", required=True, help="the experiment file of the training")
+    thoughts.add_argument("--run-name", help="the run's own folder; one that has begun goes on")
+    thoughts.add_argument("--limit", type=int, metavar="N", help="the first N steps (default: all)")
+    thoughts.add_argument(
+        "--samples", type=int, default=4, metavar="K", help="explanations of each step (default: 4)"
+    )
+    thoughts.add_argument(
+        "--max_thought_length",
+        "--max-thought-length",
+        type=int,
+        default=96,
+        metavar="TOKENS",
+        help="the longest explanation (default: 96)",
+    )
+    thoughts.add_argument(
+        "--min_lift",
+        "--min-lift",
+        type=float,
+        default=0.0,
+        metavar="NATS",
+        help="an explanation must raise the step's log-probability by more, per token (default: 0)",
+    )
+    thoughts.add_argument(
+        "--max_in_thought",
+        "--max-in-thought",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="the largest share of the step that it may repeat in one piece (default: 0.5)",
+    )
+    thoughts.add_argument("--instruction", help="what the policy is asked for, as system prompt")
+
     inspect = add(
         "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )

@@ -122,6 +122,11 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
     from srl.config.trust import note, refuse_foreign
 
     old, given = run.read_config(), apply_overrides({}, rest)
+    if "thoughts" in old:
+        raise UsageError(
+            f"{run.path} holds explanations, not a training; the command that began it goes on: "
+            f"see {run.command}"
+        )
     new = apply_overrides(old, rest)
     if not args.trust_code:
         refuse_foreign(new, str(run.config), named=given, edited=True)
@@ -227,6 +232,30 @@ def _eval_bench(
         of_run=its_own,
     )
     run_benchmark(plan, args.run_name, argv, console)
+    return 0
+
+
+def _thoughts(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.thoughts import write_thoughts
+    from srl.config.experiment import load_experiment
+    from srl.training.thoughts import INSTRUCTION, ThoughtSettings
+
+    settings = ThoughtSettings(
+        samples=args.samples,
+        max_thought_length=args.max_thought_length,
+        min_lift=args.min_lift,
+        max_in_thought=args.max_in_thought,
+        instruction=INSTRUCTION if args.instruction is None else args.instruction,
+    )
+    write_thoughts(
+        load_experiment(args.config, rest),
+        settings,
+        limit=args.limit,
+        name=args.run_name,
+        argv=argv,
+        console=console,
+    )
     return 0
 
 
@@ -393,6 +422,7 @@ _COMMANDS = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "thoughts": _thoughts,
     "inspect": _inspect,
     "report": _report,
     "check-data": _check_data,

@@ -74,6 +74,7 @@ def session(
     *,
     argv: Sequence[str] | None = None,
     accept_changes: bool = False,
+    go_on: str | None = None,
 ) -> Iterator[Session]:
     """Work in a run's folder; what stops it says how to go on.
 
@@ -82,6 +83,7 @@ def session(
         console: where to warn.
         argv: the command line, where it starts the run; else command.txt has it.
         accept_changes: as in `Session`.
+        go_on: how to go on, in whole sentences, for work that has no checkpoints.
 
     Raises:
         UsageError: another process writes there, or something in it is a link.
@@ -94,14 +96,14 @@ def session(
             run.refuse_links()
             yield entered
     except Stopped as stop:
-        raise Stopped(stop.number, f"stopped. {_go_on(run, argv)}") from None
+        raise Stopped(stop.number, f"stopped. {go_on or _go_on(run, argv)}") from None
     except (OSError, RuntimeError, SafetensorError) as error:
         # A trainer says which checkpoint could not be saved; the cause says why.
         cause = error.__cause__ if isinstance(error, RunError) else None
         cause = cause if isinstance(cause, OSError | RuntimeError | SafetensorError) else error
         if (why := _trouble(cause, run.path, entered.needs)) is None:
             raise
-        raise RunError(f"{why}. {_go_on(run, argv)}") from error
+        raise RunError(f"{why}. {go_on or _go_on(run, argv)}") from error
 
 
 def _go_on(run: RunFolder, argv: Sequence[str] | None) -> str:

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from rewards import RewardSum
 from srl.compare.plan import Cell, Plan, Row, cell_name
-from srl.config.experiment import Experiment, parse_experiment, with_named_secrets
-from srl.config.parts import setting_names
-from srl.config.settings import SRLConfig
+from srl.config.experiment import (
+    Experiment,
+    parse_experiment,
+    settings_of_any_method,
+    with_named_secrets,
+)
 from srl.config.strict_yaml import nearest, read_settings, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
@@ -226,7 +229,7 @@ def figure_names(experiment: Experiment) -> list[str]:
 def _settings_known(values: Mapping[str, object], more: Sequence[str], where: str) -> None:
     """Refuse what is neither a field of an experiment nor one of `more`, or is the plan's."""
     own = [field.name for field in fields(Experiment) if field.name != "args"]
-    refuse_unknown(values, [*own, *setting_names(SRLConfig), *more], where)
+    refuse_unknown(values, [*own, *settings_of_any_method(), *more], where)
     for key in SECRETS:
         if key in values:
             raise UsageError(

@@ -111,7 +111,7 @@ def sum_rewards(
     """
     folder = None if run_folder is None else run_folder.resolve()
     # Where nothing is trained on the sum there is no such setting.
-    earned = FORMAT_FAILURE_REWARD
+    earned: float | Mapping[str, float] = FORMAT_FAILURE_REWARD
     if isinstance(args, GroupSettings):
         earned = args.format_failure_reward
     try:
@@ -174,6 +174,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return parse_experiment(values, where=str(path))
 
 
+def settings_of_any_method() -> list[str]:
+    """The settings of all methods, each once."""
+    return list(dict.fromkeys(name for kind in _SETTINGS.values() for name in setting_names(kind)))
+
+
 def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     """Check settings and build the experiment; `where` names their origin in messages.
 
@@ -181,7 +186,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
         UsageError: an unknown key (the nearest one is named), a wrong type, a missing key, sizes
             that cannot work together.
     """
-    refuse_unknown(values, [*_BLOCKS, *setting_names(SRLConfig)], where)
+    refuse_unknown(values, [*_BLOCKS, *settings_of_any_method()], where)
     values = with_named_secrets(values)
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, str) or not model:
@@ -222,6 +227,11 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
                 f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
                 "train on; take the setting out, or train with method: srl"
             )
+    elif "require_thoughts" in values:
+        raise UsageError(
+            f"{where}: method srl has no use for require_thoughts: its policy writes the thoughts "
+            "itself; take the setting out, or train with method: sft"
+        )
     try:
         lora = LoraSettings.of(values.get("lora"))
     except UsageError as error:

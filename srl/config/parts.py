@@ -15,7 +15,9 @@ from datetime import date
 from typing import Literal
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PAPER_SYSTEM_PROMPT, PROMPT_DATE
+from rewards import FORMAT_FAILURE_REWARD
 from rewards.by_path import CodeNameError, resolve
+from srl.config.format_failures import checked_failure_reward
 from srl.config.strict_yaml import fit
 from srl.errors import UsageError
 
@@ -344,7 +346,8 @@ class GroupSettings(Part):
     Attributes:
         num_generations: G, rollouts of one prompt; 2 or more.
         format_failure_reward: what a completion that breaks the format earns; the paper's -1 is for
-            steps, RLVR is usually given 0.
+            steps, RLVR is usually given 0. Or a mapping by reason, none above 0, with `default` for
+            the others: docs/rewards.md.
         dynamic_sampling: drop flat groups and draw others instead.
         dynamic_sampling_epsilon: a group is kept if the population std of its rewards is above it.
         max_sampling_rounds: draws in one step at most, the first included.
@@ -352,7 +355,7 @@ class GroupSettings(Part):
     """
 
     num_generations: int = 8
-    format_failure_reward: float = -1.0
+    format_failure_reward: float | dict[str, float] = FORMAT_FAILURE_REWARD
     dynamic_sampling: bool = True
     dynamic_sampling_epsilon: float = 1e-3
     max_sampling_rounds: int = 4
@@ -362,11 +365,7 @@ class GroupSettings(Part):
         alone = ": a group of 1 has no advantage, there is nothing to compare it with"
         at_least(self, alone, num_generations=2)
         at_least(self, dynamic_sampling_epsilon=0.0, max_sampling_rounds=1, max_empty_steps=1)
-        if not -1e6 <= self.format_failure_reward <= 1e6:
-            raise UsageError(
-                f"format_failure_reward is {self.format_failure_reward}; give a finite number, "
-                "such as -1 or 0 (from -1e6 to 1e6)"
-            )
+        self.format_failure_reward = checked_failure_reward(self.format_failure_reward)
 
 
 @dataclass

@@ -173,7 +173,20 @@ class ExpertConfig(TrainerConfig):
     `TrainerConfig` alone: it makes no rollouts to train on, so their sizes, the loss and what they
     earn are no settings of it. What it samples to evaluate, and rows that are long, take more than
     a budget if they must.
+
+    Attributes:
+        require_thoughts: leave out rows whose step has no thought in the data, which would teach
+            to write a step after an empty thought.
     """
+
+    require_thoughts: bool = False
+
+    def check(self) -> None:
+        if self.require_thoughts and not self.think:
+            raise UsageError(
+                "require_thoughts is true, but think is false, so thoughts are left out; leave "
+                "require_thoughts away, or set think: true"
+            )
 
 
 @dataclass

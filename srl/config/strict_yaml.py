@@ -226,6 +226,8 @@ def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[
             result[block] = value
             continue
         target = result.setdefault(block, {})
+        if block == "format_failure_reward" and isinstance(target, int | float):
+            target = result[block] = {"default": target}  # one number stands for all reasons
         if not isinstance(target, dict):
             raise UsageError(f"--{key}: {block} is one value, {target!r}, and has no parts")
         target[inner if block == "rewards" else inner.replace("-", "_")] = value

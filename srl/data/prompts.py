@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PROMPT_DATE
 from environments.types import Step, as_steps
+from srl.config.format_failures import FAILURES
 from srl.data.plain_text import PlainText, leading_ids
 from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, chat_frame, plain_frame, turn_end
 from srl.data.text_limits import StepEnd, TextLimits
@@ -32,18 +33,6 @@ if TYPE_CHECKING:
     from srl.data.steps import StepExample
 
 Template = Literal["auto", "chat", "plain"]
-
-FAILURES = (
-    "truncated",  # the length limit cut the completion, whatever it holds
-    "missing_open",  # no <think>
-    "missing_close",  # no </think> after the first <think>
-    "repeated_tag",  # a second <think> or </think>
-    "text_before_think",  # words before <think>
-    "unexpected_tag",  # a think tag from a policy that is told not to think
-    "empty_action",  # nothing after </think>
-    "several_steps",  # step `k. **...` goes on into step `k+1. **...`
-)
-"""Why a completion breaks the format. Where several hold, the first in this order is named."""
 
 TAG = re.compile(f"({OPEN}|{CLOSE})")
 _STEP_MARK = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+\*\*(?=\S)", re.MULTILINE)

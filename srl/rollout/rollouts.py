@@ -118,7 +118,7 @@ def sample_rollouts(
                 prompts[row],
                 completion,
                 parsed,
-                rewards.failed() if parsed.failure is not None else next(scores),
+                next(scores) if parsed.failure is None else rewards.failed(parsed.failure),
                 policy_version,
             )
             for completion, parsed in group

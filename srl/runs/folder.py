@@ -39,7 +39,7 @@ _FILES = (".yaml", ".txt", ".json", ".jsonl")
 _OURS = {
     *("config.yaml", "command.txt", "environment.json", "inputs.json", "before.json"),
     *("metrics.jsonl", "steps.jsonl", "problems.jsonl", "eval.jsonl", "samples.jsonl"),
-    *("summary.json", "policy", "adapter", "runs"),
+    *("trajectories.jsonl", "summary.json", "policy", "adapter", "runs"),
 }
 
 

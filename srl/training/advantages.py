@@ -74,10 +74,9 @@ def step_advantages(
 
 
 def decoupled_advantages(
-    groups: Sequence[Sequence[Mapping[str, float | None] | None]],
+    groups: Sequence[Sequence[Mapping[str, float | None] | float]],
     weights: Mapping[str, float],
     *,
-    format_failure: float,
     eps: float = ADVANTAGE_EPS,
 ) -> list[list[float]]:
     """Advantages from rewards that are normalised one by one before they are summed.
@@ -88,13 +87,12 @@ def decoupled_advantages(
 
     A null counts neither in the mean nor in the std of its reward and adds nothing to the sum. A
     reward with fewer than two values in a group adds nothing there. A format failure, which no
-    reward has seen, counts as `format_failure` in every reward (and as its opposite in one of
+    reward has seen, counts as what it earned in every reward (and as its opposite in one of
     negative weight), so that it is worth as little in each as in the sum.
 
     Args:
-        groups: each rollout's rewards by name, None for a format failure.
+        groups: each rollout's rewards by name, or what it earned as a format failure.
         weights: of each reward.
-        format_failure: what a format failure earns.
         eps: added to every std.
 
     Raises:
@@ -104,8 +102,10 @@ def decoupled_advantages(
     for group in groups:
         totals = [0.0] * len(group)
         for name, weight in weights.items():
-            failed = math.copysign(format_failure, format_failure * weight)
-            values = [failed if one is None else one[name] for one in group]
+            values = [
+                one[name] if isinstance(one, Mapping) else math.copysign(one, one * weight)
+                for one in group
+            ]
             known = [value for value in values if value is not None]
             if len(known) < 2 or weight == 0:
                 continue

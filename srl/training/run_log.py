@@ -145,7 +145,7 @@ class RunLog:
         """Write down each expert solution before the first record about it."""
         new: list[Mapping[str, object]] = []
         for rollout in rollouts:
-            row = _problem(rollout.example.trajectory)
+            row = problem_row(rollout.example.trajectory)
             if (digest := _digest(row)) not in self._told:
                 self._told.add(digest)
                 new.append(row)
@@ -191,7 +191,8 @@ def _digest(row: Mapping[str, object]) -> bytes:
     return hashlib.sha256(json_line(row)).digest()
 
 
-def _problem(trajectory: Trajectory) -> Mapping[str, object]:
+def problem_row(trajectory: Trajectory) -> Mapping[str, object]:
+    """The line of `problems.jsonl` about one expert solution."""
     row: dict[str, object] = {
         "problem_id": trajectory.problem_id,
         "source": trajectory.source,

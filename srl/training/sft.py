@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ class ExpertRows:
         form: PromptFormat,
         args: RowSettings,
         limit: int | None,
+        *,
+        require_thoughts: bool = False,
     ) -> ExpertRows:
         """The rows that SRL would train on, less those whose completion cannot be trained on.
 
@@ -83,6 +86,7 @@ class ExpertRows:
             form: the words around a step.
             args: the settings.
             limit: tokens that the policy can read and write together; None is no limit.
+            require_thoughts: leave out rows whose step has no thought.
 
         Raises:
             UsageError: no row fits.
@@ -91,7 +95,10 @@ class ExpertRows:
         found = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
             completion = form.encode_expert(example)
-            if args.think and any(TAG.search(step.thought) for step in example.expert_steps):
+            thoughts = [step.thought for step in example.expert_steps]
+            if require_thoughts and not any(map(str.strip, thoughts)):
+                found.dropped["no thought before the step"] += 1
+            elif args.think and any(map(TAG.search, thoughts)):
                 # It would end its own thought, and teach what follows as a step.
                 found.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
@@ -158,10 +165,17 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
             step_rewards,
             best_by=BEST_BY,
         )
-        self.rows = ExpertRows.of(train_trajectories, self.form, args, self.context_limit)
+        make_rows = partial(
+            ExpertRows.of,
+            form=self.form,
+            args=args,
+            limit=self.context_limit,
+            require_thoughts=args.require_thoughts,
+        )
+        self.rows = make_rows(train_trajectories)
         self.prompts = self.rows.prompts
         self._take_rows(self.rows.examples, self.rows.dropped)
-        held_out = ExpertRows.of(self.validation_trajectories, self.form, args, self.context_limit)
+        held_out = make_rows(self.validation_trajectories)
         if args.max_steps <= 0:
             rows_seen = args.num_train_epochs * len(self.prompts)
             args.max_steps = max(1, round(rows_seen / args.prompts_per_step))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Such a share of a step's rollouts is nearly all of them.
 _MOSTLY = 0.9
 # Characters of a completion in a message.
-_SHOWN = 300
+_SHOWN = 160
 # Rewards that would take longer than this a step are named at the start.
 _SLOW_SECONDS = 1.0
 
@@ -69,12 +69,15 @@ def broken_format(
 ) -> str | None:
     """What to do about a policy that hardly ever keeps the format; None if it often does.
 
-    Every such rollout earns the same, so its groups are flat and teach nothing.
+    Where every such rollout earns the same, its groups are flat and teach nothing.
 
     Args:
         args: the settings.
         collected: the groups of a step.
         read: a completion's tokens -> its text.
+
+    Returns:
+        At most five lines: how many, the commonest reason, an example, and what to try.
     """
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
     failed = [rollout for rollout in rollouts if rollout.parsed.failure is not None]
@@ -86,20 +89,43 @@ def broken_format(
     text = visible(read(example.completion_ids))
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     wanted = "<think>…</think> and then the step" if args.think else "the step alone"
-    remedies = [
-        "teach it first: train with method: sft on the same data, and give its policy as model",
-        "a model that follows instructions, with its own chat template (template: chat)",
-    ]
-    if args.think:
-        remedies.append("think: false, for a policy that writes no thoughts")
-    if reason == "truncated":
-        field, value = args.length_field, args.completion_length
-        remedies.insert(0, f"a larger {field} (now {value:,})")
-    return (
+    lines = [
         f"{len(failed)} of {len(rollouts)} rollouts break the format ({wanted}), {count} of them "
-        f"as '{reason}', such as \"{shown}\". Groups that fail as a whole teach nothing. What "
-        f"helps: {'; or '.join(remedies)}"
-    )
+        f"as '{reason}', such as",
+        f'  "{shown}"',
+    ]
+    if settings := _settings_against(reason, args):
+        lines.append(f"  Settings that help: {'; or '.join(settings)}")
+    thoughts = ", with thoughts of its own from python -m srl thoughts" if args.think else ""
+    lines.append(f"  A cold start (docs/cold_start.md): method: sft first{thoughts}")
+    if len(reasons) > 1 and not isinstance(args.format_failure_reward, Mapping):
+        lines.append(
+            "  With format_failure_reward by reason groups of failures differ, and teach the format"
+        )
+    return "\n".join(lines)
+
+
+def _settings_against(reason: str, args: SRLConfig) -> list[str]:
+    """Settings that are not in use yet and help against a format failure, the first one most."""
+    budget = max(1, args.completion_length // 2)
+    shots = [] if args.few_shot else ["few_shot: 3"]
+    without = ["think: false"] if args.think else []
+    longer = [f"a larger {args.length_field} (now {args.completion_length:,})"]
+    ends, opens = [], []
+    if args.step_ends_at == "turn" and args.targets != "whole":
+        ends = ["step_ends_at: blank_line"]
+    if args.think and not args.open_thought:
+        opens = [f"open_thought: true with think_budget: {budget}"]
+    elif args.think and not args.think_budget:
+        opens = [f"think_budget: {budget}"]
+    return {
+        "truncated": [*ends, *opens, *longer],
+        "missing_open": [*opens, *without, *shots],
+        "missing_close": [*opens, *without, *shots],
+        "text_before_think": [*opens, *shots],
+        "unexpected_tag": ["think: true", *shots],
+        "several_steps": [*ends, *shots],
+    }.get(reason, [*shots, *without])
 
 
 def nothing_left(args: SRLConfig, collected: Collected[Group], broken: str | None) -> str:

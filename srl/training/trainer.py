@@ -306,11 +306,10 @@ class SRLTrainer(StepTrainer):
         if args.multi_objective_aggregation == "normalize_then_sum":
             return decoupled_advantages(
                 [
-                    [None if not one.is_valid else one.score.rewards for one in group.rollouts]
+                    [one.score.rewards if one.is_valid else one.reward for one in group.rollouts]
                     for group in groups
                 ],
                 self.rewards.weights,
-                format_failure=args.format_failure_reward,
             )
         return step_advantages([group.rewards for group in groups], scale=args.scale_rewards)
 
