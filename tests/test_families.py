@@ -202,7 +202,7 @@ FAMILIES = {
         "gptoss.jinja",
         "<|return|>",
         r"<\|start\|>system<\|message\|>.*Give only",
-        "<|end|><|start|>assistant",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
         eos="<|return|>",
     ),
