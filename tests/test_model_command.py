@@ -68,6 +68,7 @@ def write_gguf(path: Path, *, kind: str = "llama", extra: Sequence[str] = ()) ->
     writer.add_token_types([3 if i in tokenizer.added_tokens_decoder else 1 for i in ids])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.convert_tokens_to_ids("<|im_start|>"))
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(CHATML)
