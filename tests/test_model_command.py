@@ -145,6 +145,16 @@ def test_a_file_that_cannot_be_converted_leaves_nothing(
     assert not list(Path("models").glob("*"))
 
 
+def test_a_full_disk_is_noticed_first(
+    hub: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    for name in (str(write_gguf(Path("tiny.gguf"))), "someone/Toy"):
+        refused(capsys, main(["model", name]), "0.0 GB free; make room, or give a folder")
+    assert not hub.asked
+    assert [one.name for one in Path("models").iterdir()] == [".Toy.part"]  # empty, as it began
+
+
 def test_without_gguf_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
