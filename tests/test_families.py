@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from srl.commands.cli import main
-from srl.config.parts import PromptSettings
+from srl.config.parts import RowSettings
 from srl.models.loading import load_policy, prompt_format
 
 TASK = "Give only the next step."
@@ -297,7 +297,7 @@ def test_a_family_is_trained(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     after, tokenizer = load_policy(str(run / "policy"))
     assert not same_weights(weights(before), weights(after))
     assert int(tokenizer.convert_tokens_to_ids(family.end)) in after.generation_config.eos_token_id
-    form = prompt_format(after, tokenizer, PromptSettings(think=False), system_prompt=TASK)
+    form = prompt_format(after, tokenizer, RowSettings(think=False, system_prompt=TASK))
     prompt = tokenizer.decode(form.encode("a is 1.", []))
     assert re.match(family.head, prompt, re.DOTALL), prompt
     assert prompt.endswith("a is 1." + family.tail), prompt
