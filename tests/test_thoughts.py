@@ -386,6 +386,11 @@ def test_why_explanations_are_dropped(
     [found] = writer.explain(rows[:1])
     assert [one.dropped_because for one in found] == list(texts.values())
     assert found[1].lift == 0.0
+    args.max_completion_length, args.open_thought, args.think_budget = 64, True, 8
+    rows, _ = (writer := ThoughtWriter(model, tokenizer, args, settings)).rows(toy_trajectories(1))
+    [found] = writer.explain(rows[:1])
+    assert [one.thought_length > 8 for one in found] == [False, False, False, False, True]
+    assert found[4].dropped_because == "too_long"  # it would be closed before its end
     assert found[3].in_thought == 1.0
 
 

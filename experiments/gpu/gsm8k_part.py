@@ -31,6 +31,7 @@ from srl import SRLTrainer
 from srl.config.experiment import parse_experiment, sum_rewards
 from srl.config.parts import RewardSettings
 from srl.evaluation.held_out import measure as measured
+from srl.models.loading import prompt_format
 from srl.training.sft import ExpertTrainer
 from srl.training.trainer import NothingToTrainOnError
 
@@ -135,11 +136,12 @@ def measure(given: Given, note: Note) -> None:
     note({"problems": {"train": len(train), "test": len(test)}})
     stages = _Stages(given, note, model, tokenizer)
     experiment = parse_experiment(srl_settings(given), where="part e")
+    form = prompt_format(model, tokenizer, experiment.args)
     rewards, console = rewards_of(SIMILARITY, experiment.args), Console(quiet=True)
 
     def evaluate(name: str) -> float:
         started = time.monotonic()
-        found = measured(model, tokenizer, experiment, rewards, test, None, name, console)
+        found = measured(model, form, experiment, rewards, test, None, name, console)
         seconds = time.monotonic() - started
         kept = {key: found[key] for key in found if key.endswith("greedy") or "held-out" in key}
         note({f"{name}, evaluated": rounded({**kept, "seconds": seconds})})

@@ -64,7 +64,7 @@ def _model_and_prompts(
     """The given model with the first rows of the problems; else random weights and tokens."""
     if given.model is not None and (given.toy or given.data is not None):
         model, tokenizer = given.policy()
-        form = prompt_format(model, tokenizer, FORM, system_prompt=FORM.system_prompt)
+        form = prompt_format(model, tokenizer, FORM)
         rows = Rows.of(given.problems()[0], form, FORM, context_limit(model), most=GROUPS)
         return model, rows.prompts, form.stop_ids
     config = base_config(512, num_hidden_layers=1, layer_types=["full_attention"])

@@ -96,6 +96,7 @@ class Explanation:
         log_prob_empty: the same after an empty thought.
         in_thought: the share of the step that stands in the explanation, see `in_thought`.
         length: tokens of thought and step as a completion.
+        thought_length: of them, tokens of the thought.
         dropped_because: None, or why it is not used.
     """
 
@@ -107,6 +108,7 @@ class Explanation:
     log_prob_empty: float
     in_thought: float
     length: int
+    thought_length: int
     dropped_because: str | None = None
 
     @property
@@ -243,10 +245,10 @@ class ThoughtWriter:
     ) -> list[Explanation]:
         texts = [self.asking.parse(one.ids, one.truncated).action for one in completions]
         ends = [with_thought(row.example, text) for text in ("", *texts)]
-        wholes = [self.form.encode_expert(example) for example in ends]
+        without, *others = [self.form.encode_expert(example) for example in ends]
         step = row.example.expert_step
         empty, *values = self._step_log_probs(
-            [(row.prompt, *self._cut(whole, step)) for whole in wholes]
+            [(row.prompt, *self._cut(whole, step)) for whole in (without, *others)]
         )
         return [
             Explanation(
@@ -258,8 +260,9 @@ class ThoughtWriter:
                 log_prob_empty=empty,
                 in_thought=in_thought(step, text),
                 length=len(whole),
+                thought_length=len(whole) - len(without),
             )
-            for text, one, value, whole in zip(texts, completions, values, wholes[1:], strict=True)
+            for text, one, value, whole in zip(texts, completions, values, others, strict=True)
         ]
 
     def _cut(self, whole: list[int], step: str) -> tuple[list[int], list[int]]:
@@ -318,6 +321,8 @@ class ThoughtWriter:
             return "tag"
         if one.length > self.args.max_completion_length:
             return "too_long"
+        if 0 < self.args.think_budget < one.thought_length:
+            return "too_long"  # it would be closed before its end
         if one.in_thought > self.settings.max_in_thought:
             return "repeats_the_step"
         return None if one.lift > self.settings.min_lift else "no_lift"
