@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick real bench bench-gpu base test lint types \
+.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -77,6 +77,9 @@ bench: $(STAMP) ## speed beside the libraries people use, on this machine [ARGS=
 
 bench-gpu: $(STAMP) ## the same on a GPU [ARGS="--toy": a dry run without one]
 	$(PY) experiments/bench/gpu_rows.py $(ARGS)
+
+gpu: $(STAMP) ## everything this project wants to know of a GPU, 8 minutes [ARGS="--toy"; experiments/gpu/README.md]
+	$(PY) experiments/gpu/run.py $(ARGS)
 
 base: $(STAMP) ## make the small base policy of the default config again
 	$(PY) experiments/tiny/make_base.py $(ARGS)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from environments.answers import boxed_answer
+from environments.few_shot import MATHEMATICS, WORD_PROBLEMS, Layout
 from environments.reading import NO_PROBLEM, SUFFIXES, Row, UnusableRowError, read_rows, text_of
 from environments.types import DataError, LoadReport, Trajectory
 
@@ -54,6 +55,15 @@ class BenchmarkProblem:
 
 
 @dataclass(frozen=True)
+class HubSplit:
+    """A split of a hub data set."""
+
+    path: str
+    split: str = "train"
+    config: str | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Where a benchmark lies, and how its rows are read.
 
@@ -63,7 +73,10 @@ class Benchmark:
         split: of a hub data set.
         config: of a hub data set that has several.
         problem_columns: the first of these that a row has is the problem.
+        joined_columns: a row that has both has its problem in two parts.
         golds: a row -> the answers of which each is right by itself.
+        layout: how its few-shot prompts look.
+        training: where worked examples are drawn from; None where none are published.
         counts: what the published set counts, to compare; 0 where that is not known.
     """
 
@@ -73,7 +86,24 @@ class Benchmark:
     split: str = "test"
     config: str | None = None
     problem_columns: tuple[str, ...] = ("problem", "question")
+    joined_columns: tuple[str, str] | None = None
+    layout: Layout = MATHEMATICS
+    training: HubSplit | None = None
     counts: int = 0
+
+    def problem_of(self, row: Row) -> str:
+        """The problem of a row, without blanks around it.
+
+        Raises:
+            UnusableRowError: there is none.
+        """
+        if self.joined_columns is not None and all(map(row.get, self.joined_columns)):
+            parts = (text_of(row, one, missing=NO_PROBLEM) for one in self.joined_columns)
+            return " ".join(part.strip() for part in parts)
+        column = next((c for c in self.problem_columns if row.get(c) is not None), None)
+        if column is None:
+            raise UnusableRowError(NO_PROBLEM)
+        return text_of(row, column, missing=NO_PROBLEM).strip()
 
 
 @dataclass(frozen=True)
@@ -86,6 +116,7 @@ class LoadedBenchmark:
         problems: in the order of the rows.
         report: rows read, kept and dropped.
         digest: SHA-256 over problems and golds, so that a changed file is noticed.
+        layout: how its few-shot prompts look, and whether its answers are numbers.
     """
 
     name: str
@@ -93,6 +124,7 @@ class LoadedBenchmark:
     problems: tuple[BenchmarkProblem, ...]
     report: LoadReport = field(compare=False)
     digest: str = ""
+    layout: Layout = MATHEMATICS
 
 
 def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
@@ -121,6 +153,15 @@ def gold_after_hashes(row: Row) -> tuple[str, ...]:
     if stated is None or not stated[1].strip():
         raise UnusableRowError(NO_GOLD)
     return (clean_gold(re.sub(r"(?<=\d),(?=\d)", "", stated[1])),)
+
+
+def gold_of_svamp(row: Row) -> tuple[str, ...]:
+    """SVAMP's column `Answer`, a number; a copy's `answer` or solution is read as a user's row.
+
+    Raises:
+        UnusableRowError: there is none.
+    """
+    return gold_of_column(row, "Answer") if row.get("Answer") is not None else gold_of_any(row)
 
 
 def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
@@ -177,11 +218,36 @@ def gold_of_any(row: Row) -> tuple[str, ...]:
     raise UnusableRowError(NO_GOLD)
 
 
+_MATH_TRAIN = HubSplit("DigitalLearningGmbH/MATH-lighteval")
+
 BENCHMARKS: dict[str, Benchmark] = {
     one.name: one
     for one in (
-        Benchmark("gsm8k", "openai/gsm8k", gold_after_hashes, config="main", counts=1319),
-        Benchmark("math500", "HuggingFaceH4/MATH-500", gold_of_column, counts=500),
+        Benchmark(
+            "gsm8k",
+            "openai/gsm8k",
+            gold_after_hashes,
+            config="main",
+            layout=WORD_PROBLEMS,
+            training=HubSplit("openai/gsm8k", config="main"),
+            counts=1319,
+        ),
+        Benchmark(
+            "svamp",
+            "ChilleD/SVAMP",
+            gold_of_svamp,
+            problem_columns=("question_concat", "problem", "question"),
+            joined_columns=("Body", "Question"),
+            layout=WORD_PROBLEMS,
+            training=HubSplit("ChilleD/SVAMP"),
+            counts=300,
+        ),
+        Benchmark(
+            "math500", "HuggingFaceH4/MATH-500", gold_of_column, training=_MATH_TRAIN, counts=500
+        ),
+        Benchmark(
+            "math", _MATH_TRAIN.path, gold_of_answer_or_box, training=_MATH_TRAIN, counts=5000
+        ),
         Benchmark("amc23", "math-ai/amc23", gold_of_column, counts=40),
         Benchmark(
             "aime24", "HuggingFaceH4/aime_2024", gold_of_answer_or_box, split="train", counts=30
@@ -198,7 +264,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
-_ALSO_CALLED = {"minervamath": "minerva", "aime2024": "aime24", "aime2025": "aime25"}
+_ALSO_CALLED = {
+    "minervamath": "minerva",
+    "aime2024": "aime24",
+    "aime2025": "aime25",
+    "hendrycksmath": "math",
+}
 
 
 def clean_gold(text: str) -> str:
@@ -295,16 +366,13 @@ def problems_from_rows(
         columns.update(dict.fromkeys(row))
         report.rows += 1
         try:
-            column = next((c for c in benchmark.problem_columns if row.get(c) is not None), None)
-            if column is None:
-                raise UnusableRowError(NO_PROBLEM)
-            text = text_of(row, column, missing=NO_PROBLEM)
+            text = benchmark.problem_of(row)
             golds = benchmark.golds(row)
         except UnusableRowError as reason:
             report.dropped[str(reason)] += 1
             continue
-        problems.append(BenchmarkProblem(benchmark.name, len(problems), text.strip(), golds))
-        digest.update(repr((text.strip(), golds)).encode("utf-8", "surrogatepass"))
+        problems.append(BenchmarkProblem(benchmark.name, len(problems), text, golds))
+        digest.update(repr((text, golds)).encode("utf-8", "surrogatepass"))
         report.kept += 1
         if report.kept == limit:
             break
@@ -317,7 +385,12 @@ def problems_from_rows(
             f"{', '.join(map(repr, columns)) or '(none)'}"
         )
     return LoadedBenchmark(
-        benchmark.name, benchmark.path, tuple(problems), report, digest.hexdigest()[:16]
+        benchmark.name,
+        benchmark.path,
+        tuple(problems),
+        report,
+        digest.hexdigest()[:16],
+        benchmark.layout,
     )
 
 

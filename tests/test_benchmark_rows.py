@@ -27,6 +27,17 @@ ROWS: dict[str, list[tuple[dict[str, object], tuple[str, ...]]]] = {
         ({"question": "A lot?", "answer": "It is much.\n#### 1,234,000"}, ("1234000",)),
         ({"question": "Debt?", "answer": "Less.\n####  -7 "}, ("-7",)),
     ],
+    "svamp": [
+        ({"ID": "chal-1", "Body": "Tom has 8 pens. He gives 3 away.", "Question": "How many left?",
+          "Equation": "( 8.0 - 3.0 )", "Answer": 5.0, "Type": "Subtraction"}, ("5",)),
+        ({"Body": "Tom has 8 pens.", "Question": "How many?", "Answer": "8"}, ("8",)),
+        ({"question_concat": "Tom has 8 pens. How many?", "Answer": "8.5"}, ("8.5",)),
+        ({"problem": "p", "solution": "It is 9.\n#### 9"}, ("9",)),
+    ],
+    "math": [
+        ({"problem": "p", "level": "Level 1", "type": "Algebra", "solution": r"So $\boxed{x^2}$."},
+         ("x^2",)),
+    ],
     "math500": [
         ({"problem": "p", "solution": r"\boxed{9}", "answer": r"\frac{1}{2}"}, (r"\frac{1}{2}",)),
         ({"problem": "p", "answer": r"\left( 3, \frac{\pi}{2} \right)"},
@@ -69,6 +80,17 @@ def test_rows_of_each_benchmark(name: str) -> None:
     assert loaded.report.kept == loaded.report.rows == len(rows)
     for problem in loaded.problems:
         assert all(verify_answer(gold, gold) for gold in problem.golds)
+
+
+def test_a_problem_in_two_columns_is_one() -> None:
+    rows = [row for row, _ in ROWS["svamp"]]
+    loaded = problems_from_rows(BENCHMARKS["svamp"], rows).problems
+    assert [one.problem for one in loaded] == [
+        "Tom has 8 pens. He gives 3 away. How many left?",
+        "Tom has 8 pens. How many?",
+        "Tom has 8 pens. How many?",
+        "p",
+    ]
 
 
 def test_cleaned_golds_are_those_that_policies_match() -> None:
@@ -187,6 +209,7 @@ def test_an_unreachable_hub_says_how_to_give_a_copy(
         ("MATH-500", "math500"),
         ("Minerva_Math", "minerva"),
         ("AIME 2024", "aime24"),
+        ("hendrycks_math", "math"),
         ("GSM8K", "gsm8k"),
         ("OlympiadBench", "olympiadbench"),
     ],

@@ -17,8 +17,9 @@ from environments.environment import MATHS
 from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.commands.cli import main
+from srl.config.settings import BenchmarkSettings
 from srl.evaluation.benchmarks.figures import figures_of
-from srl.evaluation.benchmarks.run import _mostly_silent
+from srl.evaluation.benchmarks.remedies import remedies
 from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
 from srl.evaluation.solving import Attempt
 from srl.runs.folder import RunFolder
@@ -367,6 +368,19 @@ def test_a_runs_own_policy_and_a_folder_for_held_out_problems(
     assert not Path("runs/none").exists()
 
 
-def test_a_model_that_states_no_answers_may_need_another_prompt() -> None:
-    counts = {"a": {"no answer": 6, "solutions": 10}, "b": {"no answer": 5, "solutions": 10}}
-    assert _mostly_silent({"benchmarks": counts}) == ["a"]
+def test_problems_without_an_answer_are_told_with_their_commonest_cause() -> None:
+    figures = {
+        "a": {"n": 10, "unread": {"cut off": 5, "no statement": 2, "no room": 0}},
+        "b": {"n": 10, "unread": {"cut off": 1, "no statement": 4, "no room": 0}},
+        "c": {"n": 10, "unread": {"cut off": 0, "no statement": 0, "no room": 9}},
+        "d": {"n": 100, "unread": {"cut off": 2, "no statement": 2, "no room": 0}},
+    }
+    args = BenchmarkSettings(whole_max_completion_length=300)
+    a, b, c = remedies({"benchmarks": figures}, args)
+    assert "a: no answer is read in 7 of 10 problems, 70 % [40, 89] (5 cut off at 300 tokens" in a
+    assert "Try --whole_max_completion_length 600, or --num_fewshot 5" in a
+    assert "Try --num_fewshot 5" in b
+    assert "--as-is" in b
+    assert "Try --whole_max_completion_length 150" in c
+    as_is = BenchmarkSettings(as_is=True, whole_system_prompt=None, template="chat")
+    assert "Try --num_fewshot 5 instead of --as-is" in remedies({"benchmarks": figures}, as_is)[1]

@@ -68,6 +68,7 @@ def write_gguf(path: Path, *, kind: str = "llama", extra: Sequence[str] = ()) ->
     writer.add_token_types([3 if i in tokenizer.added_tokens_decoder else 1 for i in ids])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.convert_tokens_to_ids("<|im_start|>"))
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(CHATML)
@@ -142,6 +143,16 @@ def test_a_file_that_cannot_be_converted_leaves_nothing(
     change(file)
     refused(capsys, main(["model", str(file)]), message)
     assert not list(Path("models").glob("*"))
+
+
+def test_a_full_disk_is_noticed_first(
+    hub: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    for name in (str(write_gguf(Path("tiny.gguf"))), "someone/Toy"):
+        refused(capsys, main(["model", name]), "0.0 GB free; make room, or give a folder")
+    assert not hub.asked
+    assert [one.name for one in Path("models").iterdir()] == [".Toy.part"]  # empty, as it began
 
 
 def test_without_gguf_it_says_what_to_install(

@@ -20,12 +20,13 @@ FILE = Path(__file__).parents[1] / "experiments/real/smollm2.yaml"
 
 
 def make_model(folder: Path) -> str:
-    """A tiny policy with a ChatML template, which writes noise and rarely ends."""
+    """A tiny policy with a ChatML template, which writes noise; many a byte ends it."""
     tokenizer = build_tokenizer(
         chat_template=CHATML, eos="<|im_end|>", special=("<|im_start|>",), learn_from=("so 1",)
     )
     model = toy_model(tokenizer)
     model.config.max_position_embeddings = 1024
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(170, 256)]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -167,6 +167,35 @@ def test_a_template_that_reads_the_clock_reads_the_same_day_for_ever(
     assert head == f"\n  Today: {TODAY.strftime(written)}.\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "channel"),
+    [
+        ("gptoss", "<|channel|>final<|message|>"),
+        ("muse_glimmer", " to=user<|message|>"),
+        ("qwen3", ""),  # writes a thought there
+        ("glm4moe", ""),
+        ("llama3_2", ""),
+    ],
+)
+@pytest.mark.parametrize("think", [True, False])
+def test_a_prompt_opens_the_channel_of_answers(name: str, channel: str, think: bool) -> None:
+    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(template)
+    tail = chat_frame(tokenizer, "Solve.", think=think).tail
+    opened = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=think,
+    )
+    assert tail == opened.rpartition("?")[2] + channel
+
+
+def test_a_template_that_shows_no_answer_opens_no_channel() -> None:
+    refusing = "{% if messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    assert chat_frame(tokenizer_of(refusing), None, think=True).tail.endswith("assistant\n")
+
+
 def test_what_stands_before_the_token_is_part_of_the_target() -> None:
     for template, end in (
         (CHATML.replace("}}<|im_end|>", "}}\n<|im_end|>"), "\n<|im_end|>"),

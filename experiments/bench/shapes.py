@@ -14,6 +14,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -118,6 +119,25 @@ def qwen25_config(size: str, vocabulary: int = 151936) -> PreTrainedConfig:
         max_position_embeddings=32768,
         rms_norm_eps=1e-6,
         rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def smollm2_config(vocabulary: int = 49152) -> PreTrainedConfig:
+    """SmolLM2-135M's: https://huggingface.co/HuggingFaceTB/SmolLM2-135M, config.json."""
+    return LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=vocabulary,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 1e5, "rope_type": "default"},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,

@@ -65,6 +65,26 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--limit", type=int, metavar="N", help="with --bench: the first N problems of each"
     )
+    evaluate.add_argument(
+        "--num_fewshot",
+        "--num-fewshot",
+        type=int,
+        metavar="N",
+        help="with --bench: N worked examples in front of each problem (default 0)",
+    )
+    evaluate.add_argument(
+        "--fewshot_file",
+        "--fewshot-file",
+        metavar="FILE",
+        help="what they are drawn from, or NAME=FILE[,NAME=FILE]; default: the training split",
+    )
+    evaluate.add_argument(
+        "--as-is",
+        "--as_is",
+        action="store_true",
+        default=None,
+        help="with --bench: the model's own chat template and the bare problem",
+    )
 
     thoughts = add(
         "thoughts",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 # Commands of a name and of options that argparse does not know.
+# Options of eval that are settings of a benchmark.
+_OF_PROMPTS = ("num_fewshot", "fewshot_file", "as_is")
 _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 
 
@@ -162,7 +164,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
         raise UsageError(
             "--model needs --bench NAME, or --config: it says which problems, and how to prompt"
         )
-    for option in ("samples", "limit"):
+    for option in ("samples", "limit", *_OF_PROMPTS):
         if getattr(args, option) is not None:
             raise UsageError(
                 f"--{option} goes with --bench; for held-out problems give --solve_samples K or "
@@ -217,12 +219,17 @@ def _eval_bench(
     its_own = {key: value for key, value in its_own.items() if key in asked}
     if run is not None and not args.trust_code:
         refuse_foreign({**its_own, "model": model}, str(run.config))
+    given = {name: getattr(args, name) for name in _OF_PROMPTS}
     plan = plan_from_words(
         model,
         args.bench,
         samples=args.samples or 0,
         limit=args.limit,
-        settings={**its_own, **apply_overrides({}, rest)},
+        settings={
+            **apply_overrides({}, rest),
+            **{name: value for name, value in given.items() if value is not None},
+        },
+        of_run=its_own,
     )
     run_benchmark(plan, args.run_name, argv, console)
     return 0

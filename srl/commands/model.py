@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -56,7 +57,7 @@ def prepare(name: str, output: Path | None, console: Console) -> Path:
     """
 
     def tell(words: str) -> None:
-        say(console, visible(words, console.encoding))
+        say(console, "\n".join(visible(line, console.encoding) for line in words.split("\n")))
 
     path = Path(name).expanduser()
     if path.is_dir():
@@ -178,13 +179,19 @@ def _show(folder: Path, tell: Tell) -> None:
 
 def _train_line(folder: Path) -> str:
     config = "experiments/gsm8k/srl.yaml"
+    # The file's own rate is for a model a thousand times smaller.
+    options = f"--model {shlex.quote(str(folder))} --learning_rate 1e-6"
+    train = f"python -m srl train --config {config} {options}"
     if os.environ.get("SRL_STARTED_BY") == "make":
-        return f'train it: make train CONFIG={config} ARGS="--model {folder}"'
-    return f"train it: python -m srl train --config {config} --model {folder}"
+        train = f'make train CONFIG={config} ARGS="{options}"'
+    return (
+        f"train it: {train}\n"
+        "a small model learns the form of a step first: experiments/real/README.md"
+    )
 
 
 def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    form = prompt_format(model, tokenizer, PromptSettings(), system_prompt=None)
+    form = prompt_format(model, tokenizer, PromptSettings())
     limit = context_limit(model)
     asked = "chat template" if tokenizer.chat_template else "no chat template (plain text)"
     end = tokenizer.decode([form.end_id])

@@ -240,12 +240,20 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
     """How a benchmark's problems are asked, solved and verified.
 
     Attributes:
+        num_fewshot: worked examples in front of each problem, in the benchmark's own layout, with
+            no system prompt unless `whole_system_prompt` is given.
+        fewshot_file: what the examples are drawn from: a file, or NAME=FILE for each benchmark;
+            null is the benchmark's training split on the hub.
+        as_is: the model's own chat template with the bare problem, and no system prompt of ours.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
         use_cpu: compute on the CPU though there is a GPU.
-        seed: of the samples.
+        seed: of the samples, and of the examples that are drawn.
         output_dir: where the folder of the evaluation is made.
     """
 
+    num_fewshot: int = 0
+    fewshot_file: str | None = None
+    as_is: bool = False
     bf16: bool | None = None
     use_cpu: bool = False
     seed: int = 42
@@ -258,6 +266,30 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
 
     def check(self) -> None:
         check_seeds(seed=self.seed)
+        at_least(self, num_fewshot=0)
+        within(self, num_fewshot=(0, 64))
+        if self.fewshot_file is not None and not self.num_fewshot:
+            raise UsageError(
+                f"fewshot_file is {self.fewshot_file}, but num_fewshot is 0: no example would be "
+                "shown; add --num_fewshot 5, or leave fewshot_file out"
+            )
+        if self.open_thought and self.num_fewshot:
+            raise UsageError(
+                "open_thought has no place behind worked examples, which show no thoughts; leave "
+                "open_thought or num_fewshot out"
+            )
+        if self.as_is:
+            taken = {
+                "num_fewshot": self.num_fewshot,
+                "whole_system_prompt": self.whole_system_prompt,
+                "template": self.template if self.template != "chat" else None,
+            }
+            for name, value in taken.items():
+                if value:
+                    raise UsageError(
+                        f"as_is asks in the model's own chat template with nothing of ours in it, "
+                        f"but {name} is {value!r}; leave one of them out"
+                    )
 
     @property
     def device(self) -> torch.device:

@@ -162,7 +162,7 @@ class PromptFormat:
         self._step_limits = TextLimits(
             read=self.read,
             ends_at=step_ends_at,
-            line_ids=frozenset() if step_ends_at == "turn" else _line_ids(tokenizer),
+            end_ids=frozenset() if step_ends_at == "turn" else tokens_with(tokenizer, "\n"),
             think=think,
             opens_thought=self.opens_thought,
             think_budget=think_budget,
@@ -259,7 +259,7 @@ class PromptFormat:
             whole: of a whole solution, which goes on behind the end of a step.
         """
         own = self._step_limits
-        found = replace(own, ends_at="turn", line_ids=frozenset()) if whole else own
+        found = replace(own, ends_at="turn", end_ids=frozenset()) if whole else own
         return found if found.think_budget or found.ends_at != "turn" else None
 
     def ends_early(self, step: str) -> bool:
@@ -470,9 +470,10 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, outer_ids: Collection[int])
     )
 
 
-def _line_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that hold a line end."""
-    return frozenset(token for token in range(len(tokenizer)) if "\n" in tokenizer.decode([token]))
+def tokens_with(tokenizer: PreTrainedTokenizerBase, signs: str) -> frozenset[int]:
+    """The tokens whose text holds one of these signs."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, text in enumerate(texts) if not set(signs).isdisjoint(text))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -110,6 +110,7 @@ def chat_frame(
             # The user's words are the last to hold the sentinel.
             before, _, tail = text.rpartition(_USER)
             head, *between = _split_at(before, shown)
+            tail += _channel(tokenizer, messages, tail, think=think, day=day)
             if not think and tail.rstrip().endswith(OPEN):
                 tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
             said = system_prompt.strip() if system_prompt else ""
@@ -127,6 +128,34 @@ def _split_at(text: str, parts: Sequence[str]) -> list[str]:
         piece, _, text = text.partition(part)
         pieces.append(piece)
     return [*pieces, text]
+
+
+def _channel(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    tail: str,
+    *,
+    think: bool,
+    day: datetime,
+) -> str:
+    """What the template writes between `tail`, which opens the assistant's turn, and its words.
+
+    Harmony (GPT-OSS) opens a turn with the role alone, and the policy then writes a channel,
+    analysis first. A step is an answer, so the prompt opens the channel of answers, which the
+    template writes before an assistant's words. Empty where tail and words meet, as in most
+    templates, and where only blanks or a thought stand between them.
+    """
+    answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
+    try:
+        text = _written(tokenizer, answered, think=think, answer=False, day=day)
+    except Exception:  # noqa: BLE001, a template is a foreign program
+        return ""
+    between = text.rpartition(_USER)[2].partition(_ASSISTANT)[0]
+    more = between.removeprefix(tail)
+    if not between.startswith(tail) or OPEN in more:
+        return ""
+    ids = tokenizer.encode(more, add_special_tokens=False, verbose=False)
+    return more if _added_ids(tokenizer).intersection(ids) else ""
 
 
 @dataclass(frozen=True)

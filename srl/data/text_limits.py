@@ -1,4 +1,4 @@
-"""Ends a step at a blank line, and closes a thought that has become too long.
+"""Ends a completion by its text, and closes a thought that has become too long.
 
 A model that was not trained on steps rarely writes its end token behind one step: it goes on to the
 whole solution. And one that was told to think may think until the length limit cuts it. Both can be
@@ -30,20 +30,23 @@ class TextLimits:
     Attributes:
         read: token ids -> text.
         ends_at: where a step ends: "turn" is at an end token only.
-        line_ids: the tokens that hold a line end; only behind one of them a step can end.
+        end_ids: the tokens behind which a text can end: those that hold a line end, or the last
+            sign of a stop string.
         think: a thought comes first, and the step begins behind `</think>`.
         opens_thought: the prompt ends in `<think>`.
         think_budget: tokens after which a thought that is still open is closed; 0 is never.
         close_ids: the tokens that close it.
+        stop_strings: end a completion wherever they stand in it.
     """
 
     read: Callable[[Sequence[int]], str]
     ends_at: StepEnd
-    line_ids: frozenset[int]
+    end_ids: frozenset[int]
     think: bool
     opens_thought: bool
     think_budget: int
     close_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...] = ()
 
     def cut(self, text: str) -> str:
         """The text up to the end of its step; all of it where the step has not ended."""
@@ -51,8 +54,9 @@ class TextLimits:
         return text if found is None else text[: found.start() + 1]
 
     def is_over(self, ids: Sequence[int]) -> bool:
-        """Whether the step has ended by its text."""
-        return self._end(self.read(ids)) is not None
+        """Whether the completion has ended by its text."""
+        text = self.read(ids)
+        return any(stop in text for stop in self.stop_strings) or self._end(text) is not None
 
     def is_open(self, ids: Sequence[int]) -> bool:
         """Whether the thought has not been closed yet."""

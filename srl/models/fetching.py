@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -120,15 +121,27 @@ def _files_of_a_policy(names: Sequence[str] | dict[str, int]) -> list[str]:
     return sorted(name for name in found if not name.startswith("consolidated"))
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Raise UsageError where the disk of `folder` has no room for `size` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UsageError(
+            f"{size / 1e9:.1f} GB are needed, and the disk of {folder.parent} has "
+            f"{free / 1e9:.1f} GB free; make room, or give a folder elsewhere with --output"
+        )
+
+
 def download(model: HubModel, folder: Path) -> None:
     """Downloads the files of `model` into `folder`; what is there of them is not fetched again.
 
     Raises:
-        UsageError: the hub asks to log in or to accept terms, or the download broke off.
+        UsageError: the hub asks to log in or to accept terms, the download broke off, or there is
+            no room.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
+    check_room(folder, model.size - sum(one.stat().st_size for one in folder.glob("*")))
     try:
         snapshot_download(
             model.name,

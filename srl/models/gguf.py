@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from srl.errors import UsageError
+from srl.models.fetching import check_room
 from srl.models.loading import load_policy
 
 _PROBE = "A farmer has 12 cows and buys 7 more. 12 + 7 = 19.\n"
@@ -53,10 +54,12 @@ def convert_gguf(path: Path, folder: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         UsageError: gguf is missing, the file is damaged or split, transformers does not know its
-            architecture or quantisation, or what was saved is not what was read.
+            architecture or quantisation, there is no room, or what was saved is not what was read.
     """
     check_gguf(path)
-    say(_described(path))
+    words, size = _described(path)
+    say(words)
+    check_room(folder, size)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -79,8 +82,8 @@ _INSTEAD = (
 )
 
 
-def _described(path: Path) -> str:
-    """Quantisation types and size, in words.
+def _described(path: Path) -> tuple[str, int]:
+    """Quantisation types and size in words, and the bytes that it takes as float32.
 
     Raises:
         UsageError: the header cannot be read, or holds what transformers would leave out.
@@ -99,10 +102,11 @@ def _described(path: Path) -> str:
     kinds = Counter(tensor.tensor_type.name for tensor in tensors)
     weights = sum(int(tensor.n_elements) for tensor in tensors)
     types = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
-    return (
+    words = (
         f"{path.name}: {weights:,} weights in {len(tensors)} tensors: {types}; "
         f"as float32 they take {4 * weights / 1e9:.1f} GB"
     )
+    return words, 4 * weights
 
 
 def _unreadable(path: Path, error: Exception) -> UsageError:

@@ -26,7 +26,7 @@ class TextBounds:
     def __init__(self, limits: TextLimits, written: Tensor) -> None:
         self._limits = limits
         self._written = written
-        self._line_ids = torch.tensor(sorted(limits.line_ids), device=written.device)
+        self._end_ids = torch.tensor(sorted(limits.end_ids), device=written.device)
         self._looked = 0  # tokens of each completion whose line ends have been seen
         n = len(written)
         self._open = torch.zeros(n, dtype=torch.bool, device=written.device)
@@ -61,15 +61,15 @@ class TextBounds:
             row_of: [rows] -> completion.
         """
         found = torch.zeros_like(row_of, dtype=torch.bool)
-        if self._limits.ends_at == "turn":
+        if not self._limits.end_ids:
             return found
         # Since the last look. One that has ended meanwhile may have gone past its end before.
-        holds_line = torch.isin(self._written[row_of, self._looked : length], self._line_ids).any(1)
-        for place in holds_line.nonzero().squeeze(1).tolist():
+        can_end = torch.isin(self._written[row_of, self._looked : length], self._end_ids).any(1)
+        for place in can_end.nonzero().squeeze(1).tolist():
             row = int(row_of[place])
             ids = self._written[row, :length].tolist()
             for end in range(self._looked + 1, length + 1):
-                if ids[end - 1] in self._limits.line_ids and self._limits.is_over(ids[:end]):
+                if ids[end - 1] in self._limits.end_ids and self._limits.is_over(ids[:end]):
                     self._written[row, end:] = -1
                     self._over[row] = True
                     found[place] = True

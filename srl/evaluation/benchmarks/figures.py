@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.console import visible
+from srl.evaluation.benchmarks.remedies import CUT_OFF, NO_ROOM, NO_STATEMENT
 from srl.runs.records import read_rows
-from srl.sample_metrics import Sample, over_problems, sample_figures
+from srl.sample_metrics import Sample, avg_at_k, over_problems, sample_figures
 from srl.stats import Estimate
 
 GREEDY = 0
@@ -24,6 +25,13 @@ class _Tally:
 
     greedy: bool | None
     samples: list[Sample]
+    greedy_extracted: dict[str, bool]
+    extracted: dict[str, list[bool]]
+
+
+# lm-evaluation-harness's names -> where samples.jsonl says whether that answer is right.
+EXTRACTIONS = {"strict-match": "strict_right", "flexible-extract": "flexible_right"}
+_CAUSES = {"truncated": CUT_OFF, "context_limit": NO_ROOM}
 
 
 def figures_of(samples: Path) -> dict[str, object]:
@@ -33,12 +41,24 @@ def figures_of(samples: Path) -> dict[str, object]:
     """
     problems: dict[str, dict[int, _Tally]] = {}
     counts: dict[str, dict[str, int]] = {}
+    unread: dict[str, dict[str, int]] = {}
     for row in read_rows(samples):
         name, number = str(row["benchmark"]), int(str(row["number"]))
-        tally = problems.setdefault(name, {}).setdefault(number, _Tally(None, []))
+        tally = problems.setdefault(name, {}).setdefault(
+            number, _Tally(None, [], {}, {key: [] for key in EXTRACTIONS})
+        )
         right = row["verdict"] == "right"
-        if row["sample"] == GREEDY:
+        is_greedy = row["sample"] == GREEDY
+        for key, column in EXTRACTIONS.items():
+            if is_greedy:
+                tally.greedy_extracted[key] = row[column] is True
+            else:
+                tally.extracted[key].append(row[column] is True)
+        causes = unread.setdefault(name, dict.fromkeys((CUT_OFF, NO_STATEMENT, NO_ROOM), 0))
+        if is_greedy:
             tally.greedy = right
+            if row["verdict"] == "no_answer":
+                causes[_CAUSES.get(str(row["failure"]), NO_STATEMENT)] += 1
         else:
             answer = row["answer"]
             tally.samples.append((right, answer if isinstance(answer, str) else None))
@@ -51,7 +71,12 @@ def figures_of(samples: Path) -> dict[str, object]:
         count["no answer"] += row["verdict"] == "no_answer"
         count["unverified"] += row["verdict"] == "unverified"
     return {
-        name: {"n": len(tallies), **_estimates(list(tallies.values())), **counts[name]}
+        name: {
+            "n": len(tallies),
+            **_estimates(list(tallies.values())),
+            **counts[name],
+            "unread": unread[name],
+        }
         for name, tallies in problems.items()
     }
 
@@ -61,8 +86,15 @@ def _estimates(tallies: Sequence[_Tally]) -> dict[str, object]:
     greedy = [float(tally.greedy) for tally in tallies if tally.greedy is not None]
     if greedy:
         found["greedy"] = over_problems(greedy)
+        for key in EXTRACTIONS:
+            values = [float(tally.greedy_extracted[key]) for tally in tallies]
+            found[key] = over_problems(values)
     for name, values in sample_figures([tally.samples for tally in tallies]).items():
         found[name] = over_problems(values)
+    if most := min(len(tally.samples) for tally in tallies):
+        for key in EXTRACTIONS:
+            values = [avg_at_k(tally.extracted[key]) for tally in tallies]
+            found[f"{key} avg@{most}"] = over_problems(values)
     return {name: estimate.to_json() for name, estimate in found.items()}
 
 
@@ -76,7 +108,7 @@ def table_of(summary: Mapping[str, object]) -> Table:
         table.add_column(Text(visible(str(name))), justify="right")
     rows = dict.fromkeys(key for figures in benchmarks.values() for key in figures)
     for key in rows:
-        if key in ("solutions", "tokens"):
+        if key in ("solutions", "tokens", "unread"):
             continue
         cells = [_cell(key, figures) for figures in benchmarks.values()]
         table.add_row(key, *cells)

@@ -24,13 +24,17 @@ from rich.console import Console
 from transformers import set_seed
 
 from environments.benchmarks import BENCHMARKS, LoadedBenchmark, find_benchmark, load_benchmark
+from environments.few_shot import FewShot
+from environments.prompts import PAPER_EVALUATION_PROMPT
+from environments.shots import load_few_shot
 from srl.config.experiment import short_path
-from srl.config.parts import setting_names
+from srl.config.parts import PromptSettings, setting_names
 from srl.config.settings import BenchmarkSettings
 from srl.config.strict_yaml import build
 from srl.console import clock, say
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import figures_of, table_of
+from srl.evaluation.benchmarks.remedies import remedies
 from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
 from srl.evaluation.contamination import trained_on
 from srl.evaluation.judging import make_verifier
@@ -71,8 +75,18 @@ def plan_from_words(
     samples: int,
     limit: int | None,
     settings: Mapping[str, object],
+    of_run: Mapping[str, object] | None = None,
 ) -> BenchmarkPlan:
-    """Check what was asked for; `settings` are fields of `BenchmarkSettings`.
+    """Check what was asked for.
+
+    Args:
+        model: a model folder or a hub name.
+        benchmarks: names and files, with commas between them.
+        samples: K.
+        limit: the first so many problems of each; None is all.
+        settings: fields of `BenchmarkSettings` that were given.
+        of_run: those of the run whose policy it is. Its prompt is not taken where worked examples
+            stand in the prompt, or the model is asked as it is.
 
     Raises:
         UsageError: a number that cannot be, a setting of no effect here or of a wrong type.
@@ -98,8 +112,44 @@ def plan_from_words(
             f"--bench {benchmarks}: {twice[0]} is named twice; name each once, "
             "and rename one of two files of one name"
         )
-    args = build(BenchmarkSettings, settings, where="eval")
+    args = build(BenchmarkSettings, _asked(settings, of_run or {}), where="eval")
+    for name in _fewshot_files(args.fewshot_file):
+        if name and name not in called:
+            raise UsageError(
+                f"--fewshot_file names {name}, but --bench asks {', '.join(called)}; "
+                "give FILE, or NAME=FILE for a benchmark that is asked"
+            )
     return BenchmarkPlan(model, names, samples, limit, args)
+
+
+def _asked(settings: Mapping[str, object], of_run: Mapping[str, object]) -> dict[str, object]:
+    """The settings with those of the run, and with what few-shot prompts and `as_is` imply."""
+    as_is = settings.get("as_is") is True
+    if not as_is and not settings.get("num_fewshot"):
+        return {**of_run, **settings}
+    prompt = setting_names(PromptSettings)
+    kept = {key: value for key, value in of_run.items() if key not in prompt}
+    implied = {"whole_system_prompt": None, **({"template": "chat"} if as_is else {})}
+    return {**kept, **implied, **settings}
+
+
+def _fewshot_files(given: str | None) -> dict[str, str]:
+    """Name of a benchmark, or "" for all others -> its file of worked examples."""
+    if given is None:
+        return {}
+    files = [given] if Path(given).exists() else given.split(",")
+    found: dict[str, str] = {}
+    for one in files:
+        name, equals, path = one.strip().partition("=")
+        named = bool(equals) and not Path(one.strip()).exists()
+        whose = find_benchmark(name).name if named else ""
+        if whose in found:
+            raise UsageError(
+                f"--fewshot_file {given}: two files for {whose or 'all benchmarks'}; give one, or "
+                "NAME=FILE for each"
+            )
+        found[whose] = path if named else one.strip()
+    return found
 
 
 def run_benchmark(
@@ -118,9 +168,11 @@ def run_benchmark(
     loaded = [load_benchmark(find_benchmark(one), limit=plan.limit) for one in plan.benchmarks]
     for one in loaded:
         say(console, _about(one, plan))
+    few_shot = _few_shot(plan, loaded)
+    say(console, f"asked {_how(plan.args, few_shot)}")
     seen = _trained_on(plan.model, loaded, console)
     # First of all what takes no time: nothing is loaded for a folder that refuses.
-    settings = _resolved(plan, loaded)
+    settings = _resolved(plan, loaded, few_shot)
     run = _open(root, name)
     # Two processes that write into one folder would mix their solutions.
     with only_writer(run.path, lambda line: say(console, line)):
@@ -129,7 +181,7 @@ def run_benchmark(
         if not is_new:
             _check_same(run, settings)
         try:
-            figures = _run(plan, loaded, run, settings if is_new else None, argv, console)
+            figures = _run(plan, loaded, few_shot, run, settings if is_new else None, argv, console)
         except BaseException as error:
             samples = run.path / SAMPLES
             begun = samples.is_file() and samples.stat().st_size
@@ -144,12 +196,8 @@ def run_benchmark(
         write_json(run.summary, figures)
     say(console, f"policy: {plan.model}")
     console.print(table_of(figures))
-    if silent := _mostly_silent(figures):
-        say(
-            console,
-            f"most solutions of {', '.join(silent)} state no answer. If the model was trained with "
-            "another prompt than the paper's, give it with --whole_system_prompt",
-        )
+    for line in remedies(figures, plan.args):
+        say(console, line)
     say(console, f"samples: {run.path / SAMPLES}   figures: {run.summary}")
     return figures
 
@@ -175,16 +223,39 @@ def _trained_on(
     return found
 
 
-def _mostly_silent(summary: Mapping[str, object]) -> list[str]:
-    """Benchmarks of which more than half of the solutions state no answer."""
-    benchmarks = summary["benchmarks"]
-    assert isinstance(benchmarks, dict)
-    return [n for n, found in benchmarks.items() if 2 * found["no answer"] > found["solutions"]]
+def _few_shot(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[str, FewShot]:
+    """The worked examples of each benchmark; none where none are asked for."""
+    if not plan.args.num_fewshot:
+        return {}
+    files = _fewshot_files(plan.args.fewshot_file)
+    return {
+        one.name: load_few_shot(
+            find_benchmark(name),
+            one.problems,
+            number=plan.args.num_fewshot,
+            seed=plan.args.seed,
+            file=files.get(one.name, files.get("")),
+        )
+        for name, one in zip(plan.benchmarks, loaded, strict=True)
+    }
+
+
+def _how(args: BenchmarkSettings, few_shot: Mapping[str, FewShot]) -> str:
+    """How problems are asked, for the screen and the summary."""
+    if args.as_is:
+        return "as it is: the model's own chat template and the bare problem"
+    if few_shot:
+        drawn = ", ".join(f"{name}'s from {one.path}" for name, one in few_shot.items())
+        return f"{args.num_fewshot}-shot, worked examples: {drawn}"
+    if args.whole_system_prompt == PAPER_EVALUATION_PROMPT:
+        return "with the paper's evaluation prompt"
+    return "with a prompt of its own" if args.whole_system_prompt else "without a system prompt"
 
 
 def _run(
     plan: BenchmarkPlan,
     loaded: Sequence[LoadedBenchmark],
+    few_shot: Mapping[str, FewShot],
     run: RunFolder,
     settings: Mapping[str, object] | None,
     argv: Sequence[str],
@@ -199,8 +270,12 @@ def _run(
     set_seed(plan.args.seed)
     model, tokenizer = load_policy(plan.model)
     model.to(plan.args.device)
-    solver = Solver(model, tokenizer, plan.args, plan.samples)
-    chunks = [chunk for one in loaded for chunk in solver.chunks(one.problems)]
+    solvers = {
+        one.name: Solver(model, tokenizer, plan.args, plan.samples, few_shot.get(one.name))
+        for one in loaded
+    }
+    numbers = {one.name: one.layout.numbers for one in loaded}
+    chunks = [chunk for one in loaded for chunk in solvers[one.name].chunks(one.problems)]
     if settings is not None:
         run.write_start(settings, argv)
     else:
@@ -216,7 +291,8 @@ def _run(
             told = began = time.monotonic()
             at_first = made
             for chunk in chunks[first:]:
-                writer.write(verdicts(chunk.asked, solver.solve(chunk), verifier))
+                solved, of = solvers[chunk.benchmark].solve(chunk), numbers[chunk.benchmark]
+                writer.write(verdicts(chunk.asked, solved, verifier, numbers=of))
                 made += len(chunk.keys)
                 now = time.monotonic()
                 if now - told >= _SECONDS_BETWEEN_LINES and made < total:
@@ -225,16 +301,28 @@ def _run(
                     say(console, f"{made:,} of {total:,} solutions  {clock(left)} left")
     finally:
         verifier.close()
-    return {"model": plan.model, "samples": plan.samples, "benchmarks": figures_of(samples)}
+    return {
+        "model": plan.model,
+        "asked": _how(plan.args, few_shot),
+        "samples": plan.samples,
+        "benchmarks": figures_of(samples),
+    }
 
 
-def _resolved(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[str, object]:
+def _resolved(
+    plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark], few_shot: Mapping[str, FewShot]
+) -> dict[str, object]:
     """config.yaml of an evaluation: everything that its samples follow from."""
     return {
         "model": plan.model,
         "weights": fingerprint(plan.model),
         "bench": {
-            one.name: {"path": one.path, "problems": len(one.problems), "digest": one.digest}
+            one.name: {
+                "path": one.path,
+                "problems": len(one.problems),
+                "digest": one.digest,
+                **({"examples": few_shot[one.name].digest} if one.name in few_shot else {}),
+            }
             for one in loaded
         },
         "samples": plan.samples,

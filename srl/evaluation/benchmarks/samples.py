@@ -9,15 +9,23 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from environments.benchmarks import BenchmarkProblem
-from environments.types import Trajectory
+from environments.extraction import (
+    exact_match,
+    flexible_extract,
+    last_expression,
+    strict_match,
+)
+from environments.few_shot import FewShot
+from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.config.settings import BenchmarkSettings
 from srl.data.prompts import PromptFormat
 from srl.errors import UsageError
+from srl.evaluation.benchmarks.asking import FewShotFormat
 from srl.evaluation.benchmarks.figures import GREEDY
 from srl.evaluation.judging import verified
 from srl.evaluation.solving import Attempt, solve_whole
-from srl.models.loading import context_limit, prompt_format
+from srl.models.loading import context_limit, prompt_format, stop_ids
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import SamplingParams, key_of, make_sampler
 
@@ -35,6 +43,11 @@ class Chunk:
     problems: tuple[BenchmarkProblem, ...]
     first: int
     count: int
+
+    @property
+    def benchmark(self) -> str:
+        """The name of the benchmark."""
+        return self.problems[0].benchmark
 
     @property
     def asked(self) -> list[BenchmarkProblem]:
@@ -60,6 +73,7 @@ class Solver:
         tokenizer: PreTrainedTokenizerBase,
         args: BenchmarkSettings,
         samples: int,
+        few_shot: FewShot | None = None,
     ) -> None:
         """Take a policy and how to ask it.
 
@@ -68,10 +82,17 @@ class Solver:
             tokenizer: its own.
             args: prompt, sampling, lengths, budget, seed.
             samples: K, sampled solutions a problem beside the greedy one.
+            few_shot: worked examples in front of each problem; None is the settings' prompt alone.
         """
         self.args = args
         self.samples = samples
-        self.form: PromptFormat = prompt_format(model, tokenizer, args)
+        self.few_shot = few_shot
+        self.form: PromptFormat
+        if few_shot is None:
+            self.form = prompt_format(model, tokenizer, args)
+        else:
+            ends = stop_ids(model, tokenizer)
+            self.form = FewShotFormat(tokenizer, few_shot, args, stop_ids=ends)
         self.limit = context_limit(model)
         # Whether the solutions of a chunk hold their prompt once.
         self.shares = way_of(model, share=args.prefix_tree).shared
@@ -110,6 +131,7 @@ class Solver:
                 f"at most, the shortest prompt has {shortest}, and whole_max_completion_length is "
                 f"{self.args.whole_max_completion_length}; set it to "
                 f"{max(1, (self.limit or 0) - 2 * shortest)} or less"
+                + ("" if self.few_shot is None else ", or num_fewshot lower")
             )
         yield from self._cut(problems, GREEDY, 1)
         most = min(self._in_budget(problem) for problem in problems if self.fits(problem))
@@ -156,32 +178,65 @@ class Solver:
 
 
 def verdicts(
-    problems: Sequence[BenchmarkProblem], attempts: Sequence[Attempt], verifier: RewardSum
+    problems: Sequence[BenchmarkProblem],
+    attempts: Sequence[Attempt],
+    verifier: RewardSum,
+    *,
+    numbers: bool = False,
 ) -> list[dict[str, object]]:
     """The lines of samples.jsonl: each solution with its verdict, asked for in worker processes.
 
     `verdict` is right, wrong, no_answer, or unverified: no check said that it is right, and one was
     killed at its deadline or failed. That counts as not right; `failure` says why.
 
+    Beside it stand `strict_match` and `flexible_extract` and whether they are right. Of numbers
+    they are the harness's (`environments.extraction`). Of other answers the strict one is `answer`;
+    the flexible one is the last expression where there is no `answer`, and the verifier is asked.
+
     Args:
         problems: of each solution.
         attempts: the solutions.
         verifier: the reward `answer`; it is asked about each of a problem's golds.
+        numbers: the answers of this benchmark are numbers.
     """
+    guesses = [
+        last_expression(_text(one)) if one.answer is None and not numbers else None
+        for one in attempts
+    ]
     pairs = [
-        (place, replace(one, trajectory=replace(one.trajectory, answer=gold), correct=None))
-        for place, (problem, one) in enumerate(zip(problems, attempts, strict=True))
-        if one.answer is not None
+        (place, replace(asked, trajectory=replace(one.trajectory, answer=gold), correct=None))
+        for place, (problem, one, guess) in enumerate(zip(problems, attempts, guesses, strict=True))
+        for asked in [one if guess is None else replace(one, steps=(Step(f"\\boxed{{{guess}}}"),))]
+        if one.answer is not None or guess is not None
         for gold in problem.golds
     ]
     found = verified([one for _, one in pairs], verifier)
     checked: dict[int, list[Attempt]] = {}
     for (place, _), one in zip(pairs, found, strict=True):
         checked.setdefault(place, []).append(one)
-    return [
-        _line(problem, one, checked.get(place, []))
-        for place, (problem, one) in enumerate(zip(problems, attempts, strict=True))
-    ]
+    lines = []
+    for place, (problem, one, guess) in enumerate(zip(problems, attempts, guesses, strict=True)):
+        own = checked.get(place, [])
+        line = _line(problem, one, own if one.answer is not None else [])
+        if numbers:
+            strict, flexible = strict_match(_text(one)), flexible_extract(_text(one))
+            right = [_matches(problem, strict), _matches(problem, flexible)]
+        else:
+            strict, flexible = one.answer, one.answer if guess is None else guess
+            right = [line["verdict"] == "right", any(check.correct for check in own)]
+        line |= {"strict_match": strict, "strict_right": right[0]}
+        line |= {"flexible_extract": flexible, "flexible_right": right[1]}
+        lines.append(line)
+    return lines
+
+
+def _text(one: Attempt) -> str:
+    """A solution outside of its think tags."""
+    return "\n".join(step.text for step in one.steps)
+
+
+def _matches(problem: BenchmarkProblem, answer: str | None) -> bool:
+    return answer is not None and any(exact_match(answer, gold) for gold in problem.golds)
 
 
 def _line(

@@ -1,0 +1,103 @@
+"""The file of results: what was measured so far is on the disk, whatever happens next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Figures that the table leaves out: raw values of what others sum up.
+RAW = ("contests",)
+
+RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "out of time"
+
+
+@dataclass
+class ResultFile:
+    """`{about..., "parts": {name: {title, state, seconds, figures}}}` at `path`.
+
+    Attributes:
+        path: where it is; its folder is made.
+        about: machine, versions, date, commit, settings.
+        parts: by name.
+    """
+
+    path: Path
+    about: dict[str, object] = field(default_factory=dict)
+    parts: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> ResultFile:
+        """Loads a file; an empty one if it is not there."""
+        if not path.is_file():
+            return cls(path)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        parts = values.pop("parts")
+        return cls(path, values, parts)
+
+    def save(self) -> None:
+        """Write it so that a power cut leaves the old file or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(f".{self.path.name}.new")
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump({**self.about, "parts": self.parts}, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self.path)
+
+    def note(self, name: str, figures: Mapping[str, object]) -> None:
+        """Add figures to a part and save."""
+        found = self.parts[name].setdefault("figures", {})
+        assert isinstance(found, dict)
+        found.update(figures)
+        self.save()
+
+    def state(self, name: str) -> object:
+        """Of a part; None if it has not begun."""
+        return self.parts.get(name, {}).get("state")
+
+    def table(self) -> str:
+        """Returns all of it as Markdown, one table a part."""
+        lines = [f"**{self.about.get('device', 'nothing measured')}**", ""]
+        lines += [f"- {name}: {_words(value)}" for name, value in self.about.items()]
+        for name, part in self.parts.items():
+            seconds = part.get("seconds")
+            took = f", {seconds:.0f} s" if isinstance(seconds, float) else ""
+            lines += ["", f"### {name}. {part.get('title')} ({part.get('state')}{took})", ""]
+            if "error" in part:
+                lines += ["```", str(part["error"]).strip(), "```", ""]
+            figures = part.get("figures") or {}
+            if figures:
+                lines += ["| figure | value |", "|---|---|"]
+                shown = {key: x for key, x in figures.items() if key not in RAW}
+                lines += [f"| {key} | {value} |" for key, value in _rows("", shown)]
+        return "\n".join(lines)
+
+
+def _rows(prefix: str, value: object) -> Iterator[tuple[str, str]]:
+    """Every figure with the names that lead to it."""
+    if isinstance(value, Mapping) and set(value) == {"value", "low", "high", "n"}:
+        value = "{value:.4g} [{low:.4g}, {high:.4g}] of {n}".format(**value)
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _rows(f"{prefix}: {name}" if prefix else str(name), inner)
+    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        for number, inner in enumerate(value):
+            yield from _rows(f"{prefix} [{number}]", inner)
+    else:
+        yield _cell(prefix), _cell(_words(value))
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
