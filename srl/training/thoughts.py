@@ -43,8 +43,8 @@ from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Completion, Prompt, SamplingParams, complete, key_of, make_sampler
 
-# Rows that are explained and written together, at most: what an interruption can lose.
-_ROWS_A_CHUNK = 32
+# Explanations that are made and written together, at most: what an interruption can lose.
+_EXPLANATIONS_A_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,14 @@ class ThoughtWriter:
     def chunks(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Neighbouring rows whose explanations stay within `rollout_token_budget` together."""
         settings, budget = self.settings, self.args.rollout_token_budget
+        most = max(1, _EXPLANATIONS_A_CHUNK // settings.samples)
         chunk: list[Row] = []
         longest = 0
         for row in rows:
             longest = max(longest, len(self.prompt(row.example)))
             prompts = longest if self._shares else longest * settings.samples
             each = settings.samples * settings.max_thought_length + prompts
-            if chunk and (len(chunk) == _ROWS_A_CHUNK or (len(chunk) + 1) * each > budget):
+            if chunk and (len(chunk) == most or (len(chunk) + 1) * each > budget):
                 yield chunk
                 chunk, longest = [], len(self.prompt(row.example))
             chunk.append(row)
