@@ -281,17 +281,22 @@ TOY_SETTINGS: dict[str, object] = {
 }
 
 
-def toy_config(folder: Path, **changes: object) -> SRLConfig:
-    """The toy settings as Python takes them, for three steps."""
-    from srl.config.settings import SRLConfig
-
+def toy_values(folder: Path, **changes: object) -> dict[str, object]:
+    """The toy settings for three steps, with changes."""
     more = {
         "output_dir": str(folder),
         "learning_rate": 3e-3,
         "max_steps": 3,
         "save_strategy": "no",
     }
-    return SRLConfig(**{**TOY_SETTINGS, **more, **changes})  # type: ignore[arg-type]
+    return {**TOY_SETTINGS, **more, **changes}
+
+
+def toy_config(folder: Path, **changes: object) -> SRLConfig:
+    """The same as Python takes them."""
+    from srl.config.settings import SRLConfig
+
+    return SRLConfig(**toy_values(folder, **changes))  # type: ignore[arg-type]
 
 
 def read_jsonl(path: Path) -> list[dict[str, object]]:

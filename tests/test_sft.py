@@ -18,8 +18,8 @@ from conftest import (
     read_jsonl,
     refused,
     same_weights,
-    toy_config,
     toy_trajectories,
+    toy_values,
     train,
     weights,
 )
@@ -30,7 +30,7 @@ from torch import Tensor
 from environments.types import Step, Trajectory
 from rewards import RewardSum
 from srl.commands.cli import main
-from srl.config.settings import SRLConfig
+from srl.config.settings import ExpertConfig, SRLConfig
 from srl.data.prompts import PromptFormat
 from srl.data.steps import build_examples
 from srl.data.stream import PromptStream
@@ -51,9 +51,11 @@ PLAIN_SGD: dict[str, object] = {
 
 def make(policy: Path, folder: Path, **changes: object) -> ExpertTrainer:
     model, tokenizer = load_policy(str(policy))
+    values = toy_values(folder, **changes)
+    del values["num_generations"]
     return ExpertTrainer(
         model,
-        toy_config(folder, **changes),
+        ExpertConfig(**values),  # type: ignore[arg-type]
         DATA[:20],
         DATA[20:],
         RewardSum({"similarity": 1.0}),

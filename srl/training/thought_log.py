@@ -13,7 +13,10 @@ from srl.training.thoughts import Explanation, Row
 
 
 def records_of(row: Row, explanations: Sequence[Explanation]) -> list[StepRecord]:
-    """The explanations of a row as step records: what was written stands in place of a step."""
+    """The explanations of a row as step records: what was written stands in place of a step.
+
+    Views take a group for kept if its first record is; the explanations come in that order.
+    """
     example = row.example
     mean, std = group_stats([one.lift for one in explanations])
     return [

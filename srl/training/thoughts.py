@@ -43,8 +43,8 @@ from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Completion, Prompt, SamplingParams, complete, key_of, make_sampler
 
-# Rows that are explained and written together, at most: what an interruption can lose.
-_ROWS_A_CHUNK = 32
+# Explanations that are made and written together, at most: what an interruption can lose.
+_EXPLANATIONS_A_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,14 @@ class ThoughtWriter:
     def chunks(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Neighbouring rows whose explanations stay within `rollout_token_budget` together."""
         settings, budget = self.settings, self.args.rollout_token_budget
+        most = max(1, _EXPLANATIONS_A_CHUNK // settings.samples)
         chunk: list[Row] = []
         longest = 0
         for row in rows:
             longest = max(longest, len(self.prompt(row.example)))
             prompts = longest if self._shares else longest * settings.samples
             each = settings.samples * settings.max_thought_length + prompts
-            if chunk and (len(chunk) == _ROWS_A_CHUNK or (len(chunk) + 1) * each > budget):
+            if chunk and (len(chunk) == most or (len(chunk) + 1) * each > budget):
                 yield chunk
                 chunk, longest = [], len(self.prompt(row.example))
             chunk.append(row)
@@ -224,7 +225,7 @@ class ThoughtWriter:
             yield chunk
 
     def explain(self, chunk: Sequence[Row]) -> list[list[Explanation]]:
-        """All explanations of each row, in order; at most one of a row's is not dropped."""
+        """All explanations of each row: first the one that is used, if any, then by their lift."""
         prompts = [
             Prompt(
                 self.prompt(row.example),
@@ -236,7 +237,7 @@ class ThoughtWriter:
             written = complete(self._sampler, prompts, self.settings.samples, self._params)
         # Scored in float32: what bf16 rounds off would pass for a rise.
         return [
-            self._chosen(self._scored(row, len(prompt.ids), completions))
+            self._ranked(self._scored(row, len(prompt.ids), completions))
             for row, prompt, completions in zip(chunk, prompts, written, strict=True)
         ]
 
@@ -300,16 +301,15 @@ class ThoughtWriter:
         sums = scores.log_probs.double().sum(1).tolist()
         return [total / len(step) for total, (_, _, step) in zip(sums, parts, strict=True)]
 
-    def _chosen(self, explanations: Sequence[Explanation]) -> list[Explanation]:
+    def _ranked(self, explanations: Sequence[Explanation]) -> list[Explanation]:
         """The same with why each is dropped: all but the one that lifts the step most."""
         judged = [replace(one, dropped_because=self._why_dropped(one)) for one in explanations]
-        good = [place for place, one in enumerate(judged) if one.dropped_because is None]
-        best = max(good, key=lambda place: judged[place].lift, default=None)
+        judged.sort(key=lambda one: (one.dropped_because is not None, -one.lift))
         return [
             replace(one, dropped_because="another_is_better")
-            if place in good and place != best
+            if rank and one.dropped_because is None
             else one
-            for place, one in enumerate(judged)
+            for rank, one in enumerate(judged)
         ]
 
     def _why_dropped(self, one: Explanation) -> str | None:
