@@ -1,13 +1,15 @@
 """A user's own trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
 
 Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
-cut by a splitter. `answer` is optional. Every other plain column goes to the metadata.
+cut by a splitter. `answer` is optional: without it the answer is what the solution states, in a
+box or as "The answer is 4". Every other plain column goes to the metadata.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from environments.answers import stated_answer
 from environments.reading import (
     NO_PROBLEM,
     NO_SOLUTION,
@@ -56,7 +58,8 @@ def load(
         problem_column: the column with the problem.
         solution_column: the column with the whole solution.
         steps_column: the column with the list of steps; wins over the solution.
-        answer_column: the column with the final answer; rows may lack it.
+        answer_column: the column with the final answer; rows may lack it, and state it in their
+            solution.
         thoughts_column: the column with what the expert thought before each step, a list as long as
             the steps; rows may lack it. Only fine-tuning on the expert's text reads it. None reads
             none.
@@ -93,7 +96,7 @@ def load(
         return Trajectory(
             problem,
             tuple(map(Step, texts, thoughts, observations)),
-            answer_of(row, answer_column),
+            answer_of(row, answer_column) or stated_answer("\n".join(texts), problem),
             source_name,
             {} if tags_column is None else tags_of(row, tags_column),
             metadata,

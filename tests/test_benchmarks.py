@@ -72,6 +72,21 @@ def test_a_verdict_for_every_solution(verifier: RewardSum) -> None:
     assert lines_of(verifier) == []
 
 
+def test_an_answer_that_is_not_stated_is_extracted_and_verified(verifier: RewardSum) -> None:
+    lines = lines_of(
+        verifier,
+        ("so $y = x(x+1)$ it is", ("x^2+x",)),
+        ("it must be 5 or 6", ("5",)),
+        (r"it must be 6, so \boxed{5}", ("5",)),
+        ("hm", ("4",)),
+    )
+    assert [line["verdict"] for line in lines] == ["no_answer", "no_answer", "right", "no_answer"]
+    assert [line["flexible_extract"] for line in lines] == ["x(x+1)", "6", "5", None]
+    assert [line["flexible_right"] for line in lines] == [True, False, True, False]
+    assert [line["strict_match"] for line in lines] == [None, None, "5", None]
+    assert [line["strict_right"] for line in lines] == [False, False, True, False]
+
+
 def test_a_check_that_is_killed_verifies_nothing_and_is_counted(tmp_path: Path) -> None:
     # Too little time for any check that does more than compare texts.
     hurried = RewardSum({"answer": 1.0}, workers=1, deadline=1e-5, for_training=False)

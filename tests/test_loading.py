@@ -17,6 +17,8 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma2PreTrainedModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -25,6 +27,7 @@ from srl.config.parts import PromptSettings
 from srl.errors import UsageError
 from srl.models.loading import context_limit, fingerprint, load_policy, prompt_format, stop_ids
 from srl.models.vocabulary import check_ids
+from srl.rollout.choice import way_of
 
 WEIGHTS = "model.safetensors"
 
@@ -272,6 +275,24 @@ def test_a_soft_cap_of_the_scores_is_heeded(
     torch.testing.assert_close(logits, model(ids).logits)
     attention.attn_logit_softcapping = None
     assert not torch.allclose(logits, model(ids).logits, rtol=0.01)
+
+
+def test_a_sparse_model_as_sft_leaves_it_is_sampled_from_its_cache(tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        output_router_logits=True,  # as TRL's SFTTrainer sets it, for the auxiliary loss
+    )
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    model, _ = load_policy(str(tmp_path))
+    assert way_of(model, share=False).line() == ""
 
 
 def test_no_context_limit() -> None:

@@ -167,6 +167,29 @@ def test_rows_leave_groups_of_which_others_go_on(monkeypatch: pytest.MonkeyPatch
     assert abs(surprise) < 4 * variance**0.5
 
 
+@pytest.mark.parametrize("make", [qwen2, llama, gemma2])
+def test_what_all_prompts_begin_with_may_be_kept_once(
+    make: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = [5, 6, 7, 8, 9, 10, 11, 12]
+    asked = [[*start, *prompt] for prompt in PROMPTS]
+    model = build(make)
+    for prompts in (asked, [start, *asked], [start, start]):
+        free = sampler(model)(prompts, 1, greedy(16))
+        stops = sorted({free[0][0].ids[2], free[1][0].ids[5]})  # rows leave the batch meanwhile
+        warm = SamplingParams(16, seed=3, stop_ids=frozenset(stops))
+        expected = [sampler(model)(prompts, 3, how) for how in (greedy(16, *stops), warm)]
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "_WORTH_SHARING", len(start))
+            assert decoding._same_at_start(prompts) == len(start)
+            found = [sampler(model)(prompts, 3, how) for how in (greedy(16, *stops), warm)]
+        for groups, others in zip(expected, found, strict=True):
+            for group, other in zip(groups, others, strict=True):
+                assert [one.ids for one in group] == [one.ids for one in other]
+                for one, alike in zip(group, other, strict=True):
+                    assert one.log_probs == pytest.approx(alike.log_probs, abs=1e-5)
+
+
 def test_nested_prompts_are_read_once(decoder: str) -> None:
     whole = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
     prompts = [whole[:4], whole[:7], whole, [9, 9]]

@@ -101,6 +101,11 @@ def _load(
     if capped and model.config._attn_implementation == "sdpa":
         # sdpa has no soft-cap; transformers 5.17 takes it for Gemma 2 and leaves the cap out.
         model.set_attn_implementation("eager")
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        # SFT of a sparse model leaves this on. Nobody reads router logits from a policy, and the
+        # auxiliary loss that is computed from them fails where a row goes on from a cache.
+        text.output_router_logits = False
     return model, tokenizer
 
 

@@ -23,6 +23,9 @@ from srl.models.tree_models import tree_inputs
 
 # The first room for keys and values of completions, in tokens; doubled when it is full.
 _ROOM = 64
+# Tokens that all prompts must begin with to be kept once for all of them: worked examples are, a
+# system prompt is not, so that rounding there stays what it was.
+_WORTH_SHARING = 256
 # Rows that have ended are taken out of the batch when no more than this share would be left.
 _WORTH_A_COPY = 0.75
 
@@ -172,7 +175,8 @@ class _Reading:
 class _Memory:
     """Keys and values of n prompts and of their n * g completions; attention of one more token.
 
-    Prompts are padded on the right to P tokens. Of the completions, L tokens are written so far.
+    The first S tokens of all prompts, where they are the same in all, are kept once; the rest of a
+    prompt is padded on the right to P tokens. Of the completions, L tokens are written so far.
     Keys are kept in float32 at least, which scores are summed in; values in the model's type.
     """
 
@@ -183,9 +187,12 @@ class _Memory:
         g: int,
         device: torch.device,
     ) -> None:
-        P = max(map(len, tree.paths))
+        S = _same_at_start(tree.paths)
+        P = max(map(len, tree.paths)) - S
         nodes = torch.tensor(
-            [path + path[-1:] * (P - len(path)) for path in tree.paths], device=device
+            [path[S:] + path[-1:] * (P + S - len(path)) for path in tree.paths],
+            dtype=torch.long,
+            device=device,
         )
         self.lengths = torch.tensor([len(path) for path in tree.paths], device=device)  # [n]
         self.n, self.g, self.written = len(tree.paths), g, 0
@@ -193,6 +200,12 @@ class _Memory:
             layer: (_of_prompts(keys, nodes).to(wide(keys)), _of_prompts(values, nodes))
             for layer, (keys, values) in seen.items()
         }  # [n, H_kv, P, D] each
+        start = torch.tensor(tree.paths[0][:S], dtype=torch.long, device=device)
+        self.start = {
+            layer: (keys[:, start].to(wide(keys)), values[:, start])
+            for layer, (keys, values) in seen.items()
+            if S
+        }  # [H_kv, S, D] each
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # [n, H_kv, g, room, D] each
         self._masks: dict[int | None, Tensor] = {}
 
@@ -216,13 +229,23 @@ class _Memory:
         scores = torch.cat(
             [q.flatten(2, 3) @ prompt_keys.mT, (q @ keys.mT).flatten(2, 3)], dim=-1
         )  # [n, H_kv, g * H / H_kv, P + L]
+        if layer in self.start:
+            # All prompts' rows in one product: the keys are read once.
+            rows = q.flatten(2, 3).transpose(0, 1)  # [H_kv, n, g * H / H_kv, D]
+            first = (rows.flatten(1, 2) @ self.start[layer][0].mT).unflatten(1, rows.shape[1:3])
+            scores = torch.cat([first.transpose(0, 1), scores], dim=-1)  # [..., S + P + L]
         scores = scores * how.scale
         if how.softcap is not None:
             scores = torch.tanh(scores / how.softcap) * how.softcap
         weights = (scores + self._mask(how.window, scores)).softmax(-1).to(v.dtype)
-        P = weights.shape[-1] - L
-        out = (weights[..., P:].unflatten(2, (g, groups)) @ values).flatten(2, 3)
-        out = out + weights[..., :P] @ prompt_values
+        P = prompt_keys.shape[2]
+        S = weights.shape[-1] - P - L
+        out = (weights[..., S + P :].unflatten(2, (g, groups)) @ values).flatten(2, 3)
+        out = out + weights[..., S : S + P] @ prompt_values
+        if S:
+            rows = weights[..., :S].transpose(0, 1)  # [H_kv, n, g * H / H_kv, S]
+            first = (rows.flatten(1, 2) @ self.start[layer][1]).unflatten(1, rows.shape[1:3])
+            out = out + first.transpose(0, 1)
         return out.unflatten(2, (g, groups)).transpose(1, 2).reshape(n * g, 1, heads * groups, -1)
 
     def keep(self, rows: Tensor, g: int) -> None:
@@ -255,7 +278,7 @@ class _Memory:
         return own[0][:, :, :, : self.written], own[1][:, :, :, : self.written]
 
     def _mask(self, window: int | None, scores: Tensor) -> Tensor:
-        """[n, 1, 1, P + L], minus infinity at what may not be seen."""
+        """[n, 1, 1, S + P + L], minus infinity at what may not be seen."""
         if window in self._masks:
             return self._masks[window]
         L = self.written
@@ -268,6 +291,16 @@ class _Memory:
         mask = scores.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)[:, None, None]
         self._masks[window] = mask
         return mask
+
+
+def _same_at_start(paths: Sequence[Sequence[int]]) -> int:
+    """How many tokens at the start of all paths to keep once; 0 where that is not worth it."""
+    same = 0
+    for nodes in zip(*paths, strict=False):
+        if len(set(nodes)) > 1:
+            break
+        same += 1
+    return same if len(paths) > 1 and same >= _WORTH_SHARING else 0
 
 
 def _of_prompts(x: Tensor, nodes: Tensor) -> Tensor:

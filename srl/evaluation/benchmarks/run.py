@@ -194,7 +194,7 @@ def run_benchmark(
     if figures.get("seconds_last_session") is None:
         figures |= {"trained on": seen, "seconds_last_session": time.monotonic() - started}
         write_json(run.summary, figures)
-    say(console, f"policy: {plan.model}")
+    say(console, f"policy: {plan.model}, asked {_how(plan.args, few_shot)}")
     console.print(table_of(figures))
     for line in remedies(figures, plan.args):
         say(console, line)
