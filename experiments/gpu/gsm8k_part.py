@@ -64,7 +64,7 @@ def common(given: Given) -> dict[str, object]:
         "solve_whole": True,
         "test_rows": 2 if toy else 1000,
         "validation_problems": 0,
-        "bf16": not toy,
+        "bf16": True,
         "use_cpu": toy,
         "rollout_token_budget": 262_144,
         "micro_batch_tokens": 2048 if toy else 32_768,
