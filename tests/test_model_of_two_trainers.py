@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from conftest import EASY, toy_config
+from conftest import toy_config, toy_trajectories
 
 from srl.models.loading import load_policy
 from srl.training.trainer import SRLTrainer
@@ -19,7 +19,7 @@ def test_a_second_trainer_finds_the_model_without_the_first_ones_autocast(
 
     def trainer(name: str) -> SRLTrainer:
         args = toy_config(tmp_path / name, max_steps=1, bf16=True, use_cpu=True)
-        return SRLTrainer(model, args, EASY, processing_class=tokenizer)
+        return SRLTrainer(model, args, toy_trajectories(40), processing_class=tokenizer)
 
     trainer("one").train()
     assert hasattr(model, "_original_forward")  # or there is nothing to take away any more
