@@ -98,6 +98,8 @@ def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
         "dynamic_sampling_epsilon": 0.01,
         "max_sampling_rounds": 2,
         "max_empty_steps": 2,
+        # Every operation of a profile is an event to be read.
+        **({"max_completion_length": 48} if profiled and not given.toy else {}),
         "learning_rate": 1e-5,
         "log_completions": False,
     }

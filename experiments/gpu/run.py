@@ -46,8 +46,8 @@ PARTS = {
     "b": ("precision_part", "bf16 beside float32", 35),
     "c": ("flex_part", "FlexAttention beside matrix products", 70),
     "d": ("bench_part", "rows 6 to 9 of the benchmark, short", 110),
-    "e": ("gsm8k_part", "GSM8K: cold start, SRL, RLVR", 215),
-    "f": ("profile_part", "where the time of a step goes", 40),
+    "e": ("gsm8k_part", "GSM8K: cold start, SRL, RLVR", 200),
+    "f": ("profile_part", "where the time of a step goes", 55),
 }
 # Seconds that are worth beginning a part.
 LEAST = 2.0
