@@ -24,8 +24,9 @@ import sweep_plot
 import update_rows
 from contest import Contest, bit_equal, run
 from flops import update_flops
+from model_row import model_row
 from results import merge
-from shapes import Shape, base_config, qwen25_config, random_model
+from shapes import Shape, base_config, qwen25_config, random_model, smollm2_config
 from similarity_rows import read_solutions, similarity_row
 from step_row import step_row
 from sweep_rows import nested, sweep_rows
@@ -91,6 +92,22 @@ def test_a_whole_step_trains_both_on_as_many_tokens() -> None:
     for part in contest.figures.values():
         assert part["tokens written"] == 2 * 2 * 6
         assert part["rollouts s"] > 0
+
+
+def test_a_step_of_a_large_vocabulary_is_told_beside_its_floors() -> None:
+    def model() -> PreTrainedModel:
+        return random_model(smollm2_config(1200, num_hidden_layers=1, hidden_size=72))
+
+    shape = Shape(K=2, Q=24, s=8, G=2, C=6, trajectories=2)
+    (contest,) = model_row(shape=shape, prompts=2, make_model=model)
+    assert contest.row == 11
+    assert all(len(seconds) == 1 for seconds in contest.seconds.values())
+    figures = contest.figures
+    for name in contest.seconds:
+        assert figures[f"{name}, mean of a step"]["tokens written"] == 2 * 2 * 6
+    floors = figures["floors"]
+    assert 0 < floors["rollouts s"] < min(contest.seconds["ours, shuffled"])
+    assert 0 < floors["update s"] < min(contest.seconds["ours, shuffled"])
 
 
 def test_growth_is_told_against_linear(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,14 @@ def test_a_part_that_fails_is_reported_and_the_next_begins(
     assert "a planted error" in str(parts["c"]["error"])
 
 
+def test_a_part_without_time_is_not_begun(tmp_path: Path) -> None:
+    out = tmp_path / "toy.json"
+    gpu_run.main(["--toy", "--parts", "a", "--until", "1", "--out", str(out)])
+    part = ResultFile.read(out).parts["a"]
+    assert (part["state"], part["error"]) == (STOPPED, "no time was left to begin")
+    assert "figures" not in part
+
+
 def test_test_problems_are_held_out_of_the_training_file(tmp_path: Path) -> None:
     path = tmp_path / "gsm8k.jsonl"
     rows = [

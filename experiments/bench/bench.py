@@ -2,7 +2,7 @@
 
 Each row runs its contestants in turn, several times over, on the same input, and says with the
 median and the spread whether they also give the same result. Shapes on which we lose are rows like
-the others. Rows 3 to 10 run on two threads; those of a GPU are in gpu_rows.py.
+the others. Rows 3 to 11 run on two threads; those of a GPU are in gpu_rows.py.
 
     1      similarity of 4,096 pairs of steps as long as those of s1K
     2      similarity of looping text, and how its time grows
@@ -10,6 +10,7 @@ the others. Rows 3 to 10 run on two threads; those of a GPU are in gpu_rows.py.
     4      one update on nested prompts, beside TRL
     5      whole steps of SRL, beside TRL
     10     how time and memory of an update grow
+    11     a whole step of SmolLM2-135M's shape, beside TRL: four minutes, one step of each
     sweep  one update over lengths and numbers of prompts; draws results/sweep.svg
 
     python experiments/bench/bench.py [--rows 1 3] [--repeats 5] [--steps s1k.jsonl] [--out FILE]
@@ -30,6 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is on the hub
 
 from contest import Contest, machine
 from growth_rows import growth_row
+from model_row import model_row
 from results import merge
 from similarity_rows import looping_row, read_solutions, similarity_row
 from step_row import step_row
@@ -45,7 +47,7 @@ THREADS = 2
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ("1", "2", "3", "4", "5", "10", "sweep")
+    names = ("1", "2", "3", "4", "5", "10", "11", "sweep")
     parser.add_argument("--rows", nargs="+", choices=names, default=names)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=Path, help="JSON lines with a list `steps`")
@@ -68,6 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "4": lambda: nested_row(args.repeats),
         "5": lambda: step_row(args.repeats),
         "10": lambda: growth_row(args.repeats),
+        "11": lambda: model_row(),  # once: it takes minutes
         "sweep": lambda: sweep_rows(args.repeats),
     }
     inputs = {"repeats": args.repeats, "threads": THREADS, "input": source}

@@ -12,7 +12,12 @@ from srl.models.prefix_tree import PrefixTree
 
 
 def update_flops(config: PreTrainedConfig, tree: PrefixTree) -> float:
-    """Of one forward and backward over the tree, for architectures built like Qwen2."""
+    """Of one forward and backward over the tree, for architectures built like Qwen2 and Llama."""
+    return 3 * forward_flops(config, tree)
+
+
+def forward_flops(config: PreTrainedConfig, tree: PrefixTree) -> float:
+    """Of one forward; the head sees what predicts a completion's token."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or hidden // heads
     projections = hidden * width * (2 * heads + 2 * config.num_key_value_heads)
@@ -22,4 +27,4 @@ def update_flops(config: PreTrainedConfig, tree: PrefixTree) -> float:
     attention = 2 * seen * heads * width
     predictors = {tree.parents[node] for node in tree.completion_nodes}
     head = len(predictors) * hidden * config.vocab_size
-    return 6.0 * (config.num_hidden_layers * (layer + attention) + head)
+    return 2.0 * (config.num_hidden_layers * (layer + attention) + head)

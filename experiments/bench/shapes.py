@@ -126,14 +126,17 @@ def qwen25_config(size: str, vocabulary: int = 151936) -> PreTrainedConfig:
     )
 
 
-def smollm2_config(vocabulary: int = 49152) -> PreTrainedConfig:
+def smollm2_config(vocabulary: int = 49152, **changes: object) -> PreTrainedConfig:
     """SmolLM2-135M's: https://huggingface.co/HuggingFaceTB/SmolLM2-135M, config.json."""
+    shape: dict[str, object] = {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    }
     return LlamaConfig(
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
+        **{**shape, **changes},
         vocab_size=vocabulary,
         max_position_embeddings=8192,
         rms_norm_eps=1e-5,

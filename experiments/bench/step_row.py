@@ -1,4 +1,4 @@
-"""Row 5: whole steps of SRL, TRL's stock `GRPOTrainer.train()` beside our `SRLTrainer.train()`.
+"""Rows 5 and 11: whole steps of SRL, TRL's `GRPOTrainer.train()` beside our `SRLTrainer.train()`.
 
 Both sample with `transformers`, score the same steps with the same reward and train the same model
 from the same random weights: prompts of several trajectories, each prompt the beginning of the
@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,6 +59,9 @@ class Setting:
         rewards: as for `SRLTrainer`.
         bf16: forward under autocast.
         wait: returns when the device has done all it was told.
+        vocabulary: the tokenizer is filled up to so many tokens; None leaves it as it is.
+        micro_batch_tokens: of ours.
+        uncounted: steps at the start that are not counted.
     """
 
     make_model: Callable[[], PreTrainedModel]
@@ -68,13 +72,23 @@ class Setting:
     rewards: Mapping[str | StepReward, object] = field(default_factory=lambda: dict(SIMILARITY))
     bf16: bool = False
     wait: Callable[[], None] = lambda: None
+    vocabulary: int | None = None
+    micro_batch_tokens: int = 8192
+    uncounted: int = 1
 
     @classmethod
     def of(
-        cls, make_model: Callable[[], PreTrainedModel], shape: Shape, prompts: int, **more: object
+        cls,
+        make_model: Callable[[], PreTrainedModel],
+        shape: Shape,
+        prompts: int,
+        *,
+        vocabulary: int | None = None,
+        **more: object,
     ) -> Setting:
-        tokenizer = endless_tokenizer()
-        return cls(make_model, tokenizer, trajectories(shape, tokenizer), shape, prompts, **more)
+        tokenizer = endless_tokenizer(vocabulary)
+        rows = trajectories(shape, tokenizer)
+        return cls(make_model, tokenizer, rows, shape, prompts, vocabulary=vocabulary, **more)
 
     def model(self) -> PreTrainedModel:
         """A new one, that no token it can write ends."""
@@ -87,7 +101,7 @@ class Setting:
 
 @dataclass
 class Times:
-    """Seconds of every step but the first, and of its parts."""
+    """Seconds of every step that counts, and of its parts."""
 
     step: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -139,15 +153,19 @@ def mean(values: Sequence[float]) -> float:
 # ---- what both train on --------------------------------------------------------------------------
 
 
-def endless_tokenizer() -> PreTrainedTokenizerFast:
+def endless_tokenizer(vocabulary: int | None = None) -> PreTrainedTokenizerFast:
     """The small policy's, with an end token whose number is beyond the model's vocabulary."""
-    tokenizer = _without_template(base_tokenizer())
+    tokenizer = plain_tokenizer(vocabulary)
     tokenizer.add_special_tokens({"eos_token": "<|never|>"})
     return tokenizer
 
 
-def _without_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def plain_tokenizer(vocabulary: int | None) -> PreTrainedTokenizerFast:
+    """The small policy's without its chat template, filled up to so many tokens with words."""
+    tokenizer = base_tokenizer()
     tokenizer.chat_template = None
+    if vocabulary is not None:
+        tokenizer.add_tokens([f" w{number}" for number in range(len(tokenizer), vocabulary)])
     return tokenizer
 
 
@@ -169,18 +187,21 @@ def trajectories(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> list[Traje
 
 
 class _Clock(TrainerCallback):
-    """When each step ended, the optimiser and the log included."""
+    """When each step ended, the optimiser and the log included; counted from `uncounted` on."""
 
-    def __init__(self, wait: Callable[[], None]) -> None:
-        self.wait = wait
+    def __init__(self, setting: Setting) -> None:
+        self.wait, self.uncounted = setting.wait, setting.uncounted
         self.ends: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        self.ends.append(time.perf_counter())
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self.wait()
         self.ends.append(time.perf_counter())
 
     def steps(self) -> list[float]:
-        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.ends)][self.uncounted :]
 
 
 # ---- TRL -----------------------------------------------------------------------------------------
@@ -192,7 +213,7 @@ def train_trl(setting: Setting, steps: int, rows_at_once: int) -> Times:
     rewards = RewardSum(setting.rewards)
     ours = adapt(setting.trajectories, rewards, setting.tokenizer, system_prompt=None, think=False)
     end = setting.tokenizer.eos_token_id
-    clock = _Clock(setting.wait)
+    clock = _Clock(setting)
     model = setting.model()
     with TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -231,13 +252,18 @@ def train_trl(setting: Setting, steps: int, rows_at_once: int) -> Times:
     rewards.close()
     times.step = clock.steps()
     times.parts = {
-        "rollouts": rollouts[1:],
-        "scoring": scoring[1:],
+        "rollouts": (rollouts := rollouts[setting.uncounted :]),
+        "scoring": (scoring := scoring[setting.uncounted :]),
         "update and the rest": [
-            whole - a - b for whole, a, b in zip(times.step, rollouts[1:], scoring[1:], strict=True)
+            whole - a - b for whole, a, b in zip(times.step, rollouts, scoring, strict=True)
         ],
     }
-    times.tokens = _tokens_of(trainer, "completions/mean_length", rows)
+    lengths = [
+        line["completions/mean_length"]
+        for line in trainer.state.log_history
+        if "completions/mean_length" in line
+    ]
+    times.tokens = [round(length * rows) for length in lengths[setting.uncounted :]]
     return times
 
 
@@ -264,11 +290,6 @@ def _timed(trainer: Trainer, method: str, wait: Callable[[], None]) -> list[floa
 
     setattr(trainer, method, timed)
     return seconds
-
-
-def _tokens_of(trainer: Trainer, name: str, rows: int) -> list[int]:
-    logged = [line[name] for line in trainer.state.log_history if name in line]
-    return [round(length * rows) for length in logged[1:]]
 
 
 # ---- ours ----------------------------------------------------------------------------------------
@@ -321,7 +342,7 @@ class _Trainer(SRLTrainer):
 
 def train_ours(setting: Setting, steps: int, order: str) -> Times:
     """Our trainer, with one of its two orders of prompts."""
-    clock = _Clock(setting.wait)
+    clock = _Clock(setting)
     model = setting.model()
     with TemporaryDirectory() as folder:
         trainer = _Trainer(
@@ -330,6 +351,7 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
                 output_dir=str(Path(folder) / "srl"),
                 prompts_per_step=setting.prompts_per_step,
                 num_generations=setting.shape.G,
+                micro_batch_tokens=setting.micro_batch_tokens,
                 # The experts' steps, too, would fit into it; how much is written is set below.
                 max_completion_length=2 * (setting.shape.C + setting.shape.s) + 16,
                 prompt_order=order,
@@ -348,7 +370,7 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
             ),
             setting.trajectories,
             step_rewards=setting.rewards,
-            processing_class=_without_template(base_tokenizer()),
+            processing_class=plain_tokenizer(setting.vocabulary),
             callbacks=[clock],
         )
         never = frozenset({int(setting.tokenizer.eos_token_id)})
@@ -357,8 +379,8 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
         trainer.wait, trainer.samplers = setting.wait, []
         trainer.train()
         trainer.rewards.close()
-    logged = [line for line in trainer.state.log_history if "seconds/collect" in line][1:]
-    samplers = trainer.samplers[1:]
+    logged = [line for line in trainer.state.log_history if "seconds/collect" in line]
+    logged, samplers = (x[setting.uncounted :] for x in (logged, trainer.samplers))
     times = Times(step=clock.steps(), tokens=[one.tokens for one in samplers])
     collect = [line["seconds/collect"] for line in logged]
     update = [line["seconds/update"] for line in logged]

@@ -65,7 +65,7 @@ def common(given: Given) -> dict[str, object]:
         "solve_whole": True,
         "test_rows": 2 if toy else 1000,
         "validation_problems": 0,
-        "bf16": not toy,
+        "bf16": True,
         "use_cpu": toy,
         "rollout_token_budget": 262_144,
         "micro_batch_tokens": 2048 if toy else 32_768,
@@ -99,6 +99,8 @@ def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
         "dynamic_sampling_epsilon": 0.01,
         "max_sampling_rounds": 2,
         "max_empty_steps": 2,
+        # Every operation of a profile is an event to be read.
+        **({"max_completion_length": 48} if profiled and not given.toy else {}),
         "learning_rate": 1e-5,
         "log_completions": False,
     }

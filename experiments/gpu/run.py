@@ -46,9 +46,11 @@ PARTS = {
     "b": ("precision_part", "bf16 beside float32", 35),
     "c": ("flex_part", "FlexAttention beside matrix products", 70),
     "d": ("bench_part", "rows 6 to 9 of the benchmark, short", 110),
-    "e": ("gsm8k_part", "GSM8K: cold start, SRL, RLVR", 215),
-    "f": ("profile_part", "where the time of a step goes", 40),
+    "e": ("gsm8k_part", "GSM8K: cold start, SRL, RLVR", 200),
+    "f": ("profile_part", "where the time of a step goes", 55),
 }
+# Seconds that are worth beginning a part.
+LEAST = 2.0
 PACKAGES = ("torch", "transformers", "trl", "triton", "accelerate", "datasets", "math-verify")
 NO_CUDA = "no CUDA device: it needs one; a dry run: python experiments/gpu/run.py --toy"
 
@@ -162,6 +164,10 @@ def _work(args: argparse.Namespace) -> None:
         seconds = (until - time.time()) * share / (share + later)
         results.parts[name] = {"title": title, "state": RUNNING, "budget": seconds}
         results.save()
+        if seconds < LEAST:
+            results.parts[name] |= {"state": STOPPED, "error": "no time was left to begin"}
+            results.save()
+            continue
         print(f"\n== {name}. {title}, at most {seconds:.0f} s", flush=True)
         if not args.toy:  # a thread of C: it ends a part that hangs in the driver, too
             faulthandler.dump_traceback_later(seconds, exit=True)

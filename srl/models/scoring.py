@@ -35,6 +35,8 @@ from srl.models.tree_models import attends_over_trees, tree_inputs
 # the backward pass: 173 against 93 ms at 4,000 tokens, hidden size 160, 1,024 words, one thread),
 # so there it only steps in where the float32 logits would take more than 128 MiB.
 _CPU_LOGITS_LIMIT = 2**25
+# So many tokens' log-probabilities are made into entropies together.
+_LINES = 64
 # Width of the fused head's vocabulary tiles; they are 4,096 tokens high, and buffers of that size
 # are allocated. TRL's own width on a GPU, less on a CPU, where float32 copies of a tile add up.
 _TILE_WIDTH = {"cpu": 8192}
@@ -301,13 +303,16 @@ def _token_log_probs(
                 with_entropy=with_entropy,
                 entropy_gradient=entropy_gradient,
             )
-    logits = head.logits(project(hidden)) / temperature
+    logits = head.logits(project(hidden))
+    if temperature != 1.0:  # it would be one more [N, V], and another for its gradient
+        logits = logits / temperature
     every = F.log_softmax(logits, -1)
     log_probs = -F.nll_loss(every, targets, reduction="none")
     if not with_entropy:
         return log_probs, None
     with nullcontext() if entropy_gradient else torch.no_grad():
-        entropy = -(torch.exp(every) * every).sum(-1)
+        # Some lines at a time, which stay in the cache, rather than two more [N, V].
+        entropy = torch.cat([-(torch.exp(x) * x).sum(-1) for x in every.split(_LINES)])
     return log_probs, entropy
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import (
@@ -91,6 +92,9 @@ class StepTrainer(Trainer):
         Raises:
             UsageError: wrong use, in words.
         """
+        # A trainer that had the model before may have left its autocast around the forward, which
+        # would round what the model is tried with here.
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
         check_adapter(model)
         self.weights_line = use_float32(model)
         fit_tokenizer(model, tokenizer)
