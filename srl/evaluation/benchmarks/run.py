@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from rich.console import Console
@@ -35,13 +34,14 @@ from srl.console import clock, say
 from srl.errors import UsageError
 from srl.evaluation.benchmarks.figures import figures_of, table_of
 from srl.evaluation.benchmarks.remedies import remedies
-from srl.evaluation.benchmarks.samples import Chunk, Solver, verdicts
+from srl.evaluation.benchmarks.samples import Solver, verdicts
 from srl.evaluation.contamination import trained_on
 from srl.evaluation.judging import make_verifier
 from srl.models.loading import fingerprint, load_policy
+from srl.runs.chunks import keep_whole_chunks
 from srl.runs.folder import RunFolder, changed_keys, write_json
 from srl.runs.lock import only_writer
-from srl.runs.records import RecordWriter, read_object, truncate_to
+from srl.runs.records import RecordWriter
 
 SAMPLES = "samples.jsonl"
 # How fast, and where to: they change no sample, so a resumed evaluation may have others.
@@ -280,7 +280,7 @@ def _run(
         run.write_start(settings, argv)
     else:
         run.add_command(argv)
-    first = _keep_whole_chunks(samples, chunks)
+    first = keep_whole_chunks(samples, [chunk.keys for chunk in chunks], _key)
     total = sum(len(chunk.keys) for chunk in chunks)
     made = sum(len(chunk.keys) for chunk in chunks[:first])
     if made:
@@ -366,35 +366,9 @@ def _take_away(run: RunFolder) -> None:
         name.unlink(missing_ok=True)
 
 
-def _keep_whole_chunks(samples: Path, chunks: Sequence[Chunk]) -> int:
-    """Cut samples.jsonl behind its last whole chunk; returns how many chunks are in it.
-
-    Raises:
-        UsageError: its lines are not those of this evaluation.
-    """
-    if not samples.is_file():
-        return 0
-    keys = [key for chunk in chunks for key in chunk.keys]
-    ends = {end: i for i, end in enumerate(accumulate(len(chunk.keys) for chunk in chunks), 1)}
-    whole = position = count = 0
-    kept = 0
-    with samples.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            row = read_object(line, f"{samples}, line {count + 1}")
-            found = (row.get("benchmark"), row.get("number"), row.get("sample"))
-            if count >= len(keys) or found != keys[count]:
-                raise UsageError(
-                    f"{samples}, line {count + 1}: solution {found} stands where this evaluation "
-                    "has another; give another --run-name"
-                )
-            count += 1
-            position += len(line)
-            if count in ends:
-                whole, kept = ends[count], position
-    truncate_to({samples: kept})
-    return whole
+def _key(row: Mapping[str, object]) -> object:
+    """Which solution a line of samples.jsonl is, as `Chunk.keys` has them."""
+    return row.get("benchmark"), row.get("number"), row.get("sample")
 
 
 def _about(one: LoadedBenchmark, plan: BenchmarkPlan) -> str:
