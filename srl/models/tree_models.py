@@ -203,8 +203,12 @@ def _windows(config: PreTrainedConfig) -> int:
 
 
 def is_exact(model: nn.Module) -> bool:
-    """Whether the model computes in float32 at least."""
-    return all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+    """Whether the model computes in float32 at least; TF32's products on a GPU do not."""
+    rounded = torch.get_float32_matmul_precision() != "highest"
+    return all(
+        p.dtype == torch.float64 or (p.dtype == torch.float32 and not (rounded and p.is_cuda))
+        for p in model.parameters()
+    )
 
 
 def devices_of(model: nn.Module) -> list[int]:
