@@ -47,7 +47,7 @@ def test_rows_are_compared_on_the_same_held_out_problems(file: Path) -> None:
     assert starter.names == ["train toy.other.0"]
     changes: list[dict[str, object]] = [
         *({"data": {"limit": 12}}, {"test_problems": 5}, {"validation_problems": 1}),
-        {"data": {"answer_column": "none"}},
+        {"data": {"answer_column": "problem"}},
     ]
     for change in changes:
         write(rows={"srl": {}, "other": {"like": "srl", **change}})
