@@ -118,7 +118,7 @@ def test_flex_attention_is_given_the_same_mask(how: str) -> None:
         assert (ours - dense(q, k, v, tree, HOWS[how])).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("how", ["plain", "both"])
+@pytest.mark.parametrize("how", ["both"])
 def test_flex_attention_compiles_as_a_whole(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the graph, which is what caps and windows can break; a GPU makes code of it. Other
     lengths do not compile it again."""

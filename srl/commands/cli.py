@@ -104,10 +104,11 @@ def _until_interrupted(work: Callable[[], object], console: Console) -> int:
 
 def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     _quieten()
-    from srl.commands.train import train_run
     from srl.config.experiment import load_experiment
 
     experiment = load_experiment(args.config, rest)
+    from srl.commands.train import train_run  # takes seconds: a mistake is told before
+
     return _until_interrupted(lambda: train_run(experiment, args.run_name, argv, console), console)
 
 
