@@ -223,7 +223,9 @@ def toy_tokenizer(*, eos: str | None = "<eos>") -> PreTrainedTokenizerFast:
     return build_tokenizer(eos=eos, special=("<think>", "</think>"), learn_from=(words,) * 3)
 
 
-def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
+def toy_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, context: int = TOY_CONTEXT
+) -> Qwen2ForCausalLM:
     """Qwen2 with 20 thousand random weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -238,7 +240,7 @@ def toy_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCaus
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=TOY_CONTEXT,
+                max_position_embeddings=context,
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,

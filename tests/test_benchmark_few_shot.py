@@ -354,6 +354,8 @@ def test_an_evaluation_with_worked_examples(
         (["--num_fewshot", "1", "--fewshot_file", "few.jsonl,b.jsonl"], "two files for all"),
         (["--num_fewshot", "1", "--as-is"], "as_is asks .* but num_fewshot is 1"),
         (["--as-is", "--whole_system_prompt", "x"], "but whole_system_prompt is 'x'"),
+        (["--num_fewshot", "1", "--think_budget", "9"], "think_budget has no place behind"),
+        (["--open_thought", "true", "--think_budget", "9999"], "leaves no room for an answer"),
         (["--as-is"], "has no chat template"),
     ],
 )

@@ -253,8 +253,6 @@ def test_a_template_without_earlier_turns_is_refused() -> None:
 def test_worked_examples_are_of_problems_that_are_neither_held_out_nor_trained_on(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = json.loads((home / "data.jsonl").read_text().splitlines()[0])["problem"]
-    assert long.startswith("case")
     words = ["--few_shot", "2", "--max_steps", "2", "--max_completion_length", "8"]
     words += ["--prompts_per_step", "2", "--validation_problems", "4", "--test_problems", "4"]
     seen: list[SRLTrainer] = []
@@ -272,10 +270,14 @@ def test_worked_examples_are_of_problems_that_are_neither_held_out_nor_trained_o
     assert len(shown) == 2
     assert [shot.step_index for shot in trainer.form.shots] == [0, 1]
     trained = {row.problem for row in trainer.examples}
+    tested = {row["problem_id"] for row in read_jsonl(home / "runs/one/eval.jsonl")}
+    assert len(tested) == 4
+    problems = {
+        one.problem_id: one.problem for one in toy_trajectories(40)
+    }  # all that are in data.jsonl
     held_out = {one.problem for one in trainer.validation_trajectories}
-    held_out |= {
-        str(json.loads(line)["problem_id"]) for line in (home / "runs/one/eval.jsonl").open()
-    }
+    held_out |= {problems[str(one)] for one in tested}
+    assert len(held_out) == 8
     assert not shown & (trained | held_out)
     texts = [trainer.form.tokenizer.decode(ids) for ids in trainer.prompts]
     assert all(problem in text for text in texts for problem in shown)

@@ -18,13 +18,13 @@ from conftest import (
     read_jsonl,
     refused,
     toy_config,
+    toy_model,
     toy_tokenizer,
     toy_trajectories,
     write_config,
     write_toy_data,
 )
 from rich.console import Console
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import srl.data.explaining
 import srl.training.thoughts
@@ -67,23 +67,7 @@ def _a_short_example() -> Iterator[None]:
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder. Its policy answers any prompt with up to eight of the toy's words."""
     tokenizer = toy_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=CONTEXT,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+    model = toy_model(tokenizer, context=CONTEXT)
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -147,10 +147,10 @@ def bit_equal(expected: object, found: object) -> str:
     return f"{same:,} of {len(expected):,} bit-equal"
 
 
-def machine() -> dict[str, object]:
-    """What the figures depend on."""
+def machine(names: Sequence[str] = PACKAGES) -> dict[str, object]:
+    """What the figures depend on; `names` are those of packages."""
     packages: dict[str, str | None] = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -27,7 +27,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -206,15 +205,8 @@ def _about(args: argparse.Namespace, device: str) -> dict[str, object]:
     """What the figures depend on."""
     from contest import machine
 
-    packages: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
     return {
-        **machine(),
-        "packages": packages,
+        **machine(PACKAGES),
         "device": device,
         "toy": args.toy,
         "minutes": args.minutes,

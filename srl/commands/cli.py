@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
 
 INTERRUPTED = 130
-# Commands of a name and of options that argparse does not know.
 # Options of eval that are settings of a benchmark.
 _OF_PROMPTS = ("num_fewshot", "fewshot_file", "as_is")
+# Commands of a name and of options that argparse does not know.
 _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 
 

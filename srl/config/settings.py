@@ -273,10 +273,16 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
                 f"fewshot_file is {self.fewshot_file}, but num_fewshot is 0: no example would be "
                 "shown; add --num_fewshot 5, or leave fewshot_file out"
             )
-        if self.open_thought and self.num_fewshot:
+        for name in ("open_thought", "think_budget"):
+            if getattr(self, name) and self.num_fewshot:
+                raise UsageError(
+                    f"{name} has no place behind worked examples, which show no thoughts; leave "
+                    f"{name} or num_fewshot out"
+                )
+        if self.think_budget >= self.whole_max_completion_length:
             raise UsageError(
-                "open_thought has no place behind worked examples, which show no thoughts; leave "
-                "open_thought or num_fewshot out"
+                f"think_budget is {self.think_budget}, which leaves no room for an answer: "
+                f"whole_max_completion_length is {self.whole_max_completion_length}"
             )
         if self.as_is:
             taken = {
