@@ -158,13 +158,24 @@ def test_log_probs_equal_log_softmax(
 def test_the_fused_head_equals_log_softmax_on_the_same_hidden_states(softcap: float | None) -> None:
     torch.manual_seed(0)
     linear, targets = nn.Linear(32, 300), torch.randint(300, (50,))
+    targets[:5] = 7
+    with torch.no_grad():
+        linear.bias[7] = 9.0  # the likeliest everywhere
     head = scoring._Head(scale=0.5, softcap=softcap)
     results = []
     for score in (scoring._fused, scoring._token_log_probs):  # 50 x 300 is below the limit
         hidden = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        log_probs, entropy = score(
-            hidden, linear, targets, head, 0.8, with_entropy=True, entropy_gradient=True
+        log_probs, entropy, is_top = score(
+            hidden,
+            linear,
+            targets,
+            head,
+            0.8,
+            with_entropy=True,
+            entropy_gradient=True,
+            with_top=True,
         )
+        assert torch.equal(is_top, head.logits(linear(hidden)).argmax(-1) == targets)
         gradients = torch.autograd.grad(
             weighted([log_probs, entropy]), [hidden, *linear.parameters()]
         )

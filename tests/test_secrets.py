@@ -23,7 +23,6 @@ from srl.config.experiment import parse_experiment, sum_rewards
 from srl.config.settings import ExpertConfig, SRLConfig
 from srl.errors import UsageError
 from srl.redaction import is_secret, moved_to_environment, scrubbed, without_secrets
-from srl.training.sft import _trl_settings
 
 JUDGE = """
 def judge(step, *, api_key: str, password: str = "", url: str = ""):
@@ -99,7 +98,7 @@ def test_no_file_of_a_run_holds_a_secret(home: Path, capsys: pytest.CaptureFixtu
 
 def test_the_settings_that_transformers_pickles(tmp_path: Path) -> None:
     given = {"output_dir": str(tmp_path), "use_cpu": True, "hub_token": "hf_CANARY"}
-    for args in (SRLConfig(**given), _trl_settings(ExpertConfig(**given))):  # type: ignore[arg-type]
+    for args in (SRLConfig(**given), ExpertConfig(**given)):  # type: ignore[arg-type]
         assert args.hub_token == "hf_CANARY"  # the hub is asked with it
         kept = pickle.dumps(args)
         assert CANARY not in kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,9 @@ from conftest import (
     train,
     weights,
 )
-from hypothesis import given
-from hypothesis import strategies as st
+from datasets import Dataset
 from torch import Tensor
+from trl import SFTConfig, SFTTrainer
 
 from environments.types import Step, Trajectory
 from rewards import RewardSum
@@ -36,8 +35,9 @@ from srl.data.steps import build_examples
 from srl.data.stream import PromptStream
 from srl.errors import UsageError
 from srl.models.loading import load_policy
+from srl.models.prefix_tree import Row
 from srl.training.progress import ProgressReport
-from srl.training.sft import ExpertRows, ExpertTrainer, micro_batches
+from srl.training.sft import ExpertRows, ExpertTrainer
 
 DATA = toy_trajectories(24)
 PLAIN_SGD: dict[str, object] = {
@@ -92,28 +92,23 @@ def by_hand(policy: Path, targets: str, size: int) -> tuple[float, dict[str, Ten
     return float(loss.detach()), gradients
 
 
+@pytest.mark.parametrize("prefix_tree", [True, False])
 @pytest.mark.parametrize("micro_batch_tokens", [8192, 70, 14])
 @pytest.mark.parametrize("targets", ["all", "whole"])
 def test_the_first_step_is_plain_cross_entropy_on_completions(
-    toy_policy: Path, tmp_path: Path, targets: str, micro_batch_tokens: int
+    toy_policy: Path, tmp_path: Path, targets: str, micro_batch_tokens: int, prefix_tree: bool
 ) -> None:
     trainer = make(
         toy_policy, tmp_path, targets=targets, micro_batch_tokens=micro_batch_tokens,
-        whole_max_completion_length=12, **PLAIN_SGD,
+        whole_max_completion_length=12, prefix_tree=prefix_tree, **PLAIN_SGD,
     )  # fmt: skip
     before = weights(trainer.model)
-    sizes: list[int] = []
-    compute_loss = trainer.compute_loss
-
-    def counted(model, inputs, **kwargs):  # type: ignore[no-untyped-def]
-        sizes.append(len(inputs["input_ids"]))
-        assert inputs["input_ids"].numel() <= micro_batch_tokens or sizes[-1] == 1
-        return compute_loss(model, inputs, **kwargs)
-
-    trainer.compute_loss = counted
+    parts = scored_parts(trainer)
     trainer.train()
+    sizes = [len(rows) for rows, _ in parts]
     assert sum(sizes) == 4
     assert {8192: len(sizes) == 1, 70: 1 < len(sizes) < 4, 14: len(sizes) == 4}[micro_batch_tokens]
+    assert not any(tree for _, tree in parts) or prefix_tree
     loss, gradients = by_hand(toy_policy, targets, 4)
     assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-5)
     # Plain SGD of rate 1: what the weights moved by is the gradient.
@@ -124,10 +119,74 @@ def test_the_first_step_is_plain_cross_entropy_on_completions(
     assert sum(g.norm() for g in gradients.values()) > 0.1
 
 
+def scored_parts(trainer: ExpertTrainer) -> list[tuple[list[Row], bool]]:
+    """What will go through the model: rows of each micro-batch, and whether as a tree."""
+    parts: list[tuple[list[Row], bool]] = []
+    score = trainer._score
+
+    def seen(model, rows, *, tree, **options):  # type: ignore[no-untyped-def]
+        parts.append((list(rows), tree))
+        return score(model, rows, tree=tree, **options)
+
+    trainer._score = seen  # type: ignore[method-assign]
+    return parts
+
+
+def test_rows_with_a_common_prefix_go_through_the_model_as_a_tree(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    """All rows of a problem in one step: each prompt begins as the one before."""
+    trainer = make(toy_policy, tmp_path, prompt_order="trajectory", prompts_per_step=6, **PLAIN_SGD)
+    parts = scored_parts(trainer)
+    trainer.train()
+    assert [(len(rows), tree) for rows, tree in parts] == [(6, True)]
+
+
+def test_a_step_is_that_of_trl(toy_policy: Path, tmp_path: Path) -> None:
+    """TRL's `SFTTrainer` on the rows of the first step: loss, gradients, entropy, accuracy."""
+    trainer = make(toy_policy, tmp_path / "ours", **{**PLAIN_SGD, "prompts_per_step": 8})
+    order = PromptStream(len(trainer.prompts), 42).take(8)
+    rows = [trainer.rows.row(number) for number in order]
+    labels = [[-100] * len(prompt) + completion for prompt, completion in rows]
+    data = {"input_ids": [prompt + completion for prompt, completion in rows], "labels": labels}
+    model, tokenizer = load_policy(str(toy_policy))
+    theirs = SFTTrainer(
+        model,
+        SFTConfig(
+            str(tmp_path / "theirs"),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_dict(data),
+        processing_class=tokenizer,
+    )
+    inputs = theirs.data_collator(list(theirs.train_dataset))
+    tokens = sum(len(completion) for _, completion in rows)
+    loss = theirs.compute_loss(model.train(), inputs, num_items_in_batch=tokens)
+    loss.backward()
+    before = weights(trainer.model)
+    trainer.train()
+    found = read_jsonl(tmp_path / "ours" / "metrics.jsonl")[0]
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name in ("entropy", "mean_token_accuracy"):
+        assert found[name] == pytest.approx(theirs._metrics["train"][name][0], rel=1e-5)
+    assert 0 < found["mean_token_accuracy"] < 1
+    after = weights(trainer.model)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        moved = before[name] - after[name]
+        assert (moved - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-7, name
+
+
 def test_the_held_out_loss_is_the_mean_over_all_tokens(toy_policy: Path, tmp_path: Path) -> None:
-    """Of rows of different lengths, in batches of two, the last of one."""
+    """Of rows of different lengths, in several micro-batches."""
     trainer = make(toy_policy, tmp_path, micro_batch_tokens=70, eval_strategy="steps")
+    parts = scored_parts(trainer)
     found = trainer.evaluate()
+    assert len(parts) > 1
     rows = ExpertRows.of(DATA[20:], trainer.form, trainer.settings, None)
     model = trainer.model.eval()
     losses: list[float] = []
@@ -137,16 +196,6 @@ def test_the_held_out_loss_is_the_mean_over_all_tokens(toy_policy: Path, tmp_pat
         losses += F.cross_entropy(logits, torch.tensor(written), reduction="none").tolist()
     assert found["eval_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert found["eval_problems"] == 4
-
-
-@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
-def test_micro_batches_hold_every_row_once(lengths: list[int], limit: int) -> None:
-    parts = list(micro_batches(lengths, limit))
-    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= limit
-    for part, following in pairwise(parts):  # none could have taken one more
-        assert (len(part) + 1) * lengths[following[0]] > limit
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -201,16 +250,6 @@ def test_a_row_reads_back_as_the_expert_wrote_it(
                 assert f"{thought}</think>\n{STEPS[index].strip()}" in written or not thought
         # What a thought is, only the completion knows.
         assert rows.prompts == ExpertRows.of([bare], form, args, None).prompts
-
-
-def test_labels_are_the_completion_and_nothing_else(toy_policy: Path, tmp_path: Path) -> None:
-    trainer = make(toy_policy, tmp_path)
-    rows = trainer.rows
-    for row, prompt, completion in zip(
-        rows.to_dataset(), rows.prompts, rows.completions, strict=True
-    ):
-        assert row["input_ids"] == prompt + completion
-        assert row["labels"] == [-100] * len(prompt) + completion
 
 
 def test_rows_that_cannot_be_trained_on_are_counted(toy_policy: Path) -> None:

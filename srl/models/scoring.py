@@ -54,11 +54,13 @@ class CompletionScores(NamedTuple):
         log_probs: [B, C] float32, with gradient; 0 beyond a completion's end.
         mask: [B, C] bool, True at completion tokens, made from lengths.
         entropy: [B, C] float32 without gradient, in nats; None when not asked for.
+        is_top: [B, C] bool, True where no token is likelier; None when not asked for.
     """
 
     log_probs: Tensor
     mask: Tensor
     entropy: Tensor | None
+    is_top: Tensor | None = None
 
     def padded(self, values: Sequence[Sequence[float]]) -> Tensor:
         """Values of each row's tokens as [B, C], on the same device; 0 beyond their end."""
@@ -79,6 +81,7 @@ def completion_log_probs(
     device: torch.device | str,
     with_entropy: bool = False,
     entropy_gradient: bool = False,
+    with_top: bool = False,
     tree: bool = False,
 ) -> CompletionScores:
     """Log-probability of every completion token under `model`, at the sampling temperature.
@@ -101,6 +104,7 @@ def completion_log_probs(
         device: where the model is.
         with_entropy: also return the entropy of every prediction.
         entropy_gradient: with a gradient; it costs memory for another [N, V].
+        with_top: also return whether each token is the likeliest.
         tree: compute what the rows share once (`prefix_tree.py`); call it, and run the backward
             pass, inside `attending_over_trees(model)`, of a model without a `refusal` there.
 
@@ -119,7 +123,7 @@ def completion_log_probs(
     head = _head_of(language_model, batch)
     own_forward = language_model.forward
 
-    def scores(*_: object, **__: object) -> tuple[Tensor, Tensor | None]:
+    def scores(*_: object, **__: object) -> _TokenScores:
         """Stands in for the language model's forward; what it is given is in `batch`."""
         if head is None:
             inputs = accepted_by(own_forward, batch.inputs)
@@ -138,14 +142,16 @@ def completion_log_probs(
             temperature,
             with_entropy=with_entropy,
             entropy_gradient=entropy_gradient,
+            with_top=with_top,
         )
 
     with _in_place_of_forward(language_model, scores):
-        log_probs, entropy = model(input_ids=batch.inputs["input_ids"])
+        log_probs, entropy, is_top = model(input_ids=batch.inputs["input_ids"])
     return CompletionScores(
         log_probs=batch.unflatten(log_probs),
         mask=batch.mask,
         entropy=None if entropy is None else batch.unflatten(entropy),
+        is_top=None if is_top is None else batch.unflatten(is_top),
     )
 
 
@@ -279,6 +285,10 @@ class _Head:
         return logits
 
 
+# Log-probabilities, entropy, and which are the likeliest: each [N].
+_TokenScores = tuple[Tensor, Tensor | None, Tensor | None]
+
+
 def _token_log_probs(
     hidden: Tensor,
     project: Callable[[Tensor], Tensor],
@@ -288,8 +298,9 @@ def _token_log_probs(
     *,
     with_entropy: bool,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropy, both [N], of `targets` [N] given `hidden` [N, H]."""
+    with_top: bool = False,
+) -> _TokenScores:
+    """What is asked for of `targets` [N] given `hidden` [N, H]."""
     # Exactly nn.Linear: the weight of an adapter or of a quantised layer is not all there is to it.
     if type(project) is nn.Linear:
         small = hidden.shape[0] * project.out_features <= _CPU_LOGITS_LIMIT
@@ -302,18 +313,20 @@ def _token_log_probs(
                 temperature,
                 with_entropy=with_entropy,
                 entropy_gradient=entropy_gradient,
+                with_top=with_top,
             )
     logits = head.logits(project(hidden))
     if temperature != 1.0:  # it would be one more [N, V], and another for its gradient
         logits = logits / temperature
     every = F.log_softmax(logits, -1)
     log_probs = -F.nll_loss(every, targets, reduction="none")
+    is_top = every.detach().argmax(-1) == targets if with_top else None
     if not with_entropy:
-        return log_probs, None
+        return log_probs, None, is_top
     with nullcontext() if entropy_gradient else torch.no_grad():
         # Some lines at a time, which stay in the cache, rather than two more [N, V].
         entropy = torch.cat([-(torch.exp(x) * x).sum(-1) for x in every.split(_LINES)])
-    return log_probs, entropy
+    return log_probs, entropy, is_top
 
 
 def _fused(
@@ -325,10 +338,12 @@ def _fused(
     *,
     with_entropy: bool,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    with_top: bool = False,
+) -> _TokenScores:
     """The same through TRL's kernel, which never holds the [N, V] logits."""
     width = min(_TILE_WIDTH.get(hidden.device.type, _TILE_WIDTH_ELSEWHERE), linear.out_features)
-    log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
+    asked = {"entropy": with_entropy, "is_top1": with_top}
+    log_probs, entropy, _, _, is_top = ChunkedLogProbFunction.apply(
         hidden,
         linear.weight,
         linear.bias,
@@ -337,9 +352,11 @@ def _fused(
         width,
         head.softcap,
         head.scale,
-        ("entropy",) if with_entropy else (),
+        tuple(name for name, wanted in asked.items() if wanted),
     )
-    return log_probs, entropy if entropy is None or entropy_gradient else entropy.detach()
+    if entropy is not None and not entropy_gradient:
+        entropy = entropy.detach()
+    return log_probs, entropy, is_top
 
 
 # What own logits have behind them.

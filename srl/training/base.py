@@ -6,7 +6,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from accelerate.utils import extract_model_from_parallel
 from rich.console import Console
 from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,6 +40,9 @@ from srl.models.loading import context_limit, end_turns, prompt_format
 from srl.models.lora import check_adapter
 from srl.models.memory import fits_into_memory
 from srl.models.precision import use_float32
+from srl.models.prefix_tree import Row
+from srl.models.scoring import CompletionScores, completion_log_probs
+from srl.models.tree_models import attending_over_trees, refusal
 from srl.models.trial import check_scoring
 from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
@@ -57,7 +62,7 @@ class StepTrainer(Trainer):
     An `__init__` calls `_prepare`, then the library's own, then `_attach`.
 
     Attributes:
-        settings: ours; the library may hold its own form of them in `args`.
+        settings: `args`, there before the library has them.
         form: the words around a step.
         context_limit: tokens that the policy can read and write together; None is no limit.
         validation_trajectories: expert solutions of problems for `evaluate`.
@@ -66,6 +71,7 @@ class StepTrainer(Trainer):
         stream: which row comes next.
         run_log: the logs in the run's folder.
         start_lines: what a user reads at the start.
+        tree_refusal: why what rows share is computed for each of them; None if it is only once.
     """
 
     control: TrainerControl
@@ -153,7 +159,9 @@ class StepTrainer(Trainer):
             self.callback_handler.callbacks.insert(1, saves)
         model = self.accelerator.unwrap_model(self.model)
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
-        slower = way_of(model, share=self.settings.prefix_tree).line()
+        shares = self.settings.prefix_tree
+        self.tree_refusal = refusal(model) if shares else "prefix_tree is off"
+        slower = way_of(model, share=shares).line()
         once = [line for line in (self.weights_line, slower, self._shots_line()) if line]
         self.start_lines: list[Callable[[], str]] = [
             *(partial(str, line) for line in once),
@@ -202,6 +210,10 @@ class StepTrainer(Trainer):
         finally:
             self._saving.end(self.args)
             self.run_log.close()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Ticks, one for every optimiser step: the prompt stream decides what a step is about."""
+        return DataLoader(Ticks(self.args.max_steps), batch_size=1)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy; one that computes no numbers is never saved.
@@ -285,6 +297,36 @@ class StepTrainer(Trainer):
             settings=self.settings,
         )
 
+    def _attention(self, model: nn.Module, tree: bool) -> AbstractContextManager[None]:
+        """How the model attends to a micro-batch, forward and backward."""
+        return attending_over_trees(self.accelerator.unwrap_model(model)) if tree else nullcontext()
+
+    def _score(
+        self,
+        model: nn.Module,
+        rows: Sequence[Row],
+        *,
+        tree: bool,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        entropy_gradient: bool = False,
+        with_top: bool = False,
+    ) -> CompletionScores:
+        """What the model thinks of a micro-batch's completions, inside `_attention`."""
+        # Accelerate autocasts the model's own forward, but the scores come from its parts.
+        with self.accelerator.autocast():
+            return completion_log_probs(
+                model,
+                rows,
+                pad_id=int(self.processing_class.pad_token_id),
+                temperature=temperature,
+                device=self.args.device,
+                with_entropy=with_entropy,
+                entropy_gradient=entropy_gradient,
+                with_top=with_top,
+                tree=tree,
+            )
+
     @abstractmethod
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
         """One greedy attempt at each validation problem, and further figures for the log."""
@@ -362,3 +404,16 @@ class StepTrainer(Trainer):
             self._clock.seconds = state["seconds"]
         self.run_log.cut_back(positions)
         return state
+
+
+class Ticks(Dataset[dict[str, int]]):
+    """A data set of nothing but its length: one item for every optimiser step."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"tick": index}

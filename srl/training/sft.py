@@ -1,56 +1,45 @@
-"""The supervised baseline: fine-tuning on the expert's own text, through TRL's `SFTTrainer`.
+"""The supervised baseline: fine-tuning on the expert's own text.
 
 Rows and prompts are those of SRL; the completion is what the expert wrote, in the policy's format:
 with the expert's thoughts where the data has them. The loss is the mean cross-entropy of the
-completion tokens of an optimiser step, whatever micro-batches it was cut into.
+completion tokens of an optimiser step, whatever micro-batches it was cut into: TRL's `SFTTrainer`
+computes the same (a test holds both side by side).
 
-The only touch point with TRL's SFT. It relies on this of TRL 1.16, and the tests fail where it
-moves:
-- a data set with `input_ids` and `labels` and `skip_prepare_dataset` is trained on as it is;
-- `compute_loss(model, inputs, num_items_in_batch=n)` is the sum over the labels divided by n, and
-  `training_step` adds its gradients to those there are;
-- `log` adds its own figures, kept in `_metrics`, to the mapping it is given;
-- `create_model_card` is what writes a README.md beside the checkpoints: not here.
+It goes through the model as SRL's update does, so that minutes of the two compare: prefix trees
+instead of padding, and logits of completion tokens alone. TRL makes those of every token on a CPU.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-)
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.parts import RowSettings
-from srl.config.settings import ExpertConfig, without_tokens
+from srl.config.settings import ExpertConfig
 from srl.data.prompts import TAG, PromptFormat
 from srl.data.rows import Rows, dropped
 from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt
-from srl.training.base import StepTrainer
+from srl.models.prefix_tree import Row
+from srl.training.base import StepTrainer, Ticks
+from srl.training.batch import MicroBatch, micro_batches
 from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
-
-_IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -114,20 +103,12 @@ class ExpertRows:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
         return found
 
-    def to_dataset(self) -> Dataset:
-        """As `SFTTrainer` takes them: labels are the completion's tokens, and none elsewhere."""
-        pairs = list(zip(self.prompts, self.completions, strict=True))
-        return Dataset.from_dict(
-            {
-                "input_ids": [[*prompt, *completion] for prompt, completion in pairs],
-                "labels": [
-                    [*[_IGNORED] * len(prompt), *completion] for prompt, completion in pairs
-                ],
-            }
-        )
+    def row(self, number: int) -> Row:
+        """Its prompt's and its completion's tokens."""
+        return self.prompts[number], self.completions[number]
 
 
-class ExpertTrainer(StepTrainer, SFTTrainer):
+class ExpertTrainer(StepTrainer):
     """Fine-tunes a causal language model on the expert's steps, or whole solutions.
 
     The order of the rows is that of SRL's prompts without refills: a function of the seed, known
@@ -175,19 +156,18 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
         self.rows = make_rows(train_trajectories)
         self.prompts = self.rows.prompts
         self._take_rows(self.rows.examples, self.rows.dropped)
-        held_out = make_rows(self.validation_trajectories)
+        self.held_out = make_rows(self.validation_trajectories)
         if args.max_steps <= 0:
             rows_seen = args.num_train_epochs * len(self.prompts)
             args.max_steps = max(1, round(rows_seen / args.prompts_per_step))
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
-        order = self.stream.take(args.max_steps * args.prompts_per_step)
         with libraries_refuse():
             super().__init__(
                 model=model,
-                args=_trl_settings(args),
-                train_dataset=self.rows.to_dataset().select(order),
-                eval_dataset=held_out.to_dataset() if held_out.examples else None,
+                args=args,
                 processing_class=processing_class,
+                train_dataset=Ticks(args.max_steps),
+                eval_dataset=Ticks(1),
                 callbacks=callbacks,
             )
         self._attach(
@@ -211,35 +191,39 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
     # -- documented methods of Trainer -----------------------------------------------------------
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: object = None
+        self, model: nn.Module, inputs: object, num_items_in_batch: object = None
     ) -> Tensor:
-        """One optimiser step up to the gradients, in micro-batches; the Trainer clips and updates.
-
-        Args:
-            model: the model.
-            inputs: all rows of the step, padded on the right.
-            num_items_in_batch: tokens of all completions: what the loss of each part is divided by.
-        """
+        """One optimiser step up to the gradients; the Trainer clips and updates."""
         started = time.perf_counter()
-        lengths = inputs["attention_mask"].sum(1).tolist()
+        model.train()
+        rows = [self.rows.row(row) for row in self.stream.take(self.args.prompts_per_step)]
+        tokens = sum(len(completion) for _, completion in rows)
         total = torch.zeros((), device=self.args.device)
-        for part in micro_batches(lengths, self.settings.micro_batch_tokens):
-            longest = max(lengths[row] for row in part)
-            rows = {name: value[part, :longest] for name, value in inputs.items()}
-            total += super().training_step(model, rows, num_items_in_batch)
-        seconds = time.perf_counter() - started
-        self.run_log.note({"tokens": sum(lengths), "seconds/update": seconds})
+        entropy, correct = torch.zeros_like(total), torch.zeros_like(total)
+        for part in self._micro_batches(rows):
+            with self._attention(model, part.tree):
+                scores = self._score(
+                    model,
+                    [rows[row] for row in part.rows],
+                    tree=part.tree,
+                    with_entropy=True,
+                    with_top=True,
+                )
+                loss = -scores.log_probs.sum() / tokens
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            entropy += cast(Tensor, scores.entropy).sum()
+            correct += cast(Tensor, scores.is_top).sum()
+        self.run_log.note(
+            {
+                "entropy": float(entropy) / tokens,
+                "mean_token_accuracy": float(correct) / tokens,
+                "tokens": sum(len(prompt) for prompt, _ in rows) + tokens,
+                "seconds/update": time.perf_counter() - started,
+            }
+        )
         refuse_step(model, total, self.state.global_step + 1)
         return total
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Without TRL's count of tokens since this process started: `tokens` counts by the step."""
-        for figures in self._metrics.values():
-            figures.pop("num_tokens", None)
-        super().log(logs, start_time)
-
-    def create_model_card(self, *args: object, **kwargs: object) -> None:
-        """None: the run folder says how the policy came about."""
 
     # -- parts -----------------------------------------------------------------------------------
 
@@ -251,65 +235,16 @@ class ExpertTrainer(StepTrainer, SFTTrainer):
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         """Mean cross-entropy of the completion tokens of all held-out rows; NaN without any."""
-        if self.eval_dataset is None:
+        rows = [self.held_out.row(number) for number in range(len(self.held_out.prompts))]
+        if not rows:
             return float("nan")
-        rows = list(self.eval_dataset)
-        tokens = sum(label != _IGNORED for row in rows for label in row["labels"])
-        lengths = [len(row["input_ids"]) for row in rows]
         total = 0.0
-        with self.accelerator.autocast():
-            for part in micro_batches(lengths, self.settings.micro_batch_tokens):
-                inputs = self._prepare_inputs(self.data_collator([rows[row] for row in part]))
-                total += float(self.compute_loss(self.model, inputs, num_items_in_batch=tokens))
-        return total
+        for part in self._micro_batches(rows):
+            with self._attention(self.model, part.tree):
+                scores = self._score(self.model, [rows[row] for row in part.rows], tree=part.tree)
+            total -= float(scores.log_probs.sum(dtype=torch.float64))
+        return total / sum(len(completion) for _, completion in rows)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the Trainer's own state."""
-        state = super().state_dict()
-        # The whole order was drawn at the start.
-        seen = self.state.global_step * self.settings.prompts_per_step
-        return {**state, "stream": {**state["stream"], "cursor": seen}}
-
-
-def micro_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Rows in order of their length, as many at once as `limit` holds when padded to the longest.
-
-    A row that is longer than that stands alone.
-
-    Args:
-        lengths: tokens of each row.
-        limit: tokens of a micro-batch, padding included.
-    """
-    part: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if part and (len(part) + 1) * lengths[row] > limit:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
-
-
-def _trl_settings(args: ExpertConfig) -> SFTConfig:
-    """Our settings as TRL's; its own beyond them are off."""
-    ours: Mapping[str, object] = {
-        field.name: getattr(args, field.name) for field in fields(TrainingArguments) if field.init
-    }
-    changed = {
-        # One training_step is one optimiser step, as in SRL; it cuts its rows itself.
-        "per_device_train_batch_size": args.prompts_per_step,
-        "dataloader_pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
-        "train_sampling_strategy": "sequential",  # the data set is in order already
-        "num_train_epochs": 1,
-        "max_length": None,  # too long rows were left out and counted
-        "packing": False,
-        "shuffle_dataset": False,
-        "loss_type": "nll",
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    return _TrlSettings(**{**ours, **changed})
-
-
-class _TrlSettings(SFTConfig):
-    def __getstate__(self) -> dict[str, object]:
-        return without_tokens(self)
+    def _micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
+        trees = self.tree_refusal is None
+        return micro_batches(rows, self.args.micro_batch_tokens, trees=trees)

@@ -22,14 +22,12 @@ import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from environments.types import Trajectory
@@ -41,12 +39,10 @@ from srl.data.steps import StepExample
 from srl.errors import UsageError, libraries_refuse
 from srl.evaluation.solving import Attempt, one_each, solves_whole, whole_attempt
 from srl.models.loading import load_policy
-from srl.models.scoring import CompletionScores, completion_log_probs
-from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.rollouts import Rollout, rollout_metrics, sample_rollouts, try_rewards
 from srl.rollout.samplers import Completion, Prompt, SamplingParams, key_of
 from srl.training.advantages import decoupled_advantages, step_advantages
-from srl.training.base import StepTrainer
+from srl.training.base import StepTrainer, Ticks
 from srl.training.batch import Batch, MicroBatch, row_of, without_loss
 from srl.training.divergence import refuse_step
 from srl.training.groups import Group, collect_groups
@@ -131,8 +127,8 @@ class SRLTrainer(StepTrainer):
                 model=model,
                 args=args,
                 processing_class=processing_class,
-                train_dataset=_Ticks(args.max_steps),
-                eval_dataset=_Ticks(1),
+                train_dataset=Ticks(args.max_steps),
+                eval_dataset=Ticks(1),
                 callbacks=callbacks,
             )
         self._attach(
@@ -144,8 +140,6 @@ class SRLTrainer(StepTrainer):
             self.add_callback(tables)
         if self.reference is not None:
             self.reference.to(self.args.device)
-        # Why the update repeats what rollouts share, or None: it computes over prefix trees.
-        self.tree_refusal = refusal(self.model) if args.prefix_tree else "prefix_tree is off"
         self.sampling = SamplingParams.of(
             args,
             seed=args.seed,
@@ -167,10 +161,6 @@ class SRLTrainer(StepTrainer):
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Ticks, one for every optimiser step: the prompt stream decides what a step is about."""
-        return DataLoader(_Ticks(self.args.max_steps), batch_size=1)
-
     def training_step(
         self, model: nn.Module, inputs: object, num_items_in_batch: object = None
     ) -> Tensor:
@@ -187,10 +177,8 @@ class SRLTrainer(StepTrainer):
         figures = FigureSums()
         gap = SamplerGap()
         for number, micro_batch in enumerate(self._batch.micro_batches):
-            with self._attention(model, micro_batch):
-                # Accelerate autocasts the model's own forward, but the scores come from its parts.
-                with self.accelerator.autocast():
-                    loss, part = self._loss(model, self._batch, number, micro_batch, gap)
+            with self._attention(model, micro_batch.tree):
+                loss, part = self._loss(model, self._batch, number, micro_batch, gap)
                 self.accelerator.backward(loss)
             total += loss.detach()
             figures.add(part)
@@ -313,12 +301,6 @@ class SRLTrainer(StepTrainer):
             )
         return step_advantages([group.rewards for group in groups], scale=args.scale_rewards)
 
-    def _attention(self, model: nn.Module, micro_batch: MicroBatch) -> AbstractContextManager[None]:
-        """How the model attends to a micro-batch, forward and backward."""
-        if not micro_batch.tree:
-            return nullcontext()
-        return attending_over_trees(self.accelerator.unwrap_model(model))
-
     def _loss(
         self,
         model: nn.Module,
@@ -329,7 +311,15 @@ class SRLTrainer(StepTrainer):
     ) -> tuple[Tensor, Figures]:
         """This micro-batch's share of the step's loss."""
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
-        scores = self._score(model, rollouts, micro_batch.tree, with_entropy=True)
+        rows, tree = [row_of(one) for one in rollouts], micro_batch.tree
+        scores = self._score(
+            model,
+            rows,
+            tree=tree,
+            temperature=self.args.temperature,
+            with_entropy=True,
+            entropy_gradient=self.args.entropy_coef != 0.0,
+        )
         if rollouts[0].policy_version == self.state.global_step:
             counted = [one.loss_mask for one in rollouts]
             gap.add(scores, [one.log_probs for one in rollouts], counted)
@@ -341,8 +331,10 @@ class SRLTrainer(StepTrainer):
                 old = batch.old_log_probs[number]
         reference = None
         if self.reference is not None:
-            with torch.no_grad(), self._attention(self.reference, micro_batch):
-                reference = self._score(self.reference, rollouts, micro_batch.tree).log_probs
+            with torch.no_grad(), self._attention(self.reference, tree):
+                reference = self._score(
+                    self.reference, rows, tree=tree, temperature=self.args.temperature
+                ).log_probs
         inputs = LossInputs(
             log_probs=scores.log_probs,
             advantages=torch.tensor([one.advantage for one in rollouts], device=self.args.device),
@@ -352,20 +344,6 @@ class SRLTrainer(StepTrainer):
             entropy=scores.entropy,
         )
         return step_loss(self.loss, inputs, batch.scale, entropy_coef=self.args.entropy_coef)
-
-    def _score(
-        self, model: nn.Module, rollouts: Sequence[Rollout], tree: bool, with_entropy: bool = False
-    ) -> CompletionScores:
-        return completion_log_probs(
-            model,
-            [row_of(one) for one in rollouts],
-            pad_id=self.processing_class.pad_token_id,
-            temperature=self.args.temperature,
-            device=self.args.device,
-            with_entropy=with_entropy,
-            entropy_gradient=self.args.entropy_coef != 0.0,
-            tree=tree,
-        )
 
     # -- resuming --------------------------------------------------------------------------------
 
@@ -377,16 +355,3 @@ class SRLTrainer(StepTrainer):
         state = super()._load_state(checkpoint)
         self._empty_steps = state["empty_steps"]
         return state
-
-
-class _Ticks(Dataset[dict[str, int]]):
-    """A data set of nothing but its length: one item for every optimiser step."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"tick": index}
