@@ -106,11 +106,12 @@ def test_what_was_written_for_the_policy_has_no_gradient(
     leaves: list[tuple[Tensor, Tensor]] = []
     score = SRLTrainer._score
 
-    def watched(self, model, rollouts, tree, **more):  # type: ignore[no-untyped-def]
-        scores: CompletionScores = score(self, model, rollouts, tree, **more)
+    def watched(self, model, rows, **more):  # type: ignore[no-untyped-def]
+        scores: CompletionScores = score(self, model, rows, **more)
         if model is self.reference:
             return scores
-        forced = scores.padded([[not counts for counts in one.loss_mask] for one in rollouts])
+        masks = {id(one.completion_ids): one.loss_mask for one in self._batch.rollouts}
+        forced = scores.padded([[not counts for counts in masks[id(ids)]] for _, ids in rows])
         leaf = scores.log_probs.detach().requires_grad_()
         leaves.append((leaf, forced.bool()))
         return scores._replace(log_probs=leaf + 0 * scores.log_probs)
