@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
+.PHONY: help setup model train resume eval inspect report thoughts check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -55,6 +55,9 @@ inspect: need-run $(STAMP) ## the per-step reward log: RUN=name [ARGS="--reward 
 
 report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other, overlaid]
 	$(PY) -m srl report $(call quoted,$(RUN)) $(if $(RUN2),$(call quoted,$(RUN2))) $(ARGS)
+
+thoughts: $(STAMP) ## the policy explains the expert's steps; what helps is data for SFT [CONFIG=file.yaml] [RUN=name]
+	$(PY) -m srl thoughts --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)

@@ -95,13 +95,12 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     thoughts.add_argument("--run-name", help="the run's own folder; one that has begun goes on")
     thoughts.add_argument("--limit", type=int, metavar="N", help="the first N steps (default: all)")
     thoughts.add_argument(
-        "--samples", type=int, default=4, metavar="K", help="explanations of each step (default: 4)"
+        "--samples", type=int, metavar="K", help="explanations of each step (default: 4)"
     )
     thoughts.add_argument(
         "--max_thought_length",
         "--max-thought-length",
         type=int,
-        default=96,
         metavar="TOKENS",
         help="the longest explanation (default: 96)",
     )
@@ -109,7 +108,6 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--min_lift",
         "--min-lift",
         type=float,
-        default=0.0,
         metavar="NATS",
         help="an explanation must raise the step's log-probability by more, per token (default: 0)",
     )
@@ -117,7 +115,6 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--max_in_thought",
         "--max-in-thought",
         type=float,
-        default=0.5,
         metavar="SHARE",
         help="the largest share of the step that it may repeat in one piece (default: 0.5)",
     )

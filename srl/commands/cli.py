@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,18 +241,13 @@ def _thoughts(args: argparse.Namespace, rest: list[str], argv: list[str], consol
     _quieten()
     from srl.commands.thoughts import write_thoughts
     from srl.config.experiment import load_experiment
-    from srl.training.thoughts import INSTRUCTION, ThoughtSettings
+    from srl.training.thoughts import ThoughtSettings
 
-    settings = ThoughtSettings(
-        samples=args.samples,
-        max_thought_length=args.max_thought_length,
-        min_lift=args.min_lift,
-        max_in_thought=args.max_in_thought,
-        instruction=INSTRUCTION if args.instruction is None else args.instruction,
-    )
+    named = {one.name: getattr(args, one.name) for one in fields(ThoughtSettings)}
+    given = {name: value for name, value in named.items() if value is not None}
     write_thoughts(
         load_experiment(args.config, rest),
-        settings,
+        ThoughtSettings(**given),
         limit=args.limit,
         name=args.run_name,
         argv=argv,
