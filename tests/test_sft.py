@@ -319,6 +319,9 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     assert summary["tokens_read"] == sum(int(str(line.get("tokens", 0))) for line in lines)
     assert summary["after"]["held-out steps: exact"]["value"] > 0.5
     assert summary["before"]["held-out steps: exact"]["value"] < 0.5
+    lift = summary["after"]["held-out steps: lift"]
+    assert 0 < lift["low"] <= lift["value"] + 1e-9  # better than the step before it
+    assert lift["value"] <= lift["high"] + 1e-9
     assert [a["when"] for a in read_jsonl(run / "eval.jsonl")] == ["before"] * 8 + ["after"] * 8
 
 

@@ -120,7 +120,7 @@ class CellRun:
 
     @cached_property
     def held_out_steps(self) -> dict[str, Estimate]:
-        """Figure -> its mean over held-out steps: similarity, exact copies, format failures."""
+        """Figure -> its mean over held-out steps: similarity, exact, format failures, lift."""
         figures = self._summary.get("after") or self._summary.get("eval") or {}
         return {
             name.removeprefix(HELD_OUT_STEPS): Estimate(**figure)

@@ -5,9 +5,8 @@ Every attempt goes to `eval.jsonl`; the figures are means and shares over proble
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from srl.evaluation.solving import (
     solve_whole,
 )
 from srl.models.loading import context_limit
-from srl.rollout.rollouts import Rollout, rollout_metrics, sample_rollouts
+from srl.rollout.rollouts import Rollout, sample_rollouts
 from srl.rollout.samplers import Prompt, Sampler, SamplingParams, make_sampler
 from srl.runs.attempts import gain, read_attempts
 from srl.runs.folder import RunFolder
@@ -179,7 +178,9 @@ def _steps(
     )
     steps = [group[0] for group in groups]
     valid = [step for step in steps if step.is_valid]
-    found = {f"{HELD_OUT_STEPS}{name}": _mean_reward(valid, name) for name in rewards.names}
+    found = {
+        f"{HELD_OUT_STEPS}{name}": _mean_of(valid, _reward_called(name)) for name in rewards.names
+    }
     found[f"{HELD_OUT_STEPS}exact"] = share_of_rows(
         [step.metrics["exact"] == 1.0 for step in valid],
         [step.example.problem_id for step in valid],
@@ -188,17 +189,18 @@ def _steps(
         [not step.is_valid for step in steps],
         [step.example.problem_id for step in steps],
     )
-    lift = rollout_metrics(steps)["lift"]
-    return {
-        **{name: estimate.to_json() for name, estimate in found.items() if estimate.n},
-        **({} if math.isnan(lift) else {f"{HELD_OUT_STEPS}lift": lift}),
-    }
+    found[f"{HELD_OUT_STEPS}lift"] = _mean_of(valid, lambda step: step.metrics["lift"])
+    return {name: estimate.to_json() for name, estimate in found.items() if estimate.n}
 
 
-def _mean_reward(steps: Sequence[Rollout], name: str) -> Estimate:
-    """Of the steps that a reward applies to."""
-    scored = [(step, v) for step in steps if (v := step.score.rewards.get(name)) is not None]
-    return bootstrap([v for _, v in scored], [step.example.problem_id for step, _ in scored])
+def _mean_of(steps: Sequence[Rollout], figure: Callable[[Rollout], float | None]) -> Estimate:
+    """Of the steps that a figure applies to."""
+    found = [(step.example.problem_id, v) for step in steps if (v := figure(step)) is not None]
+    return bootstrap([v for _, v in found], [problem for problem, _ in found])
+
+
+def _reward_called(name: str) -> Callable[[Rollout], float | None]:
+    return lambda step: step.score.rewards.get(name)
 
 
 def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str, object]:
