@@ -131,6 +131,10 @@ def test_a_run_that_ends_with_its_smaller_source(mixed: Path) -> None:
             {"sources": {"a": {"source": "files", "path": "no.jsonl", "weight": 1}}},
             "source a: .*no.jsonl",
         ),
+        (
+            {"sources": {"a": {**SOURCES["long"], "granularity": {"split_at": "words"}}}},
+            "sources.a: granularity: split_at is 'words'",
+        ),
         ({"sources": {"a": {"source": "fils", "weight": 1}}}, "unknown source 'fils'"),
         ({"sources": {"a": {"source": "files", "weight": "1,5"}}}, "sources.a.weight is '1,5'"),
     ],
@@ -156,3 +160,16 @@ def test_a_preset_shares_its_parts_among_the_sources_with_a_tag(
     refused_message = "no source has {length: long}"
     assert train("--max_steps", "1", name="two") == 2
     assert refused_message in capsys.readouterr().err
+
+
+def test_the_steps_of_a_source_made_larger(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file in two granularities: every problem is told in both."""
+    fine = SOURCES["long"] | {"granularity": {"split_at": "clauses"}}
+    coarse = SOURCES["long"] | {"granularity": {"max_steps": 1}, "tags": {"length": "short"}}
+    write(mixed, sources={"fine": fine, "coarse": coarse})
+    words = ("--max_completion_length", "24", "--test_problems", "2", "--test_rows", "4")
+    assert train("--max_steps", "1", "--prompts_per_step", "8", *words) == 0
+    assert "coarse 50.0% of rows" in capsys.readouterr().out
+    solutions = read_jsonl(mixed / "runs/one/problems.jsonl")
+    assert {len(row["steps"]) for row in solutions if row["source"] == "coarse"} == {1}  # type: ignore[arg-type]
+    assert {len(row["steps"]) for row in solutions if row["source"] == "fine"} == {3}  # type: ignore[arg-type]

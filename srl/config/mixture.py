@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from environments import Environment, load_trajectories
+from environments.granularity import Granularity
 from environments.types import DataError, LoadReport, Trajectory
 from rewards.by_path import CodeNameError
 from rewards.secrets import concealed, revealed
@@ -29,9 +30,8 @@ MixBy = Literal["row", "trajectory", "token"]
 SameProblem = Literal["all", "once", "in_turn"]
 WhenExhausted = Literal["repeat", "drop", "stop"]
 
-# What a mixture has of its own, and what a source in one has beside its environment's options.
+# What a mixture has of its own.
 _MIXTURE_KEYS = ("sources", "preset", "mix_by", "same_problem", "when_exhausted")
-_SOURCE_KEYS = ("source", "path", "limit", "weight", "tags")
 # A name stands in figures (`kept/long`) and on command lines.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -98,13 +98,15 @@ class Source:
             something.
         environment: a built-in name, `file.py:Name` or `module:Name`.
         options: `path`, `limit` and the environment's own.
+        granularity: how large its steps are made.
         tags: for each of its trajectories, beside those that they have.
     """
 
     name: str | None
     environment: str
     options: Mapping[str, object]
-    tags: Mapping[str, str]
+    granularity: Granularity = field(default_factory=Granularity)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, report: LoadReport) -> list[Trajectory]:
         """Its trajectories.
@@ -123,6 +125,7 @@ class Source:
             raise DataError(called + concealed(str(error), self.options)) from None
         except CodeNameError as error:
             raise UsageError(f"data: {called}{error}") from error
+        found = [self.granularity.apply(one) for one in found]
         if self.name is None:
             return found
         return [replace(one, source=self.name, tags={**one.tags, **self.tags}) for one in found]
@@ -196,8 +199,13 @@ def _source_of(data: object, where: str) -> Source:
         )
     if not isinstance(data.get("path"), str | None):
         raise UsageError(f"{where}.path is {data['path']!r}; give a file or a hub name, as text")
-    options = {key: value for key, value in data.items() if key != "source"}
-    return Source(None, data["source"], options, {})
+    beside = ("source", "granularity")
+    options = {key: value for key, value in data.items() if key not in beside}
+    try:
+        granularity = Granularity.of(data.get("granularity", {}))
+    except DataError as error:
+        raise UsageError(f"{where}: {error}") from error
+    return Source(None, data["source"], options, granularity)
 
 
 def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
@@ -226,7 +234,7 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
             weights[name] = cast(float, fit(one.options["weight"], float, f"{place}.weight"))
         beside = ("weight", "tags")
         options = {key: value for key, value in one.options.items() if key not in beside}
-        sources.append(Source(name, one.environment, options, dict(tags)))
+        sources.append(replace(one, name=name, options=options, tags=dict(tags)))
     words = {key: data[key] for key in ("mix_by", "same_problem", "when_exhausted") if key in data}
     try:
         if "preset" in data:
