@@ -48,6 +48,16 @@ def figures(name: str) -> list[dict[str, object]]:
     ]
 
 
+def go_on(name: str, steps: int) -> None:
+    """As if the run had been stopped at its last checkpoint, with so many steps to take."""
+    run = Path("runs") / name
+    (run / "summary.json").unlink()
+    (run / "before.json").write_text("{}")
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"max_steps": steps}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert main(["resume", name]) == 0
+
+
 @pytest.mark.parametrize("method", ["srl", "sft"])
 def test_shares_of_a_run_and_its_resume(
     mixed: Path, method: str, capsys: pytest.CaptureFixture[str]
@@ -69,13 +79,7 @@ def test_shares_of_a_run_and_its_resume(
     assert last["share/trajectory/long"] == pytest.approx(8 / 3 / (8 / 3 + 24 / 2))
 
     assert train(*words, "--max_steps", "4", name="resumed") == 0
-    run = mixed / "runs/resumed"
-    (run / "summary.json").unlink()  # as if it had been stopped there
-    (run / "before.json").write_text("{}")
-    (run / "config.yaml").write_text(
-        (run / "config.yaml").read_text().replace("max_steps: 4", "max_steps: 8")
-    )
-    assert main(["resume", "resumed"]) == 0
+    go_on("resumed", 8)
     assert figures("resumed") == figures("straight")
     one, two = (weights(load_policy(f"runs/{n}/policy")[0]) for n in ("straight", "resumed"))
     assert same_weights(one, two)
@@ -173,3 +177,20 @@ def test_the_steps_of_a_source_made_larger(mixed: Path, capsys: pytest.CaptureFi
     solutions = read_jsonl(mixed / "runs/one/problems.jsonl")
     assert {len(row["steps"]) for row in solutions if row["source"] == "coarse"} == {1}  # type: ignore[arg-type]
     assert {len(row["steps"]) for row in solutions if row["source"] == "fine"} == {3}  # type: ignore[arg-type]
+
+
+def test_shares_that_follow_the_signal_resume_as_they_were(mixed: Path) -> None:
+    write(mixed, sources=SOURCES, adaptive={"smoothing": 0.8})
+    words = ["--prompts_per_step", "4"]
+    assert train(*words, "--max_steps", "8", name="straight") == 0
+    assert train(*words, "--max_steps", "4", name="resumed") == 0
+    go_on("resumed", 8)
+    assert figures("resumed") == figures("straight")
+    assert {line["next_share/long"] for line in figures("straight")} != {0.25}
+
+
+def test_fine_tuning_has_no_signal_to_follow(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(mixed, sources=SOURCES, adaptive=True)
+    refused(capsys, train("--method", "sft"), "method sft has no use for data.adaptive")

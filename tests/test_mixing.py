@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.types import Trajectory
-from srl.config.mixture import Mixture
+from srl.config.mixture import Adaptive, Mixture
+from srl.data.adaptive import AdaptiveShares, bounded
 from srl.data.mixing import MixedStream
 from srl.data.steps import StepExample, build_examples
 from srl.errors import UsageError
@@ -206,3 +207,77 @@ def test_a_state_of_another_mixture_is_refused() -> None:
     other.takes_any_state = True
     other.load_state_dict(saved.state_dict())
     assert Counter(examples[row].source for row in other.take(50)) == {"a": 10, "b": 40}
+
+
+# ---- adaptive shares ---------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=5),
+    st.floats(0.001, 0.2),
+    st.floats(0.5, 1),
+)
+def test_bounded_shares_add_up_and_keep_their_bounds_and_order(
+    parts: list[float], least: float, most: float
+) -> None:
+    total = sum(parts)
+    shares = {
+        name: part / total if total else 1 / len(parts)
+        for name, part in zip(NAMES, parts, strict=False)
+    }
+    found = bounded(shares, least, most)
+    assert sum(found.values()) == pytest.approx(1)
+    assert all(least - 1e-9 <= share <= most + 1e-9 for share in found.values())
+    for a in shares:
+        for b in shares:
+            assert not (shares[a] < shares[b] and found[a] > found[b] + 1e-9)
+    if all(least <= share <= most for share in shares.values()):
+        assert found == pytest.approx(shares)
+
+
+def test_shares_move_to_the_source_that_has_more_signal() -> None:
+    """Groups of `a` differ by .3 and half of them are kept, those of `b` by .05."""
+    examples = rows_of({"a": [1] * 50, "b": [1] * 50})
+    mixture = Mixture({"a": 1, "b": 1}, adaptive=Adaptive(smoothing=0.9, most=0.8, least=0.2))
+    stream = mixed(examples, mixture)
+
+    def step(stream: MixedStream, number: int) -> dict[str, float]:
+        rows = stream.take(8)
+        names = [examples[row].source for row in rows]
+        spreads = [0.3 if name == "a" else 0.05 for name in names]
+        kept = [name == "b" or (number + i) % 2 == 0 for i, name in enumerate(names)]
+        return stream.count(rows, kept, spreads)
+
+    for number in range(10):
+        figures = step(stream, number)
+    assert figures["signal/a"] == pytest.approx(0.15, abs=0.08)
+    assert figures["signal/b"] == pytest.approx(0.05, abs=0.01)
+    again = mixed(examples, mixture)
+    again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    for number in range(10, 40):
+        assert step(stream, number) == step(again, number)
+    assert stream.shares["a"] == pytest.approx(0.75, abs=0.06)
+    taken = Counter(examples[row].source for row in stream.take(100))
+    assert taken["a"] == pytest.approx(100 * stream.shares["a"], abs=1)
+
+
+def test_nothing_moves_while_there_is_nothing_to_compare() -> None:
+    shares = AdaptiveShares({"a": 0.3, "b": 0.7}, Adaptive())
+    shares.update(["a", "a"], [0.2, 0.4])  # none of b yet
+    assert shares.shares == {"a": 0.3, "b": 0.7}
+    shares = AdaptiveShares({"a": 0.3, "b": 0.7}, Adaptive())
+    shares.update(["a", "b"], [0.0, 0.0])  # no source teaches anything
+    assert shares.shares == {"a": 0.3, "b": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"smoothing": 1}, "smoothing is 1; it must be from 0 to below 1"),
+        ({"least": 0.6}, "2 sources cannot all have shares from 0.6 to 0.95"),
+        ({"least": 0.5, "most": 0.4}, "least is 0.5 and most is 0.4"),
+    ],
+)
+def test_bounds_that_cannot_be(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Mixture({"a": 1, "b": 1}, adaptive=Adaptive(**settings))

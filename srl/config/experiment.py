@@ -235,6 +235,11 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     }
     if method == "sft":
         own = setting_names(kind)
+        if data_plan.mixture is not None and data_plan.mixture.adaptive is not None:
+            raise UsageError(
+                f"{where}: method sft has no use for data.adaptive: there are no groups whose "
+                "rewards could differ; take it out, or train with method: srl"
+            )
         unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]
         if idle := [key for key in unused if key in values]:
             raise UsageError(

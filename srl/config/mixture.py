@@ -23,7 +23,7 @@ from environments.types import DataError, LoadReport, Trajectory
 from rewards.by_path import CodeNameError
 from rewards.secrets import concealed, revealed
 from srl.config.sources import environment_at, whole_source
-from srl.config.strict_yaml import fit, refuse_unknown
+from srl.config.strict_yaml import build, fit, refuse_unknown
 from srl.errors import UsageError
 
 MixBy = Literal["row", "trajectory", "token"]
@@ -31,7 +31,8 @@ SameProblem = Literal["all", "once", "in_turn"]
 WhenExhausted = Literal["repeat", "drop", "stop"]
 
 # What a mixture has of its own.
-_MIXTURE_KEYS = ("sources", "preset", "mix_by", "same_problem", "when_exhausted")
+_WORDS = ("mix_by", "same_problem", "when_exhausted")
+_MIXTURE_KEYS = ("sources", "preset", *_WORDS, "adaptive")
 # A name stands in figures (`kept/long`) and on command lines.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -42,6 +43,49 @@ PRESETS = {
     "mix_large": ("teacher", "large", "small"),
 }
 _PARTS = (1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """How shares follow the signal of sources (`srl/data/adaptive.py`).
+
+    Attributes:
+        smoothing: how much of a source's signal a group of its attempts leaves as it was.
+        least, most: bounds of every share.
+    """
+
+    smoothing: float = 0.98
+    least: float = 0.05
+    most: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            UsageError: one that cannot be.
+        """
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(
+                f"adaptive: smoothing is {self.smoothing}; it must be from 0 to below 1"
+            )
+        if not 0 < self.least <= self.most <= 1:
+            raise UsageError(
+                f"adaptive: least is {self.least} and most is {self.most}; they must be above 0, "
+                "at most 1, and in this order"
+            )
+
+    def check(self, sources: int) -> None:
+        """Refuse bounds that so many sources cannot keep.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        if self.least * sources > 1 or self.most * sources < 1:
+            raise UsageError(
+                f"adaptive: {sources} sources cannot all have shares from {self.least} to "
+                f"{self.most}; give a least of 1/{sources} at most, and a most of 1/{sources} or "
+                "more"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,12 +100,14 @@ class Mixture:
             alone ("once", drawn by their weights), or by each "in_turn", another one every epoch.
         when_exhausted: when a source has been seen whole it starts again ("repeat"), or waits until
             the others have been too, who share its part ("drop"), or ends the training ("stop").
+        adaptive: shares move towards the sources whose groups differ most; None keeps them.
     """
 
     weights: Mapping[str, float]
     mix_by: MixBy = "row"
     same_problem: SameProblem = "all"
     when_exhausted: WhenExhausted = "repeat"
+    adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -81,6 +127,8 @@ class Mixture:
                     f"the weight of source {source!r} is {weight!r}; it must be a number above 0, "
                     "such as 0.2 (leave a source out that is not to be trained on)"
                 )
+        if self.adaptive is not None:
+            self.adaptive.check(len(self.weights))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -235,8 +283,15 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
         beside = ("weight", "tags")
         options = {key: value for key, value in one.options.items() if key not in beside}
         sources.append(replace(one, name=name, options=options, tags=dict(tags)))
-    words = {key: data[key] for key in ("mix_by", "same_problem", "when_exhausted") if key in data}
+    words = {key: data[key] for key in _WORDS if key in data}
     try:
+        if (adaptive := data.get("adaptive", False)) is not False:
+            given = {} if adaptive is True else adaptive
+            if not isinstance(given, Mapping):
+                raise UsageError(
+                    f"adaptive is {adaptive!r}; give true, false or a block of settings"
+                )
+            words["adaptive"] = build(Adaptive, given, f"{where}.adaptive")
         if "preset" in data:
             weights = _preset(data["preset"], sources, weights)
             words.setdefault("mix_by", "trajectory")

@@ -16,10 +16,12 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 from srl.config.mixture import MixBy, Mixture
+from srl.data.adaptive import AdaptiveShares
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, check_state, permuted
 from srl.errors import UsageError
@@ -44,7 +46,6 @@ class MixedStream:
     Attributes:
         cursor: how many rows were handed out.
         drawn, kept: how much was handed out of each source, and how much of it was trained on.
-        shares: source -> share of the next units; may be set, to any that add up to 1.
         is_over: a source has been seen whole, and that ends the training.
         takes_any_state: whether it also goes on from the state of other rows or another seed.
 
@@ -67,7 +68,10 @@ class MixedStream:
         self.seed = seed
         self.data = data
         self.cursor = 0
-        self.shares = mixture.shares
+        self._shares = mixture.shares
+        self.adaptive = (
+            None if mixture.adaptive is None else AdaptiveShares(mixture.shares, mixture.adaptive)
+        )
         self.is_over = False
         self.takes_any_state = False
         sizes = _sizes(examples, tokens)
@@ -79,6 +83,11 @@ class MixedStream:
         self._lags = dict.fromkeys(mixture.weights, 0.0)
         self._waiting: set[str] = set()
         self._rest: list[int] = []  # of the unit that was begun
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Source -> its share of the next units."""
+        return self._shares if self.adaptive is None else self.adaptive.shares
 
     def take(self, n: int) -> list[int]:
         """The next `n` rows."""
@@ -92,8 +101,15 @@ class MixedStream:
             self.cursor += 1
         return rows
 
-    def count(self, rows: Sequence[int], kept: Sequence[bool]) -> dict[str, float]:
+    def count(
+        self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
+    ) -> dict[str, float]:
         """Count rows of an optimiser step, and which of them were trained on.
+
+        Args:
+            rows: the rows.
+            kept: of each whether it was.
+            spreads: of each the standard deviation of its attempts' rewards, where there are any.
 
         Returns:
             The shares of all rows since the start, as figures of the log: `share/row/NAME`,
@@ -101,7 +117,15 @@ class MixedStream:
         """
         self.drawn.add(rows)
         self.kept.add([row for row, is_kept in zip(rows, kept, strict=True) if is_kept])
-        return {**self.drawn.figures("share"), **self.kept.figures("kept_share")}
+        figures = {**self.drawn.figures("share"), **self.kept.figures("kept_share")}
+        if self.adaptive is not None and spreads:
+            sources = [self._examples[row].source for row in rows]
+            of_kept = [s if is_kept else 0.0 for s, is_kept in zip(spreads, kept, strict=True)]
+            self.adaptive.update(sources, of_kept)
+            for name, share in self.adaptive.shares.items():
+                figures[f"next_share/{name}"] = share
+                figures[f"signal/{name}"] = self.adaptive.signals.get(name, math.nan)
+        return figures
 
     def nominal(self) -> dict[MixBy, dict[str, float]]:
         """Measure -> source -> its share, if the shares that were asked for hold."""
@@ -111,7 +135,7 @@ class MixedStream:
         for measure, amounts in totals.items():
             parts = {
                 name: share * amounts[name] / totals[asked][name]
-                for name, share in self.mixture.shares.items()
+                for name, share in self._shares.items()
             }
             all_parts = math.fsum(parts.values())
             found[measure] = {name: part / all_parts for name, part in parts.items()}
@@ -143,7 +167,7 @@ class MixedStream:
         return {
             **self._identity(),
             "cursor": self.cursor,
-            "shares": dict(self.shares),
+            "adaptive": None if self.adaptive is None else self.adaptive.state_dict(),
             "lags": dict(self._lags),
             "waiting": sorted(self._waiting),
             "rest": list(self._rest),
@@ -164,7 +188,8 @@ class MixedStream:
         if state.get("mixture") != self._identity()["mixture"]:
             return  # other sources: they start anew
         self.cursor = state["cursor"]
-        self.shares = dict(state["shares"])
+        if self.adaptive is not None:
+            self.adaptive.load_state_dict(state["adaptive"])
         self._lags = dict(state["lags"])
         self._waiting = set(state["waiting"])
         self._rest = list(state["rest"])
@@ -185,6 +210,7 @@ class MixedStream:
                 mixture.mix_by,
                 mixture.same_problem,
                 mixture.when_exhausted,
+                None if mixture.adaptive is None else asdict(mixture.adaptive),
             ],
         }
 

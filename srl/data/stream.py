@@ -68,7 +68,9 @@ class PromptStream:
         """The epoch, from 0, that the next row belongs to."""
         return self.cursor // self.num_rows
 
-    def count(self, rows: Sequence[int], kept: Sequence[bool]) -> dict[str, float]:
+    def count(
+        self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
+    ) -> dict[str, float]:
         """No figures: all rows are of one source."""
         return {}
 
