@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import read_jsonl, refused, same_weights, toy_trajectories, train, weights
 
+from environments.types import LoadReport
 from srl.commands.cli import main
-from srl.models.loading import load_policy
+from srl.config.experiment import load_experiment
+from srl.data.steps import StepExample
+from srl.models.loading import load_policy, prompt_format
 
 SOURCES = {
     "long": {"source": "files", "path": "long.jsonl", "weight": 1, "tags": {"length": "long"}},
@@ -194,3 +198,30 @@ def test_fine_tuning_has_no_signal_to_follow(
 ) -> None:
     write(mixed, sources=SOURCES, adaptive=True)
     refused(capsys, train("--method", "sft"), "method sft has no use for data.adaptive")
+
+
+def test_a_tag_in_the_prompt_tells_styles_apart(mixed: Path) -> None:
+    """Rows tell their own tag, solving tells what is asked for; problems stay the same problems."""
+    write(mixed, sources=SOURCES)
+    words = ("--source_tag", "length", "--solve_as", "short", "--max_steps", "1")
+    assert train(*words, "--prompts_per_step", "12", "--dynamic_sampling", "false") == 0
+    experiment = load_experiment(mixed / "runs/one/config.yaml")
+    model, tokenizer = load_policy("runs/one/policy")
+    form = prompt_format(model, tokenizer, experiment.args)
+    long, short = (
+        next(one for one in experiment.load_trajectories(LoadReport()) if one.source == name)
+        for name in ("long", "short")
+    )
+    for one, own in ((long, "long"), (short, "short")):
+        prompt = form.read(form.encode_example(StepExample(one, 1)))
+        assert f"{one.problem}\n\n(length: {own})" in prompt
+        assert form.asked(one, solving=True) == f"{one.problem}\n\n(length: short)"
+    plain = replace(long, tags={})
+    assert form.asked(plain) == plain.problem
+    solved = {one["problem_id"] for one in read_jsonl(mixed / "runs/one/eval.jsonl")}
+    assert solved == {one.problem_id for one in toy_trajectories(50)} & solved
+    assert len(solved) == 8
+
+
+def test_a_style_to_solve_in_needs_a_tag(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, train("--solve_as", "short"), "solve_as is 'short', but source_tag is null")
