@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from environments import Environment, load_trajectories
+from environments.agreement import wrong_answers
 from environments.granularity import Granularity
 from environments.types import DataError, LoadReport, Trajectory
 from rewards.by_path import CodeNameError
@@ -29,10 +30,11 @@ from srl.errors import UsageError
 MixBy = Literal["row", "trajectory", "token"]
 SameProblem = Literal["all", "once", "in_turn"]
 WhenExhausted = Literal["repeat", "drop", "stop"]
+WrongAnswers = Literal["drop", "keep"]
 
 # What a mixture has of its own.
 _WORDS = ("mix_by", "same_problem", "when_exhausted")
-_MIXTURE_KEYS = ("sources", "preset", *_WORDS, "adaptive")
+_MIXTURE_KEYS = ("sources", "preset", *_WORDS, "adaptive", "wrong_answers")
 # A name stands in figures (`kept/long`) and on command lines.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
@@ -186,10 +188,13 @@ class DataPlan:
     Attributes:
         sources: each of them.
         mixture: how they are mixed; None where there is only one, which is all there is.
+        wrong_answers: what becomes of solutions in a mixture whose answer is seen to be wrong: they
+            are left out ("drop") or not ("keep").
     """
 
     sources: tuple[Source, ...]
     mixture: Mixture | None
+    wrong_answers: WrongAnswers = "drop"
 
     @classmethod
     def of(cls, data: object, where: str) -> DataPlan:
@@ -223,7 +228,14 @@ class DataPlan:
         Raises:
             DataError, UsageError: what cannot be read or used, in words.
         """
-        return [trajectory for one in self.sources for trajectory in one.load(report)]
+        found = [trajectory for one in self.sources for trajectory in one.load(report)]
+        if self.mixture is None or self.wrong_answers == "keep":
+            return found
+        wrong = wrong_answers(found)
+        for place, why in wrong.items():
+            report.kept -= 1
+            report.dropped[f"{found[place].source}: {why}"] += 1
+        return [one for place, one in enumerate(found) if place not in wrong]
 
     def whole(self, data: Mapping[str, object]) -> dict[str, object]:
         """`data` with absolute paths of code, so that a run is resumed from any folder."""
@@ -303,7 +315,8 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
         mixture = Mixture(weights, **words)  # type: ignore[arg-type]
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    return DataPlan(tuple(sources), mixture)
+    drop = fit(data.get("wrong_answers", "drop"), WrongAnswers, f"{where}.wrong_answers")
+    return DataPlan(tuple(sources), mixture, cast(WrongAnswers, drop))
 
 
 def _preset(
