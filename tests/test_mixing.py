@@ -206,6 +206,7 @@ def test_a_state_of_another_mixture_is_refused() -> None:
         other.load_state_dict(saved.state_dict())
     other.takes_any_state = True
     other.load_state_dict(saved.state_dict())
+    assert other.cursor == 7
     assert Counter(examples[row].source for row in other.take(50)) == {"a": 10, "b": 40}
 
 
@@ -281,3 +282,14 @@ def test_nothing_moves_while_there_is_nothing_to_compare() -> None:
 def test_bounds_that_cannot_be(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Mixture({"a": 1, "b": 1}, adaptive=Adaptive(**settings))
+
+
+def test_other_rows_that_were_accepted_start_anew() -> None:
+    saved = mixed(rows_of({"a": [1] * 50, "b": [1] * 50}), Mixture({"a": 1, "b": 1}))
+    saved.take(77)
+    fewer = rows_of({"a": [1] * 3, "b": [1] * 3})
+    other = mixed(fewer, Mixture({"a": 1, "b": 1}))
+    other.takes_any_state = True
+    other.load_state_dict(saved.state_dict())
+    assert other.cursor == 77
+    assert Counter(fewer[row].source for row in other.take(20)) == {"a": 10, "b": 10}

@@ -184,10 +184,11 @@ class MixedStream:
             UsageError: the state is of other data, another mixture or another seed, and this was
                 not asked for.
         """
-        check_state(state, self._identity(), unless=self.takes_any_state)
-        if state.get("mixture") != self._identity()["mixture"]:
-            return  # other sources: they start anew
+        ours = self._identity()
+        check_state(state, ours, unless=self.takes_any_state)
         self.cursor = state["cursor"]
+        if any(state[name] != value for name, value in ours.items()):
+            return  # other rows, or another mixture: every source starts anew
         if self.adaptive is not None:
             self.adaptive.load_state_dict(state["adaptive"])
         self._lags = dict(state["lags"])

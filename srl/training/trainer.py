@@ -125,6 +125,7 @@ class SRLTrainer(StepTrainer):
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
         self._empty_steps = 0
+        self._drawn: list[int] = []  # rows of the step that is being made
         self._told_of_format = False
         with libraries_refuse():
             super().__init__(
@@ -259,7 +260,7 @@ class SRLTrainer(StepTrainer):
     def _collect(self) -> Batch:
         """Sample until enough groups are worth training on, write them down, make the batch."""
         args = self.args
-        self._drawn: list[int] = []
+        self._drawn = []
         collected = collect_groups(
             self._draw,
             needed=args.prompts_per_step,
