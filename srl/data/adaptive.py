@@ -74,7 +74,7 @@ def bounded(shares: Mapping[str, float], least: float, most: float) -> dict[str,
         left = 1 - math.fsum(fixed.values())
         total = math.fsum(free.values())
         scaled = {
-            name: left * share / total if total else left / len(free)
+            name: left * (share / total) if total else left / len(free)
             for name, share in free.items()
         }
         # The side that is further out is settled first: the other one may come right by it.
