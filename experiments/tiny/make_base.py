@@ -99,8 +99,8 @@ def main() -> None:
         parser.error(f"{args.out} is not empty; remove it or give another folder with --out")
     if args.layers < 2 or args.heads < 2 or args.hidden_size % (2 * args.heads):
         parser.error(
-            f"--layers {args.layers} --heads {args.heads} --hidden-size {args.hidden_size}: two layers "
-            "and two heads at least, and an even number of a head's dimensions"
+            "two layers and two heads at least, and a hidden size that gives each head an even "
+            f"number; given: {args.layers} layers, {args.heads} heads, {args.hidden_size}"
         )
     prompts = yaml.safe_load((HERE / "srl.yaml").read_text())
     torch.manual_seed(args.seed)
