@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report thoughts check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
+.PHONY: help setup model train resume eval inspect report thoughts learnability check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -58,6 +58,9 @@ report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other,
 
 thoughts: $(STAMP) ## the policy explains the expert's steps; what helps is data for SFT [CONFIG=file.yaml] [RUN=name]
 	$(PY) -m srl thoughts --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
+
+learnability: $(STAMP) ## what a policy could learn from each source, before training [CONFIG=file.yaml] [RUN=name]
+	$(PY) -m srl learnability --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)

@@ -7,6 +7,7 @@ box or as "The answer is 4". Every other plain column goes to the metadata.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from environments.answers import stated_answer
@@ -24,6 +25,8 @@ from environments.reading import (
 )
 from environments.splitting import SPLITTERS, merge_fragments
 from environments.types import DataError, LoadReport, Step, Trajectory
+
+_SHOWN = 8  # values of a column in a message
 
 
 def load(
@@ -43,6 +46,7 @@ def load(
     thoughts_column: str | None = None,
     observations_column: str | None = None,
     tags_column: str | None = None,
+    only: dict | None = None,
 ) -> list[Trajectory]:
     """Trajectories from a local file or a hub data set of any origin.
 
@@ -66,6 +70,8 @@ def load(
         observations_column: the same, with what the world said after each step; the policy reads it
             before it writes the next one.
         tags_column: the column with tags, an object such as {"length": "long"}; rows may lack it.
+        only: of a file with several kinds of rows those to read, as column -> value, such as
+            {"teacher": "gemini", "granularity": 4}.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -102,8 +108,9 @@ def load(
             metadata,
         )
 
+    rows = read_rows(path_or_hub, split=split, config=config)
     return collect(
-        read_rows(path_or_hub, split=split, config=config),
+        rows if only is None else _only(rows, only, path_or_hub),
         build,
         name=path_or_hub,
         columns=[
@@ -114,3 +121,28 @@ def load(
         report=report,
         limit=limit,
     )
+
+
+def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterator[Row]:
+    """The rows with these values.
+
+    Raises:
+        DataError: there is none; the message says which values there are.
+    """
+    values: dict[str, set[str]] = {column: set() for column in only}
+    found = False
+    for row in rows:
+        for column, seen in values.items():
+            if column in row and len(seen) <= _SHOWN:
+                seen.add(repr(row[column]))
+        if all(row.get(column) == value for column, value in only.items()):
+            found = True
+            yield row
+    if not found:
+        there = "; ".join(
+            f"{column} is {', '.join(sorted(seen)[:_SHOWN])}{', …' * (len(seen) > _SHOWN)}"
+            if seen
+            else f"no row has a column {column!r}"
+            for column, seen in values.items()
+        )
+        raise DataError(f"{name}: no row has the values of only: {dict(only)}; {there}.")

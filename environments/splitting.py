@@ -196,6 +196,53 @@ def split_sentences(text: str) -> list[str]:
     return _cut(text, places)
 
 
+# Words that begin a clause after a comma.
+_CLAUSE = re.compile(
+    r"(?:and|but|so|then|thus|hence|therefore|because|since|while|where|which|giving|leaving|"
+    r"making|or)\b"
+)
+
+
+def split_clauses(text: str) -> list[str]:
+    """One step per clause: cut where `split_sentences` cuts, at semicolons, at line ends, and at
+    commas before a word that begins a clause ("3 + 4 = 7, so 7 are left").
+    """
+    return _cut(text, (end for _, end in _clause_ends(text)))
+
+
+def split_equations(text: str) -> list[str]:
+    """One step per equation: clauses and parts between commas, joined so that each step has an
+    equals sign, if there is one left, with the words before it.
+    """
+    places = []
+    begin = 0
+    for start, end in _clause_ends(text, commas=True):
+        if "=" in text[begin:start] and "=" in text[end:]:
+            places.append(end)
+            begin = end
+    return _cut(text, places)
+
+
+def _clause_ends(text: str, *, commas: bool = False) -> Iterator[tuple[int, int]]:
+    """The gaps after clauses; `commas`: after every comma and before every "and" too."""
+    begin = 0
+    for start, end, left, right in _gaps(text, whole_spans(text, inline=True)):
+        if end == len(text) or _LIST_NUMBER.fullmatch(text, begin, start):
+            continue
+        before = text[start - 1 : start]
+        starts = right is not None or _STARTS_SENTENCE.match(text, end) is not None
+        ends = (
+            (starts and _ends_sentence(text, start, left))
+            or _newlines(text, start, end) > 0
+            or before == ";"
+            or (before == "," and (commas or _CLAUSE.match(text, end) is not None))
+            or (commas and text.startswith("and ", end))
+        )
+        if ends:
+            yield start, end
+            begin = end
+
+
 def split_auto(text: str) -> list[str]:
     """The first of numbered, paragraphs, lines, sentences that finds two steps or more."""
     steps: list[str] = []
@@ -211,6 +258,8 @@ SPLITTERS: dict[str, Splitter] = {
     "lines": split_lines,
     "sentences": split_sentences,
     "paragraphs": split_paragraphs,
+    "clauses": split_clauses,
+    "equations": split_equations,
     "auto": split_auto,
 }
 

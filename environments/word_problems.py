@@ -13,6 +13,8 @@ the two can never overlap, whatever the seeds.
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +22,7 @@ from environments.paper_sums import work_out
 from environments.types import DataError, LoadReport, Step, Trajectory
 
 Pool = Literal["main", "base"]
+Teacher = Literal["plain", "terse"]
 Operation = Literal["+", "-", "*", "/"]
 
 # One token each in the embedded policy's vocabulary; no name is a prefix of another.
@@ -179,16 +182,43 @@ class WordProblem:
             order += [name for name in self.needed(operand) if name not in order]
         return [*order, person] if self.quantities[person].operation else order
 
-    def write_step(self, person: str) -> str:
-        """The step that computes the quantity of `person`: ``So Leo has 12+5=17 pens.``"""
+    def write_step(self, person: str, inside: str | None = None) -> str:
+        """The step that computes the quantity of `person`: ``So Leo has 12+5=17 pens.``
+
+        Args:
+            person: whose.
+            inside: an operand that is worked out in the same step: ``So Leo has (3*4)+5=17 pens.``
+        """
         quantity = self.quantities[person]
-        numbers = [self.quantities[name].value for name in quantity.operands]
+        sum_ = self._sum(person, {} if inside is None else {inside: f"({self._sum(inside, {})})"})
+        return f"So {person} has {sum_}={quantity.value} {quantity.thing}."
+
+    def _sum(self, person: str, written: Mapping[str, str]) -> str:
+        quantity = self.quantities[person]
+        values = [written.get(n, str(self.quantities[n].value)) for n in quantity.operands]
         if quantity.constant is not None:
-            numbers.append(quantity.constant)
-        left, right = numbers
-        return (
-            f"So {person} has {left}{quantity.operation}{right}={quantity.value} {quantity.thing}."
-        )
+            values.append(str(quantity.constant))
+        return str(quantity.operation).join(values)
+
+    def write_terse_steps(self) -> list[str]:
+        """The solution in fewer steps: a quantity that only one other is made from is worked out
+        inside of that one's step, and its value is never written.
+
+        A step holds two operations at most.
+        """
+        people = self.needed(self.target)
+        users = Counter(name for person in people for name in self.quantities[person].operands)
+        inside: dict[str, str] = {}
+        for person in people:
+            for name in self.quantities[person].operands:
+                computed = self.quantities[name].operation is not None
+                if computed and users[name] == 1 and name not in inside:
+                    inside[person] = name
+                    break
+        hidden = set(inside.values())
+        return [
+            self.write_step(person, inside.get(person)) for person in people if person not in hidden
+        ]
 
     @property
     def given(self) -> set[str]:
@@ -229,15 +259,19 @@ class WordProblem:
             return self.facts[person]
         return self.write_step(person).removeprefix("So ")
 
-    def trajectory(self, *, thoughts: bool = False) -> Trajectory:
+    def trajectory(self, *, thoughts: bool = False, teacher: Teacher = "plain") -> Trajectory:
         """The expert's solution: one step an operation, then the answer.
 
         Args:
-            thoughts: with the monologue that leads to each step.
+            thoughts: with the monologue that leads to each step; of the plain teacher.
+            teacher: "terse" writes two operations a step where it can.
         """
         answer = str(self.quantities[self.target].value)
         people = self.needed(self.target)
-        texts = (*map(self.write_step, people), write_answer(answer))
+        steps = [self.write_step(person) for person in people]
+        if teacher == "terse":
+            steps, thoughts = self.write_terse_steps(), False
+        texts = (*steps, write_answer(answer))
         monologues = [""] * len(texts)
         known = self.given
         for place, person in enumerate([*people, self.target] if thoughts else []):
@@ -269,6 +303,7 @@ def load(
     max_value: int = 99,
     pool: Pool = "main",
     thoughts: bool = False,
+    teacher: Teacher = "plain",
 ) -> list[Trajectory]:
     """Draw `limit` different problems (1,000 by default), the numbers of operations in turn.
 
@@ -284,12 +319,19 @@ def load(
         pool: ``base`` is what the embedded base policy was made from, ``main`` everything else.
         thoughts: with the expert's monologue before each step. They change neither the problems nor
             the steps; fine-tuning on the expert's text (`method: sft`) learns them too.
+        teacher: ``plain`` writes one operation a step, ``terse`` two where the value of the first
+            is needed nowhere else, which it then leaves out. Problems and answers are the same.
 
     Raises:
         DataError: an option is out of range.
     """
     if not isinstance(thoughts, bool):
         raise DataError(f"word_problems: thoughts is {thoughts!r}; allowed are true and false")
+    if teacher == "terse" and thoughts:
+        raise DataError(
+            "word_problems: thoughts is true, but the terse teacher writes none; leave thoughts "
+            "away, or take teacher: plain"
+        )
     if path_or_hub is not None:
         raise DataError(
             f"word_problems are drawn from a seed and read no file, but the path {path_or_hub!r} "
@@ -305,7 +347,7 @@ def load(
         pool=pool,
         report=report,
     )
-    return [problem.trajectory(thoughts=thoughts) for problem in problems]
+    return [problem.trajectory(thoughts=thoughts, teacher=teacher) for problem in problems]
 
 
 def draw_problems(

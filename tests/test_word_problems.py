@@ -321,3 +321,33 @@ def test_through_the_front_door() -> None:
         "drawn twice",
         "belongs to the other pool",
     }
+
+
+def test_the_terse_teacher_solves_the_same_problems_in_fewer_steps() -> None:
+    """Every step is right, holds two operations at most, and uses only what is known by then."""
+    plain = load_trajectories("word_problems", limit=300, seed=5)
+    terse = load_trajectories("word_problems", limit=300, seed=5, teacher="terse")
+    fewer = 0
+    for one, other in zip(plain, terse, strict=True):
+        assert (one.problem, one.answer, one.texts[-1]) == (
+            other.problem, other.answer, other.texts[-1],
+        )  # fmt: skip
+        fewer += len(other.texts) < len(one.texts)
+        known = {int(number) for number in re.findall(r"\d+", one.problem)}
+        known |= {2, 3, 4, 5}  # twice, a third
+        operations = 0
+        for text in other.texts[:-1]:
+            said = re.fullmatch(r"So \w+ has ([\d()*/+-]+)=(\d+) \w+\.", text)
+            assert said is not None, text
+            assert eval(said[1]) == int(said[2])
+            assert {int(number) for number in re.findall(r"\d+", said[1])} <= known
+            known.add(int(said[2]))
+            operations += len(re.findall(r"[*/+-]", said[1]))
+            assert len(re.findall(r"[*/+-]", said[1])) <= 2
+        assert operations == len(one.texts) - 1
+    assert fewer > 250
+
+
+def test_the_terse_teacher_has_no_thoughts() -> None:
+    with pytest.raises(DataError, match="the terse teacher writes none"):
+        load_trajectories("word_problems", limit=3, teacher="terse", thoughts=True)

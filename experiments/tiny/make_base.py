@@ -90,21 +90,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3, help="at least 2")
+    parser.add_argument("--heads", type=int, default=4, help="at least 2; divides the hidden size")
     parser.add_argument("--out", type=Path, default=Path("runs/base"))
     args = parser.parse_args()
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty; remove it or give another folder with --out")
+    if args.layers < 2 or args.heads < 2 or args.hidden_size % (2 * args.heads):
+        parser.error(
+            "two layers and two heads at least, and a hidden size that gives each head an even "
+            f"number; given: {args.layers} layers, {args.heads} heads, {args.hidden_size}"
+        )
     prompts = yaml.safe_load((HERE / "srl.yaml").read_text())
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(prompts["system_prompt"], prompts["whole_system_prompt"])
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=args.hidden_size,
+            intermediate_size=3 * args.hidden_size,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            num_key_value_heads=args.heads,
             max_position_embeddings=2048,
             # Qwen2.5's RoPE base, under which more of a head's frequencies are slow enough to
             # compare names across a whole problem; and larger initial weights than the usual 0.02,

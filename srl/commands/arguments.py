@@ -120,6 +120,24 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     thoughts.add_argument("--instruction", help="what the policy is asked for, as system prompt")
 
+    learnability = add(
+        "learnability",
+        help="what a policy could learn from each source of its data, on held-out steps, before "
+        "any training; --key value as in train",
+    )
+    learnability.add_argument("--config", required=True, help="the experiment file of the training")
+    learnability.add_argument("--run-name", help="the run's own folder")
+    learnability.add_argument(
+        "--samples", type=int, default=8, metavar="G", help="attempts at each step (default: 8)"
+    )
+    learnability.add_argument(
+        "--rows",
+        type=int,
+        default=200,
+        metavar="N",
+        help="steps of each source, at most (default: 200)",
+    )
+
     inspect = add(
         "inspect", help="what the policy learned, step by step: figures, records, one in full"
     )

@@ -256,6 +256,24 @@ def _thoughts(args: argparse.Namespace, rest: list[str], argv: list[str], consol
     return 0
 
 
+def _learnability(
+    args: argparse.Namespace, rest: list[str], argv: list[str], console: Console
+) -> int:
+    _quieten()
+    from srl.commands.learnability import measure_learnability
+    from srl.config.experiment import load_experiment
+
+    measure_learnability(
+        load_experiment(args.config, rest),
+        samples=args.samples,
+        rows=args.rows,
+        name=args.run_name,
+        argv=argv,
+        console=console,
+    )
+    return 0
+
+
 def _inspect(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     from srl.logs.terminal.command import inspect_run
 
@@ -420,6 +438,7 @@ _COMMANDS = {
     "resume": _resume,
     "eval": _eval,
     "thoughts": _thoughts,
+    "learnability": _learnability,
     "inspect": _inspect,
     "report": _report,
     "check-data": _check_data,

@@ -117,12 +117,14 @@ def _named_files(experiment: Experiment) -> list[Path]:
     words = list(_texts({"data": experiment.data, "rewards": experiment.rewards}))
     if isinstance(experiment.args, LossSettings) and experiment.args.loss_type not in LOSS_TYPES:
         words.append(experiment.args.loss_type)
+    # The digest of what was read from them says more than theirs.
+    data_files = {one.options.get("path") for one in experiment.data_plan.sources}
     found: set[Path] = set()
     for word in words:
         place, colon, name = word.rpartition(":")
         if colon and name.isidentifier() and (code := code_file(place)) is not None:
             found |= with_imports(code)
-        elif word != experiment.data.get("path") and _is_file(word):
+        elif word not in data_files and _is_file(word):
             found.add(Path(word).resolve())
     return sorted(found)
 

@@ -192,6 +192,7 @@ def _train(
         step_rewards=rewards,
         processing_class=tokenizer,
         callbacks=[progress],
+        mixture=experiment.mixture,
     )
     say(
         console,

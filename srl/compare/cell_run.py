@@ -28,6 +28,7 @@ from srl.compare.plan import Cell, Plan
 from srl.config.experiment import parse_experiment
 from srl.config.parts import setting_names
 from srl.config.settings import SRLConfig
+from srl.config.trust import sources_in
 from srl.errors import UsageError
 from srl.evaluation.held_out import HELD_OUT_STEPS
 from srl.models.loading import fingerprint
@@ -299,7 +300,7 @@ def _changes(cell: Cell, run: RunFolder) -> list[str]:
     idle = {*setting_names(SRLConfig)} - {*setting_names(type(cell.experiment.args))}
     old = {key: value for key, value in old.items() if key not in idle}
     # A source may be code. The plan's is the user's own; that of a folder need not be.
-    if _source(old) == _source(new):
+    if list(sources_in(old.get("data"))) == list(sources_in(new.get("data"))):
         with suppress(UsageError):  # a field that there is no more is told as it is
             # A field that is newer than the run has its default, which is what the run did.
             old = parse_experiment(old, where=str(run.config)).resolved()
@@ -308,11 +309,6 @@ def _changes(cell: Cell, run: RunFolder) -> list[str]:
         for settings in (old, new)
     )
     return changed_keys(before, after)
-
-
-def _source(settings: Mapping[str, object]) -> object:
-    data = settings.get("data")
-    return data.get("source") if isinstance(data, Mapping) else None
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:

@@ -169,6 +169,11 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
             given = {"model": values.get("model"), **settings, **problems, **own_settings[row.name]}
             # What a row says of its data is added: `compare` checks that the same problems are
             # held out for all rows.
+            if data_path is not None and "sources" in _block(problems["data"], where):
+                raise UsageError(
+                    f"{where}, difficulty {difficulty}: it mixes several sources, and --data gives "
+                    "one file; write each source's path into the comparison's file"
+                )
             given["data"] = {
                 **_block(problems["data"], f"{where}, difficulty {difficulty}: data"),
                 **_block(own_settings[row.name].get("data"), f"{where}, row {row.name}: data"),

@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from environments import load_trajectories
 from environments.types import DataError, LoadReport, Trajectory
 from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
-from rewards.by_path import CodeNameError
-from rewards.secrets import concealed, revealed
 from srl.config.lora import LoraSettings
+from srl.config.mixture import DataPlan, Mixture
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
-from srl.config.sources import environment_at, whole_source
 from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
 from srl.config.trust import note
 from srl.errors import UsageError
@@ -42,7 +39,8 @@ class Experiment:
     Attributes:
         model: a folder or the name of a model on the hub.
         data: `source`, a built-in name, `file.py:Name` or `module:Name`, `path` and `limit` for
-            `environments.load_trajectories`, and the source's own options.
+            `environments.load_trajectories`, and the source's own options; or `sources`, several
+            of them (`srl/config/mixture.py`).
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
             Of these and of `data`, texts that are secrets are named: `srl/redaction.py`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
@@ -86,14 +84,17 @@ class Experiment:
         Raises:
             DataError: what cannot be read or used, in words.
         """
-        options = {key: value for key, value in self.data.items() if key != "source"}
-        environment = environment_at(str(self.data["source"]))
-        try:
-            return load_trajectories(environment, report=report, **revealed(options))  # type: ignore[arg-type]
-        except DataError as error:
-            raise DataError(concealed(str(error), options)) from None
-        except CodeNameError as error:
-            raise UsageError(f"data: {error}") from error
+        return self.data_plan.load(report)
+
+    @property
+    def data_plan(self) -> DataPlan:
+        """`data`, read."""
+        return DataPlan.of(self.data, "the experiment")
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """How the sources of `data` are mixed; None where there is one."""
+        return self.data_plan.mixture
 
 
 def sum_rewards(
@@ -137,10 +138,23 @@ def with_named_secrets(values: Mapping[str, object]) -> dict[str, object]:
     """
     named = dict(values)
     if isinstance(data := values.get("data"), Mapping):
-        source = {"source": data["source"]} if "source" in data else {}
-        named["data"] = {**moved_to_environment(data, "data"), **source}
+        named["data"] = _with_sources(moved_to_environment(data, "data"), data)
     if isinstance(rewards := values.get("rewards"), Mapping):
         named["rewards"] = _with_named_secrets(rewards)
+    return named
+
+
+def _with_sources(named: dict[str, object], data: Mapping[str, object]) -> dict[str, object]:
+    """The names of sources are no secrets, whatever they look like."""
+    if "source" in data:
+        named["source"] = data["source"]
+    blocks = data.get("sources")
+    if isinstance(blocks, Mapping):
+        moved = cast(Mapping[str, dict[str, object]], named["sources"])
+        named["sources"] = {
+            name: _with_sources(moved[name], block) if isinstance(block, Mapping) else block
+            for name, block in blocks.items()
+        }
     return named
 
 
@@ -194,14 +208,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             f"{where}: model is {model!r}; give a model folder or a hub name, "
             "such as model: Qwen/Qwen2.5-0.5B-Instruct"
         )
-    if not isinstance(data, dict) or not isinstance(data.get("source"), str):
-        raise UsageError(
-            f"{where}: data is {data!r}; give a source, such as data: {{source: word_problems}}"
-        )
-    if not isinstance(data.get("path"), str | None):
-        raise UsageError(
-            f"{where}: data.path is {data['path']!r}; give a file or a hub name, as text"
-        )
+    data_plan = DataPlan.of(data, where)
     rewards = values.get("rewards", {"similarity": 1.0})
     if not isinstance(rewards, dict):
         raise UsageError(
@@ -209,9 +216,16 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             "rewards: {similarity: 1.0}"
         )
     try:
-        prompts = environment_at(data["source"]).prompts
+        asked = {one.prompts for one in data_plan.environments}
     except (UsageError, DataError) as error:
         raise UsageError(f"{where}: data: {error}") from error
+    prompts = asked.pop()
+    for name in ("system_prompt", "whole_system_prompt"):
+        if asked and name not in values:
+            raise UsageError(
+                f"{where}: the sources of data ask with different system prompts; say {name} for "
+                "all of them"
+            )
     method = cast(Method, fit(values.get("method", "srl"), Method, f"{where}: method"))
     kind = _SETTINGS[method]
     settings = {
@@ -221,6 +235,11 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     }
     if method == "sft":
         own = setting_names(kind)
+        if data_plan.mixture is not None and data_plan.mixture.adaptive is not None:
+            raise UsageError(
+                f"{where}: method sft has no use for data.adaptive: there are no groups whose "
+                "rewards could differ; take it out, or train with method: srl"
+            )
         unused = ["rewards", *(name for name in setting_names(SRLConfig) if name not in own)]
         if idle := [key for key in unused if key in values]:
             raise UsageError(
@@ -237,5 +256,5 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     args = build(kind, settings, where)
-    data = {**data, "source": whole_source(data["source"])}
+    data = data_plan.whole(cast(Mapping[str, object], data))
     return Experiment(model, data, dict(rewards), args, method, lora)

@@ -232,6 +232,8 @@ class RowSettings(SamplingSettings, PromptSettings):
             which are then not trained on.
         step_ends_at: what ends a step beside the end of the policy's turn: "line" a line end,
             "blank_line" a blank line, "turn" nothing else.
+        source_tag: a tag of expert solutions that prompts tell behind the problem, such as
+            "length", so that one policy keeps several styles apart; null tells none.
     """
 
     targets: Literal["literal", "all", "skip_first", "whole"] = "literal"
@@ -240,6 +242,7 @@ class RowSettings(SamplingSettings, PromptSettings):
     max_completion_length: int = 512
     few_shot: int = 0
     step_ends_at: Literal["turn", "line", "blank_line"] = "turn"
+    source_tag: str | None = None
 
     def check(self) -> None:
         at_least(self, max_completion_length=1, few_shot=0)
@@ -282,6 +285,8 @@ class EvaluationSettings(RewardSettings, RowSettings):
         solve_samples: sampled attempts per test problem beside the greedy one; 0 is none.
         solve_whole: also solve the test problems in one completion.
         whole_samples: sampled attempts in one completion; null is `solve_samples`.
+        solve_as: with `source_tag`, the value that prompts tell when held-out problems are solved;
+            null is that of each problem's first solution.
     """
 
     validate_by: Literal["auto", "steps", "whole"] = "auto"
@@ -292,8 +297,14 @@ class EvaluationSettings(RewardSettings, RowSettings):
     solve_samples: int = 0
     solve_whole: bool = False
     whole_samples: int | None = None
+    solve_as: str | None = None
 
     def check(self) -> None:
+        if self.solve_as is not None and self.source_tag is None:
+            raise UsageError(
+                f"solve_as is {self.solve_as!r}, but source_tag is null, so prompts tell no tag; "
+                "leave it away, or name the tag with source_tag"
+            )
         at_least(self, test_rows=0, solve_samples=0, whole_samples=0)
         at_least(self, short_steps=1, solve_max_steps=1)
         most = ("solve_max_steps", "solve_samples", "whole_samples")

@@ -81,10 +81,19 @@ def _code_of(values: Mapping[str, object]) -> dict[str, str]:
 
 def _targets(values: Mapping[str, object]) -> Iterator[str]:
     data, rewards = values.get("data"), values.get("rewards")
-    named = [values.get("loss_type"), data.get("source") if isinstance(data, Mapping) else None]
+    named = [values.get("loss_type"), *sources_in(data)]
     for key, reward in rewards.items() if isinstance(rewards, Mapping) else ():
         named += [key, reward.get("name") if isinstance(reward, Mapping) else None]
     yield from (one for one in named if isinstance(one, str) and ":" in one)
+
+
+def sources_in(data: object) -> Iterator[object]:
+    """What the sources of a `data` block are loaded by."""
+    if isinstance(data, Mapping):
+        yield data.get("source")
+        blocks = data.get("sources")
+        for block in blocks.values() if isinstance(blocks, Mapping) else ():
+            yield from sources_in(block)
 
 
 def _noted() -> set[str]:

@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
 from environments.prompts import PAPER_EVALUATION_PROMPT, PROMPT_DATE
-from environments.types import Step, as_steps
+from environments.types import Step, Trajectory, as_steps
 from srl.config.format_failures import FAILURES
 from srl.data.plain_text import PlainText, leading_ids
 from srl.data.templates import CLOSE, OPEN, SEPARATOR, Frame, chat_frame, plain_frame, turn_end
@@ -79,6 +79,8 @@ class PromptFormat:
         think_budget: int = 0,
         step_ends_at: StepEnd = "turn",
         shots: Sequence[StepExample] = (),
+        source_tag: str | None = None,
+        solve_as: str | None = None,
     ) -> None:
         """Read the tokenizer's template once and cut it around the user's words.
 
@@ -101,6 +103,10 @@ class PromptFormat:
             shots: worked examples. In front of every prompt for a step stands each one's context
                 and step, as a message of the user's and one of the policy's; in front of a prompt
                 for a whole solution, its problem and the expert's whole solution.
+            source_tag: a tag of solutions that is told behind the problem, such as "length"; None
+                tells none.
+            solve_as: the value that is told where the policy solves a problem by itself; None is
+                that of the solution at hand.
 
         Raises:
             UsageError: no token ends a completion, the chat template cannot be used, or a thought
@@ -119,6 +125,7 @@ class PromptFormat:
         self.think = think
         self.template: Literal["chat", "plain"]
         self.shots = tuple(shots)
+        self.source_tag, self.solve_as = source_tag, solve_as
         ending = None
         if template == "plain" or not tokenizer.chat_template:
             self.template = "plain"
@@ -202,9 +209,24 @@ class PromptFormat:
 
     def encode_example(self, example: StepExample) -> list[int]:
         """The prompt of one row."""
+        problem = self.asked(example.trajectory)
         if example.whole:
-            return self.encode_whole(example.problem)
-        return self.encode(example.problem, example.previous, example.title)
+            return self.encode_whole(problem)
+        return self.encode(problem, example.previous, example.title)
+
+    def asked(self, trajectory: Trajectory, *, solving: bool = False) -> str:
+        """A problem as a prompt tells it: its text, and the tag of the solution that is wanted.
+
+        Args:
+            trajectory: a solution of the problem, with its tags.
+            solving: the policy is to solve it by itself, as `solve_as` says.
+        """
+        if self.source_tag is None:
+            return trajectory.problem
+        own = trajectory.tags.get(self.source_tag)
+        told = (self.solve_as or own) if solving else own
+        beside = f"\n\n({self.source_tag}: {told})" if told else ""
+        return f"{trajectory.problem.strip()}{beside}"
 
     def encode_whole(self, problem: str) -> list[int]:
         """The prompt for a whole solution, as token ids."""
@@ -289,7 +311,7 @@ class PromptFormat:
         for number, shot in enumerate(self.shots):
             if frame is self._whole_frame:
                 shot = replace(shot, step_index=0, title=None, whole=True)
-            asked = shot.problem.strip()
+            asked = self.asked(shot.trajectory).strip()
             ids += self._text.data(asked) if number else self._first(frame, asked)
             if not shot.whole:
                 ids += [token for segment in self._steps(shot.previous) for token in segment]

@@ -66,7 +66,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
     drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
     say(
         console,
-        f"data: {experiment.data['source']}, {report.kept:,} of {report.rows:,} rows kept{drops}; "
+        f"data: {experiment.data_plan.name}, {report.kept:,} of {report.rows:,} rows kept{drops}; "
         f"{len(train):,} trajectories to train on, {len(validation):,} to validate, "
         f"{len(test):,} to test",
     )

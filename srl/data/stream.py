@@ -32,7 +32,10 @@ class PromptStream:
 
     Attributes:
         takes_any_state: whether it also goes on from the state of other rows or another seed.
+        is_over: whether there is nothing more to train on; never, it starts again.
     """
+
+    is_over = False
 
     def __init__(
         self,
@@ -65,6 +68,12 @@ class PromptStream:
         """The epoch, from 0, that the next row belongs to."""
         return self.cursor // self.num_rows
 
+    def count(
+        self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
+    ) -> dict[str, float]:
+        """No figures: all rows are of one source."""
+        return {}
+
     def take(self, n: int) -> list[int]:
         """The next `n` rows; a draw may cross into the next epoch."""
         if n < 0:
@@ -91,33 +100,61 @@ class PromptStream:
             UsageError: the state is of another data set or another seed, so that its cursor would
                 point at different rows, and this was not asked for.
         """
-        for key in ("num_rows", "seed", "cursor", "data"):
-            if key not in state:
-                raise UsageError(
-                    f"the saved prompt stream has no {key!r} (it has {', '.join(sorted(state))}): "
-                    "an earlier version saved it. Start a new run from its policy: --model FOLDER"
-                )
-        for key, ours in (("num_rows", self.num_rows), ("seed", self.seed), ("data", self.data)):
-            if state[key] != ours and not self.takes_any_state:
-                what = "rows of digest" if key == "data" else key
-                raise UsageError(
-                    f"the checkpoint's prompt stream has {what} {state[key]}, this run has {ours}; "
-                    "resume with the data and the seed the run was started with"
-                )
+        check_state(
+            state,
+            {"num_rows": self.num_rows, "seed": self.seed, "data": self.data},
+            unless=self.takes_any_state,
+        )
         if state["cursor"] < 0:
             raise UsageError(f"the saved stream cursor is {state['cursor']}; it counts from 0")
         self.cursor = state["cursor"]
 
     def _epoch_order(self, epoch: int) -> list[int]:
         if epoch != self._cached_epoch:
-            # Sorting by random() rather than shuffle(): Python promises the former's sequence
-            # across versions for a given seed, and a run may be resumed under another version.
-            rng = random.Random(f"{self.seed}-{epoch}")
-            keys = [rng.random() for _ in range(max(self.units) + 1)]
+            keys = _random_numbers(max(self.units) + 1, f"{self.seed}-{epoch}")
             # A stable sort: the rows of a unit stay in their order.
             self._order = sorted(range(self.num_rows), key=lambda row: keys[self.units[row]])
             self._cached_epoch = epoch
         return self._order
+
+
+def permuted(count: int, seed: str) -> list[int]:
+    """The numbers below `count` in an order that follows from the seed."""
+    return sorted(range(count), key=_random_numbers(count, seed).__getitem__)
+
+
+def _random_numbers(count: int, seed: str) -> list[float]:
+    # Sorting by random() rather than shuffle(): Python promises the former's sequence across
+    # versions for a given seed, and a run may be resumed under another version.
+    rng = random.Random(seed)
+    return [rng.random() for _ in range(count)]
+
+
+def check_state(state: Mapping[str, Any], ours: Mapping[str, object], *, unless: bool) -> None:
+    """Refuse a saved stream of other rows, whose cursor would point at others.
+
+    Args:
+        state: what was saved.
+        ours: what has to be the same.
+        unless: it may be another.
+
+    Raises:
+        UsageError: something is missing or different.
+    """
+    for key in (*ours, "cursor"):
+        if key not in state:
+            raise UsageError(
+                f"the saved prompt stream has no {key!r} (it has {', '.join(sorted(state))}): "
+                "another version or kind of run saved it. Start a new run from its policy: "
+                "--model FOLDER"
+            )
+    for key, value in ours.items():
+        if state[key] != value and not unless:
+            what = "rows of digest" if key == "data" else key
+            raise UsageError(
+                f"the checkpoint's prompt stream has {what} {state[key]}, this run has {value}; "
+                "resume with the data and the seed the run was started with"
+            )
 
 
 def digest_of(examples: Iterable[StepExample]) -> str:

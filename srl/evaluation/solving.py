@@ -119,7 +119,7 @@ def solve_step_by_step(
         for place in active:
             one, problem = attempts[place], attempts[place].trajectory
             read = context_of(problem, one.steps)
-            prompt = form.encode(problem.problem, read)
+            prompt = form.encode(form.asked(problem, solving=True), read)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
                 attempts[place] = replace(one, failure="context_limit")
             else:
@@ -193,7 +193,7 @@ def solve_whole(
     keys = keys or [key_of(problem.problem_id, "whole") for problem in problems]
     asked, prompts = [], []
     for place, (trajectory, key) in enumerate(zip(problems, keys, strict=True)):
-        prompt = form.encode_whole(trajectory.problem)
+        prompt = form.encode_whole(form.asked(trajectory, solving=True))
         if context_limit is None or len(prompt) + params.max_new_tokens <= context_limit:
             asked.append(place)
             prompts.append(Prompt(prompt, key))

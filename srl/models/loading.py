@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from srl.config.parts import PromptSettings, RowSettings
+from srl.config.parts import EvaluationSettings, PromptSettings, RowSettings
 from srl.data.prompts import PromptFormat
 from srl.data.steps import StepExample
 from srl.errors import UsageError
@@ -194,6 +194,8 @@ def prompt_format(
         system_prompt=None if steps is None else steps.system_prompt,
         step_ends_at="turn" if steps is None else steps.step_ends_at,
         shots=shots,
+        source_tag=None if steps is None else steps.source_tag,
+        solve_as=settings.solve_as if isinstance(settings, EvaluationSettings) else None,
         whole_system_prompt=settings.whole_system_prompt,
         stop_ids=stop_ids(model, tokenizer),
         prompt_date=settings.prompt_date,

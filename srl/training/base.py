@@ -27,8 +27,10 @@ from transformers import (
 
 from environments.types import Trajectory
 from rewards import RewardSum
+from srl.config.mixture import Mixture
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
+from srl.data.mixing import MixedStream, Stream
 from srl.data.rows import dropped
 from srl.data.shots import draw_shots
 from srl.data.steps import StepExample, trajectory_numbers
@@ -48,7 +50,7 @@ from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
-from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes
+from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes, StopWhenOver
 from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
@@ -87,6 +89,7 @@ class StepTrainer(Trainer):
         train_trajectories: Sequence[Trajectory],
         validation_trajectories: Sequence[Trajectory],
         rewards: RewardSum,
+        mixture: Mixture | None,
         *,
         best_by: Sequence[str],
     ) -> list[Trajectory]:
@@ -109,6 +112,7 @@ class StepTrainer(Trainer):
         check_installed(settings.report_to)
         self.settings = settings
         self.rewards = rewards
+        self.mixture = mixture
         shots, rest = draw_shots(train_trajectories, settings, seed=settings.split_seed)
         self.form = prompt_format(model, tokenizer, settings, shots=shots)
         end_turns(model, self.form.end_id)
@@ -129,9 +133,16 @@ class StepTrainer(Trainer):
                 f"{settings.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {count} or less" if count else "")
             )
-        in_order = settings.prompt_order == "trajectory"
-        units = trajectory_numbers(examples) if in_order else None
-        self.stream = PromptStream(count, settings.seed, units=units, data=digest_of(examples))
+        in_order, data = settings.prompt_order == "trajectory", digest_of(examples)
+        self.stream: Stream
+        if self.mixture is None:
+            units = trajectory_numbers(examples) if in_order else None
+            self.stream = PromptStream(count, settings.seed, units=units, data=data)
+        else:
+            tokens = [len(self.form.encode_expert(one, thoughts=False)) for one in examples]
+            self.stream = MixedStream(
+                examples, self.mixture, settings.seed, tokens=tokens, in_order=in_order, data=data
+            )
 
     def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
         """After the library's `__init__`: our progress and checkpoints in place of its own.
@@ -153,6 +164,8 @@ class StepTrainer(Trainer):
         if settings.max_minutes is not None:
             self._clock = StopAfterMinutes(settings.max_minutes, multiple_of=times)
             self.callback_handler.callbacks.insert(0, self._clock)
+        over = StopWhenOver(self.stream, multiple_of=times)
+        self.callback_handler.callbacks.insert(0, over)
         if settings.save_every_minutes is not None:
             saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
             # Before the others: they look at whether this step is saved.
@@ -162,7 +175,9 @@ class StepTrainer(Trainer):
         shares = self.settings.prefix_tree
         self.tree_refusal = refusal(model) if shares else "prefix_tree is off"
         slower = way_of(model, share=shares).line()
-        once = [line for line in (self.weights_line, slower, self._shots_line()) if line]
+        mixture = self.stream.line() if isinstance(self.stream, MixedStream) else ""
+        lines = (self.weights_line, slower, self._shots_line(), mixture)
+        once = [line for line in lines if line]
         self.start_lines: list[Callable[[], str]] = [
             *(partial(str, line) for line in once),
             *first_lines,
@@ -190,7 +205,7 @@ class StepTrainer(Trainer):
             self._saving.best = best_so_far(checkpoint)
             # The evaluation at the start of a training that has started is in the log already.
             self.args.eval_on_start = False
-            if self._clock is not None and self._clock.is_over:
+            if self.stream.is_over or (self._clock is not None and self._clock.is_over):
                 self.args.max_steps = int(checkpoint.name.rpartition("-")[2])
         try:
             self.run_log.open()

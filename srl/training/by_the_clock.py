@@ -1,10 +1,12 @@
-"""Checkpoints and the end of a training by the clock: `save_every_minutes`, `max_minutes`."""
+"""Checkpoints and the end of a training: by the clock, or where the rows are over."""
 
 from __future__ import annotations
 
 import time
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from srl.data.mixing import Stream
 
 
 class SaveEveryMinutes(TrainerCallback):
@@ -73,4 +75,23 @@ class StopAfterMinutes(TrainerCallback):
     ) -> None:
         self.seconds += time.monotonic() - self._began
         if self.is_over and state.global_step % self._multiple == 0:
+            state.max_steps = state.global_step
+
+
+class StopWhenOver(TrainerCallback):
+    """Makes the step with which the rows are over the last one, as `StopAfterMinutes` does.
+
+    Args:
+        stream: where the rows come from.
+        multiple_of: only a step that is a multiple of this can be the last.
+    """
+
+    def __init__(self, stream: Stream, *, multiple_of: int) -> None:
+        self._stream = stream
+        self._multiple = multiple_of
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._stream.is_over and state.global_step % self._multiple == 0:
             state.max_steps = state.global_step

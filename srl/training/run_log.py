@@ -96,6 +96,10 @@ class RunLog:
         for name, value in figures.items():
             self._pending.setdefault(name, []).append(value)
 
+    def note_last(self, figures: Mapping[str, float]) -> None:
+        """Keep figures of all steps so far for the next line: the last ones are told."""
+        self._pending.update({name: [value] for name, value in figures.items()})
+
     def take_noted(self) -> dict[str, float]:
         """The figures noted since the last call, one value each."""
         merged = {name: _merge(name, values) for name, values in self._pending.items()}

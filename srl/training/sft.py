@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from environments.types import Trajectory
 from rewards import RewardSum
+from srl.config.mixture import Mixture
 from srl.config.parts import RowSettings
 from srl.config.settings import ExpertConfig
 from srl.data.prompts import TAG, PromptFormat
@@ -122,6 +123,7 @@ class ExpertTrainer(StepTrainer):
         step_rewards: what the figures of held-out steps are measured with.
         processing_class: the tokenizer.
         callbacks: further callbacks of transformers.
+        mixture: how much is trained on of which source of trajectories; None takes all rows alike.
 
     Raises:
         UsageError: wrong use, in words.
@@ -136,6 +138,7 @@ class ExpertTrainer(StepTrainer):
         step_rewards: RewardSum,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         train_trajectories = self._prepare(
             model,
@@ -144,6 +147,7 @@ class ExpertTrainer(StepTrainer):
             train_trajectories,
             validation_trajectories,
             step_rewards,
+            mixture,
             best_by=BEST_BY,
         )
         make_rows = partial(
@@ -196,7 +200,9 @@ class ExpertTrainer(StepTrainer):
         """One optimiser step up to the gradients; the Trainer clips and updates."""
         started = time.perf_counter()
         model.train()
-        rows = [self.rows.row(row) for row in self.stream.take(self.args.prompts_per_step)]
+        drawn = self.stream.take(self.args.prompts_per_step)
+        self.run_log.note_last(self.stream.count(drawn, [True] * len(drawn)))
+        rows = [self.rows.row(row) for row in drawn]
         tokens = sum(len(completion) for _, completion in rows)
         total = torch.zeros((), device=self.args.device)
         entropy, correct = torch.zeros_like(total), torch.zeros_like(total)

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from environments.types import Trajectory
 from rewards import RewardSum, StepReward
 from srl.config.experiment import sum_rewards
+from srl.config.mixture import Mixture
 from srl.config.settings import BEST_BY, SRLConfig
 from srl.data.rows import Rows
 from srl.data.steps import StepExample
@@ -71,6 +72,7 @@ class SRLTrainer(StepTrainer):
             built-in names, `file.py:name`, `package.module:name` or functions (`rewards`).
         processing_class: the tokenizer, if `model` is not a name.
         callbacks: further callbacks of transformers.
+        mixture: how much is trained on of which source of trajectories; None takes all rows alike.
 
     Raises:
         UsageError: wrong use, in words.
@@ -89,6 +91,7 @@ class SRLTrainer(StepTrainer):
         ) = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         if isinstance(model, str):
             model, processing_class = load_policy(model)
@@ -105,6 +108,7 @@ class SRLTrainer(StepTrainer):
             train_trajectories,
             validation_trajectories,
             step_rewards,
+            mixture,
             best_by=BEST_BY,
         )
         rows = Rows.of(train_trajectories, self.form, args, self.context_limit)
@@ -121,6 +125,7 @@ class SRLTrainer(StepTrainer):
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
         self._empty_steps = 0
+        self._drawn: list[int] = []  # rows of the step that is being made
         self._told_of_format = False
         with libraries_refuse():
             super().__init__(
@@ -244,6 +249,7 @@ class SRLTrainer(StepTrainer):
         """The next `count` prompts of the stream as scored groups."""
         place = self.stream.cursor
         rows = self.stream.take(count)
+        self._drawn += rows
         prompts = [
             Prompt(self.prompts[row], key_of("train", place + i)) for i, row in enumerate(rows)
         ]
@@ -254,6 +260,7 @@ class SRLTrainer(StepTrainer):
     def _collect(self) -> Batch:
         """Sample until enough groups are worth training on, write them down, make the batch."""
         args = self.args
+        self._drawn = []
         collected = collect_groups(
             self._draw,
             needed=args.prompts_per_step,
@@ -270,6 +277,9 @@ class SRLTrainer(StepTrainer):
         # The step that is being made counts from 1, as in the log.
         self.run_log.write_groups(self.state.global_step + 1, collected)
         self.run_log.note(collect_metrics(collected))
+        kept = [decision.kept for decision in collected.decisions]
+        spreads = [decision.std for decision in collected.decisions]
+        self.run_log.note_last(self.stream.count(self._drawn, kept, spreads))
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         broken = broken_format(args, collected, self.form.read)
         if self._empty_steps >= args.max_empty_steps:

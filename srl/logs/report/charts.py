@@ -45,6 +45,10 @@ def span_of(steps: Bin) -> str:
     return f"step {steps[0]}" if steps[0] == steps[1] else f"steps {steps[0]}–{steps[1]}"
 
 
+def _plain_span(of: Bin) -> str:
+    return f"{of[0]}" if of[0] == of[1] else f"{of[0]}–{of[1]}"
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers from `low` to `high`, which differ."""
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
@@ -53,14 +57,22 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
 
-def line_chart(title: str, caption: str, series: Sequence[Series], *, share: bool = False) -> str:
-    """Lines over training steps, with a bar at each point that has an interval.
+def line_chart(
+    title: str,
+    caption: str,
+    series: Sequence[Series],
+    *,
+    share: bool = False,
+    axis: str = TRAINING,
+) -> str:
+    """Lines over training steps, or what `axis` says, with a bar at each point with an interval.
 
     Args:
         title: what is drawn.
         caption: in one sentence what that is.
         series: one line each; at most SERIES are drawn, and the caption names the others.
         share: values are shares, shown in per cent.
+        axis: what is counted from left to right.
 
     Returns:
         A <figure>; nothing where no series has a value.
@@ -75,8 +87,9 @@ def line_chart(title: str, caption: str, series: Sequence[Series], *, share: boo
     bins = sorted({b for _, points in drawn.values() for b in points})
     y = _vertical([v for _, points in drawn.values() for v in points.values()])
     x = _Scale(bins[0][0] - 0.5, max(b[1] for b in bins) + 0.5, LEFT, WIDTH - RIGHT)
-    parts = [_axes(x, y, share)]
-    rows: dict[Bin, list[str]] = {b: [span_of(b)] for b in bins}
+    parts = [_axes(x, y, share, axis)]
+    counted = span_of if axis == TRAINING else _plain_span
+    rows: dict[Bin, list[str]] = {b: [counted(b)] for b in bins}
     for k, (name, points) in drawn.items():
         said = {b: _said(value, share=share) for b, value in points.items()}
         line, bars, dots, pen = "", "", "", "M"
@@ -88,7 +101,7 @@ def line_chart(title: str, caption: str, series: Sequence[Series], *, share: boo
             line, pen = f"{line}{pen}{across} {y(value.value)}", "L"
             if math.isfinite(value.low + value.high):
                 bars += f"M{across} {y(value.high)}V{y(value.low)}"
-            tip = f"{f'{name}, ' if len(series) > 1 else ''}{span_of(b)}: {said[b]}"
+            tip = f"{f'{name}, ' if len(series) > 1 else ''}{counted(b)}: {said[b]}"
             dots += f'<path d="M{across} {y(value.value)}h0"><title>{text(tip)}</title></path>'
         parts.append(
             f'<g class="s{k}"><path class="bars" d="{bars}"/><path class="line" d="{line}"/>'
@@ -101,7 +114,7 @@ def line_chart(title: str, caption: str, series: Sequence[Series], *, share: boo
         f'<path class="line" d="M1 6H21"/></svg>{text(name)}</span>'
         for k, (name, _) in drawn.items()
     )
-    numbers = table([TRAINING, *(name for name, _ in drawn.values())], rows.values())
+    numbers = table([axis, *(name for name, _ in drawn.values())], rows.values())
     return (
         f"<figure>{_caption(title, caption)}"
         f"{f'<p class=legend>{legend}</p>' if len(series) > 1 else ''}"
@@ -171,7 +184,7 @@ def _vertical(found: Sequence[Estimate]) -> _Scale:
     return _Scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP)
 
 
-def _axes(x: _Scale, y: _Scale, share: bool) -> str:
+def _axes(x: _Scale, y: _Scale, share: bool, axis: str) -> str:
     parts = []
     for mark in ticks(y.low, y.high):
         said = f"{100 * mark:.6g} %" if share else f"{mark:.6g}"
@@ -181,7 +194,7 @@ def _axes(x: _Scale, y: _Scale, share: bool) -> str:
         )
     for step in sorted({round(s) for s in ticks(x.low, x.high) if x.low < round(s) < x.high}):
         parts.append(f'<text x="{x(step)}" y="{HEIGHT - BOTTOM + 14}">{step:,}</text>')
-    return f'{"".join(parts)}<text x="{WIDTH / 2:g}" y="{HEIGHT - 4}">{TRAINING}</text>'
+    return f'{"".join(parts)}<text x="{WIDTH / 2:g}" y="{HEIGHT - 4}">{text(axis)}</text>'
 
 
 def _drawable(one: Series) -> dict[Bin, Estimate]:

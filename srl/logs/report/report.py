@@ -104,9 +104,9 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
     ]
     inside = [part.rows for part in chosen]
     embedded = [run_json(one.run, one.name, part) for one, part in zip(named, chosen, strict=True)]
-    style, script = _part("page.css"), _part("page.js")
+    style, script = part_of_page("page.css"), part_of_page("page.js")
     pieces = {
-        "policy": _policy(style, script),
+        "policy": policy_of_page(style, script),
         "marker": MARKER,
         "title": text(" and ".join(names)),
         "style": style,
@@ -128,7 +128,7 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
         "data": pack(embedded),
     }
     # In one pass: a text that holds {{script}} stays what it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], _part("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], part_of_page("page.html"))
 
 
 def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
@@ -145,18 +145,18 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
     return found
 
 
-def _policy(style: str, script: str) -> str:
-    style_hash, script_hash = (
-        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
-        for part in (style, script)
+def policy_of_page(style: str, script: str | None = None) -> str:
+    """What a page may load: nothing but its own style sheet and script."""
+    kinds = {"style": style} if script is None else {"script": script, "style": style}
+    own = "".join(
+        f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'; "
+        for kind, part in kinds.items()
     )
-    return (
-        f"default-src 'none'; script-src 'sha256-{script_hash}'; "
-        f"style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; {own}base-uri 'none'; form-action 'none'"
 
 
-def _part(name: str) -> str:
+def part_of_page(name: str) -> str:
+    """A file of the page: its frame, its style sheet or its script."""
     return (files("srl.logs.report") / "page" / name).read_text(encoding="utf-8")
 
 

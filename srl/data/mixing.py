@@ -1,0 +1,394 @@
+"""Several sources in one run: whose row comes next, by an exact ratio.
+
+Of the sources that are not ahead of their share, the one whose next unit would be due first is
+taken (worst-case fair queueing: Bennett and Zhang, "WF2Q", INFOCOM 1996). So at every place of the
+stream what was taken of a source differs from its share of all that was taken by less than one
+unit, whatever the weights and the units' sizes. Sources drawn at random would be off by the square
+root of the number of draws.
+
+Long solutions have more steps, so a share can mean three things: of rows, of trajectories, of the
+expert's tokens. `mix_by` names which; what a source's share is by the other two follows from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from srl.config.mixture import MixBy, Mixture
+from srl.data.adaptive import AdaptiveShares
+from srl.data.steps import StepExample, trajectory_numbers
+from srl.data.stream import PromptStream, check_state, permuted
+from srl.errors import UsageError
+
+# A source is ahead of its share from here on: sums of shares are rounded.
+_ROUNDING = 1e-9
+
+
+class MixedStream:
+    """An endless stream of row indices that mixes sources; in place of a `PromptStream`.
+
+    Every source has an order of its own, another one each time it starts again.
+
+    Args:
+        examples: the rows; the source of each is in the mixture.
+        mixture: the shares.
+        seed: the orders' seed.
+        tokens: of each row how many tokens its expert wrote.
+        in_order: the rows of a trajectory come one after another, and count as one unit.
+        data: a digest of the rows, as `digest_of` makes it.
+
+    Attributes:
+        cursor: how many rows were handed out.
+        drawn, kept: how much was handed out of each source, and how much of it was trained on.
+        is_over: a source has been seen whole, and that ends the training.
+        takes_any_state: whether it also goes on from the state of other rows or another seed.
+
+    Raises:
+        UsageError: a row's source has no weight, or a source has no rows.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[StepExample],
+        mixture: Mixture,
+        seed: int,
+        *,
+        tokens: Sequence[int],
+        in_order: bool = False,
+        data: str = "",
+    ) -> None:
+        self.mixture = mixture
+        self.num_rows = len(examples)
+        self.seed = seed
+        self.data = data
+        self.cursor = 0
+        self._shares = mixture.shares
+        self.adaptive = (
+            None if mixture.adaptive is None else AdaptiveShares(mixture.shares, mixture.adaptive)
+        )
+        self.is_over = False
+        self.takes_any_state = False
+        sizes = _sizes(examples, tokens)
+        self._examples = examples
+        self.drawn, self.kept, self._whole = (Amounts(examples, sizes, mixture) for _ in range(3))
+        units = trajectory_numbers(examples) if in_order else list(range(len(examples)))
+        self._sources = _by_source(examples, units, sizes[mixture.mix_by], mixture, seed)
+        self._whole.add([row for one in self._sources.values() for row in chain(*one.units)])
+        self._lags = dict.fromkeys(mixture.weights, 0.0)
+        self._waiting: set[str] = set()
+        self._rest: list[int] = []  # of the unit that was begun
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Source -> its share of the next units."""
+        return self._shares if self.adaptive is None else self.adaptive.shares
+
+    def take(self, n: int) -> list[int]:
+        """The next `n` rows."""
+        if n < 0:
+            raise UsageError(f"{n} rows asked of the prompt stream; ask for 0 or more")
+        rows = []
+        for _ in range(n):
+            if not self._rest:
+                self._rest = self._next_unit()
+            rows.append(self._rest.pop(0))
+            self.cursor += 1
+        return rows
+
+    def count(
+        self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
+    ) -> dict[str, float]:
+        """Count rows of an optimiser step, and which of them were trained on.
+
+        Args:
+            rows: the rows.
+            kept: of each whether it was.
+            spreads: of each the standard deviation of its attempts' rewards, where there are any.
+
+        Returns:
+            The shares of all rows since the start, as figures of the log: `share/row/NAME`,
+            `kept_share/row/NAME`, and so on for trajectories and tokens.
+        """
+        self.drawn.add(rows)
+        self.kept.add([row for row, is_kept in zip(rows, kept, strict=True) if is_kept])
+        figures = {**self.drawn.figures("share"), **self.kept.figures("kept_share")}
+        if self.adaptive is not None and spreads:
+            sources = [self._examples[row].source for row in rows]
+            of_kept = [s if is_kept else 0.0 for s, is_kept in zip(spreads, kept, strict=True)]
+            self.adaptive.update(sources, of_kept)
+            for name, share in self.adaptive.shares.items():
+                figures[f"next_share/{name}"] = share
+                figures[f"signal/{name}"] = self.adaptive.signals.get(name, math.nan)
+        return figures
+
+    def nominal(self) -> dict[MixBy, dict[str, float]]:
+        """Measure -> source -> its share, if the shares that were asked for hold."""
+        asked = self.mixture.mix_by
+        totals = self._whole.amounts
+        found: dict[MixBy, dict[str, float]] = {}
+        for measure, amounts in totals.items():
+            parts = {
+                name: share * amounts[name] / totals[asked][name]
+                for name, share in self._shares.items()
+            }
+            all_parts = math.fsum(parts.values())
+            found[measure] = {name: part / all_parts for name, part in parts.items()}
+        return found
+
+    def line(self) -> str:
+        """The shares in words, for the start of a run."""
+        nominal, by = self.nominal(), self.mixture.mix_by
+        words = {"row": "rows", "trajectory": "trajectories", "token": "the expert's tokens"}
+        parts = []
+        for name, rows in self._whole.amounts["row"].items():
+            others = [
+                f"{nominal[measure][name]:.1%} of {words[measure]}"
+                for measure in nominal
+                if measure != by
+            ]
+            parts.append(
+                f"{name} {nominal[by][name]:.1%} of {words[by]} ({', '.join(others)}; "
+                f"{rows:,.0f} rows of {self._whole.amounts['trajectory'][name]:,.0f} solutions)"
+            )
+        shared = sum(len(who) > 1 for who in _tellers(self._examples, [*nominal[by]]).values())
+        told = self.mixture.same_problem.replace("_", " ")
+        return f"mixture: {'; '.join(parts)}" + (
+            f"; {shared:,} problems are in several sources and told {told}" if shared else ""
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, fit for JSON."""
+        return {
+            **self._identity(),
+            "cursor": self.cursor,
+            "adaptive": None if self.adaptive is None else self.adaptive.state_dict(),
+            "lags": dict(self._lags),
+            "waiting": sorted(self._waiting),
+            "rest": list(self._rest),
+            "is_over": self.is_over,
+            "drawn": self.drawn.amounts,
+            "kept": self.kept.amounts,
+            "sources": {name: [one.epoch, one.place] for name, one in self._sources.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` stopped.
+
+        Raises:
+            UsageError: the state is of other data, another mixture or another seed, and this was
+                not asked for.
+        """
+        ours = self._identity()
+        check_state(state, ours, unless=self.takes_any_state)
+        self.cursor = state["cursor"]
+        if any(state[name] != value for name, value in ours.items()):
+            return  # other rows, or another mixture: every source starts anew
+        if self.adaptive is not None:
+            self.adaptive.load_state_dict(state["adaptive"])
+        self._lags = dict(state["lags"])
+        self._waiting = set(state["waiting"])
+        self._rest = list(state["rest"])
+        self.is_over = state["is_over"]
+        self.drawn.amounts = state["drawn"]
+        self.kept.amounts = state["kept"]
+        for name, (epoch, place) in state["sources"].items():
+            self._sources[name].go_to(epoch, place)
+
+    def _identity(self) -> dict[str, Any]:
+        mixture = self.mixture
+        return {
+            "num_rows": self.num_rows,
+            "seed": self.seed,
+            "data": self.data,
+            "mixture": [
+                dict(mixture.weights),
+                mixture.mix_by,
+                mixture.same_problem,
+                mixture.when_exhausted,
+                None if mixture.adaptive is None else asdict(mixture.adaptive),
+            ],
+        }
+
+    def _next_unit(self) -> list[int]:
+        """Rows of the unit that is due first, among the sources that are not ahead."""
+        present = [name for name in self._sources if name not in self._waiting]
+        total = math.fsum(self.shares[name] for name in present)
+        shares = {name: self.shares[name] / total for name in present}
+        sizes = {name: self._sources[name].size for name in present}
+        scale = _ROUNDING * max(sizes.values())
+        behind = [name for name in present if self._lags[name] >= -scale]
+        due = min(behind, key=lambda name: (sizes[name] - self._lags[name]) / shares[name])
+        for name in present:
+            self._lags[name] += shares[name] * sizes[due]
+        self._lags[due] -= sizes[due]
+        source = self._sources[due]
+        rows = source.pop()
+        if source.place == 0:  # it has been seen whole
+            self._seen_whole(due)
+        return rows
+
+    def _seen_whole(self, source: str) -> None:
+        if self.mixture.when_exhausted == "stop":
+            self.is_over = True
+        elif self.mixture.when_exhausted == "drop":
+            self._waiting.add(source)
+            if len(self._waiting) == len(self._sources):
+                self._waiting.clear()
+            # Those that are left share anew: who waits has nothing owed to it.
+            self._lags = dict.fromkeys(self._lags, 0.0)
+
+
+Stream = PromptStream | MixedStream
+
+
+class _Source:
+    """Units of one source, in a new order every epoch."""
+
+    def __init__(self, seed: str) -> None:
+        self.seed = seed
+        self.units: list[list[int]] = []  # the rows of each
+        self.sizes: list[float] = []
+        # Of each unit, its problem is told in the epochs e with (e + first) % number == 0.
+        self.turns: list[tuple[int, int]] = []
+        self.epoch, self.place = 0, 0
+        self._order: list[int] = []
+
+    @property
+    def size(self) -> float:
+        """Of the unit that comes next."""
+        return self.sizes[self._now()]
+
+    def pop(self) -> list[int]:
+        """The rows of the next unit."""
+        rows = self.units[self._now()]
+        self.place += 1
+        if self.place == len(self._order):
+            self.go_to(self.epoch + 1, 0)
+        return list(rows)
+
+    def go_to(self, epoch: int, place: int) -> None:
+        """Go on at a place of an epoch."""
+        self.epoch, self.place, self._order = epoch, place, []
+
+    def _now(self) -> int:
+        while not self._order:
+            told = [(self.epoch + first) % number == 0 for first, number in self.turns]
+            order = permuted(len(self.units), f"{self.seed}-{self.epoch}")
+            self._order = [unit for unit in order if told[unit]]
+            if not self._order:  # all its problems are another's this time
+                self.epoch += 1
+        return self._order[self.place]
+
+
+class Amounts:
+    """How much there was of each source, by every measure.
+
+    Attributes:
+        amounts: measure -> source -> how much.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[StepExample],
+        sizes: Mapping[MixBy, Sequence[float]],
+        mixture: Mixture,
+    ) -> None:
+        self._examples, self._sizes = examples, sizes
+        self.amounts: dict[MixBy, dict[str, float]] = {
+            measure: dict.fromkeys(mixture.weights, 0.0) for measure in sizes
+        }
+
+    def add(self, rows: Sequence[int]) -> None:
+        """Count rows."""
+        for measure, sizes in self._sizes.items():
+            for row in rows:
+                self.amounts[measure][self._examples[row].source] += sizes[row]
+
+    def figures(self, name: str) -> dict[str, float]:
+        """`name/measure/source` -> its share; NaN where nothing was counted."""
+        found = {}
+        for measure, amounts in self.amounts.items():
+            total = math.fsum(amounts.values())
+            for source, amount in amounts.items():
+                found[f"{name}/{measure}/{source}"] = amount / total if total else math.nan
+        return found
+
+
+def _sizes(examples: Sequence[StepExample], tokens: Sequence[int]) -> dict[MixBy, list[float]]:
+    """Measure -> of each row, how much it is: one row, a part of a trajectory, some tokens."""
+    numbers = trajectory_numbers(examples)
+    rows = Counter(numbers)
+    return {
+        "row": [1.0] * len(examples),
+        "trajectory": [1 / rows[number] for number in numbers],
+        "token": [float(count) for count in tokens],
+    }
+
+
+def _by_source(
+    examples: Sequence[StepExample],
+    units: Sequence[int],
+    sizes: Sequence[float],
+    mixture: Mixture,
+    seed: int,
+) -> dict[str, _Source]:
+    sources = {name: _Source(f"{seed}-{name}") for name in mixture.weights}
+    if strange := {one.source for one in examples} - sources.keys():
+        raise UsageError(
+            f"rows of source {sorted(strange)[0]!r}, which has no weight in the mixture (it has "
+            f"{', '.join(sources)}); give it one"
+        )
+    tellers = _tellers(examples, list(sources))
+    places: dict[int, int] = {}
+    for row, (example, unit) in enumerate(zip(examples, units, strict=True)):
+        source, who = sources[example.source], tellers[example.problem_id]
+        if mixture.same_problem == "once" and example.source != _drawn(
+            example.problem_id, who, mixture.shares, seed
+        ):
+            continue
+        if unit not in places:
+            places[unit] = len(source.units)
+            source.units.append([])
+            source.sizes.append(0.0)
+            turns = (0, 1)
+            if mixture.same_problem == "in_turn":
+                first = int(_fraction(f"{seed}:turn:{example.problem_id}") * len(who))
+                turns = (first + who.index(example.source), len(who))
+            source.turns.append(turns)
+        source.units[places[unit]].append(row)
+        source.sizes[places[unit]] += sizes[row]
+    if empty := [name for name, source in sources.items() if not source.units]:
+        raise UsageError(
+            f"source {empty[0]!r} has no rows to train on; give it other data, or take it out"
+            + (", or set same_problem: all" if mixture.same_problem == "once" else "")
+        )
+    return sources
+
+
+def _tellers(examples: Sequence[StepExample], order: Sequence[str]) -> dict[str, list[str]]:
+    """Problem -> the sources that solve it, in the order of the mixture."""
+    found: dict[str, set[str]] = {}
+    for example in examples:
+        found.setdefault(example.problem_id, set()).add(example.source)
+    return {problem: [one for one in order if one in who] for problem, who in found.items()}
+
+
+def _drawn(problem: str, who: Sequence[str], shares: Mapping[str, float], seed: int) -> str:
+    """One of the sources of a problem, by their shares; the same one whenever it is asked."""
+    place = _fraction(f"{seed}:once:{problem}") * math.fsum(shares[name] for name in who)
+    for name in who:
+        place -= shares[name]
+        if place < 0:
+            return name
+    return who[-1]
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to 1 that follows from the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

@@ -1,0 +1,259 @@
+"""What a policy could learn from each source, measured before any training.
+
+On held-out steps of each source: how likely the expert's step is to the policy, how close its own
+attempts come, and how often attempts at one step differ, which is all that SRL learns from. What
+strong teachers write can be out of a small policy's reach (Li et al., arXiv 2502.12143): likely
+tokens are few, attempts are no nearer than to a step of another problem, groups are flat.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+
+import torch
+from transformers import PreTrainedModel
+
+from rewards import RewardSum
+from rewards.similarity import similarity
+from srl.config.parts import EvaluationSettings
+from srl.data.explaining import cut_around
+from srl.data.prompts import PromptFormat
+from srl.data.rows import Rows
+from srl.data.steps import StepExample
+from srl.models.memory import fits_into_memory
+from srl.models.prefix_tree import Row, pack_trees
+from srl.models.scoring import completion_log_probs
+from srl.models.tree_models import attending_over_trees, refusal
+from srl.rollout.rollouts import Rollout, sample_rollouts
+from srl.rollout.samplers import Prompt, Sampler, SamplingParams, key_of
+from srl.stats import Estimate, bootstrap, share_of_rows
+
+UNLIKELY = 0.01
+"""Below this probability a token of the expert's counts as out of the policy's reach."""
+
+# An unrelated step is one of so many of other problems whose lengths are the nearest.
+_NEAREST = 8
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was found at one held-out step.
+
+    Attributes:
+        rollouts: the policy's attempts at it.
+        log_probs: of each token of the expert's step, given its context; in nats.
+        floor: mean similarity of the valid attempts with steps of other problems that are about as
+            long; None without valid attempts, or without other problems.
+        std: population standard deviation of the attempts' rewards.
+        is_kept: whether dynamic sampling would train on the attempts.
+    """
+
+    rollouts: list[Rollout]
+    log_probs: list[float]
+    floor: float | None
+    std: float
+    is_kept: bool
+
+    @property
+    def example(self) -> StepExample:
+        """The step."""
+        return self.rollouts[0].example
+
+    @property
+    def similarity(self) -> float | None:
+        """Mean over the valid attempts; None without any."""
+        values = [similarity(one.parsed.action, self.example.expert_step) for one in self.valid]
+        return fmean(values) if values else None
+
+    @property
+    def valid(self) -> list[Rollout]:
+        """The attempts that keep to the format."""
+        return [one for one in self.rollouts if one.is_valid]
+
+
+def attempt_rows(
+    model: PreTrainedModel,
+    sampler: Sampler,
+    form: PromptFormat,
+    rows: Rows,
+    args: EvaluationSettings,
+    rewards: RewardSum,
+    *,
+    samples: int,
+    epsilon: float,
+    seed: int,
+) -> list[Learned]:
+    """Every row with what the policy makes of it.
+
+    Args:
+        model: the policy.
+        sampler: the same policy.
+        form: the words around a step.
+        rows: held-out steps of one source.
+        args: temperature and lengths of the attempts.
+        rewards: what tells attempts apart.
+        samples: attempts at each step, as many as a group would have.
+        epsilon: groups with a smaller standard deviation would be dropped.
+        seed: of attempts and of unrelated steps.
+    """
+    keys = [
+        key_of("learnability", one.source, one.problem_id, one.step_index) for one in rows.examples
+    ]
+    groups = sample_rollouts(
+        sampler,
+        form,
+        rows.examples,
+        [Prompt(ids, key) for ids, key in zip(rows.prompts, keys, strict=True)],
+        rewards=rewards,
+        params=SamplingParams.of(
+            args,
+            seed=seed,
+            max_new_tokens=args.completion_length,
+            stop_ids=form.stop_ids,
+            limits=form.limits(whole=args.targets == "whole"),
+        ),
+        num_samples=samples,
+    )
+    likely = step_log_probs(model, form, rows, args)
+    others = unrelated_steps(rows.examples, seed)
+    found = []
+    for group, log_probs, near in zip(groups, likely, others, strict=True):
+        actions = [one.parsed.action for one in group if one.is_valid]
+        floors = [similarity(action, step) for action in actions for step in near]
+        std = pstdev([one.reward for one in group])
+        found.append(
+            Learned(group, log_probs, fmean(floors) if floors else None, std, std > epsilon)
+        )
+    return found
+
+
+@torch.no_grad()
+def step_log_probs(
+    model: PreTrainedModel, form: PromptFormat, rows: Rows, args: EvaluationSettings
+) -> list[list[float]]:
+    """Of each row the log-probability of every token of the expert's step, after an empty thought.
+
+    Tags and the end token are not scored: they say nothing about the step.
+    """
+    parts: list[Row] = []
+    for example, prompt in zip(rows.examples, rows.prompts, strict=True):
+        whole = form.encode_expert(example, thoughts=False)
+        before, step = cut_around(whole, example.expert_step, form.read) or ([], whole)
+        parts.append(([*prompt, *before], step))
+    tree = args.prefix_tree and refusal(model) is None
+    found: list[list[float]] = [[] for _ in parts]
+    was_training = model.training
+    model.eval()
+    advice = "shorter steps take less"
+    try:
+        with (
+            fits_into_memory("scoring steps", model.device, {}, advice),
+            attending_over_trees(model) if tree else nullcontext(),
+        ):
+            for batch in pack_trees(parts, args.rollout_token_budget // 8):
+                scores = completion_log_probs(
+                    model,
+                    [parts[place] for place in batch],
+                    pad_id=int(form.tokenizer.pad_token_id),
+                    temperature=1.0,
+                    device=model.device,
+                    tree=tree,
+                )
+                for place, values, mask in zip(batch, scores.log_probs, scores.mask, strict=True):
+                    found[place] = values[mask].tolist()
+    finally:
+        model.train(was_training)
+    return found
+
+
+def unrelated_steps(examples: Sequence[StepExample], seed: int) -> list[list[str]]:
+    """For each row some expert steps of other problems, about as long as its own.
+
+    The similarity of any two texts depends on their lengths, so what a policy's steps earn beside
+    these is a floor for what they earn beside the expert's own.
+    """
+    by_length = sorted(examples, key=lambda one: (len(one.expert_step), one.expert_step))
+    rng = random.Random(seed)
+    found = []
+    for example in examples:
+        length = len(example.expert_step)
+        others = [one for one in by_length if one.problem_id != example.problem_id]
+        others.sort(key=lambda one: abs(len(one.expert_step) - length))
+        near = [one.expert_step for one in others[: 2 * _NEAREST]]
+        found.append(rng.sample(near, min(_NEAREST, len(near))))
+    return found
+
+
+Figure = Callable[[Learned], float | None]
+
+
+def _above_floor(one: Learned) -> float | None:
+    value = one.similarity
+    return None if value is None or one.floor is None else value - one.floor
+
+
+def _lift(one: Learned) -> float | None:
+    lifts = [lift for rollout in one.valid if (lift := rollout.metrics["lift"]) is not None]
+    return fmean(lifts) if lifts else None
+
+
+FIGURES: Mapping[str, Figure] = {
+    "log_prob": lambda one: fmean(one.log_probs),
+    "unlikely": lambda one: fmean(p < math.log(UNLIKELY) for p in one.log_probs),
+    "similarity": lambda one: one.similarity,
+    "floor": lambda one: one.floor,
+    "above_floor": _above_floor,
+    "lift": _lift,
+    "std": lambda one: one.std,
+}
+"""Name -> the figure of one step; None where it has none."""
+
+SHARES: Mapping[str, Figure] = {
+    "kept": lambda one: one.is_kept,
+    "format_failures": lambda one: fmean(not each.is_valid for each in one.rollouts),
+}
+
+
+def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
+    """Name -> mean over steps, with an interval over problems; figures without a value are out."""
+    result = {}
+    for name, figure in {**FIGURES, **SHARES}.items():
+        pairs = [
+            (value, one.example.problem_id) for one in found if (value := figure(one)) is not None
+        ]
+        values, problems = [float(value) for value, _ in pairs], [problem for _, problem in pairs]
+        if not values:
+            continue
+        if name == "kept":
+            result[name] = share_of_rows([value > 0 for value in values], problems)
+        else:
+            result[name] = bootstrap(values, problems)
+    return result
+
+
+def bands(found: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Learned]]]:
+    """The steps by how many tokens the expert's has, in bands of about equally many steps."""
+    ordered = sorted(found, key=lambda one: len(one.log_probs))
+    result: list[tuple[str, list[Learned]]] = []
+    for number in range(count):
+        part = ordered[len(ordered) * number // count : len(ordered) * (number + 1) // count]
+        if not part:
+            continue
+        low, high = len(part[0].log_probs), len(part[-1].log_probs)
+        label = f"{low}" if low == high else f"{low}-{high}"
+        if result and result[-1][0] == label:
+            result[-1][1].extend(part)
+        else:
+            result.append((label, part))
+    return result
+
+
+def rollouts_of(one: Learned) -> list[Rollout]:
+    """The attempts, with what was found at their step among their metrics."""
+    beside = {name: FIGURES[name](one) for name in ("log_prob", "unlikely", "floor")}
+    return [replace(rollout, metrics={**rollout.metrics, **beside}) for rollout in one.rollouts]

@@ -1,0 +1,120 @@
+"""What a policy could learn from each source, as a page: figures by step index and by length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from srl.logs.report.charts import Bin, Series, line_chart
+from srl.logs.report.markup import table, text
+from srl.logs.report.report import part_of_page, policy_of_page
+from srl.stats import Estimate
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure, as tables and charts show it.
+
+    Attributes:
+        name: in learnability.json.
+        label: over a column.
+        about: one sentence.
+        share: shown in per cent.
+    """
+
+    name: str
+    label: str
+    about: str
+    share: bool = False
+
+    def shown(self, figure: Mapping[str, float]) -> str:
+        """The value with its interval."""
+        scale, digits = (100, 0) if self.share else (1, 2)
+        value, low, high = (scale * figure[part] for part in ("value", "low", "high"))
+        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+COLUMNS = (
+    Column(
+        "log_prob",
+        "log-prob a token",
+        "Mean log-probability of the expert's tokens, given the context, in nats.",
+    ),
+    Column(
+        "unlikely",
+        "tokens below 1 %",
+        "Share of the expert's tokens that the policy gives less than one per cent.",
+        share=True,
+    ),
+    Column(
+        "similarity",
+        "similarity",
+        "Mean similarity of the policy's valid attempts with the expert's step.",
+    ),
+    Column(
+        "above_floor",
+        "above the floor",
+        "How much nearer attempts are to the expert's step than to steps of other problems that "
+        "are as long.",
+    ),
+    Column("lift", "lift", "How much nearer they are to it than the step before it is."),
+    Column(
+        "kept",
+        "groups kept",
+        "Share of the groups of attempts whose rewards differ, so that SRL would train on them.",
+        share=True,
+    ),
+    Column("std", "spread", "Mean standard deviation of the rewards in a group."),
+    Column(
+        "format_failures",
+        "format failures",
+        "Share of the attempts that break the format.",
+        share=True,
+    ),
+)
+"""The figures, in the order of the tables."""
+
+
+def page(what: Mapping[str, Any]) -> str:
+    """The page, which loads nothing.
+
+    Args:
+        what: learnability.json.
+    """
+    sources = what["sources"]
+    charts = []
+    for column in COLUMNS:
+        for key, axis in (("by_step_index", "step index"), ("by_length", "tokens of the step")):
+            series = [_series(name, of[key], column.name) for name, of in sources.items()]
+            title = f"{column.label} by {axis}"
+            charts.append(line_chart(title, column.about, series, share=column.share, axis=axis))
+    body = [
+        [name, of["all"]["steps"], *(_cell(of["all"], column) for column in COLUMNS)]
+        for name, of in sources.items()
+    ]
+    head = ["source", "steps", *(column.label for column in COLUMNS)]
+    title = f"learnability of {len(sources)} sources for {what['policy']}"
+    style = part_of_page("page.css")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy_of_page(style)}">'
+        f"<title>{text(title)}</title><style>{style}</style></head><body><main>"
+        f"<h1>{text(title)}</h1>{table(head, body)}"
+        f'<div class="charts">{"".join(charts)}</div></main></body></html>'
+    )
+
+
+def _series(name: str, cells: Mapping[str, Mapping[str, Any]], figure: str) -> Series:
+    bins = [_bin(label) for label in cells]
+    values = [Estimate(**cell[figure]) if figure in cell else None for cell in cells.values()]
+    return Series(name, bins, values)
+
+
+def _bin(label: str) -> Bin:
+    first, _, last = label.partition("-")
+    return int(first), int(last or first)
+
+
+def _cell(figures: Mapping[str, Any], column: Column) -> str:
+    return column.shown(figures[column.name]) if column.name in figures else "–"
