@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from environments.answers import same_answer, stated_answer
+from environments.answers import is_number, same_answer, stated_answer
 from environments.types import Trajectory
 
 NOT_ITS_OWN = "its solution states another answer than its row"
@@ -18,9 +18,8 @@ NOT_THE_OTHERS = "its answer is not that of most solutions of its problem"
 def wrong_answers(trajectories: Sequence[Trajectory]) -> dict[int, str]:
     """Place of each solution whose answer is wrong -> how that was seen.
 
-    A solution that states no answer, or a problem whose solutions are divided evenly, says nothing.
-    Answers are compared as text and numbers (`environments.answers.same_answer`): an answer that is
-    only equal by algebra counts as another one, so a group of two never decides anything.
+    Only numbers are found to differ, for two formulas may be equal though they are written
+    differently. A problem whose solutions are divided evenly says nothing.
 
     Args:
         trajectories: of all sources together.
@@ -29,9 +28,11 @@ def wrong_answers(trajectories: Sequence[Trajectory]) -> dict[int, str]:
     by_problem: dict[str, list[int]] = {}
     for place, one in enumerate(trajectories):
         stated = stated_answer(one.steps[-1].text, one.problem) if one.steps else None
-        if stated is not None and one.answer is not None and not same_answer(stated, one.answer):
+        if not _is_number(one.answer):
+            continue
+        if _is_number(stated) and not same_answer(stated, one.answer):
             wrong[place] = NOT_ITS_OWN
-        elif one.answer is not None:
+        else:
             by_problem.setdefault(one.problem_id, []).append(place)
     for places in by_problem.values():
         kinds: list[list[int]] = []  # of equal answers
@@ -48,3 +49,7 @@ def wrong_answers(trajectories: Sequence[Trajectory]) -> dict[int, str]:
             for kind in kinds[1:]:
                 wrong |= dict.fromkeys(kind, NOT_THE_OTHERS)
     return wrong
+
+
+def _is_number(answer: str | None) -> bool:
+    return answer is not None and is_number(answer)

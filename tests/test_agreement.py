@@ -10,7 +10,7 @@ import pytest
 from environments import load_trajectories
 from environments.agreement import NOT_ITS_OWN, NOT_THE_OTHERS, wrong_answers
 from environments.types import DataError, LoadReport, Trajectory
-from srl.config.mixture import DataPlan
+from srl.config.data import DataPlan
 
 SVAMP = Path(__file__).parents[2] / "shared/data/svamp_teachers.jsonl"
 
@@ -29,6 +29,8 @@ def of(problem: str, *answers: str | None) -> list[Trajectory]:
         (("4", "4", "4", "5", "6"), {3, 4}),
         (("4", None, None), set()),
         (("1,000", "1000", "100"), {2}),
+        (("x+1", "x+1", "1+x"), set()),  # formulas may be equal all the same
+        (("1/2", "0.5", "1/3"), {2}),
     ],
 )
 def test_the_answer_of_most_solutions(answers: tuple[str | None, ...], wrong: set[int]) -> None:
@@ -41,6 +43,7 @@ def test_the_answer_of_most_solutions(answers: tuple[str | None, ...], wrong: se
 def test_a_solution_that_contradicts_its_row() -> None:
     rows = [Trajectory("p", ("So 2 + 2 = 5", "The answer is 5."), "4")]
     assert wrong_answers(rows) == {0: NOT_ITS_OWN}
+    assert wrong_answers([Trajectory("p", ("The answer is x + 1.",), "1 + x")]) == {}
 
 
 def test_rows_of_one_kind(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from typing import Any, Literal, cast
 
 from environments.types import DataError, LoadReport, Trajectory
 from rewards import FORMAT_FAILURE_REWARD, RewardSum, StepReward
+from srl.config.data import DataPlan
 from srl.config.lora import LoraSettings
-from srl.config.mixture import DataPlan, Mixture
+from srl.config.mixture import Mixture
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
 from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
@@ -40,7 +41,7 @@ class Experiment:
         model: a folder or the name of a model on the hub.
         data: `source`, a built-in name, `file.py:Name` or `module:Name`, `path` and `limit` for
             `environments.load_trajectories`, and the source's own options; or `sources`, several
-            of them (`srl/config/mixture.py`).
+            of them (`srl/config/data.py`).
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
             Of these and of `data`, texts that are secrets are named: `srl/redaction.py`.
         args: the trainer's settings, `output_dir` not yet a run's own folder.
