@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, weights
+import yaml
+from conftest import read_jsonl, same_weights, toy_config, toy_trajectories, train, weights
 
+from srl.commands.cli import main
 from srl.errors import UsageError
+from srl.models.loading import load_policy
 from srl.runs.checkpoints import STATE_FILE, damage
 from srl.training.trainer import SRLTrainer
 
@@ -68,3 +72,35 @@ def test_minutes_of_an_earlier_session_count(tmp_path: Path, toy_policy: Path) -
     again = SRLTrainer(str(toy_policy), args, rows)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 2
+
+
+@pytest.mark.parametrize("method", ["srl", "sft"])
+def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
+    home: Path, method: str
+) -> None:
+    values = yaml.safe_load((home / "config.yaml").read_text())
+    values |= {"method": method, "max_steps": 30, "eval_strategy": "no", "save_steps": 1}
+    values |= {"max_expert_tokens": 150, "save_total_limit": None}
+    if method == "sft":
+        del values["num_generations"]
+    else:
+        values["dynamic_sampling"] = False
+    (home / "config.yaml").write_text(yaml.safe_dump(values))
+    assert train(name="straight") == 0
+    run = home / "runs" / "straight"
+    steps = yaml.safe_load((run / "summary.json").read_text())["steps"]
+    assert 2 < steps < 30
+    counted = [
+        json.loads((run / f"checkpoint-{step}" / STATE_FILE).read_text())["expert_tokens"]
+        for step in range(1, steps + 1)
+    ]
+    assert counted[-2] < 150 <= counted[-1]  # the step with which they are reached is the last one
+    last = weights(load_policy("runs/straight/policy")[0])
+    # As if it had been stopped after the second step.
+    for step in range(3, steps + 1):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    (run / "summary.json").unlink()
+    (run / "before.json").write_text("{}")
+    assert main(["resume", "straight"]) == 0
+    assert yaml.safe_load((run / "summary.json").read_text())["steps"] == steps
+    assert same_weights(weights(load_policy("runs/straight/policy")[0]), last)

@@ -55,6 +55,7 @@ class Plan:
     metrics: tuple[str, ...]  # the figures that contrasts are about; the first is the main one
     cells: tuple[Cell, ...]  # each behind the one whose policy it starts from
     given: tuple[str, ...] = ()  # words of the command line that changed the file's plan
+    across: bool = False  # contrasts are also shown side by side for all difficulties
 
     @property
     def metric(self) -> str:

@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from rewards import RewardSum
+from srl.compare.gap import expanded
 from srl.compare.plan import Cell, Plan, Row, cell_name
 from srl.config.experiment import (
     Experiment,
@@ -34,6 +35,7 @@ KEYS = (
     "difficulties",
     "rows",
     "contrasts",
+    "gap",
     "seeds",
     "data_seed",
     "metric",
@@ -82,10 +84,13 @@ def load_plan(
     refuse_unknown(values, KEYS, str(path))
     if quick:
         values = _made_quick(values, str(path))
+    across = "gap" in values
+    values = expanded(values, str(path))
     given = {"model": model, "data": data, "output": output}
     words = [f"--{key} {shlex.quote(value)}" for key, value in given.items() if value is not None]
     values |= {key: given[key] for key in ("model", "output") if given[key] is not None}
-    return replace(_plan(values, path, quick=quick, data_path=data), given=tuple(words))
+    plan = _plan(values, path, quick=quick, data_path=data)
+    return replace(plan, given=tuple(words), across=across)
 
 
 def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
@@ -105,7 +110,12 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
         **_block(values.get("settings"), f"{where}: settings"),
         **_block(changes.get("settings"), f"{at}: settings"),
     }
+    if "gap" in changes:
+        gap = _block(values.get("gap"), f"{where}: gap")
+        result["gap"] = _deep_merged(gap, _block(changes["gap"], f"{at}: gap"))
     for key in ("difficulties", "rows"):
+        if key not in values and "gap" in values:
+            continue  # they follow from it
         blocks = _block(values.get(key), f"{where}: {key}")
         changed = _block(changes.get(key), f"{at}: {key}")
         refuse_unknown(changed, blocks, f"{at}: {key}")
@@ -117,6 +127,20 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
             for name, block in blocks.items()
             if name not in changed or changed[name] is not None
         }
+    return result
+
+
+def _deep_merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """`new` over `old`, block by block; null takes a key out."""
+    result = dict(old)
+    for key, value in new.items():
+        before = old.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(before, dict) and isinstance(value, dict):
+            result[key] = _deep_merged(before, value)
+        else:
+            result[key] = value
     return result
 
 

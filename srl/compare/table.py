@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.compare.cell_run import CellRun
+from srl.compare.figures import HIGHER, LOWER
 from srl.compare.plan import Plan
-from srl.compare.results import Part
+from srl.compare.results import Contrast, Part
 from srl.console import clock, say, visible
 from srl.runs.folder import replace_file, write_json
 from srl.stats import Estimate
@@ -92,6 +93,9 @@ def markdown(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> 
         lines += [f"## {_heading(part, plan)}", ""]
         for header, rows in _tables(part, plan):
             lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
+    for header, rows in _across(plan, parts):
+        lines += ["## side by side", "", _line(header), "|" + "---|" * len(header)]
+        lines += [*map(_line, rows), ""]
     lines += [f"- {note}" for note in notes(plan, runs, parts)]
     return "\n".join(lines) + "\n"
 
@@ -101,15 +105,55 @@ def show(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part], console
     for part in parts:
         title = _heading(part, plan)
         for header, rows in _tables(part, plan):
-            table = Table(title=Text(title), title_justify="left")
-            for number, name in enumerate(header):
-                table.add_column(Text(name), justify="right" if number else "left")
-            for row in rows:
-                table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
-            console.print(table)
+            _show_one(header, rows, title, console)
             title = ""
+    for header, rows in _across(plan, parts):
+        _show_one(header, rows, "side by side", console)
     for note in notes(plan, runs, parts):
         say(console, visible(note, console.encoding))
+
+
+def _show_one(
+    header: Sequence[str], rows: Sequence[Sequence[str]], title: str, console: Console
+) -> None:
+    table = Table(title=Text(title), title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
+    console.print(table)
+
+
+def _across(plan: Plan, parts: Sequence[Part]) -> list[tuple[list[str], list[list[str]]]]:
+    """Each contrast for all difficulties beside each other, with the row that is better."""
+    if not plan.across:
+        return []
+    titles = {row.name: row.title for row in plan.rows}
+    tables = []
+    for metric in plan.metrics:
+        rows = []
+        for first, second in plan.contrasts:
+            cells = [
+                _decided(c, titles, plan)
+                for part in parts
+                for c in part.contrasts
+                if (c.figure, c.first, c.second) == (metric, first, second)
+            ]
+            rows.append([f"{titles[first]} less {titles[second]}", *cells])
+        header = [f"difference in {metric}, points", *(part.difficulty for part in parts)]
+        tables.append((header, rows))
+    return tables
+
+
+def _decided(contrast: Contrast, titles: Mapping[str, str], plan: Plan) -> str:
+    if contrast.difference is None:
+        return "-"
+    better = {
+        HIGHER: f"{titles[contrast.first]} better",
+        LOWER: f"{titles[contrast.second]} better",
+    }
+    value = _interval(contrast.difference, _mark(len(contrast.seeds), plan), signed=True)
+    return f"{value} {better.get(contrast.word, 'undecided')}"
 
 
 ALONE = "(p)"

@@ -99,10 +99,13 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         max_minutes: the step with which the steps have taken so many minutes is the last one,
             whatever max_steps is; evaluations and checkpoints do not count. null is off. Two runs
             of one seed then differ in how far they come.
+        max_expert_tokens: the step with which rows of so many of the expert's tokens were drawn is
+            the last one, if max_steps is not reached before. null is off.
     """
 
     save_every_minutes: float | None = None
     max_minutes: float | None = None
+    max_expert_tokens: int | None = None
 
     # Other defaults than transformers'.
     output_dir: str | None = "runs"
@@ -150,6 +153,7 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
         for name in ("save_every_minutes", "max_minutes"):
             if (minutes := getattr(self, name)) is not None and not 0 < minutes < math.inf:
                 raise UsageError(f"{name} is {minutes}; give minutes, above 0, such as 30, or null")
+        at_least(self, max_expert_tokens=1)
         check_seeds(seed=self.seed, data_seed=self.data_seed)
         defaults = {setting.name: setting.default for setting in fields(self)}
         for name, why in _UNUSED.items():

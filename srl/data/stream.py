@@ -141,7 +141,7 @@ def check_state(state: Mapping[str, Any], ours: Mapping[str, object], *, unless:
     Raises:
         UsageError: something is missing or different.
     """
-    for key in (*ours, "cursor"):
+    for key in ("cursor", *ours):
         if key not in state:
             raise UsageError(
                 f"the saved prompt stream has no {key!r} (it has {', '.join(sorted(state))}): "

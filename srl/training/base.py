@@ -72,6 +72,7 @@ class StepTrainer(Trainer):
         prompts: token ids of each training row's prompt.
         stream: which row comes next.
         run_log: the logs in the run's folder.
+        expert_tokens: of the rows drawn so far, where they are counted.
         start_lines: what a user reads at the start.
         tree_refusal: why what rows share is computed for each of them; None if it is only once.
     """
@@ -133,13 +134,16 @@ class StepTrainer(Trainer):
                 f"{settings.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {count} or less" if count else "")
             )
+        tokens: list[int] = []
+        if self.mixture is not None or settings.max_expert_tokens is not None:
+            tokens = [len(self.form.encode_expert(one, thoughts=False)) for one in examples]
+        self._row_tokens, self.expert_tokens = tokens, 0
         in_order, data = settings.prompt_order == "trajectory", digest_of(examples)
         self.stream: Stream
         if self.mixture is None:
             units = trajectory_numbers(examples) if in_order else None
             self.stream = PromptStream(count, settings.seed, units=units, data=data)
         else:
-            tokens = [len(self.form.encode_expert(one, thoughts=False)) for one in examples]
             self.stream = MixedStream(
                 examples, self.mixture, settings.seed, tokens=tokens, in_order=in_order, data=data
             )
@@ -164,7 +168,7 @@ class StepTrainer(Trainer):
         if settings.max_minutes is not None:
             self._clock = StopAfterMinutes(settings.max_minutes, multiple_of=times)
             self.callback_handler.callbacks.insert(0, self._clock)
-        over = StopWhenOver(self.stream, multiple_of=times)
+        over = StopWhenOver(self._rows_are_over, multiple_of=times)
         self.callback_handler.callbacks.insert(0, over)
         if settings.save_every_minutes is not None:
             saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
@@ -205,7 +209,7 @@ class StepTrainer(Trainer):
             self._saving.best = best_so_far(checkpoint)
             # The evaluation at the start of a training that has started is in the log already.
             self.args.eval_on_start = False
-            if self.stream.is_over or (self._clock is not None and self._clock.is_over):
+            if self._rows_are_over() or (self._clock is not None and self._clock.is_over):
                 self.args.max_steps = int(checkpoint.name.rpartition("-")[2])
         try:
             self.run_log.open()
@@ -312,6 +316,18 @@ class StepTrainer(Trainer):
             settings=self.settings,
         )
 
+    def _count(
+        self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
+    ) -> None:
+        """Count the rows of an optimiser step: see `MixedStream.count`."""
+        self.run_log.note_last(self.stream.count(rows, kept, spreads))
+        if self._row_tokens:
+            self.expert_tokens += sum(self._row_tokens[row] for row in rows)
+
+    def _rows_are_over(self) -> bool:
+        most = self.settings.max_expert_tokens
+        return self.stream.is_over or (most is not None and self.expert_tokens >= most)
+
     def _attention(self, model: nn.Module, tree: bool) -> AbstractContextManager[None]:
         """How the model attends to a micro-batch, forward and backward."""
         return attending_over_trees(self.accelerator.unwrap_model(model)) if tree else nullcontext()
@@ -402,7 +418,8 @@ class StepTrainer(Trainer):
         """What a checkpoint keeps beside the Trainer's own state."""
         seconds = {} if self._clock is None else {"seconds": self._clock.seconds}
         stream, positions = self.stream.state_dict(), self.run_log.positions()
-        return {"stream": stream, "positions": positions, **seconds}
+        counted = {} if not self._row_tokens else {"expert_tokens": self.expert_tokens}
+        return {"stream": stream, "positions": positions, **seconds, **counted}
 
     def _load_state(self, checkpoint: Path) -> dict[str, Any]:
         """Go on from a checkpoint; returns the whole state.
@@ -413,10 +430,14 @@ class StepTrainer(Trainer):
         holds = {"stream": dict, **self._further_state}
         if self._clock is not None:
             holds["seconds"] = float
+        if self._row_tokens:
+            holds["expert_tokens"] = int
         state, positions = read_state(checkpoint, holds=holds, logs=self.run_log.paths)
         self.stream.load_state_dict(state["stream"])
         if self._clock is not None:
             self._clock.seconds = state["seconds"]
+        if self._row_tokens:
+            self.expert_tokens = state["expert_tokens"]
         self.run_log.cut_back(positions)
         return state
 

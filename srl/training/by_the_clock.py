@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from srl.data.mixing import Stream
 
 
 class SaveEveryMinutes(TrainerCallback):
@@ -82,16 +81,16 @@ class StopWhenOver(TrainerCallback):
     """Makes the step with which the rows are over the last one, as `StopAfterMinutes` does.
 
     Args:
-        stream: where the rows come from.
+        is_over: whether they are.
         multiple_of: only a step that is a multiple of this can be the last.
     """
 
-    def __init__(self, stream: Stream, *, multiple_of: int) -> None:
-        self._stream = stream
+    def __init__(self, is_over: Callable[[], bool], *, multiple_of: int) -> None:
+        self._is_over = is_over
         self._multiple = multiple_of
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        if self._stream.is_over and state.global_step % self._multiple == 0:
+        if self._is_over() and state.global_step % self._multiple == 0:
             state.max_steps = state.global_step

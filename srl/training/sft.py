@@ -201,7 +201,7 @@ class ExpertTrainer(StepTrainer):
         started = time.perf_counter()
         model.train()
         drawn = self.stream.take(self.args.prompts_per_step)
-        self.run_log.note_last(self.stream.count(drawn, [True] * len(drawn)))
+        self._count(drawn, [True] * len(drawn))
         rows = [self.rows.row(row) for row in drawn]
         tokens = sum(len(completion) for _, completion in rows)
         total = torch.zeros((), device=self.args.device)

@@ -279,7 +279,7 @@ class SRLTrainer(StepTrainer):
         self.run_log.note(collect_metrics(collected))
         kept = [decision.kept for decision in collected.decisions]
         spreads = [decision.std for decision in collected.decisions]
-        self.run_log.note_last(self.stream.count(self._drawn, kept, spreads))
+        self._count(self._drawn, kept, spreads)
         self._empty_steps = 0 if collected.kept else self._empty_steps + 1
         broken = broken_format(args, collected, self.form.read)
         if self._empty_steps >= args.max_empty_steps:

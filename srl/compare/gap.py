@@ -1,0 +1,161 @@
+"""The `gap` block of a comparison: which teacher, length or mixture suits which policy.
+
+    gap:
+      models: {small: experiments/gap/small, large: experiments/tiny/base}
+      sources:
+        long:  {source: files, path: long.jsonl}
+        short: {source: files, path: short.jsonl}
+      pairs: {length: [long, short]}
+      mixtures: {mix_long: {long: 1, short: 4}}
+      methods:
+        sft: {learning_rate: 1.0e-3}
+        srl: {learning_rate: 1.0e-4}
+
+A model becomes a difficulty, a source or a mixture under a method a row, a pair the contrast of two
+rows, and every mixture is held against each of its sources (Li et al., arXiv 2502.12143: delta-long
+and delta-large are such contrasts). With `expert_tokens` every row is there twice: at as many rows,
+and at as many of the expert's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from srl.config.strict_yaml import fit, refuse_unknown
+from srl.errors import UsageError
+
+KEYS = ("models", "sources", "pairs", "mixtures", "mix_by", "methods", "expert_tokens")
+BASE = "base"
+_TOKENS = "_tokens"  # behind the name of a row at equal tokens
+_MOST_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a row is trained on.
+
+    Attributes:
+        name: of the source or the mixture.
+        weights: source -> weight.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+
+
+def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
+    """The values of a comparison's file, its `gap` as difficulties, rows and contrasts.
+
+    Raises:
+        UsageError: a key or a value that cannot be, or what the block makes is there already.
+    """
+    if "gap" not in values:
+        return dict(values)
+    gap, at = _mapping(values["gap"], f"{where}: gap"), f"{where}: gap"
+    refuse_unknown(gap, KEYS, at)
+    for key in ("difficulties", "rows", "contrasts", "model"):
+        if values.get(key) is not None:
+            raise UsageError(f"{where}: {key} follows from gap; leave one of them away")
+    models = {k: fit(v, str, f"{at}.models.{k}") for k, v in _some(gap, "models", at).items()}
+    sources = _some(gap, "sources", at)
+    methods = _some(gap, "methods", at)
+    refuse_unknown(methods, ("srl", "sft"), f"{at}.methods")
+    arms = [Arm(name, {name: 1.0}) for name in sources]
+    arms += [_mixture(name, of, sources, at) for name, of in _optional(gap, "mixtures", at).items()]
+    pairs = {
+        name: _pair(of, [arm.name for arm in arms], f"{at}.pairs.{name}")
+        for name, of in _optional(gap, "pairs", at).items()
+    }
+    mix_by = gap.get("mix_by", "row")
+    tokens = cast(int | None, fit(gap.get("expert_tokens"), int | None, f"{at}.expert_tokens"))
+
+    def data(weights: Mapping[str, float]) -> dict[str, object]:
+        blocks = {name: {**_mapping(sources[name], f"{at}.sources.{name}")} for name in weights}
+        return {
+            "mix_by": mix_by,
+            "sources": {name: {**blocks[name], "weight": w} for name, w in weights.items()},
+        }
+
+    rows: dict[str, dict[str, object]] = {BASE: {"train": False, "title": "not trained"}}
+    contrasts: list[list[str]] = []
+    budgets = [""] if tokens is None else ["", _TOKENS]
+    for method, settings in methods.items():
+        for budget in budgets:
+            for arm in arms:
+                row: dict[str, object] = {
+                    "title": _title(method, arm, budget),
+                    "method": method,
+                    **_mapping(settings, f"{at}.methods.{method}"),
+                    "data": data(arm.weights),
+                }
+                if budget:
+                    row |= {"max_expert_tokens": tokens, "max_steps": _MOST_STEPS}
+                    row["lr_scheduler_type"] = "constant"
+                rows[_row(method, arm.name, budget)] = row
+            contrasts += _contrasts(method, budget, arms, pairs)
+    every = data(dict.fromkeys(sources, 1.0))
+    difficulties = {name: {"model": model, "data": every} for name, model in models.items()}
+    rest = {key: value for key, value in values.items() if key != "gap"}
+    return {**rest, "difficulties": difficulties, "rows": rows, "contrasts": contrasts}
+
+
+def _contrasts(
+    method: str, budget: str, arms: Sequence[Arm], pairs: Mapping[str, tuple[str, str]]
+) -> list[list[str]]:
+    def rows(first: str, second: str) -> list[str]:
+        return [_row(method, first, budget), _row(method, second, budget)]
+
+    found = [rows(first, second) for first, second in pairs.values()]
+    found += [
+        rows(arm.name, source) for arm in arms for source in arm.weights if source != arm.name
+    ]
+    return found + [[_row(method, arm.name, budget), BASE] for arm in arms]
+
+
+def _row(method: str, arm: str, budget: str) -> str:
+    return f"{method}_{arm}{budget}"
+
+
+def _title(method: str, arm: Arm, budget: str) -> str:
+    words = f"{method.upper()} on {arm.name}"
+    if len(arm.weights) > 1:
+        words += f" ({', '.join(f'{name} {weight:g}' for name, weight in arm.weights.items())})"
+    return f"{words}, equal tokens" if budget else words
+
+
+def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> Arm:
+    place = f"{at}.mixtures.{name}"
+    weights = _mapping(of, place)
+    if name in sources:
+        raise UsageError(f"{place}: a source is called so too; give it another name")
+    if len(weights) < 2:
+        raise UsageError(f"{place} is {of!r}; give two sources or more, each with its weight")
+    refuse_unknown(weights, list(sources), place)
+    return Arm(
+        name, {key: cast(float, fit(v, float, f"{place}.{key}")) for key, v in weights.items()}
+    )
+
+
+def _pair(of: object, names: Sequence[str], place: str) -> tuple[str, str]:
+    if not isinstance(of, list) or len(of) != 2 or any(one not in names for one in of):
+        raise UsageError(f"{place} is {of!r}; give two of {', '.join(names)}, as in [long, short]")
+    return of[0], of[1]
+
+
+def _some(gap: Mapping[str, object], key: str, at: str) -> dict[str, Any]:
+    found = _optional(gap, key, at)
+    if not found:
+        raise UsageError(f"{at} has no {key}; name one or more")
+    return found
+
+
+def _optional(gap: Mapping[str, object], key: str, at: str) -> dict[str, Any]:
+    return _mapping(gap.get(key) or {}, f"{at}.{key}")
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UsageError(f"{where} is {value!r}; it must hold `name: value` lines")
+    return dict(value)
