@@ -14,6 +14,8 @@ from conftest import read_jsonl, refused, same_weights, toy_trajectories, train,
 from environments.types import LoadReport
 from srl.commands.cli import main
 from srl.config.experiment import load_experiment
+from srl.config.settings import SRLConfig
+from srl.data.shots import draw_shots
 from srl.data.steps import StepExample
 from srl.models.loading import load_policy, prompt_format
 
@@ -245,3 +247,17 @@ def test_a_source_of_weight_0_is_held_out_with_and_never_trained_on(mixed: Path)
         )
     assert trained == [{"long"}, {"short"}]
     assert held_out[0] == held_out[1]
+
+
+def test_worked_examples_come_from_every_source_or_from_the_style_that_is_asked_for() -> None:
+    both = [
+        replace(one, source=name, tags={"length": name})
+        for name in ("long", "short")
+        for one in toy_trajectories(40, long=name == "long")
+    ]
+    shown = draw_shots(both, SRLConfig(few_shot=12, use_cpu=True, targets="all"), seed=0)[0]
+    assert {one.source for one in shown} == {"long", "short"}
+    asked = SRLConfig(
+        few_shot=12, use_cpu=True, targets="all", source_tag="length", solve_as="short"
+    )
+    assert {one.source for one in draw_shots(both, asked, seed=0)[0]} == {"short"}
