@@ -6,50 +6,60 @@ need not know the answers to see it: most of them state one answer, and some ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 
-from environments.answers import is_number, same_answer, stated_answer
+from environments.answers import is_number, may_be_rounded, same_answer, stated_answer
 from environments.types import Trajectory
 
 NOT_ITS_OWN = "its solution states another answer than its row"
-NOT_THE_OTHERS = "its answer is not that of most solutions of its problem"
+NOT_GOLD = "its answer is not the gold one"
+NOT_THE_OTHERS = "its answer is not that of most teachers of its problem"
 
 
-def wrong_answers(trajectories: Sequence[Trajectory]) -> dict[int, str]:
+def wrong_answers(
+    trajectories: Sequence[Trajectory],
+    teachers: Sequence[Hashable],
+    gold: Collection[Hashable] = (),
+) -> dict[int, str]:
     """Place of each solution whose answer is wrong -> how that was seen.
 
     Only numbers are found to differ, for two formulas may be equal though they are written
-    differently. A problem whose solutions are divided evenly says nothing.
+    differently; and not one that is the other, rounded. A problem whose teachers are divided evenly
+    says nothing.
 
     Args:
         trajectories: of all sources together.
+        teachers: of each who wrote it; one that solves a problem several times has one vote.
+        gold: teachers whose answers are right.
     """
     wrong: dict[int, str] = {}
     by_problem: dict[str, list[int]] = {}
     for place, one in enumerate(trajectories):
         stated = stated_answer(one.steps[-1].text, one.problem) if one.steps else None
-        if not _is_number(one.answer):
+        if one.answer is None or not is_number(one.answer):
             continue
-        if _is_number(stated) and not same_answer(stated, one.answer):
+        if stated is not None and is_number(stated) and not _alike(stated, one.answer):
             wrong[place] = NOT_ITS_OWN
         else:
             by_problem.setdefault(one.problem_id, []).append(place)
     for places in by_problem.values():
-        kinds: list[list[int]] = []  # of equal answers
-        for place in places:
-            answer = trajectories[place].answer
-            for kind in kinds:
-                if same_answer(answer, trajectories[kind[0]].answer):
-                    kind.append(place)
-                    break
-            else:
-                kinds.append([place])
-        kinds.sort(key=len, reverse=True)
-        if len(kinds) > 1 and len(kinds[0]) > len(places) / 2:
-            for kind in kinds[1:]:
-                wrong |= dict.fromkeys(kind, NOT_THE_OTHERS)
+        answers = {place: str(trajectories[place].answer) for place in places}
+        if known := [answers[place] for place in places if teachers[place] in gold]:
+            right, why = known[0], NOT_GOLD
+        else:
+            votes = {
+                answer: {teachers[p] for p in places if _alike(answers[p], answer)}
+                for answer in answers.values()
+            }
+            right, voters = max(votes.items(), key=lambda vote: len(vote[1]))
+            why = NOT_THE_OTHERS
+            if 2 * len(voters) <= len({teachers[place] for place in places}):
+                continue
+        for place, answer in answers.items():
+            if teachers[place] not in gold and not _alike(answer, right):
+                wrong[place] = why
     return wrong
 
 
-def _is_number(answer: str | None) -> bool:
-    return answer is not None and is_number(answer)
+def _alike(answer: str, other: str) -> bool:
+    return same_answer(answer, other) or may_be_rounded(answer, other)

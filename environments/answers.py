@@ -141,6 +141,20 @@ def is_number(answer: str) -> bool:
     return "%" not in answer and _number(_plain(answer)) is not None
 
 
+def may_be_rounded(answer: str, other: str) -> bool:
+    """Whether one of two numbers is the other, rounded to the decimals that it has, one or more."""
+    numbers = [_number(_plain(text)) for text in (answer, other)]
+    if None in numbers:
+        return False
+    decimals = [
+        len(text.partition(".")[2]) if "/" not in text and "\\" not in text else 0
+        for text in map(_plain, (answer, other))
+    ]
+    left, right = numbers
+    distance = abs(left - right)  # type: ignore[operator]
+    return any(d > 0 and distance <= Fraction(1, 2 * 10**d) for d in decimals)
+
+
 def _same_terms(left: str, right: str) -> bool:
     """Whether two boxes hold the same answer: ``x+11`` and ``11+x`` too."""
     if same_answer(left, right):

@@ -129,13 +129,18 @@ def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterato
     Raises:
         DataError: there is none; the message says which values there are.
     """
+    if not only:
+        raise DataError(
+            f"{name}: only is empty; give columns with their values, such as {{teacher: gemini}}, "
+            "or leave it away."
+        )
     values: dict[str, set[str]] = {column: set() for column in only}
     found = False
     for row in rows:
         for column, seen in values.items():
             if column in row and len(seen) <= _SHOWN:
                 seen.add(repr(row[column]))
-        if all(row.get(column) == value for column, value in only.items()):
+        if all(column in row and row[column] == value for column, value in only.items()):
             found = True
             yield row
     if not found:

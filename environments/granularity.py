@@ -36,11 +36,13 @@ class Granularity:
         Raises:
             DataError: one that is not allowed.
         """
-        if self.split_at is not None and self.split_at not in SPLITTERS:
+        if self.split_at is not None and (
+            not isinstance(self.split_at, str) or self.split_at not in SPLITTERS
+        ):
             raise DataError(
                 f"granularity: split_at is {self.split_at!r}; allowed: {', '.join(SPLITTERS)}."
             )
-        for name, least in (("min_chars", 0), ("max_steps", 1)):
+        for name, least in (("min_chars", 0), ("max_steps", 2)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise DataError(
@@ -80,7 +82,7 @@ class Granularity:
             steps = _join_to(steps, self.max_steps)
         return (
             trajectory
-            if len(steps) == len(trajectory.steps)
+            if tuple(steps) == trajectory.steps
             else replace(trajectory, steps=tuple(steps))
         )
 

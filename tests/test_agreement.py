@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from environments import load_trajectories
-from environments.agreement import NOT_ITS_OWN, NOT_THE_OTHERS, wrong_answers
+from environments.agreement import NOT_GOLD, NOT_ITS_OWN, NOT_THE_OTHERS, wrong_answers
 from environments.types import DataError, LoadReport, Trajectory
 from srl.config.data import DataPlan
 
@@ -31,19 +31,31 @@ def of(problem: str, *answers: str | None) -> list[Trajectory]:
         (("1,000", "1000", "100"), {2}),
         (("x+1", "x+1", "1+x"), set()),  # formulas may be equal all the same
         (("1/2", "0.5", "1/3"), {2}),
+        (("33.3", "33.33", "33.33"), set()),  # rounded
+        (("3.14", "3.14159", "3.2"), {2}),
+        (("33", "33.4", "33.4"), {0}),  # whole numbers are not taken for rounded
     ],
 )
 def test_the_answer_of_most_solutions(answers: tuple[str | None, ...], wrong: set[int]) -> None:
     others = of("another problem", "7", "7", "8")
-    found = wrong_answers([*of("p", *answers), *others])
+    rows = [*of("p", *answers), *others]
+    found = wrong_answers(rows, range(len(rows)))
     assert {place for place in found if place < len(answers)} == wrong
     assert found[len(answers) + 2] == NOT_THE_OTHERS
 
 
 def test_a_solution_that_contradicts_its_row() -> None:
     rows = [Trajectory("p", ("So 2 + 2 = 5", "The answer is 5."), "4")]
-    assert wrong_answers(rows) == {0: NOT_ITS_OWN}
-    assert wrong_answers([Trajectory("p", ("The answer is x + 1.",), "1 + x")]) == {}
+    assert wrong_answers(rows, ["a"]) == {0: NOT_ITS_OWN}
+    assert wrong_answers([Trajectory("p", ("The answer is x + 1.",), "1 + x")], ["a"]) == {}
+
+
+def test_a_teacher_has_one_vote_and_gold_answers_have_all() -> None:
+    """Two granularities of one file are one teacher."""
+    rows = of("p", "6", "6", "5")
+    assert wrong_answers(rows, ["x", "x", "y"]) == {}
+    assert set(wrong_answers(rows, ["x", "z", "y"])) == {2}
+    assert wrong_answers(rows, ["x", "z", "y"], gold=["y"]) == {0: NOT_GOLD, 1: NOT_GOLD}
 
 
 def test_rows_of_one_kind(tmp_path: Path) -> None:
@@ -56,6 +68,9 @@ def test_rows_of_one_kind(tmp_path: Path) -> None:
     options = {"path": str(tmp_path / "x.jsonl"), "only": {"teacher": "small", "size": 1}}
     found = load_trajectories("files", **options)  # type: ignore[arg-type]
     assert [one.problem for one in found] == ["p1", "p3", "p5"]
+    for nothing in ({}, {"kind": None}):
+        with pytest.raises(DataError, match="only"):
+            load_trajectories("files", path=options["path"], only=nothing)  # type: ignore[arg-type]
     options["only"] = {"teacher": "tiny", "kind": 1}
     with pytest.raises(DataError, match="teacher is 'large', 'small'; no row has a column 'kind'"):
         load_trajectories("files", **options)  # type: ignore[arg-type]

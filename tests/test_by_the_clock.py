@@ -91,7 +91,7 @@ def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
     steps = yaml.safe_load((run / "summary.json").read_text())["steps"]
     assert 2 < steps < 30
     counted = [
-        json.loads((run / f"checkpoint-{step}" / STATE_FILE).read_text())["expert_tokens"]
+        json.loads((run / f"checkpoint-{step}" / STATE_FILE).read_text())["stream"]["expert_tokens"]
         for step in range(1, steps + 1)
     ]
     assert counted[-2] < 150 <= counted[-1]  # the step with which they are reached is the last one
@@ -104,3 +104,22 @@ def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
     assert main(["resume", "straight"]) == 0
     assert yaml.safe_load((run / "summary.json").read_text())["steps"] == steps
     assert same_weights(weights(load_policy("runs/straight/policy")[0]), last)
+
+
+def test_a_budget_of_tokens_that_a_resume_adds_counts_from_the_start(home: Path) -> None:
+    values = yaml.safe_load((home / "config.yaml").read_text())
+    values |= {"dynamic_sampling": False, "eval_strategy": "no", "save_steps": 1, "max_steps": 30}
+    values |= {"save_total_limit": None}
+    (home / "config.yaml").write_text(yaml.safe_dump(values))
+    assert train("--max_expert_tokens", "150", name="straight") == 0
+    assert train("--max_steps", "2", name="later") == 0
+    run = home / "runs" / "later"
+    (run / "summary.json").unlink()
+    (run / "before.json").write_text("{}")
+    words = ["--max_steps", "30", "--max_expert_tokens", "150", "--accept-changes"]
+    assert main(["resume", "later", *words]) == 0
+    steps = [
+        yaml.safe_load((home / "runs" / name / "summary.json").read_text())["steps"]
+        for name in ("straight", "later")
+    ]
+    assert steps[0] == steps[1] > 2

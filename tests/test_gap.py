@@ -77,6 +77,8 @@ def test_models_by_sources_by_methods(tmp_path: Path) -> None:
     single = cells["one.sft_long.0"].experiment
     assert single.mixture is not None
     assert single.mixture.shares == {"long": 1.0}
+    # The other one is there too, so that the same problems and steps are held out.
+    assert [one.name for one in single.data_plan.sources] == ["long", "short"]
     base = cells["one.base"].experiment
     assert [one.name for one in base.data_plan.sources] == ["long", "short"]
 
@@ -109,6 +111,14 @@ def test_the_quick_one_changes_parts_of_it(tmp_path: Path) -> None:
     assert str(plan.output) == "runs/gap-quick"
 
 
+def test_the_quick_one_needs_fewer_tokens_too(tmp_path: Path) -> None:
+    gap = {**GAP, "expert_tokens": 5000}
+    with pytest.raises(UsageError, match="quick: gap.expert_tokens is missing"):
+        load_plan(write(tmp_path, gap=gap, quick={"seeds": [0]}), quick=True)
+    plan = load_plan(write(tmp_path, gap=gap, quick={"gap": {"expert_tokens": None}}), quick=True)
+    assert not any(row.name.endswith("_tokens") for row in plan.rows)
+
+
 def test_a_whole_one_from_two_files(
     tmp_path: Path, toy_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +127,8 @@ def test_a_whole_one_from_two_files(
     for name, long in (("long", True), ("short", False)):
         rows = [
             {"problem": one.problem, "steps": one.texts, "answer": one.answer}
-            for one in toy_trajectories(24, long=long)
+            for number, one in enumerate(toy_trajectories(26, long=long))
+            if number != (3 if long else 20)  # each lacks a problem of the other's
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     gap = {**GAP, "models": {"one": str(toy_policy), "other": str(toy_policy)}}
@@ -142,6 +153,9 @@ def test_a_whole_one_from_two_files(
         held_out[cell.name] = {one["problem_id"] for one in read_jsonl(cell / "eval.jsonl")}
     assert len(held_out) == 13
     assert len({frozenset(problems) for problems in held_out.values()}) == 1
+    figures = json.loads((tmp_path / "runs/gap/table.json").read_text())["cells"]
+    steps = {cell["held_out_steps"]["format failures"]["n"] for cell in figures.values()}
+    assert len(steps) == 1  # the same steps too
     again = Starter()
     assert run(start=again)[0] == 0
     assert again.names == []
@@ -163,6 +177,16 @@ def test_a_whole_one_from_two_files(
         ({"mixtures": {"mix": {"long": 1, "shrt": 1}}}, "unknown key 'shrt'; did you mean short?"),
         ({"mixtures": {"long": {"long": 1, "short": 1}}}, "a source is called so too"),
         ({"expert_tokens": "many"}, "gap.expert_tokens is 'many'"),
+        ({"methods": {"sft": {"data": {}}}}, "methods.sft: data follows from gap; leave it away"),
+        ({"methods": {"sft": {"method": "srl"}}}, "methods.sft: method follows from gap"),
+        (
+            {"sources": {"long": {"source": "files", "weight": 2}}, "pairs": {}, "mixtures": {}},
+            "sources.long: leave weight away",
+        ),
+        (
+            {"expert_tokens": 9, "methods": {"sft": {"warmup_steps": 0.3}}},
+            "warmup_steps is 0.3, a share of the steps",
+        ),
         ({"mix_by": "step"}, "mix_by is 'step'; allowed: row, trajectory, token"),
     ],
 )

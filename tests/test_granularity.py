@@ -23,7 +23,7 @@ def signs(found: Trajectory) -> list[str]:
     steps.filter(len),
     st.sampled_from([None, *SPLITTERS]),
     st.integers(0, 30),
-    st.one_of(st.none(), st.integers(1, 4)),
+    st.one_of(st.none(), st.integers(2, 4)),
 )
 def test_no_text_is_lost(
     given_steps: list[Step], split_at: str | None, min_chars: int, max_steps: int | None
@@ -78,7 +78,7 @@ def test_joined_to_a_length_or_a_count() -> None:
 
 def test_what_was_observed_stays_between_the_steps() -> None:
     seen = Trajectory("p", (Step("a", "t", "seen"), Step("b", "u"), Step("c")))
-    assert Granularity(max_steps=1).apply(seen).steps == (Step("a", "t", "seen"), Step("b\nc", "u"))
+    assert Granularity(max_steps=2).apply(seen).steps == (Step("a", "t", "seen"), Step("b\nc", "u"))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ def test_what_was_observed_stays_between_the_steps() -> None:
         ("coarse", "granularity is 'coarse'; give a block"),
         ({"split": "clauses"}, "unknown key 'split'; it has split_at, min_chars, max_steps"),
         ({"split_at": "words"}, "split_at is 'words'; allowed: numbered, lines"),
-        ({"max_steps": 0}, "max_steps is 0; give a whole number from 1 on"),
+        ({"max_steps": 1}, "max_steps is 1; give a whole number from 2 on"),
+        ({"split_at": ["clauses"]}, "split_at is .*; allowed: numbered"),
         ({"min_chars": 2.5}, "min_chars is 2.5; give a whole number from 0 on"),
         ({"max_steps": True}, "max_steps is True"),
     ],

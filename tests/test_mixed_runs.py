@@ -14,6 +14,8 @@ from conftest import read_jsonl, refused, same_weights, toy_trajectories, train,
 from environments.types import LoadReport
 from srl.commands.cli import main
 from srl.config.experiment import load_experiment
+from srl.config.settings import SRLConfig
+from srl.data.shots import draw_shots
 from srl.data.steps import StepExample
 from srl.models.loading import load_policy, prompt_format
 
@@ -173,13 +175,13 @@ def test_a_preset_shares_its_parts_among_the_sources_with_a_tag(
 def test_the_steps_of_a_source_made_larger(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file in two granularities: every problem is told in both."""
     fine = SOURCES["long"] | {"granularity": {"split_at": "clauses"}}
-    coarse = SOURCES["long"] | {"granularity": {"max_steps": 1}, "tags": {"length": "short"}}
+    coarse = SOURCES["long"] | {"granularity": {"max_steps": 2}, "tags": {"length": "short"}}
     write(mixed, sources={"fine": fine, "coarse": coarse})
     words = ("--max_completion_length", "24", "--test_problems", "2", "--test_rows", "4")
     assert train("--max_steps", "1", "--prompts_per_step", "8", *words) == 0
     assert "coarse 50.0% of rows" in capsys.readouterr().out
     solutions = read_jsonl(mixed / "runs/one/problems.jsonl")
-    assert {len(row["steps"]) for row in solutions if row["source"] == "coarse"} == {1}  # type: ignore[arg-type]
+    assert {len(row["steps"]) for row in solutions if row["source"] == "coarse"} == {2}  # type: ignore[arg-type]
     assert {len(row["steps"]) for row in solutions if row["source"] == "fine"} == {3}  # type: ignore[arg-type]
 
 
@@ -225,3 +227,37 @@ def test_a_tag_in_the_prompt_tells_styles_apart(mixed: Path) -> None:
 
 def test_a_style_to_solve_in_needs_a_tag(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, train("--solve_as", "short"), "solve_as is 'short', but source_tag is null")
+
+
+def test_a_source_of_weight_0_is_held_out_with_and_never_trained_on(mixed: Path) -> None:
+    """So two runs, each on one source, are tested on the same problems and steps."""
+    held_out, trained = [], []
+    for name, weights_ in (("a", (1, 0)), ("b", (0, 1))):
+        sources = {
+            source: one | {"weight": weight}
+            for (source, one), weight in zip(SOURCES.items(), weights_, strict=True)
+        }
+        write(mixed, sources=sources)
+        words = ("--max_steps", "2", "--dynamic_sampling", "false")
+        assert train(*words, "--prompts_per_step", "8", name=name) == 0
+        records = read_jsonl(mixed / f"runs/{name}/steps.jsonl")
+        trained.append({one["source"] for one in records if one["phase"] == "train"})
+        held_out.append(
+            [one["problem_id"] for one in read_jsonl(mixed / f"runs/{name}/eval.jsonl")]
+        )
+    assert trained == [{"long"}, {"short"}]
+    assert held_out[0] == held_out[1]
+
+
+def test_worked_examples_come_from_every_source_or_from_the_style_that_is_asked_for() -> None:
+    both = [
+        replace(one, source=name, tags={"length": name})
+        for name in ("long", "short")
+        for one in toy_trajectories(40, long=name == "long")
+    ]
+    shown = draw_shots(both, SRLConfig(few_shot=12, use_cpu=True, targets="all"), seed=0)[0]
+    assert {one.source for one in shown} == {"long", "short"}
+    asked = SRLConfig(
+        few_shot=12, use_cpu=True, targets="all", source_tag="length", solve_as="short"
+    )
+    assert {one.source for one in draw_shots(both, asked, seed=0)[0]} == {"short"}

@@ -142,6 +142,31 @@ def test_problems_told_once() -> None:
     assert told["a"] / 400 == pytest.approx(0.25, abs=0.07)
 
 
+def test_an_epoch_counts_the_rows_that_are_told() -> None:
+    examples = same_problems(40)
+    once = mixed(examples, Mixture({"a": 1, "b": 1}, same_problem="once"))
+    assert once.rows_an_epoch == 40
+    assert mixed(examples, Mixture({"a": 1, "b": 1})).rows_an_epoch == 80
+
+
+def test_a_source_whose_problems_are_told_in_turn_ends_when_all_were_told() -> None:
+    examples = same_problems(40)
+    mixture = Mixture({"a": 1, "b": 1}, same_problem="in_turn", when_exhausted="stop")
+    stream = mixed(examples, mixture)
+    told: dict[str, set[str]] = {"a": set(), "b": set()}
+    while not stream.is_over:
+        example = examples[stream.take(1)[0]]
+        told[example.source].add(example.problem)
+    assert max(map(len, told.values())) == 40
+
+
+def test_the_order_of_the_names_is_part_of_a_mixture() -> None:
+    examples = same_problems(5)
+    saved = mixed(examples, Mixture({"a": 1, "b": 1}))
+    with pytest.raises(UsageError, match="prompt stream has mixture"):
+        mixed(examples, Mixture({"b": 1, "a": 1})).load_state_dict(saved.state_dict())
+
+
 def test_problems_told_in_turn() -> None:
     """In each epoch of its own a source tells some problems, in the next one the others."""
     examples = same_problems(40)
@@ -181,7 +206,12 @@ def test_what_happens_when_a_source_has_been_seen_whole(when: str) -> None:
     ("mixture", "message"),
     [
         ({"weights": {}}, "without sources"),
-        ({"weights": {"a": 0}}, "weight of source 'a' is 0; it must be a number above 0"),
+        (
+            {"weights": {"a": 0}},
+            "weight of source 'a' is 0; it must be a number from 0.000001 to 1",
+        ),
+        ({"weights": {"a": 1e308, "b": 1e308}}, "weight of source 'a' is 1e.308; it must be"),
+        ({"weights": {"a": 1e-320, "b": 1}}, "weight of source 'a' is 1e-320"),
         ({"weights": {"a": float("nan")}}, "weight of source 'a' is nan"),
         ({"weights": {"a": True}}, "weight of source 'a' is True"),
         (

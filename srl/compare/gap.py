@@ -26,7 +26,12 @@ from typing import Any, cast
 from srl.config.strict_yaml import fit, refuse_unknown
 from srl.errors import UsageError
 
-KEYS = ("models", "sources", "pairs", "mixtures", "mix_by", "methods", "expert_tokens")
+_WORDS = ("mix_by", "same_problem", "when_exhausted", "wrong_answers")
+KEYS = ("models", "sources", "pairs", "mixtures", *_WORDS, "methods", "expert_tokens")
+# What gap says itself of a row.
+_OWN = ("data", "model", "method", "title", "train", "like", "after", "max_expert_tokens")
+_OWN_AT_EQUAL_TOKENS = ("max_steps", "num_train_epochs", "lr_scheduler_type")
+_SHARES_OF_STEPS = ("eval_steps", "save_steps", "logging_steps", "warmup_steps")
 BASE = "base"
 _TOKENS = "_tokens"  # behind the name of a row at equal tokens
 _MOST_STEPS = 100_000
@@ -68,14 +73,24 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
         name: _pair(of, [arm.name for arm in arms], f"{at}.pairs.{name}")
         for name, of in _optional(gap, "pairs", at).items()
     }
-    mix_by = gap.get("mix_by", "row")
     tokens = cast(int | None, fit(gap.get("expert_tokens"), int | None, f"{at}.expert_tokens"))
+    for method, settings in methods.items():
+        _check_settings(_mapping(settings, f"{at}.methods.{method}"), f"{at}.methods.{method}")
+    if tokens is not None:
+        for block in (values.get("settings") or {}, *methods.values()):
+            _refuse_shares(_mapping(block, at), at)
+    blocks = {name: _mapping(block, f"{at}.sources.{name}") for name, block in sources.items()}
+    for name, block in blocks.items():
+        if "weight" in block:
+            raise UsageError(f"{at}.sources.{name}: leave weight away; mixtures say weights")
 
     def data(weights: Mapping[str, float]) -> dict[str, object]:
-        blocks = {name: {**_mapping(sources[name], f"{at}.sources.{name}")} for name in weights}
+        """All sources in every row, so that the same problems and steps are held out for all."""
         return {
-            "mix_by": mix_by,
-            "sources": {name: {**blocks[name], "weight": w} for name, w in weights.items()},
+            **{word: gap[word] for word in _WORDS if word in gap},
+            "sources": {
+                name: {**block, "weight": weights.get(name, 0)} for name, block in blocks.items()
+            },
         }
 
     rows: dict[str, dict[str, object]] = {BASE: {"train": False, "title": "not trained"}}
@@ -99,6 +114,22 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     difficulties = {name: {"model": model, "data": every} for name, model in models.items()}
     rest = {key: value for key, value in values.items() if key != "gap"}
     return {**rest, "difficulties": difficulties, "rows": rows, "contrasts": contrasts}
+
+
+def _check_settings(settings: Mapping[str, object], place: str) -> None:
+    if own := [key for key in _OWN if key in settings]:
+        raise UsageError(f"{place}: {own[0]} follows from gap; leave it away")
+
+
+def _refuse_shares(settings: Mapping[str, object], at: str) -> None:
+    """Nobody knows how many steps so many tokens will take."""
+    for key in _SHARES_OF_STEPS:
+        value = settings.get(key)
+        if isinstance(value, float) and 0 < value < 1:
+            raise UsageError(
+                f"{at}: {key} is {value}, a share of the steps, but with expert_tokens nobody "
+                "knows how many there will be; give a number of steps"
+            )
 
 
 def _contrasts(

@@ -113,6 +113,13 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
     if "gap" in changes:
         gap = _block(values.get("gap"), f"{where}: gap")
         result["gap"] = _deep_merged(gap, _block(changes["gap"], f"{at}: gap"))
+    if _block(values.get("gap"), f"{where}: gap").get("expert_tokens") is not None:
+        small = _block(changes.get("gap"), f"{at}: gap")
+        if "expert_tokens" not in small:
+            raise UsageError(
+                f"{at}: gap.expert_tokens is missing, so rows at equal tokens would be as long as "
+                "without --quick; give a smaller number, or null for none of them"
+            )
     for key in ("difficulties", "rows"):
         if key not in values and "gap" in values:
             continue  # they follow from it

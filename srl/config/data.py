@@ -45,6 +45,7 @@ class Source:
         options: `path`, `limit` and the environment's own.
         granularity: how large its steps are made.
         tags: for each of its trajectories, beside those that they have.
+        gold_answers: its answers are right, whatever others say.
     """
 
     name: str | None
@@ -52,6 +53,13 @@ class Source:
     options: Mapping[str, object]
     granularity: Granularity = field(default_factory=Granularity)
     tags: Mapping[str, str] = field(default_factory=dict)
+    gold_answers: bool = False
+
+    @property
+    def teacher(self) -> tuple[str, ...]:
+        """Who wrote its solutions: the same one for two sources that only differ in granularity."""
+        told = {key: value for key, value in self.options.items() if key != "limit"}
+        return self.environment, repr(sorted(told.items()))
 
     def load(self, report: LoadReport) -> list[Trajectory]:
         """Its trajectories.
@@ -70,10 +78,20 @@ class Source:
             raise DataError(called + concealed(str(error), self.options)) from None
         except CodeNameError as error:
             raise UsageError(f"data: {called}{error}") from error
-        found = [self.granularity.apply(one) for one in found]
+        changed = [self.granularity.apply(one) for one in found]
+        # Where solutions of one step are usable at all, a loader has kept some.
+        shrunk = [
+            len(after.steps) < 2 <= len(before.steps)
+            for before, after in zip(found, changed, strict=True)
+        ]
+        if any(shrunk):
+            report.kept -= sum(shrunk)
+            report.dropped["granularity leaves one step"] += sum(shrunk)
+        kept = [one for one, gone in zip(changed, shrunk, strict=True) if not gone]
         if self.name is None:
-            return found
-        return [replace(one, source=self.name, tags={**one.tags, **self.tags}) for one in found]
+            return kept
+        tags: Mapping[str, str] = revealed(self.tags)  # type: ignore[assignment]
+        return [replace(one, source=self.name, tags={**one.tags, **tags}) for one in kept]
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,8 @@ class DataPlan:
 
     Attributes:
         sources: each of them.
-        mixture: how they are mixed; None where there is only one, which is all there is.
+        mixture: how they are mixed; None where there is only one, which is all there is. A source
+            of weight 0 is not in it: its problems are held out like the others, and no more.
         wrong_answers: what becomes of solutions in a mixture whose answer is seen to be wrong: they
             are left out ("drop") or not ("keep").
     """
@@ -123,10 +142,15 @@ class DataPlan:
         Raises:
             DataError, UsageError: what cannot be read or used, in words.
         """
-        found = [trajectory for one in self.sources for trajectory in one.load(report)]
+        loaded = [(source, one) for source in self.sources for one in source.load(report)]
+        found = [one for _, one in loaded]
         if self.mixture is None or self.wrong_answers == "keep":
             return found
-        wrong = wrong_answers(found)
+        wrong = wrong_answers(
+            found,
+            [source.teacher for source, _ in loaded],
+            {source.teacher for source in self.sources if source.gold_answers},
+        )
         for place, why in wrong.items():
             report.kept -= 1
             report.dropped[f"{found[place].source}: {why}"] += 1
@@ -180,16 +204,19 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
                 f"{where}.sources: the name {name!r}; use letters, digits, _, + and -, such as long"
             )
         one = _source_of(block, place)
-        own = one.options.get("tags", {})
+        own = one.options.get("tags") or {}
         if not isinstance(own, Mapping) or not all(
             isinstance(text, str) for pair in own.items() for text in pair
         ):
             raise UsageError(f"{place}.tags is {own!r}; give texts, such as {{length: long}}")
         if "weight" in one.options:
             weights[name] = cast(float, fit(one.options["weight"], float, f"{place}.weight"))
-        beside = ("weight", "tags")
+        gold = fit(one.options.get("gold_answers", False), bool, f"{place}.gold_answers")
+        beside = ("weight", "tags", "gold_answers")
         options = {key: value for key, value in one.options.items() if key not in beside}
-        sources.append(replace(one, name=name, options=options, tags=dict(own)))
+        sources.append(
+            replace(one, name=name, options=options, tags=dict(own), gold_answers=bool(gold))
+        )
     words = {key: data[key] for key in _WORDS if key in data}
     try:
         if (adaptive := data.get("adaptive", False)) is not False:
@@ -208,7 +235,11 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
                 f"source {missing[0]} has no weight; give each one, or a preset "
                 f"({', '.join(PRESETS)}) for all"
             )
-        mixture = Mixture(weights, **words)  # type: ignore[arg-type]
+        aside = [name for name, weight in weights.items() if weight == 0]
+        mixture = Mixture(
+            {name: weight for name, weight in weights.items() if name not in aside},
+            **words,  # type: ignore[arg-type]
+        )
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     drop = fit(data.get("wrong_answers", "drop"), WrongAnswers, f"{where}.wrong_answers")

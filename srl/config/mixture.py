@@ -24,6 +24,7 @@ PRESETS = {
     "mix_large": ("teacher", "large", "small"),
 }
 _PARTS = (1.0, 4.0)
+_LEAST_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Mixture:
         mix_by: what shares are of: "row", a step to write, which is what an optimiser step counts;
             "trajectory", an expert solution; "token", what the expert wrote.
         same_problem: a problem that several sources solve is told by "all" of them, by one of them
-            alone ("once", drawn by their weights), or by each "in_turn", another one every epoch.
+            alone ("once", drawn by their weights), or by each "in_turn": a source with n tellers
+            tells it in every n-th of its own epochs.
         when_exhausted: when a source has been seen whole it starts again ("repeat"), or waits until
             the others have been too, who share its part ("drop"), or ends the training ("stop").
         adaptive: shares move towards the sources whose groups differ most; None keeps them.
@@ -103,10 +105,11 @@ class Mixture:
             raise UsageError("a mixture without sources; name one or more, each with a weight")
         for source, weight in self.weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not 0 < weight < math.inf:
+            if not number or not _LEAST_WEIGHT <= weight <= 1 / _LEAST_WEIGHT:
                 raise UsageError(
-                    f"the weight of source {source!r} is {weight!r}; it must be a number above 0, "
-                    "such as 0.2 (leave a source out that is not to be trained on)"
+                    f"the weight of source {source!r} is {weight!r}; it must be a number from "
+                    f"{_LEAST_WEIGHT:f} to {1 / _LEAST_WEIGHT:,.0f}, such as 0.2, or 0 for a "
+                    "source that is not trained on"
                 )
         if self.adaptive is not None:
             self.adaptive.check(len(self.weights))

@@ -127,6 +127,11 @@ class MixedStream:
                 figures[f"signal/{name}"] = self.adaptive.signals.get(name, math.nan)
         return figures
 
+    @property
+    def rows_an_epoch(self) -> int:
+        """Rows of all sources, those that another one tells left out."""
+        return int(math.fsum(self._whole.amounts["row"].values()))
+
     def nominal(self) -> dict[MixBy, dict[str, float]]:
         """Measure -> source -> its share, if the shares that were asked for hold."""
         asked = self.mixture.mix_by
@@ -207,7 +212,7 @@ class MixedStream:
             "seed": self.seed,
             "data": self.data,
             "mixture": [
-                dict(mixture.weights),
+                [[name, weight] for name, weight in mixture.weights.items()],
                 mixture.mix_by,
                 mixture.same_problem,
                 mixture.when_exhausted,
@@ -229,7 +234,7 @@ class MixedStream:
         self._lags[due] -= sizes[due]
         source = self._sources[due]
         rows = source.pop()
-        if source.place == 0:  # it has been seen whole
+        if source.was_seen_whole:
             self._seen_whole(due)
         return rows
 
@@ -257,6 +262,7 @@ class _Source:
         # Of each unit, its problem is told in the epochs e with (e + first) % number == 0.
         self.turns: list[tuple[int, int]] = []
         self.epoch, self.place = 0, 0
+        self.was_seen_whole = False  # with the unit that was handed out last
         self._order: list[int] = []
 
     @property
@@ -268,8 +274,13 @@ class _Source:
         """The rows of the next unit."""
         rows = self.units[self._now()]
         self.place += 1
+        self.was_seen_whole = False
         if self.place == len(self._order):
+            # Problems that are told in turn take several epochs until all have been told.
+            rounds, before = max(number for _, number in self.turns), self.epoch
             self.go_to(self.epoch + 1, 0)
+            self._now()
+            self.was_seen_whole = self.epoch // rounds > before // rounds
         return list(rows)
 
     def go_to(self, epoch: int, place: int) -> None:

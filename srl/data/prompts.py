@@ -246,6 +246,10 @@ class PromptFormat:
             text = text.removeprefix(OPEN) if text.startswith(OPEN) else f"{CLOSE}\n{text}"
         return [*self._text.data(text), *self._end_ids]
 
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text of the expert's has, without tags and end."""
+        return len(self._text.data(text))
+
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
     ) -> ParsedStep:

@@ -6,6 +6,7 @@ trained on: a row whose own step is shown would teach copying.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from environments.types import Trajectory
@@ -33,7 +34,11 @@ def draw_shots(
     """
     if not args.few_shot:
         return [], list(trajectories)
-    usable = {one.problem_id: one for one in reversed(trajectories) if _rows(one, args)}
+    usable = {
+        one.problem_id: one
+        for one in reversed(_in_turn(trajectories, args, seed))
+        if _rows(one, args)
+    }
     if args.few_shot >= len(usable):
         raise UsageError(
             f"few_shot is {args.few_shot}, but there are {len(usable):,} training problems with "
@@ -47,6 +52,25 @@ def draw_shots(
         shots.append(rows[min(number, len(rows) - 1)])
     shown = {shot.problem_id for shot in shots}
     return shots, [one for one in trajectories if one.problem_id not in shown]
+
+
+def _in_turn(
+    trajectories: Sequence[Trajectory], args: RowSettings, seed: int
+) -> Sequence[Trajectory]:
+    """The solutions, of each problem the one first that is to be shown.
+
+    Of several sources each is shown now and then, or with `solve_as` those of that style.
+    """
+    if len({one.source for one in trajectories}) < 2:
+        return trajectories
+    wanted = getattr(args, "solve_as", None)
+
+    def place(one: Trajectory) -> tuple[bool, bytes]:
+        other_style = wanted is not None and one.tags.get(args.source_tag or "") != wanted
+        told = f"{seed}:{one.problem_id}:{one.source}".encode()
+        return other_style, hashlib.sha256(told).digest()
+
+    return sorted(trajectories, key=place)
 
 
 def _rows(trajectory: Trajectory, args: RowSettings) -> list[StepExample]:

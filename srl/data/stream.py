@@ -37,6 +37,11 @@ class PromptStream:
 
     is_over = False
 
+    @property
+    def rows_an_epoch(self) -> int:
+        """So many rows are handed out before one comes again."""
+        return self.num_rows
+
     def __init__(
         self,
         num_rows: int,

@@ -213,16 +213,12 @@ FIGURES: Mapping[str, Figure] = {
 }
 """Name -> the figure of one step; None where it has none."""
 
-SHARES: Mapping[str, Figure] = {
-    "kept": lambda one: one.is_kept,
-    "format_failures": lambda one: fmean(not each.is_valid for each in one.rollouts),
-}
-
 
 def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
     """Name -> mean over steps, with an interval over problems; figures without a value are out."""
     result = {}
-    for name, figure in {**FIGURES, **SHARES}.items():
+    attempts = [each for one in found for each in one.rollouts]
+    for name, figure in {**FIGURES, "kept": lambda one: one.is_kept}.items():
         pairs = [
             (value, one.example.problem_id) for one in found if (value := figure(one)) is not None
         ]
@@ -233,6 +229,9 @@ def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
             result[name] = share_of_rows([value > 0 for value in values], problems)
         else:
             result[name] = bootstrap(values, problems)
+    result["format_failures"] = share_of_rows(
+        [not one.is_valid for one in attempts], [one.example.problem_id for one in attempts]
+    )
     return result
 
 

@@ -121,31 +121,46 @@ class StepTrainer(Trainer):
         self.validation_trajectories = list(validation_trajectories)
         return rest
 
-    def _take_rows(self, examples: Sequence[StepExample], drops: Mapping[str, int]) -> None:
+    def _take_rows(
+        self,
+        examples: Sequence[StepExample],
+        drops: Mapping[str, int],
+        count_tokens: Callable[[], Sequence[int]],
+    ) -> None:
         """Make the stream over the training rows.
+
+        Args:
+            examples: the rows.
+            drops: why others were left out -> how many.
+            count_tokens: of each row how many tokens its expert wrote; asked where it matters.
 
         Raises:
             UsageError: there are fewer rows than one step takes.
         """
-        settings, count = self.settings, len(examples)
+        settings = self.settings
+        in_order, data = settings.prompt_order == "trajectory", digest_of(examples)
+        counted = self.mixture is not None or settings.max_expert_tokens is not None
+        self._row_tokens = count_tokens() if counted and examples else []
+        self.expert_tokens = 0
+        self.stream: Stream
+        if self.mixture is not None and examples:
+            self.stream = MixedStream(
+                examples,
+                self.mixture,
+                settings.seed,
+                tokens=self._row_tokens,
+                in_order=in_order,
+                data=data,
+            )
+        elif examples:
+            units = trajectory_numbers(examples) if in_order else None
+            self.stream = PromptStream(len(examples), settings.seed, units=units, data=data)
+        count = self.stream.rows_an_epoch if examples else 0
         if count < settings.prompts_per_step:
             raise UsageError(
                 f"there are {count} training rows{dropped(drops)}, fewer than prompts_per_step "
                 f"{settings.prompts_per_step}; give more data"
                 + (f", or set prompts_per_step to {count} or less" if count else "")
-            )
-        tokens: list[int] = []
-        if self.mixture is not None or settings.max_expert_tokens is not None:
-            tokens = [len(self.form.encode_expert(one, thoughts=False)) for one in examples]
-        self._row_tokens, self.expert_tokens = tokens, 0
-        in_order, data = settings.prompt_order == "trajectory", digest_of(examples)
-        self.stream: Stream
-        if self.mixture is None:
-            units = trajectory_numbers(examples) if in_order else None
-            self.stream = PromptStream(count, settings.seed, units=units, data=data)
-        else:
-            self.stream = MixedStream(
-                examples, self.mixture, settings.seed, tokens=tokens, in_order=in_order, data=data
             )
 
     def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
@@ -418,8 +433,9 @@ class StepTrainer(Trainer):
         """What a checkpoint keeps beside the Trainer's own state."""
         seconds = {} if self._clock is None else {"seconds": self._clock.seconds}
         stream, positions = self.stream.state_dict(), self.run_log.positions()
-        counted = {} if not self._row_tokens else {"expert_tokens": self.expert_tokens}
-        return {"stream": stream, "positions": positions, **seconds, **counted}
+        if self._row_tokens:
+            stream = {**stream, "expert_tokens": self.expert_tokens}
+        return {"stream": stream, "positions": positions, **seconds}
 
     def _load_state(self, checkpoint: Path) -> dict[str, Any]:
         """Go on from a checkpoint; returns the whole state.
@@ -430,16 +446,32 @@ class StepTrainer(Trainer):
         holds = {"stream": dict, **self._further_state}
         if self._clock is not None:
             holds["seconds"] = float
-        if self._row_tokens:
-            holds["expert_tokens"] = int
         state, positions = read_state(checkpoint, holds=holds, logs=self.run_log.paths)
         self.stream.load_state_dict(state["stream"])
         if self._clock is not None:
             self._clock.seconds = state["seconds"]
         if self._row_tokens:
-            self.expert_tokens = state["expert_tokens"]
+            self.expert_tokens = self._tokens_so_far(state["stream"], checkpoint)
         self.run_log.cut_back(positions)
         return state
+
+    def _tokens_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> int:
+        """Of the rows drawn before a checkpoint, whether they were counted then or not.
+
+        Raises:
+            UsageError: they were not, and nobody knows which rows of a mixture they were.
+        """
+        counted = saved.get("expert_tokens")
+        if isinstance(counted, int):
+            return counted
+        stream = self.stream
+        if not isinstance(stream, PromptStream):
+            raise UsageError(
+                f"{checkpoint} was saved before the expert's tokens were counted; start a new run "
+                "from its policy: --model FOLDER"
+            )
+        before = PromptStream(stream.num_rows, stream.seed, units=stream.units)
+        return sum(self._row_tokens[row] for row in before.take(stream.cursor))
 
 
 class Ticks(Dataset[dict[str, int]]):

@@ -159,10 +159,11 @@ class ExpertTrainer(StepTrainer):
         )
         self.rows = make_rows(train_trajectories)
         self.prompts = self.rows.prompts
-        self._take_rows(self.rows.examples, self.rows.dropped)
+        tokens = list(map(len, self.rows.completions))
+        self._take_rows(self.rows.examples, self.rows.dropped, lambda: tokens)
         self.held_out = make_rows(self.validation_trajectories)
         if args.max_steps <= 0:
-            rows_seen = args.num_train_epochs * len(self.prompts)
+            rows_seen = args.num_train_epochs * self.stream.rows_an_epoch
             args.max_steps = max(1, round(rows_seen / args.prompts_per_step))
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
         with libraries_refuse():
@@ -189,7 +190,7 @@ class ExpertTrainer(StepTrainer):
             f"{count:,} rows of the expert's text{thoughts}{dropped(self.rows.dropped)}; "
             f"{args.prompts_per_step} rows a step, micro-batches of at most "
             f"{args.micro_batch_tokens:,} tokens; {args.max_steps} steps, about "
-            f"{args.max_steps * args.prompts_per_step / count:.2g} epochs"
+            f"{args.max_steps * args.prompts_per_step / self.stream.rows_an_epoch:.2g} epochs"
         )
 
     # -- documented methods of Trainer -----------------------------------------------------------

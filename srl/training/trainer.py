@@ -113,14 +113,19 @@ class SRLTrainer(StepTrainer):
         )
         rows = Rows.of(train_trajectories, self.form, args, self.context_limit)
         self.examples, self.prompts, self.dropped_rows = rows.examples, rows.prompts, rows.dropped
-        self._take_rows(self.examples, self.dropped_rows)
+        self._take_rows(
+            self.examples,
+            self.dropped_rows,
+            lambda: [self.form.count_tokens(one.expert_step) for one in self.examples],
+        )
         self.reward_checks = try_rewards(self.rewards, self.examples[0])
         self.validation_rows = Rows.of(
             self.validation_trajectories, self.form, args, self.context_limit
         )
         if args.max_steps <= 0:
             rows_a_step = args.prompts_per_step / args.num_iterations
-            args.max_steps = max(1, round(args.num_train_epochs * len(self.examples) / rows_a_step))
+            rows = args.num_train_epochs * self.stream.rows_an_epoch
+            args.max_steps = max(1, round(rows / rows_a_step))
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if args.beta else None
         self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
         self._batch: Batch | None = None
@@ -158,7 +163,9 @@ class SRLTrainer(StepTrainer):
 
     def arithmetic(self) -> str:
         """One line: the sizes of a step, and how often the rows are seen."""
-        return arithmetic(self.args, len(self.examples), self.dropped_rows, self.tree_refusal)
+        return arithmetic(
+            self.args, self.stream.rows_an_epoch, self.dropped_rows, self.tree_refusal
+        )
 
     def reward_report(self) -> str:
         """One line: each reward, its weight, what it gives an expert's own step, and its price."""
