@@ -76,7 +76,7 @@ def test_minutes_of_an_earlier_session_count(tmp_path: Path, toy_policy: Path) -
 
 @pytest.mark.parametrize("method", ["srl", "sft"])
 def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
-    home: Path, method: str
+    home: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = yaml.safe_load((home / "config.yaml").read_text())
     values |= {"method": method, "max_steps": 30, "eval_strategy": "no", "save_steps": 1}
@@ -87,6 +87,8 @@ def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
         values["dynamic_sampling"] = False
     (home / "config.yaml").write_text(yaml.safe_dump(values))
     assert train(name="straight") == 0
+    said = "until 150 of the expert's tokens were drawn, or for 30 steps"
+    assert said in capsys.readouterr().out
     run = home / "runs" / "straight"
     steps = yaml.safe_load((run / "summary.json").read_text())["steps"]
     assert 2 < steps < 30

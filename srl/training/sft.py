@@ -38,6 +38,7 @@ from srl.training.base import StepTrainer, Ticks
 from srl.training.batch import MicroBatch, micro_batches
 from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
+from srl.training.start_lines import steps_line
 
 # Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
 BEST_BY = ("eval_accuracy", "eval_loss")
@@ -189,8 +190,7 @@ class ExpertTrainer(StepTrainer):
         return (
             f"{count:,} rows of the expert's text{thoughts}{dropped(self.rows.dropped)}; "
             f"{args.prompts_per_step} rows a step, micro-batches of at most "
-            f"{args.micro_batch_tokens:,} tokens; {args.max_steps} steps, about "
-            f"{args.max_steps * args.prompts_per_step / self.stream.rows_an_epoch:.2g} epochs"
+            f"{args.micro_batch_tokens:,} tokens; {steps_line(args, self.stream.rows_an_epoch)}"
         )
 
     # -- documented methods of Trainer -----------------------------------------------------------

@@ -12,7 +12,7 @@ from srl.data.rows import dropped
 from srl.training.groups import Collected, Group
 
 if TYPE_CHECKING:
-    from srl.config.settings import SRLConfig
+    from srl.config.settings import SRLConfig, TrainerConfig
 
 # Such a share of a step's rollouts is nearly all of them.
 _MOSTLY = 0.9
@@ -33,7 +33,6 @@ def arithmetic(
         drops: why other rows were dropped -> how many.
         tree_refusal: why the update cannot run over prefix trees; None if it does.
     """
-    epochs = args.max_steps / args.num_iterations * args.prompts_per_step / rows
     return (
         f"{rows:,} rows{dropped(drops)}; "
         f"{args.prompts_per_step} prompts x {args.num_generations} rollouts = "
@@ -46,8 +45,19 @@ def arithmetic(
             if tree_refusal is None
             else f"tokens, prompts repeated for every rollout ({tree_refusal}); "
         )
-        + f"{args.max_steps} steps, about {epochs:.2g} epochs"
+        + steps_line(args, rows * args.num_iterations)
     )
+
+
+def steps_line(args: TrainerConfig, rows: float) -> str:
+    """How long a training is, of so many rows an epoch."""
+    if args.max_expert_tokens is not None:
+        return (
+            f"until {args.max_expert_tokens:,} of the expert's tokens were drawn, or for "
+            f"{args.max_steps:,} steps"
+        )
+    epochs = args.max_steps * args.prompts_per_step / rows
+    return f"{args.max_steps} steps, about {epochs:.2g} epochs"
 
 
 def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
