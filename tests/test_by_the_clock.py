@@ -80,14 +80,14 @@ def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
 ) -> None:
     values = yaml.safe_load((home / "config.yaml").read_text())
     values |= {"method": method, "max_steps": 30, "eval_strategy": "no", "save_steps": 1}
-    values |= {"max_expert_tokens": 150, "save_total_limit": None}
+    values |= {"max_expert_tokens": 80, "save_total_limit": None}
     if method == "sft":
         del values["num_generations"]
     else:
         values["dynamic_sampling"] = False
     (home / "config.yaml").write_text(yaml.safe_dump(values))
     assert train(name="straight") == 0
-    said = "until 150 of the expert's tokens were drawn, or for 30 steps"
+    said = "until 80 of the expert's tokens were drawn, or for 30 steps"
     assert said in capsys.readouterr().out
     run = home / "runs" / "straight"
     steps = yaml.safe_load((run / "summary.json").read_text())["steps"]
@@ -96,7 +96,7 @@ def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
         json.loads((run / f"checkpoint-{step}" / STATE_FILE).read_text())["stream"]["expert_tokens"]
         for step in range(1, steps + 1)
     ]
-    assert counted[-2] < 150 <= counted[-1]  # the step with which they are reached is the last one
+    assert counted[-2] < 80 <= counted[-1]  # the step with which they are reached is the last one
     last = weights(load_policy("runs/straight/policy")[0])
     # As if it had been stopped after the second step.
     for step in range(3, steps + 1):
@@ -113,12 +113,12 @@ def test_a_budget_of_tokens_that_a_resume_adds_counts_from_the_start(home: Path)
     values |= {"dynamic_sampling": False, "eval_strategy": "no", "save_steps": 1, "max_steps": 30}
     values |= {"save_total_limit": None}
     (home / "config.yaml").write_text(yaml.safe_dump(values))
-    assert train("--max_expert_tokens", "150", name="straight") == 0
+    assert train("--max_expert_tokens", "80", name="straight") == 0
     assert train("--max_steps", "2", name="later") == 0
     run = home / "runs" / "later"
     (run / "summary.json").unlink()
     (run / "before.json").write_text("{}")
-    words = ["--max_steps", "30", "--max_expert_tokens", "150", "--accept-changes"]
+    words = ["--max_steps", "30", "--max_expert_tokens", "80", "--accept-changes"]
     assert main(["resume", "later", *words]) == 0
     steps = [
         yaml.safe_load((home / "runs" / name / "summary.json").read_text())["steps"]
