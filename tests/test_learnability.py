@@ -121,12 +121,13 @@ def test_the_command(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:  
 def test_a_source_whose_attempts_all_earn_the_same_keeps_no_group(mixed: Path) -> None:  # noqa: F811
     (mixed / "mine.py").write_text(
         "def only_short(step):\n"
-        "    return len(step.action) % 7 if step.source == 'short' else 0.5\n"
+        "    return len(step.action) % 7 if step.source == 'short' else 0.0\n"
     )
     words = ["--rewards", "{'mine.py:only_short': 1}", "--format_failure_reward", "0"]
     assert learnability("--rows", "12", *words) == 0
     sources = json.loads((mixed / "runs/look/learnability.json").read_text())["sources"]
-    assert sources["short"]["all"]["kept"]["value"] > sources["long"]["all"]["kept"]["value"]
+    assert sources["long"]["all"]["kept"]["value"] == 0.0
+    assert sources["short"]["all"]["kept"]["value"] > 0.3
 
 
 @pytest.mark.parametrize(
