@@ -200,11 +200,11 @@ class WordProblem:
             values.append(str(quantity.constant))
         return str(quantity.operation).join(values)
 
-    def write_terse_steps(self) -> list[str]:
-        """The solution in fewer steps: a quantity that only one other is made from is worked out
-        inside of that one's step, and its value is never written.
-
-        A step holds two operations at most.
+    @property
+    def inside(self) -> dict[str, str]:
+        """Whose quantity the terse teacher works out inside of whose step: a quantity that only
+        one other is made from, so that its value is never written. A step holds two operations at
+        most.
         """
         people = self.needed(self.target)
         users = Counter(name for person in people for name in self.quantities[person].operands)
@@ -215,67 +215,90 @@ class WordProblem:
                 if computed and users[name] == 1 and name not in inside:
                     inside[person] = name
                     break
-        hidden = set(inside.values())
-        return [
-            self.write_step(person, inside.get(person)) for person in people if person not in hidden
-        ]
+        return inside
 
     @property
     def given(self) -> set[str]:
         """The people whose quantities stand in the text as numbers."""
         return {name for name, quantity in self.quantities.items() if quantity.operation is None}
 
-    def demonstrate(self, goal: str, known: set[str]) -> Demonstration:
+    def demonstrate(
+        self, goal: str, known: set[str], inside: Mapping[str, str] | None = None
+    ) -> Demonstration:
         """One step towards the quantity of `goal`.
 
         Args:
             goal: whose quantity to find; the answer is stated once it is known.
             known: the people whose quantities are known, given ones among them.
+            inside: whose quantities are worked out inside of whose steps; by default none.
         """
+        inside = inside or {}
         thoughts: list[str] = []
         current = goal
         while current not in known:
-            quantity = self.quantities[current]
             thoughts.append(self.facts[current])
-            unknown = None
-            for operand in quantity.operands:
-                if operand not in known:
-                    unknown = operand
+            unknown = self._missing(current, known, inside)
+            for operand in self.quantities[current].operands:
+                if operand == unknown:
                     break
-                thoughts.append(f"{self._recall(operand)} (for {current})")
+                if operand in known:
+                    thoughts.append(f"{self._recall(operand, inside)} (for {current})")
+                elif unknown is None:
+                    thoughts.append(self.facts[operand])
+                    thoughts += [
+                        f"{self._recall(name, inside)} (for {operand})"
+                        for name in self.quantities[operand].operands
+                    ]
+                    thoughts += [self._work_out(operand), f"(for {current})"]
             if unknown is None:
-                numbers = [self.quantities[name].value for name in quantity.operands]
-                if quantity.constant is not None:
-                    numbers.append(quantity.constant)
-                assert quantity.operation is not None
-                thoughts.append(work_out(quantity.operation, *numbers))
-                return Demonstration(" ".join(thoughts), self.write_step(current), current)
+                thoughts.append(self._work_out(current))
+                step = self.write_step(current, inside.get(current))
+                return Demonstration(" ".join(thoughts), step, current)
             current = unknown
-        return Demonstration(self._recall(goal), write_answer(self.quantities[goal].value), None)
+        answer = write_answer(self.quantities[goal].value)
+        return Demonstration(self._recall(goal, inside), answer, None)
 
-    def _recall(self, person: str) -> str:
+    def _missing(self, person: str, known: set[str], inside: Mapping[str, str]) -> str | None:
+        """The first operand that is to be found before the step of `person` can be written."""
+        for operand in self.quantities[person].operands:
+            if operand in known:
+                continue
+            ready = all(name in known for name in self.quantities[operand].operands)
+            if operand != inside.get(person) or not ready:
+                return operand
+        return None
+
+    def _work_out(self, person: str) -> str:
+        quantity = self.quantities[person]
+        numbers = [self.quantities[name].value for name in quantity.operands]
+        if quantity.constant is not None:
+            numbers.append(quantity.constant)
+        assert quantity.operation is not None
+        return work_out(quantity.operation, *numbers)
+
+    def _recall(self, person: str, inside: Mapping[str, str]) -> str:
         """A known quantity in the words in which it became known: the fact's, or the step's."""
         if self.quantities[person].operation is None:
             return self.facts[person]
-        return self.write_step(person).removeprefix("So ")
+        return self.write_step(person, inside.get(person)).removeprefix("So ")
 
     def trajectory(self, *, thoughts: bool = False, teacher: Teacher = "plain") -> Trajectory:
         """The expert's solution: one step an operation, then the answer.
 
         Args:
-            thoughts: with the monologue that leads to each step; of the plain teacher.
+            thoughts: with the monologue that leads to each step.
             teacher: "terse" writes two operations a step where it can.
         """
         answer = str(self.quantities[self.target].value)
-        people = self.needed(self.target)
-        steps = [self.write_step(person) for person in people]
-        if teacher == "terse":
-            steps, thoughts = self.write_terse_steps(), False
+        inside = self.inside if teacher == "terse" else {}
+        hidden = set(inside.values())
+        people = [person for person in self.needed(self.target) if person not in hidden]
+        steps = [self.write_step(person, inside.get(person)) for person in people]
         texts = (*steps, write_answer(answer))
         monologues = [""] * len(texts)
         known = self.given
         for place, person in enumerate([*people, self.target] if thoughts else []):
-            monologues[place] = f" {self.demonstrate(self.target, known).thought}"
+            monologues[place] = f" {self.demonstrate(self.target, known, inside).thought}"
             known.add(person)
         return Trajectory(
             problem=self.text,
@@ -327,11 +350,6 @@ def load(
     """
     if not isinstance(thoughts, bool):
         raise DataError(f"word_problems: thoughts is {thoughts!r}; allowed are true and false")
-    if teacher == "terse" and thoughts:
-        raise DataError(
-            "word_problems: thoughts is true, but the terse teacher writes none; leave thoughts "
-            "away, or take teacher: plain"
-        )
     if path_or_hub is not None:
         raise DataError(
             f"word_problems are drawn from a seed and read no file, but the path {path_or_hub!r} "

@@ -15,6 +15,7 @@ import pytest
 
 from environments import load_trajectories
 from environments.types import DataError, LoadReport, Step, Trajectory
+from environments.paper_sums import work_out
 from environments.word_problems import (
     BINARY_TEMPLATES,
     GIVEN_TEMPLATES,
@@ -348,6 +349,29 @@ def test_the_terse_teacher_solves_the_same_problems_in_fewer_steps() -> None:
     assert fewer > 250
 
 
-def test_the_terse_teacher_has_no_thoughts() -> None:
-    with pytest.raises(DataError, match="the terse teacher writes none"):
-        load_trajectories("word_problems", limit=3, teacher="terse", thoughts=True)
+def test_the_terse_teacher_thinks_both_operations_out_before_it_writes_them() -> None:
+    bare = load_trajectories("word_problems", limit=300, seed=5, teacher="terse")
+    thinking = load_trajectories("word_problems", limit=300, seed=5, teacher="terse", thoughts=True)
+    assert [replace(one, steps=one.texts) for one in thinking] == bare
+    chained = 0
+    for one, problem in zip(thinking, draw_problems(300, seed=5), strict=True):
+        known, inside = problem.given, problem.inside
+        for step in one.steps:
+            # The walk from the question reaches the steps in the expert's order.
+            shown = problem.demonstrate(problem.target, known, inside)
+            assert step == Step(shown.step, f" {shown.thought}")
+            if shown.computed is not None:
+                for name in filter(None, (inside.get(shown.computed), shown.computed)):
+                    quantity = problem.quantities[name]
+                    numbers = [problem.quantities[other].value for other in quantity.operands]
+                    numbers += [] if quantity.constant is None else [quantity.constant]
+                    assert problem.facts[name] in shown.thought
+                    assert work_out(str(quantity.operation), *numbers) in shown.thought
+                assert shown.thought.endswith(work_out(str(quantity.operation), *numbers))
+                chained += shown.computed in inside
+                # Nothing is told of a value that no step has made known.
+                for name, quantity in problem.quantities.items():
+                    if quantity.operation is not None and name not in known:
+                        assert f"={quantity.value} {quantity.thing}." not in shown.thought
+            known.add(shown.computed or problem.target)
+    assert chained > 250
