@@ -14,8 +14,8 @@ from itertools import permutations, product
 import pytest
 
 from environments import load_trajectories
-from environments.types import DataError, LoadReport, Step, Trajectory
 from environments.paper_sums import work_out
+from environments.types import DataError, LoadReport, Step, Trajectory
 from environments.word_problems import (
     BINARY_TEMPLATES,
     GIVEN_TEMPLATES,
