@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report thoughts learnability check-data play compare compare-quick real bench bench-gpu gpu base test lint types \
+.PHONY: help setup model train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -73,6 +73,12 @@ compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it s
 
 compare-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) --quick $(ARGS)
+
+gap: $(STAMP) ## which teacher, length or mixture suits which model, SFT and SRL; goes on where it stopped [CONFIG=file.yaml]
+	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/gap/gap.yaml) $(ARGS)
+
+gap-quick: $(STAMP) ## the same with one seed, fewer problems and steps
+	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/gap/gap.yaml) --quick $(ARGS)
 
 real: $(STAMP) ## a real 135 M model on GSM8K: fetched, SFT, SRL, one table; goes on where it stopped [DATA=file.jsonl]
 	$(PY) -m srl model HuggingFaceTB/SmolLM2-135M-Instruct --output models/SmolLM2-135M-Instruct

@@ -18,6 +18,7 @@ from conftest import TOY_SETTINGS, read_jsonl, toy_trajectories
 from srl.commands.cli import main
 from srl.compare.plan import Plan
 from srl.compare.plan_file import load_plan
+from srl.config.mixture import Adaptive
 from srl.errors import UsageError
 
 GAP: dict[str, object] = {
@@ -94,6 +95,27 @@ def test_once_more_at_equal_tokens(tmp_path: Path) -> None:
         assert args.lr_scheduler_type == "constant"
     assert ("srl_long_tokens", "srl_short_tokens") in plan.contrasts
     assert ("sft_mix_tokens", "sft_short_tokens") in plan.contrasts
+
+
+def test_shares_that_follow_the_signal_are_an_arm_of_srl_alone(tmp_path: Path) -> None:
+    mixtures: dict[str, object] = {"mix": {"long": 1, "short": 4}}
+    mixtures |= {"follows": {"long": 1, "short": 1, "adaptive": {"least": 0.1, "most": 0.9}}}
+    pairs = {"length": ["long", "short"], "move": ["follows", "mix"]}
+    plan = plan_of(tmp_path, gap={**GAP, "mixtures": mixtures, "pairs": pairs})
+    names = [row.name for row in plan.rows]
+    assert "srl_follows" in names
+    assert "sft_follows" not in names
+    assert {pair for pair in plan.contrasts if "srl_follows" in pair} == {
+        ("srl_follows", "srl_mix"), ("srl_follows", "srl_long"), ("srl_follows", "srl_short"),
+        ("srl_follows", "base"),
+    }  # fmt: skip
+    cells = {cell.name: cell.experiment.mixture for cell in plan.cells}
+    follows, fixed = cells["one.srl_follows.0"], cells["one.srl_mix.0"]
+    assert follows is not None
+    assert follows.adaptive == Adaptive(least=0.1, most=0.9)
+    assert follows.shares == {"long": 0.5, "short": 0.5}
+    assert fixed is not None
+    assert fixed.adaptive is None
 
 
 def test_the_quick_one_changes_parts_of_it(tmp_path: Path) -> None:

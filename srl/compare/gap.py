@@ -6,7 +6,7 @@
         long:  {source: files, path: long.jsonl}
         short: {source: files, path: short.jsonl}
       pairs: {length: [long, short]}
-      mixtures: {mix_long: {long: 1, short: 4}}
+      mixtures: {mix_long: {long: 1, short: 4}, follows: {long: 1, short: 1, adaptive: true}}
       methods:
         sft: {learning_rate: 1.0e-3}
         srl: {learning_rate: 1.0e-4}
@@ -35,6 +35,7 @@ _SHARES_OF_STEPS = ("eval_steps", "save_steps", "logging_steps", "warmup_steps")
 BASE = "base"
 _TOKENS = "_tokens"  # behind the name of a row at equal tokens
 _MOST_STEPS = 100_000
+_ADAPTIVE = "adaptive"  # beside the sources of a mixture
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,16 @@ class Arm:
     Attributes:
         name: of the source or the mixture.
         weights: source -> weight.
+        adaptive: what `data.adaptive` is; None where shares stay as they are.
     """
 
     name: str
     weights: Mapping[str, float]
+    adaptive: object = None
+
+    def trains(self, method: str) -> bool:
+        """Whether there is such a row: SFT has no groups, whose signal shares could follow."""
+        return method == "srl" or self.adaptive is None
 
 
 def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
@@ -84,10 +91,11 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
         if "weight" in block:
             raise UsageError(f"{at}.sources.{name}: leave weight away; mixtures say weights")
 
-    def data(weights: Mapping[str, float]) -> dict[str, object]:
+    def data(weights: Mapping[str, float], adaptive: object = None) -> dict[str, object]:
         """All sources in every row, so that the same problems and steps are held out for all."""
         return {
             **{word: gap[word] for word in _WORDS if word in gap},
+            **({} if adaptive is None else {"adaptive": adaptive}),
             "sources": {
                 name: {**block, "weight": weights.get(name, 0)} for name, block in blocks.items()
             },
@@ -98,12 +106,12 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     budgets = [""] if tokens is None else ["", _TOKENS]
     for method, settings in methods.items():
         for budget in budgets:
-            for arm in arms:
+            for arm in (one for one in arms if one.trains(method)):
                 row: dict[str, object] = {
                     "title": _title(method, arm, budget),
                     "method": method,
                     **_mapping(settings, f"{at}.methods.{method}"),
-                    "data": data(arm.weights),
+                    "data": data(arm.weights, arm.adaptive),
                 }
                 if budget:
                     row |= {"max_expert_tokens": tokens, "max_steps": _MOST_STEPS}
@@ -138,7 +146,9 @@ def _contrasts(
     def rows(first: str, second: str) -> list[str]:
         return [_row(method, first, budget), _row(method, second, budget)]
 
-    found = [rows(first, second) for first, second in pairs.values()]
+    arms = [arm for arm in arms if arm.trains(method)]
+    there = {arm.name for arm in arms}
+    found = [rows(*pair) for pair in pairs.values() if there.issuperset(pair)]
     found += [
         rows(arm.name, source) for arm in arms for source in arm.weights if source != arm.name
     ]
@@ -152,21 +162,24 @@ def _row(method: str, arm: str, budget: str) -> str:
 def _title(method: str, arm: Arm, budget: str) -> str:
     words = f"{method.upper()} on {arm.name}"
     if len(arm.weights) > 1:
-        words += f" ({', '.join(f'{name} {weight:g}' for name, weight in arm.weights.items())})"
+        shares = ", ".join(f"{name} {weight:g}" for name, weight in arm.weights.items())
+        words += f" ({shares}{', adaptive' if arm.adaptive else ''})"
     return f"{words}, equal tokens" if budget else words
 
 
 def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> Arm:
     place = f"{at}.mixtures.{name}"
     weights = _mapping(of, place)
+    adaptive = weights.pop(_ADAPTIVE, None)
+    if _ADAPTIVE in sources:
+        raise UsageError(f"{at}.sources: {_ADAPTIVE} is a word of mixtures; give another name")
     if name in sources:
         raise UsageError(f"{place}: a source is called so too; give it another name")
     if len(weights) < 2:
         raise UsageError(f"{place} is {of!r}; give two sources or more, each with its weight")
     refuse_unknown(weights, list(sources), place)
-    return Arm(
-        name, {key: cast(float, fit(v, float, f"{place}.{key}")) for key, v in weights.items()}
-    )
+    shares = {key: cast(float, fit(v, float, f"{place}.{key}")) for key, v in weights.items()}
+    return Arm(name, shares, adaptive or None)
 
 
 def _pair(of: object, names: Sequence[str], place: str) -> tuple[str, str]:

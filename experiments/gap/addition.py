@@ -1,0 +1,100 @@
+"""The gap in miniature: sums of three numbers, told long and short, and policies from nothing.
+
+Writes what `addition.yaml` reads: two files of solutions to the same problems, one that writes the
+sum of the first two numbers down and one that does not, and policies of several sizes with random
+weights. `make gap CONFIG=experiments/gap/addition.yaml`, after this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+# Name -> width and layers.
+SIZES = {"2k": (8, 2), "7k": (16, 2), "162k": (64, 3)}
+LARGEST = 99
+WORDS = ("The", " answer", " is", " ", ".", "+", "=", "\n", "?", *"0123456789")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=7000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/addition"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_solutions(args.out, args.problems, args.seed)
+    for name, (width, layers) in SIZES.items():
+        parameters = write_policy(args.out / name, width, layers, args.seed)
+        print(f"{args.out / name}: {parameters:,} parameters")
+
+
+def write_solutions(folder: Path, count: int, seed: int) -> None:
+    """`long.jsonl` and `short.jsonl`: the same problems, a line each."""
+    rng = random.Random(seed)
+    problems: dict[tuple[int, int, int], None] = {}
+    while len(problems) < count:
+        problems[rng.randint(0, LARGEST), rng.randint(0, LARGEST), rng.randint(0, LARGEST)] = None
+    lines: dict[str, list[str]] = {"long": [], "short": []}
+    for a, b, c in problems:
+        end = f"The answer is {a + b + c}."
+        told = {
+            "long": [f"{a}+{b}={a + b}", f"{a + b}+{c}={a + b + c}", end],
+            "short": [f"{a}+{b}+{c}={a + b + c}", end],
+        }
+        for name, steps in told.items():
+            row = {"problem": f"{a}+{b}+{c}?", "steps": steps, "answer": str(a + b + c)}
+            lines[name].append(json.dumps(row) + "\n")
+    for name, rows in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+
+
+def write_policy(folder: Path, width: int, layers: int, seed: int) -> int:
+    """A model folder with random weights; returns how many parameters it has."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"The| answer| is|[0-9]|[+=.?\n ]"), behavior="isolated"
+    )
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(fast),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.08,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=fast.eos_token_id,
+            pad_token_id=fast.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return model.num_parameters()
+
+
+if __name__ == "__main__":
+    main()
