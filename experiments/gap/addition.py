@@ -17,8 +17,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 # Name -> width and layers.
-SIZES = {"2k": (8, 2), "7k": (16, 2), "162k": (64, 3)}
-LARGEST = 99
+SIZES = {"2k": (8, 2), "7k": (16, 2), "62k": (48, 2)}
+LARGEST = 20
 WORDS = ("The", " answer", " is", " ", ".", "+", "=", "\n", "?", *"0123456789")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"

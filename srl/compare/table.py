@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.compare.cell_run import CellRun
-from srl.compare.figures import HIGHER, LOWER
+from srl.compare.figures import HIGHER, LOWER, ONE_SEED
 from srl.compare.plan import Plan
 from srl.compare.results import Contrast, Part
 from srl.console import clock, say, visible
@@ -151,6 +151,7 @@ def _decided(contrast: Contrast, titles: Mapping[str, str], plan: Plan) -> str:
     better = {
         HIGHER: f"{titles[contrast.first]} better",
         LOWER: f"{titles[contrast.second]} better",
+        ONE_SEED: "(one seed: no verdict)",
     }
     value = _interval(contrast.difference, _mark(len(contrast.seeds), plan), signed=True)
     return f"{value} {better.get(contrast.word, 'undecided')}"
