@@ -149,12 +149,18 @@ def test_which_policy_was_kept(tmp_path: Path) -> None:
 
 
 def test_sources_have_curves_of_their_own(tmp_path: Path) -> None:
-    log = [*made_up(3, source="books", reward=0.5), *made_up(3, source="<web>", reward=1.0)]
+    flat = made_up(3, source="books", reward=0.5, kept=False, group_std=0.0)
+    log = [*flat, *made_up(3, source="<web>", reward=1.0, group_std=0.25)]
     log = [replace(r, group_id=r.group_id + 4 * (r.source == "<web>")) for r in log]
     page = Page(write_report(write_run(tmp_path / "run", log)).path.read_text())
     table = page.table("reward by source")
     assert all(shown.startswith("1.000 [") for shown in table.column("<web>"))
     assert all(shown.startswith("0.500 [") for shown in table.column("books"))
+    spread, kept = page.table("group std by source"), page.table("kept by source")
+    assert all(shown.startswith("0.250 [") for shown in spread.column("<web>"))
+    assert all(shown.startswith("0.000 [") for shown in spread.column("books"))
+    assert all(shown.startswith("0.0 % [") for shown in kept.column("books"))
+    assert all(shown.startswith("100.0 % [") for shown in kept.column("<web>"))
 
 
 # ---- bounds -------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ LONGEST_TABLE, PROBLEMS = 100, 20
 _EXCERPT = 140
 _COMMAND = 20_000  # characters of command.txt
 _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
+_OF_SOURCES = ("reward", "lift", "exact", "format_failures", "kept", "group_std")
 _SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")  # since the line before
 
 
@@ -223,18 +224,22 @@ def by_index(runs: Runs) -> str:
 
 
 def by_source(runs: Runs) -> str:
-    """The reward of each source; nothing where a run has one source only."""
+    """What each source teaches over training; nothing where a run has one source only."""
+    metrics = [FIXED[name] for name in _OF_SOURCES]
     charts = []
     for one in runs:
         records = most_frequent(one.train, "source", SERIES)
         cells, names = codes(records["source"])
-        lines = []
-        for k, name in enumerate(names):
-            part = records.filter(pa.array(cells == k))
-            over = over_training(part, [REWARD_METRIC], most=BINS)
-            lines.append(_series(str(name), over, REWARD_METRIC))
-        if len(lines) > 1:
-            charts.append(line_chart(f"reward by source{one.tag}", _sentence(REWARD_METRIC), lines))
+        if len(names) < 2:
+            continue
+        parts = [
+            over_training(records.filter(pa.array(cells == k)), metrics, most=BINS)
+            for k in range(len(names))
+        ]
+        for metric in metrics:
+            lines = [_series(str(n), part, metric) for n, part in zip(names, parts, strict=True)]
+            title = f"{metric.label} by source{one.tag}"
+            charts.append(line_chart(title, _sentence(metric), lines, share=metric.share))
     return _charts(charts)
 
 
