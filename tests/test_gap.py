@@ -97,6 +97,17 @@ def test_once_more_at_equal_tokens(tmp_path: Path) -> None:
     assert ("sft_mix_tokens", "sft_short_tokens") in plan.contrasts
 
 
+def test_a_method_may_have_other_tokens_or_none(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, gap={**GAP, "expert_tokens": {"sft": 9000}})
+    cells = {cell.name: cell.experiment.args for cell in plan.cells}
+    assert cells["one.sft_long_tokens.0"].max_expert_tokens == 9000
+    assert "one.srl_long_tokens.0" not in cells
+    assert ("sft_long_tokens", "sft_short_tokens") in plan.contrasts
+    plan = plan_of(tmp_path, gap={**GAP, "expert_tokens": {"sft": 9000, "srl": 700}})
+    cells = {cell.name: cell.experiment.args for cell in plan.cells}
+    assert cells["one.srl_long_tokens.0"].max_expert_tokens == 700
+
+
 def test_shares_that_follow_the_signal_are_an_arm_of_srl_alone(tmp_path: Path) -> None:
     mixtures: dict[str, object] = {"mix": {"long": 1, "short": 4}}
     mixtures |= {"follows": {"long": 1, "short": 1, "adaptive": {"least": 0.1, "most": 0.9}}}
@@ -198,6 +209,8 @@ def test_a_whole_one_from_two_files(
         ({"mixtures": {"mix": {"long": 1, "shrt": 1}}}, "unknown key 'shrt'; did you mean short?"),
         ({"mixtures": {"long": {"long": 1, "short": 1}}}, "a source is called so too"),
         ({"expert_tokens": "many"}, "gap.expert_tokens is 'many'"),
+        ({"expert_tokens": {"sft": "many"}}, "gap.expert_tokens.sft is 'many'"),
+        ({"expert_tokens": {"rl": 9}}, "gap.expert_tokens: unknown key 'rl'"),
         ({"methods": {"sft": {"data": {}}}}, "methods.sft: data follows from gap; leave it away"),
         ({"methods": {"sft": {"method": "srl"}}}, "methods.sft: method follows from gap"),
         (

@@ -14,7 +14,7 @@
 A model becomes a difficulty, a source or a mixture under a method a row, a pair the contrast of two
 rows, and every mixture is held against each of its sources (Li et al., arXiv 2502.12143: delta-long
 and delta-large are such contrasts). With `expert_tokens` every row is there twice: at as many rows,
-and at as many of the expert's tokens.
+and at as many of the expert's tokens: a number, or one for each method that shall have such rows.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
         name: _pair(of, [arm.name for arm in arms], f"{at}.pairs.{name}")
         for name, of in _optional(gap, "pairs", at).items()
     }
-    tokens = cast(int | None, fit(gap.get("expert_tokens"), int | None, f"{at}.expert_tokens"))
+    tokens = _expert_tokens(gap.get("expert_tokens"), methods, f"{at}.expert_tokens")
     for method, settings in methods.items():
         _check_settings(_mapping(settings, f"{at}.methods.{method}"), f"{at}.methods.{method}")
-    if tokens is not None:
-        for block in (values.get("settings") or {}, *methods.values()):
+    if tokens:
+        for block in (values.get("settings") or {}, *(methods[name] for name in tokens)):
             _refuse_shares(_mapping(block, at), at)
     blocks = {name: _mapping(block, f"{at}.sources.{name}") for name, block in sources.items()}
     for name, block in blocks.items():
@@ -103,9 +103,8 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
 
     rows: dict[str, dict[str, object]] = {BASE: {"train": False, "title": "not trained"}}
     contrasts: list[list[str]] = []
-    budgets = [""] if tokens is None else ["", _TOKENS]
     for method, settings in methods.items():
-        for budget in budgets:
+        for budget in ["", _TOKENS] if method in tokens else [""]:
             for arm in (one for one in arms if one.trains(method)):
                 row: dict[str, object] = {
                     "title": _title(method, arm, budget),
@@ -114,7 +113,7 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
                     "data": data(arm.weights, arm.adaptive),
                 }
                 if budget:
-                    row |= {"max_expert_tokens": tokens, "max_steps": _MOST_STEPS}
+                    row |= {"max_expert_tokens": tokens[method], "max_steps": _MOST_STEPS}
                     row["lr_scheduler_type"] = "constant"
                 rows[_row(method, arm.name, budget)] = row
             contrasts += _contrasts(method, budget, arms, pairs)
@@ -122,6 +121,16 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     difficulties = {name: {"model": model, "data": every} for name, model in models.items()}
     rest = {key: value for key, value in values.items() if key != "gap"}
     return {**rest, "difficulties": difficulties, "rows": rows, "contrasts": contrasts}
+
+
+def _expert_tokens(given: object, methods: Mapping[str, object], place: str) -> dict[str, int]:
+    """Method -> tokens of its rows at equal tokens; a method that is not there has no such rows."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        refuse_unknown(given, list(methods), place)
+        return {name: cast(int, fit(of, int, f"{place}.{name}")) for name, of in given.items()}
+    return dict.fromkeys(methods, cast(int, fit(given, int, place)))
 
 
 def _check_settings(settings: Mapping[str, object], place: str) -> None:
