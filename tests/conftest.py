@@ -59,6 +59,7 @@ LONGEST = (
     *("test_cli.py", "test_equivalence.py", "test_compare_runner.py", "test_cli_rewards.py"),
     *("test_hostile.py", "test_report_browser.py", "test_lora.py", "test_stopping.py"),
     *("test_trainer.py", "test_gpu_script.py", "test_reward_pool.py", "test_bench.py"),
+    *("test_gap.py", "test_mixed_runs.py", "test_by_the_clock.py", "test_trainer_inputs.py"),
     *("test_check_data.py", "test_answer_reward.py", "test_resuming.py", "test_sft.py"),
     *("test_loss.py", "test_wrapped_scoring.py", "test_demonstrations.py", "test_thoughts.py"),
     *("test_environments.py", "test_tree_attention.py", "test_compare_order.py"),
