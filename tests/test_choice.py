@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from srl.errors import UsageError
+from srl.models import trial
+from srl.models.tree_models import refusal
 from srl.models.trial import check_scoring
 from srl.rollout import choice
 from srl.rollout.choice import way_of
@@ -120,16 +123,18 @@ def test_a_model_with_states_is_trained_on_what_it_samples(tmp_path: Path) -> No
     assert all(0 <= float(str(line["max_sampler_gap"])) < 1e-4 for line in gaps)
 
 
+def wrong(make: Callable[..., object]) -> type:
+    """The decoder with its rows mixed up."""
+
+    class Wrong(make):  # type: ignore[misc,valid-type]
+        def step(self, tokens: torch.Tensor) -> torch.Tensor:
+            return super().step(tokens.flip(0))
+
+    return Wrong
+
+
 def test_no_way_is_taken_that_gives_other_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each decoder is compared, and not only the first."""
-
-    def wrong(make: Callable[..., object]) -> type:
-        class Wrong(make):  # type: ignore[misc,valid-type]
-            def step(self, tokens: torch.Tensor) -> torch.Tensor:
-                return super().step(tokens.flip(0))
-
-        return Wrong
-
     model = build("qwen2")
     monkeypatch.setattr(
         choice, "_SHARED", choice.Way(lambda m, _: wrong(choice.SharedDecoder)(m), shared=True)
@@ -138,3 +143,31 @@ def test_no_way_is_taken_that_gives_other_logits(monkeypatch: pytest.MonkeyPatch
     model = build("qwen2")
     monkeypatch.setattr(choice, "_CACHED", choice.Way(wrong(choice.CachedDecoder)))
     assert way_in_words(model).startswith("with prompts of one length")
+
+
+def hangs_on_last_digits() -> PreTrainedModel:
+    """A deep model whose layers make small differences large, as activations of trained ones do."""
+    model = build("qwen2", num_hidden_layers=16)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if "q_proj.weight" in name or "k_proj.weight" in name:
+                weights.mul_(4)
+    return model
+
+
+def test_a_model_is_not_refused_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM2-135M was sampled slower after some trainings and not after others, by chance."""
+    model = hangs_on_last_digits()
+    tokens = [int(i) for i in torch.arange(11) * 7 % 31 + 1]
+    logits = trial.plain_logits(model, tokens)
+    exact = trial.plain_logits(copy.deepcopy(model).double(), tokens)
+    assert (logits - exact).abs().max() / exact.abs().max() > 1e-5  # a small one: 1e-6
+    assert refusal(model) is None
+    assert way_of(model, share=True).shared
+    check_scoring(model, pad_id=0)
+    # What is wrong is found in it all the same.
+    other = hangs_on_last_digits()
+    monkeypatch.setattr(
+        choice, "_SHARED", choice.Way(lambda m, _: wrong(choice.SharedDecoder)(m), shared=True)
+    )
+    assert not way_of(other, share=True).shared

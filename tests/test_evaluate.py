@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,6 +38,8 @@ class ScriptedPolicy:
     tokenizer: PreTrainedTokenizerFast
     script: dict[str, list[str]]
     asked: list[list[str]] = field(default_factory=list)
+
+    remembering = nullcontext
 
     def sample(
         self,

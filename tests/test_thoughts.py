@@ -343,6 +343,8 @@ class _Says:
     def __init__(self, ids: Sequence[list[int]], cut: int) -> None:
         self._ids, self._cut = ids, cut
 
+    remembering = contextlib.nullcontext
+
     def sample(
         self, prompts: Sequence[Prompt], num_samples: int, params: SamplingParams, **_: object
     ) -> Iterator[tuple[int, list[Completion]]]:

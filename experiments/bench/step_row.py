@@ -16,6 +16,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -303,6 +304,9 @@ class _Sampler:
         self.wait = wait
         self.seconds = 0.0  # without what is done with completions meanwhile
         self.tokens = 0
+
+    def remembering(self) -> AbstractContextManager[None]:
+        return self.inner.remembering()
 
     def sample(
         self,

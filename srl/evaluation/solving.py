@@ -113,6 +113,24 @@ def solve_step_by_step(
     """
     numbers = range(first_sample, first_sample + num_samples)
     attempts = [Attempt(problem, "steps", sample) for sample in numbers for problem in problems]
+    with sampler.remembering():  # the prompt of a step begins with that of the step before
+        active = _take_steps(sampler, form, attempts, params, max_steps, context_limit, tick)
+    for place in active:
+        attempts[place] = replace(attempts[place], failure="no_answer")
+    return [_judged(one) for one in attempts]
+
+
+def _take_steps(
+    sampler: Sampler,
+    form: PromptFormat,
+    attempts: list[Attempt],
+    params: SamplingParams,
+    max_steps: int,
+    context_limit: int | None,
+    tick: Tick | None,
+) -> list[int]:
+    """Go on with all attempts, in place, until each has ended or has `max_steps` steps; which are
+    the latter."""
     active = list(range(len(attempts)))
     for round_number in range(1, max_steps + 1):
         ready, prompts = [], []  # type: list[int], list[Prompt]
@@ -135,9 +153,7 @@ def solve_step_by_step(
             attempts[place], goes_on = _with_step(form, attempts[place], completion)
             if goes_on:
                 active.append(place)
-    for place in active:
-        attempts[place] = replace(attempts[place], failure="no_answer")
-    return [_judged(one) for one in attempts]
+    return active
 
 
 def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tuple[Attempt, bool]:

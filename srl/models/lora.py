@@ -10,6 +10,8 @@ peft is an extra (`pip install 'stepwise-srl[lora]'`), imported where it is used
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +22,7 @@ from transformers import PreTrainedModel
 
 from srl.config.lora import LoraSettings
 from srl.errors import UsageError
+from srl.models.rounding import rounding_of
 from srl.models.vocabulary import embeddings
 
 if TYPE_CHECKING:
@@ -156,18 +159,27 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def merged_within(beside: Tensor, without: Tensor) -> float:
+def merged_within(
+    adapted: PeftModel, logits_of: Callable[[nn.Module], Tensor]
+) -> tuple[Tensor, Tensor]:
     """How far merging an adapter may move logits.
 
-    Some hundred roundings of float32, which grow with the logits, and a thousandth of what the
-    adapter itself changes: a wrong merge changes as much as that again.
+    As far as rounding does, and a thousandth of what the adapter itself changes: a wrong merge
+    changes as much as that again.
 
     Args:
-        beside: logits with the adapter beside its base.
-        without: the same of the base alone.
+        adapted: the base with the adapter beside it.
+        logits_of: a model's logits [T, V] of some tokens.
+
+    Returns:
+        Of every token how far [T], and the logits with the adapter.
     """
-    rounding = max(1e-4, 2e-5 * beside.abs().max().item())
-    return rounding + 1e-3 * (beside - without).abs().max().item()
+    with adapted.disable_adapter():
+        without = logits_of(adapted)
+    beside = logits_of(adapted)
+    rounding = rounding_of(adapted, partial(logits_of, adapted), beside)
+    least = max(1e-4, 2e-5 * beside.abs().max().item())
+    return rounding.clamp(min=least) + 1e-3 * (beside - without).abs().max(), beside
 
 
 @torch.no_grad()
@@ -211,20 +223,20 @@ def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         )
     if wrong := [name for name in held if not taken[name].cpu().float().equal(held[name].float())]:
         raise UsageError(f"the adapter in {folder} was not loaded: {wrong[0]} is another tensor")
-    with adapted.disable_adapter():
-        without = _logits_of(adapted)
-    before = _logits_of(adapted)
+    allowed, before = merged_within(adapted, _logits_of)
     whole = adapted.merge_and_unload(safe_merge=True)
     head = whole.get_output_embeddings()
     if head is not None and head.weight is not whole.get_input_embeddings().weight:
         # An adapter may hold its own copy of one of two tied tensors.
         whole.config.get_text_config().tie_word_embeddings = False
         whole.config.tie_word_embeddings = False
-    difference = (before - _logits_of(whole)).abs().max().item()
-    if not difference <= (allowed := merged_within(before, without)):
+    differences = (before - _logits_of(whole)).abs().amax(-1)
+    if not bool((differences <= allowed).all()):
+        at = int((differences - allowed).argmax())
         raise UsageError(
             f"the adapter in {folder} cannot be merged into its base: their logits before and "
-            f"after differ by {difference:.3g}, and rounding explains {allowed:.3g}. An adapter on "
+            f"after differ by {differences[at]:.3g}, and rounding explains {allowed[at]:.3g}. An "
+            "adapter on "
             "the embeddings of a model whose LM head is the same tensor (tie_word_embeddings) "
             "gives this; train one on the linear layers, such as target_modules: all-linear"
         )

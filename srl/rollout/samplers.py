@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,13 +38,15 @@ from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
 from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
-from srl.rollout.decoding import Decoder
+from srl.rollout.decoding import Decoder, KnownPrompts, SharedDecoder
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
 # work queued up meanwhile.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 8
+# Of the tokens that are sampled together, so many are remembered where prompts go on.
+_KNOWN_PART = 2
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,13 @@ class Sampler(Protocol):
         """
         ...
 
+    def remembering(self) -> AbstractContextManager[None]:
+        """Inside, prompts may be read from where they leave those that were sampled before.
+
+        The policy must not change meanwhile.
+        """
+        ...
+
 
 def key_of(*parts: str | int) -> int:
     """A prompt's key, 64 bits, out of what names its place."""
@@ -220,6 +229,19 @@ class LocalSampler:
         self.pad_id = pad_id
         self.token_budget = token_budget
         self.share = share
+        self._known: KnownPrompts | None = None
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """See `Sampler.remembering`. On a GPU, where reading is cheap and memory dear, nothing is
+        kept."""
+        before = self._known
+        if self.model.device.type == "cpu":
+            self._known = KnownPrompts(self.token_budget // _KNOWN_PART)
+        try:
+            yield
+        finally:
+            self._known = before
 
     @torch.no_grad()
     def sample(
@@ -249,6 +271,8 @@ class LocalSampler:
                     lengths, num_samples, params.max_new_tokens, self.token_budget, way
                 ):
                     decoder = way.decoder(self.model, self.pad_id)
+                    if isinstance(decoder, SharedDecoder):
+                        decoder.known = self._known
                     with attending_over_trees(self.model) if way.shared else nullcontext():
                         asked = [prompts[i] for i in chunk]
                         for place, group in _decode(decoder, asked, samples, params):
