@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 # Name -> width and layers.
-SIZES = {"2k": (8, 2), "7k": (16, 2), "62k": (48, 2)}
+SIZES = {"2k": (8, 2), "7k": (16, 2), "61k": (48, 2)}
 LARGEST = 20
 WORDS = ("The", " answer", " is", " ", ".", "+", "=", "\n", "?", *"0123456789")
 CHAT_TEMPLATE = (
