@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from srl.errors import UsageError
-from srl.models import trial
+from srl.models import rounding, tree_models, trial
 from srl.models.tree_models import refusal
 from srl.models.trial import check_scoring
 from srl.rollout import choice
@@ -165,9 +166,19 @@ def test_a_model_is_not_refused_for_rounding(monkeypatch: pytest.MonkeyPatch) ->
     assert refusal(model) is None
     assert way_of(model, share=True).shared
     check_scoring(model, pad_id=0)
+    with monkeypatch.context() as fixed:  # a bound that most models keep refuses this one
+        fixed.setattr(tree_models, "tolerated", lambda *_: torch.tensor(1e-5))
+        assert "differ from those over rows" in (refusal(hangs_on_last_digits()) or "accepted")
     # What is wrong is found in it all the same.
     other = hangs_on_last_digits()
     monkeypatch.setattr(
         choice, "_SHARED", choice.Way(lambda m, _: wrong(choice.SharedDecoder)(m), shared=True)
     )
     assert not way_of(other, share=True).shared
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_last_digits_of_half_precision_move_logits_too(dtype: torch.dtype) -> None:
+    model = build("qwen2").to(dtype)
+    plain = partial(trial.plain_logits, model, [1, 2, 3, 4])
+    assert bool((rounding.rounding_of(model, plain, plain()) > 0).all())

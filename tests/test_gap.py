@@ -125,6 +125,11 @@ def test_shares_that_follow_the_signal_are_an_arm_of_srl_alone(tmp_path: Path) -
     assert follows is not None
     assert follows.adaptive == Adaptive(least=0.1, most=0.9)
     assert follows.shares == {"long": 0.5, "short": 0.5}
+    mixtures["follows"] = {"long": 1, "short": 1, "adaptive": {}}  # a block that changes nothing
+    plan = plan_of(tmp_path, gap={**GAP, "mixtures": mixtures})
+    plain = {cell.name: cell.experiment.mixture for cell in plan.cells}["one.srl_follows.0"]
+    assert plain is not None
+    assert plain.adaptive == Adaptive()
     assert fixed is not None
     assert fixed.adaptive is None
 
@@ -221,6 +226,7 @@ def test_a_whole_one_from_two_files(
             {"expert_tokens": 9, "methods": {"sft": {"warmup_steps": 0.3}}},
             "warmup_steps is 0.3, a share of the steps",
         ),
+        ({"mixtures": {"mix": {"long": 1, "short": 1, "adaptive": 3}}}, "adaptive"),
         ({"mix_by": "step"}, "mix_by is 'step'; allowed: row, trajectory, token"),
     ],
 )

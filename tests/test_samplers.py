@@ -567,3 +567,22 @@ def test_no_more_is_remembered_than_there_is_room_for() -> None:
     assert torch.equal(values, seen[0][1][:, :11])
     # What comes behind a token that is not known is not known either, though it looks like it.
     assert all(place < 0 for place in known.places(PrefixTree.of([([7, 8, 9], ())])))
+
+
+@pytest.mark.parametrize(
+    ("rope", "may"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, True),
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, False),
+        ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}, False),
+    ],
+)
+def test_keys_that_change_with_the_length_are_not_remembered(
+    rope: dict[str, object], may: bool
+) -> None:
+    model = build()
+    model.config.rope_parameters = rope
+    assert decoding.may_read_on(model) == may
+    alone = local(model)
+    with alone.remembering():
+        assert (alone._known is not None) == may

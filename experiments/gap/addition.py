@@ -30,8 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=7000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/addition"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/addition"), help="addition.yaml reads runs/addition"
+    )
     args = parser.parse_args()
+    if not 1 <= args.problems <= (LARGEST + 1) ** 3:
+        parser.error(f"--problems is {args.problems}; there are {(LARGEST + 1) ** 3:,} problems")
     args.out.mkdir(parents=True, exist_ok=True)
     write_solutions(args.out, args.problems, args.seed)
     for name, (width, layers) in SIZES.items():

@@ -172,14 +172,14 @@ def _title(method: str, arm: Arm, budget: str) -> str:
     words = f"{method.upper()} on {arm.name}"
     if len(arm.weights) > 1:
         shares = ", ".join(f"{name} {weight:g}" for name, weight in arm.weights.items())
-        words += f" ({shares}{', adaptive' if arm.adaptive else ''})"
+        words += f" ({shares}{'' if arm.adaptive is None else ', adaptive'})"
     return f"{words}, equal tokens" if budget else words
 
 
 def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> Arm:
     place = f"{at}.mixtures.{name}"
     weights = _mapping(of, place)
-    adaptive = weights.pop(_ADAPTIVE, None)
+    adaptive = weights.pop(_ADAPTIVE, False)
     if _ADAPTIVE in sources:
         raise UsageError(f"{at}.sources: {_ADAPTIVE} is a word of mixtures; give another name")
     if name in sources:
@@ -188,7 +188,8 @@ def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> A
         raise UsageError(f"{place} is {of!r}; give two sources or more, each with its weight")
     refuse_unknown(weights, list(sources), place)
     shares = {key: cast(float, fit(v, float, f"{place}.{key}")) for key, v in weights.items()}
-    return Arm(name, shares, adaptive or None)
+    # What it may be, and what may not, `data.adaptive` says.
+    return Arm(name, shares, None if adaptive is False else adaptive)
 
 
 def _pair(of: object, names: Sequence[str], place: str) -> tuple[str, str]:

@@ -156,7 +156,8 @@ class SamplingSettings(Part):
     Attributes:
         temperature, top_p, top_k, min_p: top_p 1.0, top_k 0 and min_p null are off.
         whole_max_completion_length: the longest whole solution, in tokens.
-        rollout_token_budget: prompt and completion tokens sampled together, at full length.
+        rollout_token_budget: prompt and completion tokens sampled together, at full length. While
+            problems are solved step by step on a CPU, half as many are remembered beside them.
         prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
     """
 

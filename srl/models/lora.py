@@ -179,7 +179,8 @@ def merged_within(
     beside = logits_of(adapted)
     rounding = rounding_of(adapted, partial(logits_of, adapted), beside)
     least = max(1e-4, 2e-5 * beside.abs().max().item())
-    return rounding.clamp(min=least) + 1e-3 * (beside - without).abs().max(), beside
+    most = 2e-2 * beside.abs().max().item()
+    return rounding.clamp(least, max(least, most)) + 1e-3 * (beside - without).abs().max(), beside
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Decoders do the same and differ in what they cost. `SharedDecoder` computes what prompts share
 once (the nested prompts of a trajectory are one prefix tree), keeps every prompt's keys and values
 once for all its completions, and writes new ones into place. Prompts that go on where earlier ones
-ended are read from there on (`KnownPrompts`). It needs a model whose attention can
+ended can be read from there on (`KnownPrompts`). It needs a model whose attention can
 be replaced (`tree_models.refusal`). `CachedDecoder` is for most others: transformers' own cache,
 which repeats the prompt for every completion and is copied whenever it grows. What remains is in
 `fallbacks.py`, and `choice.py` finds which of them a model is sampled exactly by.
@@ -168,6 +168,17 @@ class SharedDecoder:
         self.memory.keep(rows, g=len(rows) // len(prompts.unique()))
 
 
+_ROOT, _NEW = -1, -2  # in place of a known token's number
+
+
+def may_read_on(model: PreTrainedModel) -> bool:
+    """Whether a prompt's keys stay what they are when it grows: not where the frequencies of
+    position embeddings depend on the length of what is read."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, Mapping)}
+    return not kinds & {"dynamic", "longrope"}
+
+
 class KnownPrompts:
     """Keys and values of prompts that were read, for later prompts that begin like one of them.
 
@@ -189,7 +200,10 @@ class KnownPrompts:
         return len(self._children)
 
     def places(self, tree: PrefixTree, *, but: Sequence[int] = ()) -> list[int]:
-        """Of each of the tree's nodes the known token that it is, or _NEW; `but` these are new."""
+        """Of each of the tree's nodes the known token that it is, or _NEW.
+
+        `but` these: their logits are wanted, so they are read again.
+        """
         found: list[int] = []
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
             before = found[parent] if parent >= 0 else _ROOT
@@ -224,9 +238,6 @@ class KnownPrompts:
         if new:
             kept = {layer: (keys[:, new], values[:, new]) for layer, (keys, values) in seen.items()}
             self._blocks.append((first, kept))
-
-
-_ROOT, _NEW = -1, -2  # in place of a known token's number
 
 
 class _Reading:

@@ -38,7 +38,7 @@ from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
 from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
-from srl.rollout.decoding import Decoder, KnownPrompts, SharedDecoder
+from srl.rollout.decoding import Decoder, KnownPrompts, SharedDecoder, may_read_on
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
@@ -234,9 +234,9 @@ class LocalSampler:
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """See `Sampler.remembering`. On a GPU, where reading is cheap and memory dear, nothing is
-        kept."""
+        kept. Keeps half of `token_budget` at most, beside what is sampled."""
         before = self._known
-        if self.model.device.type == "cpu":
+        if self.model.device.type == "cpu" and may_read_on(self.model):
             self._known = KnownPrompts(self.token_budget // _KNOWN_PART)
         try:
             yield
