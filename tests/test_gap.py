@@ -18,8 +18,11 @@ from conftest import TOY_SETTINGS, read_jsonl, toy_trajectories
 from srl.commands.cli import main
 from srl.compare.plan import Plan
 from srl.compare.plan_file import load_plan
+from srl.compare.results import Contrast, Part
+from srl.compare.table import markdown
 from srl.config.mixture import Adaptive
 from srl.errors import UsageError
+from srl.stats import Estimate
 
 GAP: dict[str, object] = {
     "models": {"one": "some/base", "other": "another/base"},
@@ -233,6 +236,21 @@ def test_a_whole_one_from_two_files(
 def test_what_is_refused(tmp_path: Path, gap: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan_of(tmp_path, gap={**GAP, **gap})
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shown"),
+    [
+        ((0,), "+20.0 [+10.0, +30.0] (p) (one seed: no verdict)"),
+        ((0, 1), "+20.0 [+10.0, +30.0] SFT on long better"),
+    ],
+)
+def test_one_seed_gives_no_verdict(tmp_path: Path, seeds: tuple[int, ...], shown: str) -> None:
+    plan = plan_of(tmp_path)
+    contrast = Contrast("steps greedy", "sft_long", "sft_short", seeds, Estimate(0.2, 0.1, 0.3, 50))
+    part = Part("one", 50, [], {}, {}, [contrast])
+    lines = markdown(plan, {}, [part]).splitlines()
+    assert f"| SFT on long less SFT on short | {shown} |" in lines
 
 
 def test_rows_beside_it_are_refused(tmp_path: Path) -> None:

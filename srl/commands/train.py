@@ -391,7 +391,7 @@ def _save_policy(
     Peers' second stages have started from the base model because the trained weights were never
     loaded; so the logits on a fixed prompt must come back exactly. An adapter is saved beside the
     policy, which is the whole model with the adapter merged, and both must come back, but for the
-    rounding of float32 that merging makes: it grows with the logits.
+    rounding of float32 that merging makes (`merged_within`).
     """
     # Without autocast, whose rounding would hide what is compared here, and on the CPU: a second
     # model beside the optimiser's state may be more than a GPU holds.
