@@ -256,7 +256,10 @@ def _read(
     # Above 128 it was asked to stop, and did; below 0 it was killed.
     if state is State.TO_DO and own and own[-1]["exit"] != 0 and own[-1]["exit"] <= 128:
         state = State.FAILED
-    since = _time(start.get("started")) or began
+    since = _time(start.get("started"))
+    if since is None and began is not None:
+        # Of other clocks than a session's times, and without their parts of a second.
+        since = began - timedelta(seconds=1)
     of_run = [line for line in own if since is not None and _ended(line) >= since]
     return CellRun(cell, run, state, why, start, of_run)
 
