@@ -18,6 +18,7 @@ from srl.models.tree_models import refusal
 from srl.models.trial import check_scoring
 from srl.rollout import choice
 from srl.rollout.choice import way_of
+from srl.rollout.known_prompts import KnownPrompts
 from srl.rollout.samplers import LocalSampler, Prompt, SamplingParams, complete
 from srl.training.trainer import SRLTrainer
 from tests.conftest import read_jsonl, toy_config, toy_tokenizer, toy_trajectories
@@ -138,12 +139,34 @@ def test_no_way_is_taken_that_gives_other_logits(monkeypatch: pytest.MonkeyPatch
     """Each decoder is compared, and not only the first."""
     model = build("qwen2")
     monkeypatch.setattr(
-        choice, "_SHARED", choice.Way(lambda m, _: wrong(choice.SharedDecoder)(m), shared=True)
+        choice, "_SHARED", choice.Way(lambda m, *_: wrong(choice.SharedDecoder)(m), shared=True)
     )
     assert way_in_words(model) == "cached"
     model = build("qwen2")
-    monkeypatch.setattr(choice, "_CACHED", choice.Way(wrong(choice.CachedDecoder)))
+    monkeypatch.setattr(
+        choice, "_CACHED", choice.Way(lambda m, pad, _: wrong(choice.CachedDecoder)(m, pad))
+    )
     assert way_in_words(model).startswith("with prompts of one length")
+
+
+def test_prompts_that_are_known_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(known: KnownPrompts, layer: int, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        keys, values = known._kept[layer]
+        return keys[:, places], 2 * values[:, places]
+
+    monkeypatch.setattr(KnownPrompts, "read", doubled)
+    assert way_in_words(build("qwen2")) == "cached"
+
+
+def test_the_token_that_is_told_is_the_one_that_is_too_far_off() -> None:
+    worst = rounding.WorstError()
+    worst.add(torch.tensor([1e-3, 3e-4]), torch.tensor([2e-3, 1e-4]))
+    worst.add(torch.tensor([5e-3]), torch.tensor([6e-3]))
+    assert not worst.fits
+    assert str(worst) == "by 3.0e-04 of its largest logit, of which rounding explains 1.0e-04"
+    worst.add(torch.tensor([1e-9, float("nan")]), torch.tensor([1.0, 1.0]))
+    assert "by nan of" in str(worst)
+    assert not worst.fits
 
 
 def hangs_on_last_digits() -> PreTrainedModel:
@@ -167,12 +190,14 @@ def test_a_model_is_not_refused_for_rounding(monkeypatch: pytest.MonkeyPatch) ->
     assert way_of(model, share=True).shared
     check_scoring(model, pad_id=0)
     with monkeypatch.context() as fixed:  # a bound that most models keep refuses this one
-        fixed.setattr(tree_models, "tolerated", lambda *_: torch.tensor(1e-5))
-        assert "differ from those over rows" in (refusal(hangs_on_last_digits()) or "accepted")
+        fixed.setattr(tree_models, "tolerated", lambda *given: torch.full((len(given[2]),), 1e-5))
+        reason = refusal(hangs_on_last_digits()) or "accepted"
+        assert "differ from those over rows by" in reason
+        assert "rounding explains 1.0e-05" in reason
     # What is wrong is found in it all the same.
     other = hangs_on_last_digits()
     monkeypatch.setattr(
-        choice, "_SHARED", choice.Way(lambda m, _: wrong(choice.SharedDecoder)(m), shared=True)
+        choice, "_SHARED", choice.Way(lambda m, *_: wrong(choice.SharedDecoder)(m), shared=True)
     )
     assert not way_of(other, share=True).shared
 

@@ -230,6 +230,13 @@ def test_a_whole_one_from_two_files(
             "warmup_steps is 0.3, a share of the steps",
         ),
         ({"mixtures": {"mix": {"long": 1, "short": 1, "adaptive": 3}}}, "adaptive"),
+        (
+            {
+                "mixtures": {"follows": {"long": 1, "short": 1, "adaptive": True}},
+                "methods": {"sft": {}},
+            },
+            "mixtures.follows is adaptive, .* methods has no srl",
+        ),
         ({"mix_by": "step"}, "mix_by is 'step'; allowed: row, trajectory, token"),
     ],
 )

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sampling import (
+    PAD,
+    PROMPTS,
+    VOCABULARY,
+    build,
+    fixture_decoder,  # noqa: F401
+    gemma2,
+    greedy,
+    ids_of,
+    llama,
+    local,
+    qwen2,
+    sampled,
+)
 from torch import Tensor
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from srl.errors import DivergedError, UsageError
-from srl.models.prefix_tree import PrefixTree, Row
+from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How
-from srl.rollout import choice, decoding, samplers
+from srl.rollout import decoding, samplers
 from srl.rollout.choice import Way
 from srl.rollout.decoding import CachedDecoder
 from srl.rollout.samplers import (
@@ -39,56 +45,6 @@ from srl.rollout.samplers import (
     key_of,
 )
 from srl.rollout.uniforms import uniforms
-
-VOCABULARY = 24
-PAD = 0
-PROMPTS = [[5, 6, 7], [8], [9, 1, 2, 3, 4, 11, 12, 13], [3, 3], [14, 15, 16, 17, 18]]
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    # Far from uniform, so that no rounding turns one greedy token into another
-    "initializer_range": 0.6,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-
-
-@pytest.fixture(params=["shared", "cached"], autouse=True)
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test here holds for both decoders."""
-    if request.param == "cached":
-        monkeypatch.setattr(choice, "refusal", lambda model: "asked for")
-    return str(request.param)
-
-
-def qwen2(**changes: object) -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**{**SIZES, **changes}))
-
-
-def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**SIZES))
-
-
-def gemma2() -> PreTrainedModel:
-    """Every second layer sees 4 tokens only: less than a prompt, far less than a completion."""
-    config = Gemma2Config(**SIZES, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)
-    config._attn_implementation = "eager"
-    return Gemma2ForCausalLM(config)
-
-
-def build(make: Callable[[], PreTrainedModel] = qwen2) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return make().eval()
-
-
-def local(model: PreTrainedModel, token_budget: int = 10_000) -> LocalSampler:
-    return LocalSampler(model, pad_id=PAD, token_budget=token_budget)
 
 
 def sampler(
@@ -103,10 +59,6 @@ def sampler(
         return complete(local(model, token_budget), asked, num_samples, params)
 
     return sample
-
-
-def greedy(max_new_tokens: int, *stop_ids: int) -> SamplingParams:
-    return SamplingParams(max_new_tokens, temperature=0, stop_ids=frozenset(stop_ids))
 
 
 def cut(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
@@ -222,7 +174,7 @@ def test_chunks_stay_within_the_budget(
     shared: bool,
     one_length: bool,
 ) -> None:
-    way = Way(CachedDecoder, shared=shared, one_length=one_length)
+    way = Way(lambda m, pad_id, _: CachedDecoder(m, pad_id), shared=shared, one_length=one_length)
     chunks = list(_chunks(lengths, num_samples, max_new_tokens, budget, way))
     assert sorted(index for chunk in chunks for index in chunk) == list(range(len(lengths)))
     for chunk in chunks:
@@ -368,23 +320,15 @@ def test_scores_of_the_memory_are_as_exact_as_in_the_update() -> None:
     assert (found - expected).norm() / expected.norm() < 0.01  # .1 with scores in bf16
 
 
-def sampled(**changes: int) -> SamplingParams:
-    return SamplingParams(10, temperature=1.2, stop_ids=frozenset({3, 4}), **changes)  # type: ignore[arg-type]
-
-
 def test_the_seed_decides_and_nothing_else() -> None:
     model = build()
     drawn = sampler(model)(PROMPTS, 4, sampled(seed=1))
     torch.manual_seed(5)
-    assert tokens(sampler(model)(PROMPTS, 4, sampled(seed=1))) == tokens(drawn)
-    assert tokens(sampler(model)(PROMPTS, 4, sampled(seed=2))) != tokens(drawn)
+    assert ids_of(sampler(model)(PROMPTS, 4, sampled(seed=1))) == ids_of(drawn)
+    assert ids_of(sampler(model)(PROMPTS, 4, sampled(seed=2))) != ids_of(drawn)
     state = torch.get_rng_state()
     sampler(model)(PROMPTS, 4, sampled())
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def tokens(groups: Sequence[Sequence[Completion]]) -> list[list[list[int]]]:
-    return [[completion.ids for completion in group] for group in groups]
 
 
 def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it() -> None:
@@ -397,16 +341,16 @@ def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it() -> None:
     assert len({tuple(one.ids) for group in expected for one in group}) > 20
 
     for budget in (1, 90, 300):
-        assert tokens(complete(local(model, budget), asked, 6, sampled())) == tokens(expected)
+        assert ids_of(complete(local(model, budget), asked, 6, sampled())) == ids_of(expected)
     order = [4, 0, 6, 2, 5, 1, 3]
     again = complete(local(model), [asked[i] for i in order], 6, sampled())
-    assert tokens(again) == tokens([expected[i] for i in order])
+    assert ids_of(again) == ids_of([expected[i] for i in order])
     unshared = LocalSampler(model, pad_id=PAD, token_budget=10_000, share=False)
-    assert tokens(complete(unshared, asked, 6, sampled())) == tokens(expected)
+    assert ids_of(complete(unshared, asked, 6, sampled())) == ids_of(expected)
     # In parts, as where memory holds a few samples of a prompt at a time
     parts = [complete(local(model), asked, 2, sampled(), first_sample=n) for n in (0, 2, 4)]
     together = [[one for group in groups for one in group] for groups in zip(*parts, strict=True)]
-    assert tokens(together) == tokens(expected)
+    assert ids_of(together) == ids_of(expected)
 
 
 def test_equal_prompts_at_other_places_are_sampled_apart() -> None:
@@ -470,119 +414,11 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
 
 def test_full_determinism_is_left_as_it_was() -> None:
     model = build()
-    expected = tokens(sampler(model)(PROMPTS, 2, sampled()))
+    expected = ids_of(sampler(model)(PROMPTS, 2, sampled()))
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert tokens(sampler(model)(PROMPTS, 2, sampled())) == expected
+        assert ids_of(sampler(model)(PROMPTS, 2, sampled())) == expected
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-# ---- prompts that go on where earlier ones ended -----------------------------------------------
-
-
-def rounds(seed: int) -> list[list[list[int]]]:
-    """Prompts of several rounds: most begin with one of the round before, some are new, some asked
-    again as they are, some end inside of an earlier one."""
-    rng = random.Random(seed)
-
-    def fresh(most: int) -> list[int]:
-        return [rng.randint(1, VOCABULARY - 1) for _ in range(rng.randint(1, most))]
-
-    found = [[fresh(9) for _ in range(6)]]
-    for _ in range(3):
-        before = found[-1]
-        changed = [prompt[: rng.randint(1, len(prompt))] + fresh(3) for prompt in before[:3]]
-        ended = [prompt[: rng.randint(1, len(prompt))] for prompt in before[3:5]]
-        found.append([*changed, *ended, *before[4:5], fresh(9)])
-    return found
-
-
-@contextmanager
-def tokens_read(model: PreTrainedModel) -> Iterator[list[int]]:
-    """How many tokens each forward of the model reads."""
-    counts: list[int] = []
-    embedding = model.get_input_embeddings()
-    hook = embedding.register_forward_pre_hook(lambda _, given: counts.append(given[0].numel()))
-    try:
-        yield counts
-    finally:
-        hook.remove()
-
-
-@pytest.mark.parametrize("make", [qwen2, llama, gemma2])
-@pytest.mark.parametrize("budget", [10_000, 90])  # all at once; a few at a time, little room
-@pytest.mark.parametrize("params", [greedy(6, 3), sampled(seed=1)], ids=["greedy", "sampled"])
-def test_what_is_remembered_changes_no_completion(
-    make: Callable[[], PreTrainedModel], budget: int, params: SamplingParams
-) -> None:
-    model = build(make)
-    for seed in range(3):
-        remembers, forgets = local(model, budget), local(model, budget)
-        with remembers.remembering():
-            for number, prompts in enumerate(rounds(seed)):
-                asked = [Prompt(ids, 100 * number + k) for k, ids in enumerate(prompts)]
-                found = complete(remembers, asked, 2, params)
-                expected = complete(forgets, asked, 2, params)
-                assert tokens(found) == tokens(expected)
-                for group, other in zip(found, expected, strict=True):
-                    for one, same in zip(group, other, strict=True):
-                        assert one.log_probs == pytest.approx(same.log_probs, abs=1e-4)
-
-
-def test_prompts_are_read_from_where_they_leave_earlier_ones(decoder: str) -> None:
-    model = build()
-    long = list(range(1, 13))
-    first, second = [[*long, 14, 15], [*long, 16]], [[*long, 14, 15, 17, 18], [*long, 16], [2, 3]]
-    one = SamplingParams(1, temperature=0)
-    alone = local(model)
-    complete(alone, [Prompt([1], 0)], 1, one)  # how the model is sampled is found at first use
-    with tokens_read(model) as read, alone.remembering():
-        complete(alone, [Prompt(ids, k) for k, ids in enumerate(first)], 1, one)
-        complete(alone, [Prompt(ids, k) for k, ids in enumerate(second)], 1, one)
-    if decoder == "shared":
-        # Two new tokens, the last of a prompt that was read whole (its logits), and a new prompt.
-        assert read == [12 + 2 + 1, 2 + 1 + 2]
-    else:
-        assert read == [2 * 14, 3 * 16]
-    with tokens_read(model) as read:
-        complete(alone, [Prompt(ids, k) for k, ids in enumerate(second)], 1, one)
-    assert read == [12 + 4 + 1 + 2 if decoder == "shared" else 3 * 16]  # forgotten
-
-
-def test_no_more_is_remembered_than_there_is_room_for() -> None:
-    rows: list[Row] = [(list(range(10)), ()), ([0, 1, 2, 20, 21], ())]
-    tree = PrefixTree.of(rows)
-    seen = {0: (torch.randn(1, len(tree), 4), torch.randn(1, len(tree), 4))}
-    known = decoding.KnownPrompts(room=11)
-    known.add(tree, seen)
-    known.add(tree, seen)
-    assert len(known) == 11
-    places = known.places(tree)
-    assert [place < 0 for place in places] == [node == 11 for node in range(12)]
-    keys, values = known.read(0, torch.tensor(places[:11]))
-    assert torch.equal(keys, seen[0][0][:, :11])
-    assert torch.equal(values, seen[0][1][:, :11])
-    # What comes behind a token that is not known is not known either, though it looks like it.
-    assert all(place < 0 for place in known.places(PrefixTree.of([([7, 8, 9], ())])))
-
-
-@pytest.mark.parametrize(
-    ("rope", "may"),
-    [
-        ({"rope_type": "default", "rope_theta": 1e4}, True),
-        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, False),
-        ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}, False),
-    ],
-)
-def test_keys_that_change_with_the_length_are_not_remembered(
-    rope: dict[str, object], may: bool
-) -> None:
-    model = build()
-    model.config.rope_parameters = rope
-    assert decoding.may_read_on(model) == may
-    alone = local(model)
-    with alone.remembering():
-        assert (alone._known is not None) == may

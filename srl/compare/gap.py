@@ -30,7 +30,6 @@ _WORDS = ("mix_by", "same_problem", "when_exhausted", "wrong_answers")
 KEYS = ("models", "sources", "pairs", "mixtures", *_WORDS, "methods", "expert_tokens")
 # What gap says itself of a row.
 _OWN = ("data", "model", "method", "title", "train", "like", "after", "max_expert_tokens")
-_OWN_AT_EQUAL_TOKENS = ("max_steps", "num_train_epochs", "lr_scheduler_type")
 _SHARES_OF_STEPS = ("eval_steps", "save_steps", "logging_steps", "warmup_steps")
 BASE = "base"
 _TOKENS = "_tokens"  # behind the name of a row at equal tokens
@@ -76,6 +75,11 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     refuse_unknown(methods, ("srl", "sft"), f"{at}.methods")
     arms = [Arm(name, {name: 1.0}) for name in sources]
     arms += [_mixture(name, of, sources, at) for name, of in _optional(gap, "mixtures", at).items()]
+    if idle := [arm.name for arm in arms if not any(arm.trains(method) for method in methods)]:
+        raise UsageError(
+            f"{at}.mixtures.{idle[0]} is {_ADAPTIVE}, and shares follow the signal of SRL's groups; "
+            f"methods has no srl: add it, or leave {_ADAPTIVE} away"
+        )
     pairs = {
         name: _pair(of, [arm.name for arm in arms], f"{at}.pairs.{name}")
         for name, of in _optional(gap, "pairs", at).items()

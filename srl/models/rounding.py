@@ -9,7 +9,9 @@ digits is measured, by a change of the embeddings in theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -70,3 +72,37 @@ def tolerated(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tensor)
     exact = is_exact(model)
     always, never = (_ALWAYS, _NEVER) if exact else (_ALWAYS_ROUNDED, _NEVER_ROUNDED)
     return (rounding_of(model, logits_of, logits) / logits.abs().max()).clamp(always, never)
+
+
+@dataclass
+class WorstError:
+    """Of the tokens of a trial the one whose error exceeds most what rounding explains.
+
+    Attributes:
+        error: how far it is off, relative to the largest logit; may be no number.
+        allowed: what rounding explains there.
+        excess: the one over the other; infinite where either is no number.
+    """
+
+    error: float = 0.0
+    allowed: float = 0.0
+    excess: float = 0.0
+
+    def add(self, errors: Tensor, allowed: Tensor) -> None:
+        """More tokens: their errors [T], and what is allowed of each [T]."""
+        excess = (errors / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
+        at = int(excess.argmax())
+        if excess[at] > self.excess:
+            found = errors[at], allowed[at], excess[at]
+            self.error, self.allowed, self.excess = (value.item() for value in found)
+
+    @property
+    def fits(self) -> bool:
+        """Whether rounding explains all of them."""
+        return self.excess <= 1
+
+    def __str__(self) -> str:
+        return (
+            f"by {self.error:.1e} of its largest logit, of which rounding explains "
+            f"{self.allowed:.1e}"
+        )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
 from srl.models.prefix_tree import PrefixTree, Row
-from srl.models.rounding import tolerated
+from srl.models.rounding import WorstError, tolerated
 from srl.models.tree_attention import How, TreePlan
 
 IMPLEMENTATION = "srl_prefix_tree"
@@ -149,8 +149,7 @@ def _try(model: nn.Module) -> str | None:
     watched = _Watched(TreePlan.of(tree, device))
     inputs = {**tree_inputs(tree, device), "tree": watched}
     was_training = model.training
-    errors = []
-    offs = []
+    worst = WorstError()
     try:
         with (
             attending_over_trees(model),
@@ -169,17 +168,15 @@ def _try(model: nn.Module) -> str | None:
                 plain = partial(_plain_logits, model, ids)
                 expected = plain()
                 off = (logits[path] - expected).abs().amax(-1) / expected.abs().max()
-                errors.append((off / tolerated(model, plain, expected)).max())
-                offs.append(off.max())
+                worst.add(off, tolerated(model, plain, expected))
     except _CannotFollowError as error:
         return str(error)
     except FAILURES as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         model.train(was_training)
-    if not torch.stack(errors).max().item() <= 1:  # NaN, if one of them is
-        worst = torch.stack(offs).max().item()
-        return f"its logits over a tree differ from those over rows by {worst:.1e}"
+    if not worst.fits:
+        return f"its logits over a tree differ from those over rows {worst}"
     # One longer than these few tokens would not have shown.
     if _windows(text) > sum(window is not None for window in watched.windows.values()):
         return "it has sliding windows that its attention is not told of"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srl.errors import DivergedError, UsageError
-from srl.models.rounding import tolerated
+from srl.models.rounding import WorstError, tolerated
 from srl.models.scoring import completion_log_probs
 from srl.models.tree_models import FAILURES, devices_of
 
@@ -83,7 +83,7 @@ def check_scoring(model: nn.Module, *, pad_id: int) -> None:
             scores = completion_log_probs(
                 model, rows, pad_id=pad_id, temperature=1.0, device=device
             ).log_probs
-        worst, fits = 0.0, True
+        worst = WorstError()
         for (prompt, written), logits, found, most in zip(
             rows, right, scores, allowed, strict=True
         ):
@@ -91,9 +91,8 @@ def check_scoring(model: nn.Module, *, pad_id: int) -> None:
             every = logits[told].log_softmax(-1)
             expected = every[torch.arange(len(written)), torch.tensor(written)]
             error = (found[: len(written)] - expected).abs() / logits.abs().max()
-            worst = max(worst, error.max().item()) if error.isfinite().all() else float("inf")
-            fits = fits and bool((error <= most[told]).all())  # NaN does not
-        reason = f"they differ by {worst:.1e} of its largest logit"
+            worst.add(error, most[told])
+        fits, reason = worst.fits, f"they differ {worst}"
     except DivergedError:
         raise
     except FAILURES as error:

@@ -18,11 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from srl.errors import DivergedError, UsageError
-from srl.models.rounding import tolerated
+from srl.models.rounding import WorstError, tolerated
 from srl.models.tree_models import FAILURES, attending_over_trees, devices_of, refusal
 from srl.models.trial import few_tokens, named, plain_logits, short_length
 from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
 from srl.rollout.fallbacks import UncachedDecoder, UnpaddedDecoder
+from srl.rollout.known_prompts import KnownPrompts
+
+_ROOM = 64  # of the known prompts of a trial, in tokens: more than it has
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Way:
     """A decoder, and what it asks of those who use it.
 
     Attributes:
-        decoder: makes one from a model and any token id.
+        decoder: makes one from a model, any token id, and the prompts that were read before.
         shared: completions share their prompt; to be called inside `attending_over_trees`.
         one_length: prompts that are sampled together must be equally long.
         slower: what costs time, and why, for the user; empty where nothing does.
     """
 
-    decoder: Callable[[PreTrainedModel, int], Decoder]
+    decoder: Callable[[PreTrainedModel, int, KnownPrompts | None], Decoder]
     shared: bool = False
     one_length: bool = False
     slower: str = ""
@@ -46,11 +49,18 @@ class Way:
         return self.slower and f"this model is sampled slower than others, {self.slower}"
 
 
-_SHARED = Way(lambda model, _: SharedDecoder(model), shared=True)
-_CACHED = Way(CachedDecoder)
+_SHARED = Way(lambda model, _, known: SharedDecoder(model, known), shared=True)
+_CACHED = Way(lambda model, pad_id, _: CachedDecoder(model, pad_id))
 _FALLBACKS = (
-    Way(UnpaddedDecoder, one_length=True, slower="with prompts of one length at a time"),
-    Way(UncachedDecoder, slower="without a cache: every token reads its whole row again"),
+    Way(
+        lambda model, pad_id, _: UnpaddedDecoder(model, pad_id),
+        one_length=True,
+        slower="with prompts of one length at a time",
+    ),
+    Way(
+        lambda model, pad_id, _: UncachedDecoder(model, pad_id),
+        slower="without a cache: every token reads its whole row again",
+    ),
 )
 
 _ways: WeakKeyDictionary[PreTrainedModel, dict[bool, Way]] = WeakKeyDictionary()
@@ -96,7 +106,8 @@ def _try(model: PreTrainedModel, way: Way) -> str | None:
     together = [[0, 1], [2]] if way.one_length else [[0, 1, 2]]
     was_training = model.training
     model.eval()
-    worst, fits = 0.0, True
+    worst = WorstError()
+    known = KnownPrompts(_ROOM) if way.shared else None
     device = next(model.parameters()).device
     try:
         with (
@@ -113,21 +124,20 @@ def _try(model: PreTrainedModel, way: Way) -> str | None:
                 allowed = {row: tolerated(model, plain[row], expected[row]) for row in rows}
                 with attending_over_trees(model) if way.shared else nullcontext():
                     for row, length, logits in _decoded(
-                        way.decoder(model, 0), prompts, written, chosen, rows
+                        lambda: way.decoder(model, 0, known), prompts, written, chosen, rows
                     ):
                         right = expected[row]
                         place = len(prompts[row[0]]) - 1 + length
                         error = (logits - right[place]).abs().max() / right.abs().max()
-                        worst = max(worst, error.item()) if error.isfinite() else float("inf")
-                        fits = fits and bool(error <= allowed[row][place])  # NaN does not
+                        worst.add(error[None], allowed[row][place, None])
     except DivergedError:
         raise
     except FAILURES as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:
         model.train(was_training)
-    if not fits:
-        return f"its logits token by token differ from those of the plain forward by {worst:.1e}"
+    if not worst.fits:
+        return f"its logits token by token differ from those of the plain forward {worst}"
     return None
 
 
@@ -140,13 +150,17 @@ def _texts(model: PreTrainedModel) -> tuple[list[list[int]], list[list[list[int]
 
 
 def _decoded(
-    decoder: Decoder,
+    make: Callable[[], Decoder],
     prompts: Sequence[Sequence[int]],
     written: Sequence[Sequence[Sequence[int]]],
     chosen: Sequence[int],
     rows: list[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, int], int, Tensor]]:
-    """Each row, the tokens written so far, and its logits; on the way rows leave."""
+    """Each row, the tokens written so far, and its logits; on the way rows leave.
+
+    At the end what the prompts' first rows have written is read as prompts, by another decoder.
+    """
+    decoder = make()
     logits = decoder.start([prompts[i] for i in chosen], len(written[0]))
     for length in range(len(written[0][0])):
         for row, own in zip(rows, logits.float(), strict=True):
@@ -161,3 +175,6 @@ def _decoded(
         logits = decoder.step(token)
     for row, own in zip(rows, logits.float(), strict=True):
         yield row, len(written[0][0]), own
+    grown = [[*prompts[i], *written[i][0]] for i in chosen]
+    for i, own in zip(chosen, make().start(grown, 1).float(), strict=True):
+        yield (i, 0), len(written[0][0]), own

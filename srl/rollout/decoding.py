@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How, TreePlan, wide
+from srl.rollout.known_prompts import KnownPrompts, Reading
 
 # The first room for keys and values of completions, in tokens; doubled when it is full.
 _ROOM = 64
@@ -119,18 +120,21 @@ class SharedDecoder:
     Rows stay in groups of equal size g, one group a prompt, so that a group reads its prompt's keys
     in one matrix product: rows that have ended leave when their group's others do not need the
     place.
+
+    Args:
+        known: prompts that were read before under the same weights; these are added.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, known: KnownPrompts | None = None) -> None:
         self.model = model
-        self.known: KnownPrompts | None = None
+        self.known = known
 
     def start(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         device = self.model.device
         tree = PrefixTree.of([(prompt, ()) for prompt in prompts])
         last = [path[-1] for path in tree.paths]
         places = None if self.known is None else self.known.places(tree, but=last)
-        reading = _Reading(TreePlan.of(tree, device), self.known, places)
+        reading = Reading(TreePlan.of(tree, device), self.known, places)
         logits = self.model(
             input_ids=torch.tensor([tree.tokens], device=device)[:, reading.fresh],
             position_ids=reading.plan.positions[None, reading.fresh],
@@ -166,117 +170,6 @@ class SharedDecoder:
     def keep(self, rows: Tensor) -> None:
         prompts = rows // self.memory.g
         self.memory.keep(rows, g=len(rows) // len(prompts.unique()))
-
-
-_ROOT, _NEW = -1, -2  # in place of a known token's number
-
-
-def may_read_on(model: PreTrainedModel) -> bool:
-    """Whether a prompt's keys stay what they are when it grows: not where the frequencies of
-    position embeddings depend on the length of what is read."""
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, Mapping)}
-    return not kinds & {"dynamic", "longrope"}
-
-
-class KnownPrompts:
-    """Keys and values of prompts that were read, for later prompts that begin like one of them.
-
-    A policy that solves a problem step by step is asked again after every step, with a prompt that
-    is a few tokens longer. Valid as long as the policy's weights are what they were.
-
-    Args:
-        room: so many tokens are kept at most; what comes later is read again.
-    """
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._children: dict[tuple[int, int], int] = {}  # (known token or _ROOT, token id) -> one
-        # Known tokens in blocks, as they were read: the first one's number, then layer -> keys and
-        # values [H_kv, n, D].
-        self._blocks: list[tuple[int, Mapping[int, tuple[Tensor, Tensor]]]] = []
-
-    def __len__(self) -> int:
-        return len(self._children)
-
-    def places(self, tree: PrefixTree, *, but: Sequence[int] = ()) -> list[int]:
-        """Of each of the tree's nodes the known token that it is, or _NEW.
-
-        `but` these: their logits are wanted, so they are read again.
-        """
-        found: list[int] = []
-        for token, parent in zip(tree.tokens, tree.parents, strict=True):
-            before = found[parent] if parent >= 0 else _ROOT
-            found.append(self._children.get((before, token), _NEW) if before != _NEW else _NEW)
-        for node in but:
-            found[node] = _NEW
-        return found
-
-    def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [H_kv, n, D] of known tokens [n]."""
-        parts = []
-        for first, block in self._blocks:
-            keys, values = block[layer]
-            here = (places >= first) & (places < first + keys.shape[1])
-            own = places[here] - first
-            parts.append((here.nonzero().squeeze(1), keys[:, own], values[:, own]))
-        order = torch.cat([at for at, _, _ in parts]).argsort()
-        keys, values = (torch.cat([part[i] for part in parts], dim=1)[:, order] for i in (1, 2))
-        return keys, values
-
-    def add(self, tree: PrefixTree, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """Keep what is new of a tree, as far as there is room; `seen` as a reading has it."""
-        first, new = len(self), []
-        places: list[int] = []
-        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-            key = (places[parent] if parent >= 0 else _ROOT, token)
-            place = _NEW if key[0] == _NEW else self._children.get(key, _NEW)
-            if place == _NEW and key[0] != _NEW and len(self) < self.room:
-                place = self._children[key] = len(self)
-                new.append(node)
-            places.append(place)
-        if new:
-            kept = {layer: (keys[:, new], values[:, new]) for layer, (keys, values) in seen.items()}
-            self._blocks.append((first, kept))
-
-
-class _Reading:
-    """Attention over the prompts' tree that remembers every layer's keys and values.
-
-    Only nodes that are `fresh` [n] go through the model; those of the others are known.
-    """
-
-    def __init__(
-        self, plan: TreePlan, known: KnownPrompts | None, places: Sequence[int] | None
-    ) -> None:
-        self.plan = plan
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}  # [H_kv, N, D] each
-        device = plan.positions.device
-        self.known = known if places is not None and max(places) >= 0 else None
-        where = torch.tensor(places if self.known is not None else [_NEW] * len(plan.positions))
-        self.fresh = (where < 0).nonzero().squeeze(1).to(device)
-        self.old = (where >= 0).nonzero().squeeze(1).to(device)
-        self.places = where[where >= 0].to(device)
-
-    def place_of(self, nodes: Sequence[int]) -> Tensor:
-        """Where among the fresh nodes these are."""
-        return torch.searchsorted(self.fresh, torch.tensor(nodes, device=self.fresh.device))
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        if self.known is None:
-            self.seen[layer] = k[0], v[0]
-            return self.plan.attend(layer, q, k, v, how)
-        # Queries of known nodes are zeros: attending for them costs little beside the layers.
-        q, k, v = (self._of_all(x) for x in (q, k, v))
-        for x, old in zip((k, v), self.known.read(layer, self.places), strict=True):
-            x[0, :, self.old] = old
-        self.seen[layer] = k[0], v[0]
-        return self.plan.attend(layer, q, k, v, how)[:, self.fresh]
-
-    def _of_all(self, x: Tensor) -> Tensor:
-        """[1, H, n, D] of the fresh nodes -> [1, H, N, D]."""
-        out = x.new_zeros(*x.shape[:2], len(self.plan.positions), x.shape[3])
-        return out.index_copy(2, self.fresh, x)
 
 
 class _Memory:

@@ -38,7 +38,8 @@ from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
 from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
-from srl.rollout.decoding import Decoder, KnownPrompts, SharedDecoder, may_read_on
+from srl.rollout.decoding import Decoder
+from srl.rollout.known_prompts import KnownPrompts, may_read_on
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
@@ -270,9 +271,7 @@ class LocalSampler:
                 for chunk in _chunks(
                     lengths, num_samples, params.max_new_tokens, self.token_budget, way
                 ):
-                    decoder = way.decoder(self.model, self.pad_id)
-                    if isinstance(decoder, SharedDecoder):
-                        decoder.known = self._known
+                    decoder = way.decoder(self.model, self.pad_id, self._known)
                     with attending_over_trees(self.model) if way.shared else nullcontext():
                         asked = [prompts[i] for i in chunk]
                         for place, group in _decode(decoder, asked, samples, params):

@@ -1,0 +1,127 @@
+"""Reading prompts, and what of earlier ones need not be read again.
+
+A policy that solves a problem step by step is asked again after every step, with a prompt that is
+a few tokens longer: read anew, most of its tokens are read once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from srl.models.prefix_tree import PrefixTree
+from srl.models.tree_attention import How, TreePlan
+
+_ROOT, _NEW = -1, -2  # in place of a known token's number
+
+
+def may_read_on(model: PreTrainedModel) -> bool:
+    """Whether a prompt's keys stay what they are when it grows: not where the frequencies of
+    position embeddings depend on the length of what is read."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, Mapping)}
+    return not kinds & {"dynamic", "longrope"}
+
+
+class KnownPrompts:
+    """Keys and values of prompts that were read, for later prompts that begin like one of them.
+
+    Valid as long as the policy's weights are what they were.
+
+    Args:
+        room: so many tokens are kept at most; what comes later is read again.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._children: dict[tuple[int, int], int] = {}  # (known token or _ROOT, token id) -> one
+        # Layer -> keys and values [H_kv, at least so many, D] of the known tokens.
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def places(self, tree: PrefixTree, *, but: Sequence[int] = ()) -> list[int]:
+        """Of each of the tree's nodes the known token that it is, or a negative number.
+
+        `but` these: their logits are wanted, so they are read again.
+        """
+        found: list[int] = []
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            before = found[parent] if parent >= 0 else _ROOT
+            found.append(self._children.get((before, token), _NEW) if before != _NEW else _NEW)
+        for node in but:
+            found[node] = _NEW
+        return found
+
+    def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [H_kv, n, D] of known tokens [n]."""
+        keys, values = self._kept[layer]
+        return keys[:, places], values[:, places]
+
+    def add(self, tree: PrefixTree, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Keep what is new of a tree, as far as there is room; `seen` as a reading has it."""
+        first, new = len(self), []
+        places: list[int] = []
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+            key = (places[parent] if parent >= 0 else _ROOT, token)
+            place = _NEW if key[0] == _NEW else self._children.get(key, _NEW)
+            if place == _NEW and key[0] != _NEW and len(self) < self.room:
+                place = self._children[key] = len(self)
+                new.append(node)
+            places.append(place)
+        if not new:
+            return
+        for layer, pair in seen.items():
+            kept = self._kept.get(layer)
+            if kept is None or kept[0].shape[1] < len(self):
+                size = min(self.room, 2 * len(self))
+                larger = [x.new_empty(x.shape[0], size, x.shape[2]) for x in pair]
+                for old, buffer in zip(kept or (), larger, strict=False):
+                    buffer[:, :first] = old[:, :first]
+                kept = self._kept[layer] = larger[0], larger[1]
+            for buffer, x in zip(kept, pair, strict=True):
+                buffer[:, first : len(self)] = x[:, new]
+
+
+class Reading:
+    """Attention over the prompts' tree that remembers every layer's keys and values.
+
+    Only nodes that are `fresh` [n] go through the model; those of the others are known.
+    """
+
+    def __init__(
+        self, plan: TreePlan, known: KnownPrompts | None, places: Sequence[int] | None
+    ) -> None:
+        self.plan = plan
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}  # [H_kv, N, D] each
+        device = plan.positions.device
+        self.known = known if places is not None and max(places) >= 0 else None
+        where = torch.tensor(places if self.known is not None else [_NEW] * len(plan.positions))
+        self.fresh = (where < 0).nonzero().squeeze(1).to(device)
+        self.old = (where >= 0).nonzero().squeeze(1).to(device)
+        self.places = where[where >= 0].to(device)
+
+    def place_of(self, nodes: Sequence[int]) -> Tensor:
+        """Where among the fresh nodes these are."""
+        return torch.searchsorted(self.fresh, torch.tensor(nodes, device=self.fresh.device))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """Of the fresh nodes: [1, H, n, D] each, as a model has them, becomes [1, n, H, D]."""
+        if self.known is None:
+            self.seen[layer] = k[0], v[0]
+            return self.plan.attend(layer, q, k, v, how)
+        # Queries of known nodes are zeros: attending for them costs little beside the layers.
+        q, k, v = (self._of_all(x) for x in (q, k, v))
+        for x, old in zip((k, v), self.known.read(layer, self.places), strict=True):
+            x[0, :, self.old] = old
+        self.seen[layer] = k[0], v[0]
+        return self.plan.attend(layer, q, k, v, how)[:, self.fresh]
+
+    def _of_all(self, x: Tensor) -> Tensor:
+        """[1, H, n, D] of the fresh nodes -> [1, H, N, D]."""
+        out = x.new_zeros(*x.shape[:2], len(self.plan.positions), x.shape[3])
+        return out.index_copy(2, self.fresh, x)
