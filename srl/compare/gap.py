@@ -77,8 +77,8 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     arms += [_mixture(name, of, sources, at) for name, of in _optional(gap, "mixtures", at).items()]
     if idle := [arm.name for arm in arms if not any(arm.trains(method) for method in methods)]:
         raise UsageError(
-            f"{at}.mixtures.{idle[0]} is {_ADAPTIVE}: shares follow the signal of SRL's groups, and "
-            f"methods has no srl; add it, or leave {_ADAPTIVE} away"
+            f"{at}.mixtures.{idle[0]} is {_ADAPTIVE}: its shares follow the signal of SRL's "
+            f"groups, and methods has no srl; add it, or leave {_ADAPTIVE} away"
         )
     pairs = {
         name: _pair(of, [arm.name for arm in arms], f"{at}.pairs.{name}")
