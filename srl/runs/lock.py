@@ -78,7 +78,7 @@ def _take(path: Path, warn: Callable[[str], object]) -> int:
             os.close(descriptor)
             raise UsageError(
                 f"{path.parent} is being written by {owner}. Wait until it has ended, or stop it; "
-                "a second one would mix its records with the first one's"
+                "a second one would mix its files with the first one's"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
