@@ -19,8 +19,10 @@ from srl.commands.cli import main
 from srl.data.rows import Rows
 from srl.data.steps import build_examples
 from srl.evaluation.learnability import attempt_rows, bands, figures_of, unrelated_steps
+from srl.logs.report.learnability import COLUMNS
 from srl.models.loading import load_policy, prompt_format
 from srl.rollout.samplers import make_sampler
+from srl.runs.records import finite
 
 
 @pytest.mark.parametrize("think", [True, False])
@@ -63,6 +65,17 @@ def test_figures_are_those_worked_out_by_hand(
     assert figures["unlikely"].value == pytest.approx(fmean(tokens))
     assert figures["kept"].value == pytest.approx(fmean(one.is_kept for one in found))
     assert sum(len(part) for _, part in bands(found)) == 18
+    assert figures["log_prob"].low < figures["log_prob"].value < figures["log_prob"].high
+    problems = {one.example.problem_id for one in found}
+    assert len(problems) == 6
+    few = {*list(problems)[:4]}
+    figures = figures_of([one for one in found if one.example.problem_id in few])
+    assert math.isnan(figures["log_prob"].low)
+    assert math.isnan(figures["log_prob"].high)
+    assert figures["kept"].low < figures["kept"].high  # of shares the rows say something
+    shown = next(one for one in COLUMNS if one.name == "log_prob").shown
+    for figure in (figures["log_prob"].to_json(), finite(figures["log_prob"].to_json())):
+        assert shown(figure) == f"{figures['log_prob'].value:.2f} [too few]"
 
 
 def test_unrelated_steps_are_of_other_problems_and_as_long() -> None:
@@ -99,8 +112,11 @@ def test_the_command(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:  
         assert of["all"]["log_prob"]["value"] == pytest.approx(
             fmean(one["metrics"]["log_prob"] for one in own)  # type: ignore[index]
         )
-        low, high = (of["all"]["log_prob"][part] for part in ("low", "high"))
-        assert low <= of["all"]["log_prob"]["value"] <= high < 0
+        value, low, high = (of["all"]["log_prob"][part] for part in ("value", "low", "high"))
+        if len({one["problem_id"] for one in own}) < 5:
+            assert low is high is None
+        else:
+            assert low <= value <= high < 0
     held_out = {one["problem_id"] for one in records}
     assert main(["train", "--config", "config.yaml", "--run-name", "t"]) == 0
     trained = {one["problem_id"] for one in read_jsonl(mixed / "runs/t/steps.jsonl")}

@@ -38,6 +38,8 @@ UNLIKELY = 0.01
 
 # An unrelated step is one of so many of other problems whose lengths are the nearest.
 _NEAREST = 8
+# Problems below which a mean has no interval.
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,11 @@ FIGURES: Mapping[str, Figure] = {
 
 
 def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
-    """Name -> mean over steps, with an interval over problems; figures without a value are out."""
+    """Name -> mean over steps, with an interval over problems; figures without a value are out.
+
+    Over fewer than five problems a mean has no interval (NaN): draws of so few would make it too
+    narrow.
+    """
     result = {}
     attempts = [each for one in found for each in one.rollouts]
     for name, figure in {**FIGURES, "kept": lambda one: one.is_kept}.items():
@@ -228,7 +234,9 @@ def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
         if name == "kept":
             result[name] = share_of_rows([value > 0 for value in values], problems)
         else:
-            result[name] = bootstrap(values, problems)
+            mean = bootstrap(values, problems)
+            few = len(set(problems)) < _FEW
+            result[name] = replace(mean, low=math.nan, high=math.nan) if few else mean
     result["format_failures"] = share_of_rows(
         [not one.is_valid for one in attempts], [one.example.problem_id for one in attempts]
     )

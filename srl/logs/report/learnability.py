@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from srl.logs.report.charts import Bin, Series, line_chart
 from srl.logs.report.markup import table, text
@@ -28,11 +29,13 @@ class Column:
     about: str
     share: bool = False
 
-    def shown(self, figure: Mapping[str, float]) -> str:
-        """The value with its interval."""
+    def shown(self, figure: Mapping[str, float | None]) -> str:
+        """The value with its interval, where there is one."""
         scale, digits = (100, 0) if self.share else (1, 2)
-        value, low, high = (scale * figure[part] for part in ("value", "low", "high"))
-        return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        estimate = _estimate(figure)
+        value, low, high = (scale * v for v in (estimate.value, estimate.low, estimate.high))
+        interval = f"{low:.{digits}f}, {high:.{digits}f}" if math.isfinite(low) else "too few"
+        return f"{value:.{digits}f} [{interval}]"
 
 
 COLUMNS = (
@@ -105,9 +108,15 @@ def page(what: Mapping[str, Any]) -> str:
     )
 
 
+def _estimate(figure: Mapping[str, float | None]) -> Estimate:
+    """From learnability.json, where null is no number."""
+    low, high = (math.nan if (v := figure[part]) is None else v for part in ("low", "high"))
+    return Estimate(cast(float, figure["value"]), low, high, int(cast(float, figure["n"])))
+
+
 def _series(name: str, cells: Mapping[str, Mapping[str, Any]], figure: str) -> Series:
     bins = [_bin(label) for label in cells]
-    values = [Estimate(**cell[figure]) if figure in cell else None for cell in cells.values()]
+    values = [_estimate(cell[figure]) if figure in cell else None for cell in cells.values()]
     return Series(name, bins, values)
 
 
