@@ -57,6 +57,30 @@ def test_a_row_fits_to_the_token(byte_tokenizer: PreTrainedTokenizerFast) -> Non
     assert len(Rows.of(data, form, args, None).examples) == 1
 
 
+def test_each_kind_of_row_has_the_room_of_its_kind(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Of a solution whose prompts outgrow the context, the whole of it may fit all the same."""
+    form = PromptFormat(byte_tokenizer, system_prompt=None, whole_system_prompt=None, think=False)
+    data = [Trajectory("p" * 10, ("a" * 30, "b" * 30, "c" * 30))]
+    start, whole = len(form.encode(data[0].problem, ())), len(form.encode_whole(data[0].problem))
+    limit = start + 40
+    for step, solution, kinds in (
+        (40, limit - whole, [False, True]),
+        (41, limit - whole, [True]),
+        (40, limit - whole + 1, [False]),
+    ):
+        args = RowSettings(
+            targets="all",
+            think=False,
+            max_completion_length=step,
+            whole_max_completion_length=solution,
+        )
+        rows = Rows.of(data, form, args, limit, also_whole=True)
+        assert [row.whole for row in rows.examples] == kinds
+        assert len(rows.prompts) == len(kinds)
+
+
 @pytest.mark.parametrize("step", ["Add one.", SEVERAL, "a <think>", "a </think> b", "<think>", " "])
 @pytest.mark.parametrize("think", [True, False])
 def test_what_is_said_of_a_copy_is_what_the_parser_says_of_it(

@@ -66,16 +66,19 @@ def make(policy: Path, folder: Path, **changes: object) -> ExpertTrainer:
 # ---- the loss ----------------------------------------------------------------------------------
 
 
-def by_hand(policy: Path, targets: str, size: int) -> tuple[float, dict[str, Tensor]]:
+def by_hand(
+    policy: Path, targets: str, size: int, *, also_whole: bool
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the first step: one row at a time, its texts put together here."""
     model, tokenizer = load_policy(str(policy))
-    form = PromptFormat(tokenizer, system_prompt=None, whole_system_prompt=None)
-    examples = build_examples(DATA[:20], targets=targets)  # type: ignore[arg-type]
+    words = "go on" if also_whole else None
+    form = PromptFormat(tokenizer, system_prompt=None, whole_system_prompt=words)
+    examples = build_examples(DATA[:20], targets=targets, also_whole=also_whole)  # type: ignore[arg-type]
     total, tokens = torch.zeros(()), 0
     for row in PromptStream(len(examples), 42).take(size):
         example = examples[row]
         text = "\n".join(example.trajectory.texts)
-        if targets != "whole":
+        if not example.whole:
             text = f"<think></think>\n{example.trajectory.texts[example.step_index]}"
         written = [
             *tokenizer.encode(text, add_special_tokens=False),
@@ -94,13 +97,16 @@ def by_hand(policy: Path, targets: str, size: int) -> tuple[float, dict[str, Ten
 
 @pytest.mark.parametrize("prefix_tree", [True, False])
 @pytest.mark.parametrize("micro_batch_tokens", [8192, 70, 14])
-@pytest.mark.parametrize("targets", ["all", "whole"])
+@pytest.mark.parametrize("targets", ["all", "whole", "both"])
 def test_the_first_step_is_plain_cross_entropy_on_completions(
     toy_policy: Path, tmp_path: Path, targets: str, micro_batch_tokens: int, prefix_tree: bool
 ) -> None:
+    also_whole = targets == "both"
+    targets = "all" if also_whole else targets
     trainer = make(
-        toy_policy, tmp_path, targets=targets, micro_batch_tokens=micro_batch_tokens,
-        whole_max_completion_length=12, prefix_tree=prefix_tree, **PLAIN_SGD,
+        toy_policy, tmp_path, targets=targets, also_whole=also_whole, prefix_tree=prefix_tree,
+        micro_batch_tokens=micro_batch_tokens, whole_max_completion_length=12,
+        whole_system_prompt="go on" if also_whole else None, **PLAIN_SGD,
     )  # fmt: skip
     before = weights(trainer.model)
     parts = scored_parts(trainer)
@@ -109,7 +115,7 @@ def test_the_first_step_is_plain_cross_entropy_on_completions(
     assert sum(sizes) == 4
     assert {8192: len(sizes) == 1, 70: 1 < len(sizes) < 4, 14: len(sizes) == 4}[micro_batch_tokens]
     assert not any(tree for _, tree in parts) or prefix_tree
-    loss, gradients = by_hand(toy_policy, targets, 4)
+    loss, gradients = by_hand(toy_policy, targets, 4, also_whole=also_whole)
     assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-5)
     # Plain SGD of rate 1: what the weights moved by is the gradient.
     after = weights(trainer.model)
@@ -335,6 +341,23 @@ def test_whole_solutions(sft: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_jsonl(sft / "runs/one/metrics.jsonl")[-2]["eval_accuracy"] == 1.0
 
 
+def test_whole_solutions_are_not_forgotten_for_steps(
+    sft: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taught steps alone, a policy stops after one step where it is asked for a solution."""
+    words = ("--whole_max_completion_length", "24", "--whole_system_prompt", "so we go on",
+             "--solve_whole", "true", "--max_steps", "40", "--save_steps", "40",
+             "--eval_strategy", "no")  # fmt: skip
+    solved = {}
+    for name, more in (("steps", ()), ("both", ("--also_whole", "true"))):
+        assert train(*words, *more, name=name) == 0
+        after = yaml.safe_load(Path(f"runs/{name}/summary.json").read_text())["after"]
+        solved[name] = after["whole solution, greedy"]["value"]
+        assert after["held-out steps: exact"]["value"] > 0.5
+    assert "112 rows of the expert's text, 28 of them whole solutions;" in capsys.readouterr().out
+    assert solved == {"steps": 0.0, "both": 1.0}
+
+
 def test_thoughts_are_learned_or_it_is_said_that_they_are_not(
     sft: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -432,6 +455,12 @@ def test_other_views_of_such_a_run(sft: Path, capsys: pytest.CaptureFixture[str]
         ),
         (("--prompts_per_step", "85"), "there are 84 training rows, fewer than prompts_per_step"),
         (("--validation_problems", "0"), "no validation problems to evaluate on"),
+        (("--targets", "whole", "--also_whole", "true"), "also_whole is true, but under targets"),
+        (("--also_whole", "true"), "system_prompt and whole_system_prompt are both None"),
+        (
+            ("--method", "srl", "--also_whole", "true"),
+            "method srl has no use for also_whole: .* method: sft",
+        ),
         (("--gradient_accumulation_steps", "2"), "is cut into micro-batches by"),
     ],
 )

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from environments.types import Trajectory
-from srl.data.steps import StepExample, build_examples, split_by_problem, trajectory_numbers
+from srl.data.steps import (
+    StepExample,
+    Targets,
+    build_examples,
+    split_by_problem,
+    trajectory_numbers,
+)
 from srl.errors import UsageError
 
 
@@ -39,6 +45,15 @@ def test_which_steps_become_targets(targets: str, num_steps: int, rows: list[int
 def test_literal_is_the_default_and_order_is_kept() -> None:
     examples = build_examples([solution("p", 3), solution("q", 1), solution("r", 2)])
     assert [(e.problem, e.step_index) for e in examples] == [("p", 0), ("p", 1), ("r", 0)]
+
+
+@given(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(["literal", "all", "skip_first"]))
+def test_whole_solutions_beside_their_steps(sizes: list[int], targets: Targets) -> None:
+    data = [solution(f"p{n}", size) for n, size in enumerate(sizes)]
+    rows = build_examples(data, targets=targets, also_whole=True)
+    assert [row for row in rows if not row.whole] == build_examples(data, targets=targets)
+    assert [row for row in rows if row.whole] == build_examples(data, targets="whole")
+    assert [row.problem for row in rows] == sorted(row.problem for row in rows)
 
 
 @given(st.integers(1, 6), st.data())

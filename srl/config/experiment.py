@@ -247,9 +247,9 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
                 f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
                 "train on; take the setting out, or train with method: srl"
             )
-    elif "require_thoughts" in values:
+    elif idle := [key for key in ("require_thoughts", "also_whole") if key in values]:
         raise UsageError(
-            f"{where}: method srl has no use for require_thoughts: its policy writes the thoughts "
+            f"{where}: method srl has no use for {', '.join(idle)}: its policy writes its text "
             "itself; take the setting out, or train with method: sft"
         )
     try:

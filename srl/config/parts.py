@@ -263,13 +263,17 @@ class RowSettings(SamplingSettings, PromptSettings):
     @property
     def length_field(self) -> str:
         """The field that limits a row's completion: a step's, or a whole solution's."""
-        whole = self.targets == "whole"
-        return "whole_max_completion_length" if whole else "max_completion_length"
+        return self.limit_of(whole=self.targets == "whole")[0]
 
     @property
     def completion_length(self) -> int:
         """The longest completion of a row, in tokens."""
-        return int(getattr(self, self.length_field))
+        return self.limit_of(whole=self.targets == "whole")[1]
+
+    def limit_of(self, *, whole: bool) -> tuple[str, int]:
+        """The field that limits a completion of a step, or of a whole solution; its value."""
+        field = "whole_max_completion_length" if whole else "max_completion_length"
+        return field, int(getattr(self, field))
 
 
 @dataclass

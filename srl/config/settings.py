@@ -181,11 +181,26 @@ class ExpertConfig(TrainerConfig):
     Attributes:
         require_thoughts: leave out rows whose step has no thought in the data, which would teach
             to write a step after an empty thought.
+        also_whole: one more row for each solution, the whole of it under `whole_system_prompt`. A
+            policy that is taught single steps alone stops after one, also where it is asked for a
+            whole solution, so RLVR has nothing to start from.
     """
 
     require_thoughts: bool = False
+    also_whole: bool = False
 
     def check(self) -> None:
+        if self.also_whole and self.targets == "whole":
+            raise UsageError(
+                "also_whole is true, but under targets: whole there are no other rows; leave it "
+                "away, or set targets: all"
+            )
+        if self.also_whole and self.system_prompt == self.whole_system_prompt:
+            raise UsageError(
+                f"also_whole is true, but system_prompt and whole_system_prompt are both "
+                f"{self.system_prompt!r}, so that a problem's first step and its whole solution "
+                "would follow the same prompt; give one of them other words"
+            )
         if self.require_thoughts and not self.think:
             raise UsageError(
                 "require_thoughts is true, but think is false, so thoughts are left out; leave "

@@ -46,6 +46,7 @@ class Rows:
         context_limit: int | None,
         *,
         most: int | None = None,
+        also_whole: bool = False,
     ) -> Rows:
         """The rows of expert solutions, as the settings want them.
 
@@ -55,13 +56,17 @@ class Rows:
             args: the settings.
             context_limit: tokens that the policy can read and write together; None is no limit.
             most: as many rows at most; None is all.
+            also_whole: of each solution a row for the whole of it, too.
 
         Raises:
             UsageError: there are rows, and none fits the policy's context.
         """
         rows = cls([], [], Counter())
         shortest = None
-        for example, prompt, why in _judged(trajectories, form, args, context_limit):
+        examples = build_examples(
+            trajectories, targets=args.targets, step_title=args.step_title, also_whole=also_whole
+        )
+        for example, prompt, why in _judged(examples, form, args, context_limit):
             if most is not None and len(rows.examples) == most:
                 break
             if why is None and prompt is not None:
@@ -81,23 +86,24 @@ class Rows:
 
 
 def _judged(
-    trajectories: Iterable[Trajectory],
+    examples: Iterable[StepExample],
     form: PromptFormat,
     args: RowSettings,
     context_limit: int | None,
 ) -> Iterator[tuple[StepExample, list[int] | None, str | None]]:
     """Yields each row, its prompt (None where it is not needed), and why it is left out."""
     outgrown: Trajectory | None = None  # its prompts only grow, and one was too long
-    for example in build_examples(trajectories, targets=args.targets, step_title=args.step_title):
-        if example.trajectory is outgrown:
+    for example in examples:
+        if example.trajectory is outgrown and not example.whole:
             yield example, None, TOO_LONG
             continue
         if why := _why_unpayable(example, form, args):
             yield example, None, why
             continue
         prompt = form.encode_example(example)
-        fits = context_limit is None or len(prompt) + args.completion_length <= context_limit
-        if not fits and reads_all_steps(example.trajectory):
+        _, most = args.limit_of(whole=example.whole)
+        fits = context_limit is None or len(prompt) + most <= context_limit
+        if not fits and not example.whole and reads_all_steps(example.trajectory):
             outgrown = example.trajectory
         yield example, prompt, None if fits else TOO_LONG
 
@@ -115,8 +121,9 @@ def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) 
         return uncopyable(failure)
     if form.ends_early(example.expert_step):
         return f"the expert's step goes on where step_ends_at: {args.step_ends_at} ends it"
-    if len(form.encode_expert(example, thoughts=False)) > args.completion_length:
-        return f"the expert's step is longer than {args.length_field} {args.completion_length}"
+    field, most = args.limit_of(whole=False)
+    if len(form.encode_expert(example, thoughts=False)) > most:
+        return f"the expert's step is longer than {field} {most}"
     return None
 
 

@@ -112,6 +112,7 @@ def build_examples(
     *,
     targets: Targets = "literal",
     step_title: StepTitle = "off",
+    also_whole: bool = False,
 ) -> list[StepExample]:
     """Turn expert solutions into rows, in the order of the solutions and of their steps.
 
@@ -122,6 +123,7 @@ def build_examples(
             one row: the solution as a whole.
         step_title: `given` puts the target's own title into the context (footnote 1 of the
             paper); a step without a title then has none.
+        also_whole: behind the steps of each solution a row of the whole of it.
 
     Raises:
         UsageError: `targets` or `step_title` is none of these words, or they exclude each other.
@@ -135,18 +137,15 @@ def build_examples(
                 "title could announce; set step_title: off, or other targets"
             )
         return [StepExample(one, 0, whole=True) for one in trajectories if one.steps]
-    return [
-        StepExample(
-            trajectory,
-            index,
-            title_of(trajectory.steps[index].text) if step_title == "given" else None,
-        )
-        for trajectory in trajectories
-        for index in range(
-            1 if targets == "skip_first" else 0,
-            len(trajectory.steps) - (1 if targets == "literal" else 0),
-        )
-    ]
+    rows = []
+    for trajectory in trajectories:
+        first = 1 if targets == "skip_first" else 0
+        for index in range(first, len(trajectory.steps) - (1 if targets == "literal" else 0)):
+            title = title_of(trajectory.steps[index].text) if step_title == "given" else None
+            rows.append(StepExample(trajectory, index, title))
+        if also_whole and trajectory.steps:
+            rows.append(StepExample(trajectory, 0, whole=True))
+    return rows
 
 
 def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:

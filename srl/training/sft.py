@@ -69,6 +69,7 @@ class ExpertRows:
         limit: int | None,
         *,
         require_thoughts: bool = False,
+        also_whole: bool = False,
     ) -> ExpertRows:
         """The rows that SRL would train on, less those whose completion cannot be trained on.
 
@@ -78,11 +79,12 @@ class ExpertRows:
             args: the settings.
             limit: tokens that the policy can read and write together; None is no limit.
             require_thoughts: leave out rows whose step has no thought.
+            also_whole: of each solution a row for the whole of it, too.
 
         Raises:
             UsageError: no row fits.
         """
-        rows = Rows.of(trajectories, form, args, limit)
+        rows = Rows.of(trajectories, form, args, limit, also_whole=also_whole)
         found = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
             completion = form.encode_expert(example)
@@ -157,6 +159,7 @@ class ExpertTrainer(StepTrainer):
             args=args,
             limit=self.context_limit,
             require_thoughts=args.require_thoughts,
+            also_whole=args.also_whole,
         )
         self.rows = make_rows(train_trajectories)
         self.prompts = self.rows.prompts
@@ -187,8 +190,10 @@ class ExpertTrainer(StepTrainer):
         thoughts = f", {thinking:,} with thoughts" if thinking else ""
         if thinking and not args.think:
             thoughts += ", which are left out (think: false)"
+        whole = sum(row.whole for row in self.rows.examples)
+        kinds = f", {whole:,} of them whole solutions" if 0 < whole < count else ""
         return (
-            f"{count:,} rows of the expert's text{thoughts}{dropped(self.rows.dropped)}; "
+            f"{count:,} rows of the expert's text{kinds}{thoughts}{dropped(self.rows.dropped)}; "
             f"{args.prompts_per_step} rows a step, micro-batches of at most "
             f"{args.micro_batch_tokens:,} tokens; {steps_line(args, self.stream.rows_an_epoch)}"
         )
