@@ -272,6 +272,15 @@ def test_a_call_may_name_model_data_and_folder(tmp_path: Path) -> None:
     assert load_plan(path).given == ()
 
 
+def test_a_model_that_would_be_overruled_is_refused(tmp_path: Path) -> None:
+    data = {"source": "files", "path": "train.jsonl"}
+    changes = {"difficulties": {"toy": {"data": data}, "other": {"data": data, "model": "a/b"}}}
+    path = write(tmp_path / "compare.yaml", values(**changes))
+    assert load_plan(path).given == ()
+    with pytest.raises(UsageError, match=r"--model is my/model, but .* names the model of other"):
+        load_plan(path, model="my/model")
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_shipped_comparison(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -1,7 +1,7 @@
 """Part e: a small instruct model on GSM8K: a cold start, then SRL and RLVR from it, in bf16.
 
     stock       the model as it is
-    cold start  fine-tuning on whole solutions, then on single steps: both are written afterwards
+    cold start  fine-tuning on single steps and whole solutions: both are written afterwards
     SRL         steps, paid by their similarity to the expert's
     RLVR        from the same cold start: whole solutions, paid by their answer
 
@@ -37,8 +37,8 @@ from srl.training.trainer import NothingToTrainOnError
 
 SIMILARITY = {"similarity": 1.0}
 ANSWER = {"answer": 1.0}
-# Of the time for training: whole solutions, steps, SRL, RLVR.
-SHARES = {"cold start, whole": 0.15, "cold start, steps": 0.2, "SRL": 0.35, "RLVR": 0.3}
+# Of the time for training.
+SHARES = {"cold start": 0.35, "SRL": 0.35, "RLVR": 0.3}
 # What is noted of a step's figures.
 LOGGED = (
     *("loss", "reward", "rewards/similarity", "exact", "format_failures", "groups_kept"),
@@ -84,6 +84,7 @@ def sft_settings(given: Given) -> dict[str, object]:
     return {
         **common(given),
         "method": "sft",
+        "also_whole": True,
         "prompts_per_step": 4 if given.toy else 64,
         "learning_rate": 5e-5,
     }
@@ -156,10 +157,8 @@ def measure(given: Given, note: Note) -> None:
     def seconds_of(name: str) -> float:
         return SHARES[name] * time_to_train
 
-    for kind, targets in (("whole", "whole"), ("steps", "all")):
-        name = f"cold start, {kind}"
-        settings = {**sft_settings(given), "targets": targets}
-        stages.train(name, ExpertTrainer, settings, train, SIMILARITY, seconds_of(name))
+    seconds = seconds_of("cold start")
+    stages.train("cold start", ExpertTrainer, sft_settings(given), train, SIMILARITY, seconds)
     longest = max(longest, evaluate("cold start"))
     start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     for name, settings, weights in (

@@ -86,11 +86,22 @@ def load_plan(
         values = _made_quick(values, str(path))
     across = "gap" in values
     values = expanded(values, str(path))
+    blocks = _block(values.get("difficulties"), f"{path}: difficulties")
+    if model is not None and (own := _with_model(blocks)):
+        raise UsageError(
+            f"--model is {model}, but {path} names the model of {own[0]} itself; change it there"
+            + (", in gap.models" if across else "")
+        )
     given = {"model": model, "data": data, "output": output}
     words = [f"--{key} {shlex.quote(value)}" for key, value in given.items() if value is not None]
     values |= {key: given[key] for key in ("model", "output") if given[key] is not None}
     plan = _plan(values, path, quick=quick, data_path=data)
     return replace(plan, given=tuple(words), across=across)
+
+
+def _with_model(blocks: Mapping[str, object]) -> list[str]:
+    """Those of the difficulties that name a model of their own."""
+    return [name for name, of in blocks.items() if isinstance(of, dict) and "model" in of]
 
 
 def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from environments.asking import is_finished
 from environments.types import LoadReport, Trajectory
 from srl.config.experiment import Experiment
 from srl.console import say
 from srl.data.steps import split_by_problem
 from srl.errors import UsageError
+
+# A share of the held-out problems above which something is worth a line.
+_MANY = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,4 +77,25 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
         f"{len(train):,} trajectories to train on, {len(validation):,} to validate, "
         f"{len(test):,} to test",
     )
+    for remark in _remarks([*validation, *test], args.solve_max_steps):
+        say(console, remark)
     return Splits(train, validation, test)
+
+
+def _remarks(held_out: Sequence[Trajectory], max_steps: int) -> Iterator[str]:
+    """Why problems would not count as solved, though a policy wrote what the expert did."""
+    count = len(held_out)
+    endless = sum(not is_finished(one, one.steps) for one in held_out)
+    if endless > _MANY * count:
+        yield (
+            f"{endless:,} of {count:,} held-out solutions do not end with a step that states the "
+            "answer, and a policy that writes like them is counted as not solving the problem: end "
+            'solutions with a step such as "The answer is 4." (data.answer_step: true for GSM8K)'
+        )
+    longer = sum(len(one.steps) > max_steps for one in held_out)
+    if longer > _MANY * count:
+        longest = max(len(one.steps) for one in held_out)
+        yield (
+            f"{longer:,} of {count:,} held-out solutions have more than solve_max_steps "
+            f"{max_steps} steps, after which an attempt is given up; the longest has {longest}"
+        )
