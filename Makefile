@@ -33,7 +33,7 @@ export SRL_STARTED_BY = make
 help: ## this list
 	@echo 'usage: make TARGET [NAME=value ...]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'CONFIG=$(CONFIG) unless given; ARGS="--key value ..." overrides any field of it.'
+	@echo 'CONFIG=$(CONFIG) unless given; ARGS="--key value ..." overrides any field of it (compare, gap and real: change their file).'
 
 setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
 

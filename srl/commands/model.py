@@ -181,8 +181,7 @@ def _show(folder: Path, tell: Tell) -> None:
 
 
 def _train_line(folder: Path) -> str:
-    config = "experiments/gsm8k/srl.yaml"
-    # The file's own rate is for a model a thousand times smaller.
+    config = "experiments/gsm8k/qwen.yaml"
     options = f"--model {shlex.quote(str(folder))} --learning_rate 1e-6"
     train = f"python -m srl train --config {config} {options}"
     if os.environ.get("SRL_STARTED_BY") == "make":
