@@ -68,3 +68,16 @@ def test_the_miniature_has_policies_of_growing_size(tmp_path: Path) -> None:
     assert plan.difficulties == tuple(SIZES)
     for cell in plan.cells:
         assert Path(cell.experiment.model).name == cell.difficulty
+
+
+def test_the_page_shows_a_comparison_that_can_be_run(tmp_path: Path) -> None:
+    page = (ROOT / "docs/mixtures.md").read_text()
+    [block] = re.findall(r"```yaml\n(output: runs/my-gap\n.*?)```", page, re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(block)
+    plan = load_plan(path)
+    [count] = re.findall(r"`--dry-run` counts the runs: .* = (\d+)\.", page)
+    assert len(plan.cells) == int(count)
+    for cell in plan.cells:
+        assert not cell.experiment.args.think
+        assert cell.experiment.args.save_total_limit == 1
