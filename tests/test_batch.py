@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srl.models.prefix_tree import PrefixTree, Row
-from srl.training.batch import _WORTH_A_TREE, MicroBatch, micro_batches, pack_rows
+from srl.models.prefix_tree import PrefixTree, Row, pack_rows
+from srl.training.batch import _WORTH_A_TREE, MicroBatch, micro_batches
 
 
 @given(

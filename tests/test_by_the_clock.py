@@ -74,6 +74,25 @@ def test_minutes_of_an_earlier_session_count(tmp_path: Path, toy_policy: Path) -
     assert again.state.global_step == 2
 
 
+def test_minutes_that_a_resume_adds_count_from_the_start(tmp_path: Path, toy_policy: Path) -> None:
+    rows = toy_trajectories(20)
+    args = toy_config(tmp_path, max_steps=4, save_strategy="steps", save_steps=4, logging_steps=2)
+    first = SRLTrainer(str(toy_policy), args, rows)
+    first.train()
+    assert "seconds" not in json.loads((tmp_path / "checkpoint-4" / STATE_FILE).read_text())
+    took = [
+        float(str(line["seconds/collect"])) + float(str(line["seconds/update"]))
+        for line in read_jsonl(tmp_path / "metrics.jsonl")
+        if "seconds/update" in line
+    ]
+    assert len(took) == 2  # means over two steps
+    for limit, steps in ((0.5 * 2 * sum(took), 4), (60.0 * 60, 6)):
+        args = toy_config(tmp_path, max_minutes=limit / 60, max_steps=6, save_strategy="no")
+        again = SRLTrainer(str(toy_policy), args, rows)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == steps
+
+
 @pytest.mark.parametrize("method", ["srl", "sft"])
 def test_tokens_of_the_expert_end_a_training_and_are_counted_over_a_resume(
     home: Path, method: str, capsys: pytest.CaptureFixture[str]

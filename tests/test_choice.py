@@ -149,6 +149,28 @@ def test_no_way_is_taken_that_gives_other_logits(monkeypatch: pytest.MonkeyPatch
     assert way_in_words(model).startswith("with prompts of one length")
 
 
+def test_a_model_is_tried_where_tf32_is_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers sets it for `tf32: true`; torch's older question raises then."""
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    with pytest.raises(RuntimeError, match="legacy and new APIs"):
+        torch.get_float32_matmul_precision()
+    model = build("qwen2")
+    assert refusal(model) is None
+    check_scoring(model, pad_id=0)
+    assert way_in_words(model) == "shared"
+
+
+def test_without_a_cache_only_logits_that_are_looked_at_are_made() -> None:
+    model = build("qwen2")
+    head: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, args, out: head.append(args[0].shape[1]))
+    decoder = choice.UncachedDecoder(model, 0)
+    decoder.start([[5, 6, 7, 8, 9, 10, 11], [8, 3], [4, 2]], 2)
+    decoder.step(torch.tensor([1, 2, 3, 4, 5, 6]))
+    assert head == [2, 2]  # places 7 and 2, then 8 and 3
+    assert choice._try(model, choice._FALLBACKS[1]) is None
+
+
 def test_prompts_that_are_known_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def doubled(known: KnownPrompts, layer: int, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
         keys, values = known._kept[layer]

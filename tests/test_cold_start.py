@@ -141,6 +141,8 @@ def test_a_budget_needs_an_opened_thought() -> None:
     for wrong in (
         {"open_thought": True, "think": False},
         {"think_budget": 12},  # as long as a completion
+        {"think_budget": 12, "targets": "whole", "whole_max_completion_length": 50},  # of a step
+        {"think_budget": 6, "whole_max_completion_length": 6},  # of a whole solution
         {"step_ends_at": "line", "targets": "whole"},
         {"few_shot": -1},
     ):

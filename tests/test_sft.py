@@ -455,6 +455,17 @@ def test_other_views_of_such_a_run(sft: Path, capsys: pytest.CaptureFixture[str]
         ),
         (("--prompts_per_step", "85"), "there are 84 training rows, fewer than prompts_per_step"),
         (("--validation_problems", "0"), "no validation problems to evaluate on"),
+        (
+            (
+                "--also_whole",
+                "true",
+                "--whole_system_prompt",
+                "go on",
+                "--whole_max_completion_length",
+                "60",
+            ),
+            "no whole solution is left .28 dropped: too long.*context of 64 tokens",
+        ),
         (("--targets", "whole", "--also_whole", "true"), "also_whole is true, but under targets"),
         (("--also_whole", "true"), "system_prompt and whole_system_prompt are both None"),
         (

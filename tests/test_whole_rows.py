@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -83,6 +84,29 @@ def test_validation_counts_the_solutions_that_were_sampled(
     )
     assert found["eval_accuracy"] == fmean(float(a.correct) for a in attempts)
     assert found["eval_problems"] == 8
+
+
+def test_validation_asks_for_the_style_that_is_to_be_solved_in(
+    toy_policy: Path, tmp_path: Path
+) -> None:
+    """Rows tell their own solution's tag, and attempts the one of `solve_as`."""
+    tagged = [replace(one, tags={"length": "long"}) for one in PROBLEMS]
+    args = whole_config(tmp_path, source_tag="length", solve_as="answer")
+    trainer = SRLTrainer(
+        str(toy_policy), args, tagged[8:], tagged[:8], step_rewards={"answer": 1.0}
+    )
+    asked: list[list[int]] = []
+    encode = trainer.form.encode_whole
+
+    def noted(problem: str) -> list[int]:
+        asked.append(encode(problem))
+        return asked[-1]
+
+    trainer.form.encode_whole = noted  # type: ignore[method-assign]
+    trainer.evaluate()
+    told = [trainer.form.read(ids) for ids in asked]
+    assert len(told) == 8
+    assert all("length: answer" in text for text in told)
 
 
 @pytest.mark.parametrize(

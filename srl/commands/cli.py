@@ -209,6 +209,8 @@ def _eval_bench(
     run: RunFolder | None,
 ) -> int:
     _quieten()
+    import torch
+
     from srl.config.parts import setting_names
     from srl.config.settings import BenchmarkSettings
     from srl.config.strict_yaml import apply_overrides
@@ -218,6 +220,8 @@ def _eval_bench(
     # A run's policy is asked as it was trained to be.
     its_own = {} if run is None else run.read_config()
     asked = {*setting_names(BenchmarkSettings)} - {"output_dir"}
+    if not torch.cuda.is_available():  # it may have been trained on another machine
+        asked -= {"bf16"}
     its_own = {key: value for key, value in its_own.items() if key in asked}
     if run is not None and not args.trust_code:
         refuse_foreign({**its_own, "model": model}, str(run.config))

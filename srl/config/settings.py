@@ -72,6 +72,11 @@ _UNUSED = {
         "a checkpoint is whole at the end of a step only; Ctrl-C saves one": (
             "enable_jit_checkpoint",
         ),
+        "prefix trees and the LM head in pieces do not go through a compiled model": (
+            "torch_compile",
+            "torch_compile_backend",
+            "torch_compile_mode",
+        ),
         "the commands train, eval and resume say what to do": (
             "do_train",
             "do_predict",
@@ -124,7 +129,7 @@ class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingAr
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available()
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu
         Part.__post_init__(self)
         TrainingArguments.__post_init__(self)
 
@@ -280,7 +285,7 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available()
+            self.bf16 = torch.cuda.is_available() and not self.use_cpu
         super().__post_init__()
 
     def check(self) -> None:

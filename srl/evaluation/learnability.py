@@ -26,7 +26,7 @@ from srl.data.prompts import PromptFormat
 from srl.data.rows import Rows
 from srl.data.steps import StepExample
 from srl.models.memory import fits_into_memory
-from srl.models.prefix_tree import Row, pack_trees
+from srl.models.prefix_tree import Row, pack_rows, pack_trees
 from srl.models.scoring import completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.rollouts import Rollout, sample_rollouts
@@ -151,13 +151,15 @@ def step_log_probs(
     found: list[list[float]] = [[] for _ in parts]
     was_training = model.training
     model.eval()
+    pack, budget = pack_trees if tree else pack_rows, args.rollout_token_budget // 8
+    sizes = {"rollout_token_budget": args.rollout_token_budget}
     advice = "shorter steps take less"
     try:
         with (
-            fits_into_memory("scoring steps", model.device, {}, advice),
+            fits_into_memory("scoring steps", model.device, sizes, advice),
             attending_over_trees(model) if tree else nullcontext(),
         ):
-            for batch in pack_trees(parts, args.rollout_token_budget // 8):
+            for batch in pack(parts, budget):
                 scores = completion_log_probs(
                     model,
                     [parts[place] for place in batch],

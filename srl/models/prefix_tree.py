@@ -110,6 +110,24 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
+def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
+    """Indices of rows for each micro-batch: rows of like length, so that padding is small.
+
+    A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;
+    a single row longer than that makes a micro-batch of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        length = len(rows[index][0]) + len(rows[index][1])
+        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
+            batches.append([])
+            longest = length
+        batches[-1].append(index)
+    return batches
+
+
 def pack_trees(rows: Sequence[Row], max_nodes: int) -> list[list[int]]:
     """Indices of rows for each micro-batch, whose trees have at most `max_nodes` nodes each.
 

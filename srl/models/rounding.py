@@ -30,7 +30,8 @@ _ALWAYS_ROUNDED, _NEVER_ROUNDED = 5e-2, 0.15
 
 def is_exact(model: nn.Module) -> bool:
     """Whether the model computes in float32 at least; TF32's products on a GPU do not."""
-    rounded = torch.get_float32_matmul_precision() != "highest"
+    # Not `torch.get_float32_matmul_precision`: it raises where the newer way has set TF32.
+    rounded = torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
     return all(
         p.dtype == torch.float64 or (p.dtype == torch.float32 and not (rounded and p.is_cuda))
         for p in model.parameters()

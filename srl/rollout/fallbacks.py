@@ -90,10 +90,17 @@ class UncachedDecoder:
     def _forward(self) -> Tensor:
         """Logits [rows, V] of each row's next token."""
         column = torch.arange(self.ids.shape[1], device=self.ids.device)
+        last = self.lengths - 1
         inputs: dict[str, object] = {
             "input_ids": self.ids,
             "attention_mask": (column < self.lengths[:, None]).long(),
             "position_ids": column.expand_as(self.ids),
         }
-        logits = self.model(**accepted_by(self.model.forward, inputs), use_cache=False).logits
-        return logits[torch.arange(len(logits), device=logits.device), self.lengths - 1]
+        inputs = accepted_by(self.model.forward, inputs)
+        at = last
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            # Those of every token would be gigabytes, of which one a row is looked at.
+            inputs["logits_to_keep"] = wanted = last.unique()
+            at = torch.searchsorted(wanted, last)
+        logits = self.model(**inputs, use_cache=False).logits
+        return logits[torch.arange(len(logits), device=logits.device), at]

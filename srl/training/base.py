@@ -23,7 +23,9 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerControl,
+    TrainerState,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from environments.types import Trajectory
 from rewards import RewardSum
@@ -444,16 +446,28 @@ class StepTrainer(Trainer):
             UsageError: it is damaged, or of other data or another seed.
         """
         holds = {"stream": dict, **self._further_state}
-        if self._clock is not None:
-            holds["seconds"] = float
-        state, positions = read_state(checkpoint, holds=holds, logs=self.run_log.paths)
+        state, positions = read_state(
+            checkpoint, holds=holds, logs=self.run_log.paths, may_hold={"seconds": float}
+        )
         self.stream.load_state_dict(state["stream"])
         if self._clock is not None:
-            self._clock.seconds = state["seconds"]
+            self._clock.seconds = self._seconds_so_far(state, checkpoint)
         if self._row_tokens:
             self.expert_tokens = self._tokens_so_far(state["stream"], checkpoint)
         self.run_log.cut_back(positions)
         return state
+
+    def _seconds_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> float:
+        """Of the steps before a checkpoint, whether the clock ran then or not."""
+        if "seconds" in saved:
+            return float(saved["seconds"])
+        history = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
+        seconds, last = 0.0, 0
+        for line in history:  # means over the steps since the line before
+            if (took := _seconds_of(line)) is not None:
+                seconds += took * (line["step"] - last)
+                last = int(line["step"])
+        return seconds
 
     def _tokens_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> int:
         """Of the rows drawn before a checkpoint, whether they were counted then or not.
@@ -472,6 +486,12 @@ class StepTrainer(Trainer):
             )
         before = PromptStream(stream.num_rows, stream.seed, units=stream.units)
         return sum(self._row_tokens[row] for row in before.take(stream.cursor))
+
+
+def _seconds_of(line: Mapping[str, float]) -> float | None:
+    """What a step took, as a line of the log has it; None of other lines."""
+    parts = [line[name] for name in ("seconds/collect", "seconds/update") if name in line]
+    return sum(parts) if parts else None
 
 
 class Ticks(Dataset[dict[str, int]]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from srl.models.prefix_tree import PrefixTree, Row, pack_trees
+from srl.models.prefix_tree import PrefixTree, Row, pack_rows, pack_trees
 from srl.rollout.rollouts import Rollout
 from srl.training.loss import LossScale
 
@@ -98,21 +98,3 @@ def _padded_tokens(rows: Sequence[Row], max_tokens: int) -> int:
     """What the same rows would take without a tree."""
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     return sum(len(part) * max(lengths[i] for i in part) for part in pack_rows(rows, max_tokens))
-
-
-def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
-    """Indices of rows for each micro-batch: rows of like length, so that padding is small.
-
-    A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;
-    a single row longer than that makes a micro-batch of its own.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
-    batches: list[list[int]] = []
-    longest = 0
-    for index in order:
-        length = len(rows[index][0]) + len(rows[index][1])
-        if not batches or (len(batches[-1]) + 1) * longest > max_tokens:
-            batches.append([])
-            longest = length
-        batches[-1].append(index)
-    return batches

@@ -21,7 +21,11 @@ from srl.runs.folder import replace_file
 
 
 def read_state(
-    checkpoint: Path, *, holds: Mapping[str, type], logs: Collection[str]
+    checkpoint: Path,
+    *,
+    holds: Mapping[str, type],
+    logs: Collection[str],
+    may_hold: Mapping[str, type] | None = None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The state in a checkpoint's folder, and how far each log was written.
 
@@ -29,6 +33,7 @@ def read_state(
         checkpoint: the folder.
         holds: what the state must hold beside the positions of the logs, and of which type.
         logs: names of the logs.
+        may_hold: what it holds under some settings only.
 
     Raises:
         UsageError: it was not saved by this trainer, or is damaged.
@@ -36,9 +41,10 @@ def read_state(
     path = checkpoint / STATE_FILE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: state[name] for name in holds}
+        kinds = {**holds, **{name: of for name, of in (may_hold or {}).items() if name in state}}
+        found = {name: state[name] for name in kinds}
         for name, value in found.items():
-            if type(value) is not holds[name]:
+            if type(value) is not kinds[name]:
                 raise TypeError(f"{name} is {value!r}")
         return found, {name: int(state["positions"][name]) for name in logs}
     except (OSError, ValueError, KeyError, TypeError) as error:

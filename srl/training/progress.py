@@ -125,8 +125,8 @@ class ProgressReport(TrainerCallback):
         else:
             words += (
                 f"  similarity {_number(metrics.get('eval_rewards/similarity', math.nan))}"
-                f"  exact steps {_share(metrics['eval_exact'])}"
-                f"  failures {_share(metrics['eval_format_failures'])}"
+                f"  exact steps {_share(metrics.get('eval_exact', math.nan))}"
+                f"  failures {_share(metrics.get('eval_format_failures', math.nan))}"
             )
         say(self.console, words)
         if self._first_eval is None:

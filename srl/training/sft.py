@@ -11,6 +11,7 @@ instead of padding, and logits of completion tokens alone. TRL makes those of ev
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -105,6 +106,12 @@ class ExpertRows:
                 found.completions.append(completion)
         if rows.examples and not found.examples:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
+        if also_whole and not any(one.whole for one in found.examples):
+            raise UsageError(
+                f"also_whole is true, but no whole solution is left{dropped(found.dropped)}: with "
+                f"its prompt, whole_max_completion_length {args.whole_max_completion_length} must "
+                f"fit the policy's context of {limit} tokens; set it to what solutions take"
+            )
         return found
 
     def row(self, number: int) -> Row:
@@ -143,6 +150,7 @@ class ExpertTrainer(StepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         mixture: Mixture | None = None,
     ) -> None:
+        args = copy.copy(args)  # numbers of this training are written into it
         train_trajectories = self._prepare(
             model,
             args,
@@ -254,7 +262,7 @@ class ExpertTrainer(StepTrainer):
         for part in self._micro_batches(rows):
             with self._attention(self.model, part.tree):
                 scores = self._score(self.model, [rows[row] for row in part.rows], tree=part.tree)
-            total -= float(scores.log_probs.sum(dtype=torch.float64))
+            total -= float(scores.log_probs.cpu().double().sum())
         return total / sum(len(completion) for _, completion in rows)
 
     def _micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:

@@ -298,7 +298,7 @@ class ThoughtWriter:
                 )
         finally:
             self.model.train(was_training)
-        sums = scores.log_probs.double().sum(1).tolist()
+        sums = scores.log_probs.cpu().double().sum(1).tolist()
         return [total / len(step) for total, (_, _, step) in zip(sums, parts, strict=True)]
 
     def _ranked(self, explanations: Sequence[Explanation]) -> list[Explanation]:

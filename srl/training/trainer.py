@@ -93,6 +93,7 @@ class SRLTrainer(StepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         mixture: Mixture | None = None,
     ) -> None:
+        args = copy.copy(args)  # numbers of this training are written into it
         if isinstance(model, str):
             model, processing_class = load_policy(model)
         elif processing_class is None:
@@ -219,7 +220,9 @@ class SRLTrainer(StepTrainer):
         """One greedy attempt at every validation problem, whose rows were sampled as `rollouts`."""
         problems = [one.problem_id for one in one_each(self.validation_trajectories)]
         rows_are_problems = problems == [one.example.problem_id for one in rollouts]
-        if self.args.targets == "whole" and solves_whole(self.args) and rows_are_problems:
+        same_prompts = self.args.solve_as is None
+        whole = self.args.targets == "whole" and solves_whole(self.args)
+        if whole and rows_are_problems and same_prompts:
             return [
                 whole_attempt(
                     self.form,
