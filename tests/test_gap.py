@@ -235,7 +235,7 @@ def test_a_whole_one_from_two_files(
                 "mixtures": {"follows": {"long": 1, "short": 1, "adaptive": True}},
                 "methods": {"sft": {}},
             },
-            "mixtures.follows is adaptive, .* methods has no srl",
+            "mixtures.follows is adaptive: .* methods has no srl",
         ),
         ({"mix_by": "step"}, "mix_by is 'step'; allowed: row, trajectory, token"),
     ],
