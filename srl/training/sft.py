@@ -106,12 +106,6 @@ class ExpertRows:
                 found.completions.append(completion)
         if rows.examples and not found.examples:
             raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
-        if also_whole and not any(one.whole for one in found.examples):
-            raise UsageError(
-                f"also_whole is true, but no whole solution is left{dropped(found.dropped)}: with "
-                f"its prompt, whole_max_completion_length {args.whole_max_completion_length} must "
-                f"fit the policy's context of {limit} tokens; set it to what solutions take"
-            )
         return found
 
     def row(self, number: int) -> Row:
@@ -170,6 +164,13 @@ class ExpertTrainer(StepTrainer):
             also_whole=args.also_whole,
         )
         self.rows = make_rows(train_trajectories)
+        if args.also_whole and not any(row.whole for row in self.rows.examples):
+            length, drops = args.whole_max_completion_length, dropped(self.rows.dropped)
+            raise UsageError(
+                f"also_whole is true, but no whole solution is left{drops}: with its prompt, "
+                f"whole_max_completion_length {length} must fit the policy's context of "
+                f"{self.context_limit} tokens; set it to what solutions take"
+            )
         self.prompts = self.rows.prompts
         tokens = list(map(len, self.rows.completions))
         self._take_rows(self.rows.examples, self.rows.dropped, lambda: tokens)
