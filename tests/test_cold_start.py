@@ -142,12 +142,14 @@ def test_a_budget_needs_an_opened_thought() -> None:
         {"open_thought": True, "think": False},
         {"think_budget": 12},  # as long as a completion
         {"think_budget": 12, "targets": "whole", "whole_max_completion_length": 50},  # of a step
-        {"think_budget": 6, "whole_max_completion_length": 6},  # of a whole solution
+        {"think_budget": 6, "whole_max_completion_length": 6, "solve_whole": True},
         {"step_ends_at": "line", "targets": "whole"},
         {"few_shot": -1},
     ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             toy_config(Path("unused"), **wrong)
+    # Nothing is asked for in one completion: its length does not matter.
+    toy_config(Path("unused"), open_thought=True, think_budget=6, whole_max_completion_length=6)
 
 
 # ---- where a step ends --------------------------------------------------------------------------

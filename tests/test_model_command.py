@@ -152,6 +152,7 @@ def test_what_a_killed_process_left_is_taken_away(capsys: pytest.CaptureFixture[
     (left / "model").mkdir(parents=True)
     (left / "model" / "model.safetensors").write_bytes(b"half")
     (left / "model" / "leftover.json").write_text("{}")
+    (left / "a file").write_text("{}")
     with only_writer(left, print):  # not while it may still run
         refused(capsys, main(["model", str(file)]), "is being written by process")
     assert (left / "model" / "leftover.json").is_file()

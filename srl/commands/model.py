@@ -229,8 +229,10 @@ def _beside(folder: Path, tell: Tell) -> Iterator[Path]:
 def _empty(folder: Path) -> None:
     """Takes all away that the process which holds the folder's lock has written there."""
     for path in folder.iterdir():
-        if path.name != LOCK:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _put(new: Path, folder: Path) -> None:

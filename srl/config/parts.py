@@ -310,16 +310,15 @@ class EvaluationSettings(RewardSettings, RowSettings):
                 f"solve_as is {self.solve_as!r}, but source_tag is null, so prompts tell no tag; "
                 "leave it away, or name the tag with source_tag"
             )
-        shortest = min(
-            ("max_completion_length", self.max_completion_length),
-            ("whole_max_completion_length", self.whole_max_completion_length),
-            key=lambda pair: pair[1],
+        whole = self.solve_whole or "whole" in (self.validate_by, self.targets)
+        field, length = min(
+            (self.limit_of(whole=kind) for kind in {False, whole}), key=lambda limit: limit[1]
         )
-        if 0 < shortest[1] <= self.think_budget:
+        if 0 < length <= self.think_budget:
             raise UsageError(
                 f"think_budget is {self.think_budget}, which leaves no room behind the thought: "
-                f"held-out problems are solved with {shortest[0]} {shortest[1]}; make that larger, "
-                "or think_budget smaller"
+                f"held-out problems are solved with {field} {length}; make that larger, or "
+                "think_budget smaller"
             )
         at_least(self, test_rows=0, solve_samples=0, whole_samples=0)
         at_least(self, short_steps=1, solve_max_steps=1)
