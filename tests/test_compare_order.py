@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -374,3 +374,26 @@ def test_a_process_of_ours_keeps_the_lock_and_is_told_when_we_die(tmp_path: Path
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: "told" in log.read_text())
+
+
+class WithCheckpoint(MadeUp):
+    """Cells that leave a checkpoint behind."""
+
+    def __call__(
+        self, words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
+    ) -> Fork:
+        cell = super().__call__(words, environment, log, lock)
+        cell.wait()
+        Path(f"runs/c/{Path(words[-1]).name}/checkpoint-2").mkdir()
+        return cell
+
+
+@pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize("keep", [True, False])
+def test_checkpoints_of_finished_cells(file: Path, keep: bool) -> None:
+    write(rows={"srl": {}}, contrasts=[], seeds=[0], keep_checkpoints=keep)
+    assert run(start=WithCheckpoint())[0] == 0
+    assert Path("runs/c/toy.srl.0/checkpoint-2").is_dir() == keep
+    again = MadeUp()
+    assert run(start=again)[0] == 0
+    assert again.asked == []

@@ -64,6 +64,8 @@ def test_a_whole_comparison(
     assert start.names == ["train toy.srl.0", "eval toy.base", "train toy.two.0"]
     out = folder / "runs/c"
     assert {path.name for path in out.glob("toy.*")} == set(CELLS)
+    assert not list(out.glob("*/checkpoint-*"))  # nobody goes on from them
+    assert len(list(out.glob("*/policy/model.safetensors"))) == 2
     table = json.loads((out / "table.json").read_text())
     [part] = table["difficulties"]
     assert part["problems"] == 6

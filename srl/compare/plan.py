@@ -56,6 +56,7 @@ class Plan:
     cells: tuple[Cell, ...]  # each behind the one whose policy it starts from
     given: tuple[str, ...] = ()  # words of the command line that changed the file's plan
     across: bool = False  # contrasts are also shown side by side for all difficulties
+    keep_checkpoints: bool = False  # of cells that have finished
 
     @property
     def metric(self) -> str:

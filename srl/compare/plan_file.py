@@ -24,7 +24,7 @@ from srl.config.experiment import (
     settings_of_any_method,
     with_named_secrets,
 )
-from srl.config.strict_yaml import nearest, read_settings, refuse_unknown
+from srl.config.strict_yaml import fit, nearest, read_settings, refuse_unknown
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
@@ -39,6 +39,7 @@ KEYS = (
     "seeds",
     "data_seed",
     "metric",
+    "keep_checkpoints",
     "quick",
 )
 QUICK_KEYS = tuple(key for key in KEYS if key != "quick")
@@ -246,6 +247,9 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
         contrasts=_contrasts(values.get("contrasts", []), rows, where),
         metrics=_metrics(values.get("metric", "steps greedy"), cells, where),
         cells=tuple(cells),
+        keep_checkpoints=bool(
+            fit(values.get("keep_checkpoints", False), bool, f"{where}: keep_checkpoints")
+        ),
     )
 
 
