@@ -22,8 +22,8 @@ from sampling import (
 )
 from transformers import PreTrainedModel
 
+from srl.models.positions import may_read_on
 from srl.models.prefix_tree import PrefixTree, Row
-from srl.rollout import known_prompts
 from srl.rollout.known_prompts import KnownPrompts
 from srl.rollout.samplers import Prompt, SamplingParams, complete
 
@@ -127,7 +127,7 @@ def test_keys_that_change_with_the_length_are_not_remembered(
 ) -> None:
     model = build()
     model.config.rope_parameters = rope
-    assert known_prompts.may_read_on(model) == may
+    assert may_read_on(model) == may
     alone = local(model)
     with alone.remembering():
         assert (alone._known is not None) == may

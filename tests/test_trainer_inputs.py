@@ -153,6 +153,25 @@ def test_a_loaded_half_precision_model_is_trained_in_float32(
     assert sum(changed) > len(changed) / 2
 
 
+@pytest.mark.parametrize("room", [-1, 0])
+def test_position_embeddings_that_change_with_the_length_are_told(
+    toy_policy: Path, tmp_path: Path, room: int
+) -> None:
+    model, tokenizer = load_policy(str(toy_policy))
+    args = toy_config(tmp_path)
+    plain = SRLTrainer(model, args, EASY, processing_class=tokenizer)
+    assert not any("longrope" in line() for line in plain.start_lines)
+    limit = max(map(len, plain.prompts)) + args.max_completion_length + room
+    model.config.rope_parameters = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": limit,
+    }
+    trainer = SRLTrainer(model, args, EASY, processing_class=tokenizer)
+    told = [line() for line in trainer.start_lines if "longrope" in line()]
+    assert len(told) == (room < 0)
+    assert all(f"from {limit + 1} on" in line for line in told)
+
+
 def test_a_quantised_model_is_refused(toy_policy: Path, tmp_path: Path) -> None:
     model, tokenizer = load_policy(str(toy_policy))
     weight = model.model.layers[0].mlp.up_proj.weight

@@ -10,20 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How, TreePlan
 
 _ROOT, _NEW = -1, -2  # in place of a known token's number
-
-
-def may_read_on(model: PreTrainedModel) -> bool:
-    """Whether a prompt's keys stay what they are when it grows: not where the frequencies of
-    position embeddings depend on the length of what is read."""
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, Mapping)}
-    return not kinds & {"dynamic", "longrope"}
 
 
 class KnownPrompts:

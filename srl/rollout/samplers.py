@@ -33,13 +33,14 @@ from srl.config.parts import SamplingSettings
 from srl.data.text_limits import TextLimits
 from srl.errors import DivergedError
 from srl.models.memory import fits_into_memory
+from srl.models.positions import may_read_on
 from srl.models.tree_models import attending_over_trees
 from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
 from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
 from srl.rollout.decoding import Decoder
-from srl.rollout.known_prompts import KnownPrompts, may_read_on
+from srl.rollout.known_prompts import KnownPrompts
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has

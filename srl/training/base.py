@@ -43,6 +43,7 @@ from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, end_turns, prompt_format
 from srl.models.lora import check_adapter
 from srl.models.memory import fits_into_memory
+from srl.models.positions import other_beyond
 from srl.models.precision import use_float32
 from srl.models.prefix_tree import Row
 from srl.models.scoring import CompletionScores, completion_log_probs
@@ -197,7 +198,7 @@ class StepTrainer(Trainer):
         self.tree_refusal = refusal(model) if shares else "prefix_tree is off"
         slower = way_of(model, share=shares).line()
         mixture = self.stream.line() if isinstance(self.stream, MixedStream) else ""
-        lines = (self.weights_line, slower, self._shots_line(), mixture)
+        lines = (self.weights_line, slower, self._positions_line(), self._shots_line(), mixture)
         once = [line for line in lines if line]
         self.start_lines: list[Callable[[], str]] = [
             *(partial(str, line) for line in once),
@@ -304,6 +305,18 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    def _positions_line(self) -> str | None:
+        limit = other_beyond(self.accelerator.unwrap_model(self.model))
+        longest = max(map(len, self.prompts)) + self.settings.completion_length
+        if limit is None or longest <= limit:
+            return None
+        return (
+            f"a prompt and its completion may take {longest:,} tokens; from {limit + 1:,} on this "
+            "model reads all rows of a batch with other position embeddings (longrope), so some "
+            "are trained on others than they were sampled with, and sampler_gap grows: lower "
+            f"{self.settings.length_field}, or leave long problems out"
+        )
 
     def _shots_line(self) -> str | None:
         if not self.form.shots:
