@@ -148,7 +148,7 @@ ROWS = values()["rows"]
     [
         ({"seed": [0]}, r"unknown key 'seed'; did you mean seeds\?"),
         ({"colour": 1}, r"unknown key 'colour'; allowed: output, model"),
-        ({"keep_checkpoints": "some"}, r"keep_checkpoints is 'some' .str.; it must be of type bool"),
+        ({"keep_checkpoints": "some"}, r"keep_checkpoints is 'some' .str.; it must be of type"),
         ({"output": None}, r"output is None; give a folder"),
         ({"model": None}, r"row base, difficulty easy: model is None; give a model folder"),
         (
