@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +30,6 @@ from srl.data.splits import Splits, load_splits
 from srl.errors import UsageError
 from srl.models.loading import load_policy
 from srl.stats import paired_change
-from srl.training.progress import ProgressReport
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -251,113 +249,20 @@ def test_check_data_refuses(
     refused(capsys, main(["check-data", *words]), message)
 
 
-# ---- stopping and resuming ---------------------------------------------------------------------
+# ---- failures at run time ----------------------------------------------------------------------
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, *, times: int = 1) -> None:
-    """Ctrl-C while a step is being made."""
-
-    def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        if state.global_step + 1 == step:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(ProgressReport, "on_step_begin", on_step_begin, raising=False)
-
-
-def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_been(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_nothing_to_train_on_is_a_failure_with_records(
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    assert train(name="straight") == 0
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert train(name="stopped") == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+    words = ["--dynamic_sampling_epsilon", "5", "--max_empty_steps", "2", "--test_problems", "0"]
+    assert train(*words) == 1
     shown = capsys.readouterr()
-    assert "stopping after this step" in shown.out
-    assert "saved; go on with: make resume RUN=stopped" in shown.out
-    run = home / "runs" / "stopped"
-    assert (run / "checkpoint-3" / "srl_state.json").is_file()
-    assert not (run / "summary.json").exists()
-
-    assert main(["resume", "stopped"]) == 0
-    straight = home / "runs" / "straight"
-    for log in ("steps.jsonl", "problems.jsonl"):
-        assert (run / log).read_bytes() == (straight / log).read_bytes()
-    one, two = (weights(load_policy(str(path / "policy"))[0]) for path in (run, straight))
-    assert same_weights(one, two)
-    summaries = [yaml.safe_load((path / "summary.json").read_text()) for path in (run, straight)]
-    for name in ("before", "after", "steps", "tokens_written"):
-        assert summaries[0][name] == summaries[1][name]
-    assert (run / "command.txt").read_text().count("resume stopped") == 1
-
-    capsys.readouterr()
-    assert main(["resume", "stopped"]) == 2
-    assert "is complete: it has a summary.json" in capsys.readouterr().err
+    assert shown.err.startswith("srl: nothing to train on: for 2 steps in a row")
+    assert read_jsonl(home / "runs/one/steps.jsonl")
 
 
-def test_ctrl_c_twice_stops_at_once(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    interrupt_at(monkeypatch, 3, times=2)
-    assert train() == 130
-    said = "srl: stopped. Go on from checkpoint-2 with: make resume RUN=one\n"
-    assert capsys.readouterr().err == said
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert (home / "runs/one/checkpoint-2").is_dir()
-    assert not (home / "runs/one/checkpoint-3").exists()
-
-
-def test_ctrl_c_before_the_first_step_leaves_nothing(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-
-    def interrupted(*args: object, **kwargs: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("srl.evaluation.held_out.solve_step_by_step", interrupted)
-    assert train() == 130
-    again = f"{sys.executable} -m srl train --config config.yaml --run-name one"
-    said = f"srl: stopped. No checkpoint was saved yet. Start again with: {again}\n"
-    assert capsys.readouterr().err == said
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert not list((home / "runs").iterdir())
-
-
-def test_resume_with_other_settings_lists_them(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        assert train() == 130
-    capsys.readouterr()
-    changes = ["--max_steps", "3", "--data.limit", "40"]
-    assert main(["resume", "one", *changes]) == 2
-    shown = capsys.readouterr().err
-    assert "max_steps: 4 -> 3" in shown
-    assert "data.limit: (not set) -> 40" in shown
-    assert "--accept-changes" in shown
-    assert main(["resume", "one", *changes, "--accept-changes"]) == 0
-    assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 3
-
-
-def test_changes_that_were_accepted_are_kept(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for words in ([], ["--max_steps", "5", "--accept-changes"]):
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, 4 if words else 2)
-            assert (main(["resume", "one", *words]) if words else train()) == 130
-    config = home / "runs/one/config.yaml"
-    assert yaml.safe_load(config.read_text())["max_steps"] == 5
-    refused_words = ["--data.path", "gone.jsonl", "--accept-changes"]
-    assert main(["resume", "one", *refused_words]) == 2
-    assert yaml.safe_load(config.read_text())["data"]["path"] == "data.jsonl"  # not half-changed
-    assert main(["resume", "one"]) == 0  # as the program said
-    assert yaml.safe_load((home / "runs/one/summary.json").read_text())["steps"] == 5
+# ---- wrong use ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -377,21 +282,6 @@ def test_a_name_stands_before_the_options(
 def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--config", "c.yaml", "--seed", "1"]) == 2
     assert "unknown words: --seed 1; did you mean --seeds?" in capsys.readouterr().err
-
-
-def test_resume_refuses_what_is_no_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["resume", "nothing"]) == 2
-    assert "runs/nothing is not a run folder: no such folder" in capsys.readouterr().err
-    assert train("--save_strategy", "'no'", "--test_problems", "0") == 0
-    run = home / "runs" / "one"
-    (run / "summary.json").unlink()
-    assert main(["resume", "one"]) == 2
-    assert "has no checkpoint yet" in capsys.readouterr().err
-    (run / "checkpoint-4").mkdir()
-    assert main(["resume", "one"]) == 2
-    shown = capsys.readouterr().err
-    assert "has no checkpoint to go on from" in shown
-    assert "checkpoint-4: it has no manifest.json" in shown
 
 
 def test_what_a_message_names_cannot_steer_the_terminal(
@@ -416,22 +306,6 @@ def test_a_used_name_is_never_overwritten(home: Path, capsys: pytest.CaptureFixt
     assert "make resume RUN=one" in shown
     assert "RUN=one-2" in shown
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-
-
-# ---- failures at run time ----------------------------------------------------------------------
-
-
-def test_nothing_to_train_on_is_a_failure_with_records(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--dynamic_sampling_epsilon", "5", "--max_empty_steps", "2", "--test_problems", "0"]
-    assert train(*words) == 1
-    shown = capsys.readouterr()
-    assert shown.err.startswith("srl: nothing to train on: for 2 steps in a row")
-    assert read_jsonl(home / "runs/one/steps.jsonl")
-
-
-# ---- wrong use ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
