@@ -247,7 +247,11 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
                 f"{where}: method sft has no use for {', '.join(idle)}: there are no rollouts to "
                 "train on; take the setting out, or train with method: srl"
             )
-    elif idle := [key for key in ("require_thoughts", "also_whole") if key in values]:
+    elif idle := [
+        name
+        for name in setting_names(ExpertConfig)
+        if name in values and name not in setting_names(SRLConfig)
+    ]:
         raise UsageError(
             f"{where}: method srl has no use for {', '.join(idle)}: its policy writes its text "
             "itself; take the setting out, or train with method: sft"
