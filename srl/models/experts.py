@@ -1,0 +1,148 @@
+"""Sparse models: where their routers and experts are, and what the experts cost.
+
+A layer of a Mixture-of-Experts model has a router, which chooses `top_k` of E experts for each
+token, and the experts, whose weights transformers keep in tensors with E as first dimension. Both
+are found by what the architecture says of itself, not by its name, and believed only if the router
+answers in the form that the families share: (logits [T, E], weights [T, k], indices [T, k]).
+Checked with Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, Granite-MoE and GPT-OSS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from srl.errors import UsageError
+
+
+class SparseLayer(NamedTuple):
+    """A layer whose feed-forward part is a choice among experts.
+
+    Attributes:
+        name: of the module that holds both, such as "model.layers.0.mlp".
+        router: chooses the experts of each token.
+        experts: holds the weights of all of them.
+        num_experts: E.
+        top_k: experts of a token.
+    """
+
+    name: str
+    router: nn.Module
+    experts: nn.Module
+    num_experts: int
+    top_k: int
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Parameters of the experts, each [E, ...], by their names in `experts`."""
+        return {
+            name: one
+            for name, one in self.experts.named_parameters()
+            if one.dim() >= 2 and one.shape[0] == self.num_experts
+        }
+
+
+def sparse_layers(model: nn.Module) -> list[SparseLayer]:
+    """The sparse layers of a model in their order; none of a dense one.
+
+    Args:
+        model: a causal language model of transformers, bare or with an adapter.
+    """
+    kinds = _router_kinds(model)
+    modules = dict(model.named_modules())
+    found = []
+    for name, router in modules.items():
+        if not isinstance(router, kinds):
+            continue
+        parent = name.rpartition(".")[0]
+        experts = getattr(modules[parent], "experts", None)
+        if not isinstance(experts, nn.Module):
+            continue
+        sizes = {one.shape[0] for one in experts.parameters() if one.dim() == 3}
+        top_k = getattr(router, "top_k", None)
+        if len(sizes) == 1 and isinstance(top_k, int):
+            found.append(SparseLayer(parent, router, experts, sizes.pop(), top_k))
+    return found
+
+
+def _router_kinds(model: nn.Module) -> tuple[type[nn.Module], ...]:
+    """The classes of its routers, as the architecture names them for those who record logits."""
+    kinds = set()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            recorded = getattr(module, "_can_record_outputs", None) or {}
+            listed = recorded.get("router_logits", [])
+            for one in listed if isinstance(listed, Sequence) else [listed]:
+                kind = getattr(one, "target_class", one)
+                if isinstance(kind, type) and issubclass(kind, nn.Module):
+                    kinds.add(kind)
+    return tuple(kinds)
+
+
+def need_sparse(model: nn.Module, name: str) -> list[SparseLayer]:
+    """The sparse layers of the model called `name`.
+
+    Raises:
+        UsageError: it has none.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        config = getattr(model, "config", None)
+        kind = getattr(config, "model_type", type(model).__name__)
+        raise UsageError(
+            f"{name} is not sparse: a model of type {kind} has no experts that could be read here "
+            "(Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, Granite-MoE and GPT-OSS have); a dense one "
+            f"becomes sparse with: python -m srl experts upcycle --model {name} --output FOLDER"
+        )
+    return layers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs, in parameters and in arithmetic.
+
+    Attributes:
+        total: parameters, each counted once.
+        active: those that one token goes through: without the experts not chosen for it.
+        embeddings: of the active ones those that are looked up, not multiplied with.
+    """
+
+    total: int
+    active: int
+    embeddings: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Cost:
+        """Counted; a model on the meta device will do."""
+        total = sum(one.numel() for one in model.parameters())
+        idle = sum(
+            weight.numel() // layer.num_experts * (layer.num_experts - layer.top_k)
+            for layer in sparse_layers(model)
+            for weight in layer.weights().values()
+        )
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tied = head is not None and _weight(head) is _weight(table)
+        embeddings = 0 if table is None or tied else sum(x.numel() for x in table.parameters())
+        return cls(total, total - idle, embeddings)
+
+    @property
+    def flops(self) -> int:
+        """Of one token forwards: a multiplication and an addition per weight that is multiplied
+        with. Attention over earlier tokens comes on top."""
+        return 2 * (self.active - self.embeddings)
+
+    def bytes_to_read(self, width: int = 4) -> int:
+        """Memory of the weights, at `width` bytes each."""
+        return self.total * width
+
+    @property
+    def bytes_to_train(self) -> int:
+        """Memory of float32 weights, gradients and Adam's two moments, without activations."""
+        return self.total * 16
+
+
+def _weight(module: nn.Module | None) -> Tensor | None:
+    return getattr(module, "weight", None)
