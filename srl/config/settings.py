@@ -30,6 +30,7 @@ from srl.config.parts import (
     check_seeds,
     within,
 )
+from srl.config.router import RouterSettings
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
@@ -91,7 +92,9 @@ _BELOW_1 = 1 - 2**-53  # the largest
 
 
 @dataclass
-class TrainerConfig(BatchSettings, SplitSettings, EvaluationSettings, TrainingArguments):
+class TrainerConfig(
+    RouterSettings, BatchSettings, SplitSettings, EvaluationSettings, TrainingArguments
+):
     """What both trainers can be told; sizes are those of one process.
 
     Attributes:
@@ -220,7 +223,8 @@ class SRLConfig(LoggingSettings, LossSettings, GroupSettings, TrainerConfig):
 
     Each part documents its own: `PromptSettings`, `SamplingSettings`, `RowSettings`,
     `VerifierSettings`, `RewardSettings`, `EvaluationSettings`, `SplitSettings`, `BatchSettings`,
-    `GroupSettings`, `LossSettings`, `LoggingSettings` (`srl/config/parts.py`), and `TrainerConfig`.
+    `GroupSettings`, `LossSettings`, `LoggingSettings` (`srl/config/parts.py`), `RouterSettings`
+    (`srl/config/router.py`), and `TrainerConfig`.
     """
 
     def check(self) -> None:

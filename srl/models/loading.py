@@ -29,6 +29,7 @@ from srl.data.prompts import PromptFormat
 from srl.data.steps import StepExample
 from srl.errors import UsageError
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
+from srl.models.routing import load_bias
 from srl.models.vocabulary import embeddings, fit_tokenizer
 
 # Of a model's folder, all that a loaded model and its prompts follow from.
@@ -106,6 +107,7 @@ def _load(
         # SFT of a sparse model leaves this on. Nobody reads router logits from a policy, and the
         # auxiliary loss that is computed from them fails where a row goes on from a cache.
         text.output_router_logits = False
+    load_bias(model, path)
     return model, tokenizer
 
 
@@ -131,7 +133,9 @@ def _load_adapted(
         ) from error
     if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = _load_tokenizer(str(folder))
-    return merge_from(model, folder), tokenizer
+    model = merge_from(model, folder)
+    load_bias(model, folder)
+    return model, tokenizer
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from abc import abstractmethod
@@ -46,6 +47,7 @@ from srl.models.memory import fits_into_memory
 from srl.models.positions import other_beyond
 from srl.models.precision import use_float32
 from srl.models.prefix_tree import Row
+from srl.models.routing import load_bias, save_bias
 from srl.models.scoring import CompletionScores, completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.models.trial import check_scoring
@@ -57,8 +59,11 @@ from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes, StopWh
 from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
+from srl.training.routers import Part, Routers
 from srl.training.run_log import mean_loss
 from srl.training.trackers import check_installed
+
+_log = logging.getLogger(__name__)
 
 
 class StepTrainer(Trainer):
@@ -73,6 +78,7 @@ class StepTrainer(Trainer):
         validation_trajectories: expert solutions of problems for `evaluate`.
         rewards: what steps are worth.
         prompts: token ids of each training row's prompt.
+        routers: those of a sparse policy.
         stream: which row comes next.
         run_log: the logs in the run's folder.
         expert_tokens: of the rows drawn so far, where they are counted.
@@ -114,6 +120,7 @@ class StepTrainer(Trainer):
         check_one_process(settings)
         check_evaluation(settings, validates=bool(validation_trajectories), best_by=best_by)
         check_installed(settings.report_to)
+        self.routers = Routers(model, settings)
         self.settings = settings
         self.rewards = rewards
         self.mixture = mixture
@@ -198,7 +205,10 @@ class StepTrainer(Trainer):
         self.tree_refusal = refusal(model) if shares else "prefix_tree is off"
         slower = way_of(model, share=shares).line()
         mixture = self.stream.line() if isinstance(self.stream, MixedStream) else ""
-        lines = (self.weights_line, slower, self._positions_line(), self._shots_line(), mixture)
+        lines = (
+            *(self.weights_line, slower, self._positions_line(), self._shots_line(), mixture),
+            self.routers.line(),
+        )
         once = [line for line in lines if line]
         self.start_lines: list[Callable[[], str]] = [
             *(partial(str, line) for line in once),
@@ -233,7 +243,11 @@ class StepTrainer(Trainer):
             self.run_log.open()
             path = None if checkpoint is None else str(checkpoint)
             with self._fits_into_memory():
-                return super().train(resume_from_checkpoint=path, **kwargs)
+                result = super().train(resume_from_checkpoint=path, **kwargs)
+            best = self.state.best_model_checkpoint
+            if self.args.load_best_model_at_end and best is not None:
+                load_bias(self._bare_model, Path(best))
+            return result
         except DivergedError as error:
             raise DivergedError(self._why_diverged(error)) from error
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -265,6 +279,7 @@ class StepTrainer(Trainer):
             self.run_log.positions()
             self._saving.begin(Path(output_dir), self.args)
         super().save_model(output_dir, _internal_call)
+        save_bias(self._bare_model, Path(output_dir or str(self.args.output_dir)))
 
     def evaluate(
         self,
@@ -305,6 +320,32 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    @property
+    def _bare_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def _begin_routing(self, model: nn.Module, parts: Sequence[Part]) -> None:
+        """Before the micro-batches of a step: see `Routers.begin`."""
+
+        def look(number: int) -> None:
+            rows, tree = parts[number]
+            with self._attention(model, tree):
+                self._score(model, rows, tree=tree)
+
+        self.routers.begin(parts, look, self.args.device)
+
+    def _end_routing(self) -> None:
+        """After the micro-batches of a step: its load is written down, and the biases move."""
+        figures, counts = self.routers.end()
+        if not counts:
+            return
+        step = self.state.global_step + 1
+        self.run_log.note(figures)
+        self.run_log.write_load(step, counts)
+        for layer in self.routers.collapsed(counts):
+            _log.warning("step %d: %s", step, self.routers.collapse(layer, counts[layer]))
 
     def _positions_line(self) -> str | None:
         limit = other_beyond(self.accelerator.unwrap_model(self.model))
@@ -463,6 +504,7 @@ class StepTrainer(Trainer):
             checkpoint, holds=holds, logs=self.run_log.paths, may_hold={"seconds": float}
         )
         self.stream.load_state_dict(state["stream"])
+        load_bias(self._bare_model, checkpoint)
         if self._clock is not None:
             self._clock.seconds = self._seconds_so_far(state, checkpoint)
         if self._row_tokens:

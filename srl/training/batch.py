@@ -56,6 +56,13 @@ class Batch:
             ),
         )
 
+    def parts(self) -> list[tuple[list[Row], bool]]:
+        """The rows of each micro-batch, and whether they are a tree."""
+        return [
+            ([row_of(self.rollouts[i]) for i in part.rows], part.tree)
+            for part in self.micro_batches
+        ]
+
 
 def without_loss(rollout: Rollout) -> Rollout:
     """The same rollout, none of whose tokens enters the loss."""

@@ -1,5 +1,5 @@
 """What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, the expert solutions
-they are about; `metrics.jsonl`, figures.
+they are about; `metrics.jsonl`, figures; `experts.jsonl`, of a sparse policy its experts' load.
 
 `records.py` is how a log lies on the disk; here is what the trainer puts into it.
 """
@@ -32,14 +32,17 @@ class RunLog:
     Args:
         folder: where the logs lie.
         log_completions: whether `steps.jsonl` and `problems.jsonl` are written.
+        sparse: whether `experts.jsonl` is.
 
     Attributes:
         listeners: told the rollouts of each optimiser step, once they are written.
     """
 
-    def __init__(self, folder: Path, *, log_completions: bool) -> None:
-        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "problems", "metrics")}
-        self._written = tuple(self.paths) if log_completions else ("metrics",)
+    def __init__(self, folder: Path, *, log_completions: bool, sparse: bool = False) -> None:
+        completions = ("steps", "problems")
+        names = (*completions, "metrics", *(["experts"] if sparse else []))
+        self.paths = {name: folder / f"{name}.jsonl" for name in names}
+        self._written = tuple(name for name in names if log_completions or name not in completions)
         self._writers: dict[str, RecordWriter] = {}
         self._told: set[bytes] = set()  # digests of the lines of problems.jsonl
         self._pending: dict[str, list[float]] = {}
@@ -110,6 +113,11 @@ class RunLog:
         """One line of `metrics.jsonl`."""
         if "metrics" in self._writers:
             self._writers["metrics"].write([{"step": step, **figures}])
+
+    def write_load(self, step: int, counts: Sequence[Sequence[int]]) -> None:
+        """One line of `experts.jsonl`: of each sparse layer how many tokens its experts got."""
+        if "experts" in self._writers:
+            self._writers["experts"].write([{"step": step, "layers": counts}])
 
     # -- records ---------------------------------------------------------------------------------
 

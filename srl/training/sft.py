@@ -178,7 +178,9 @@ class ExpertTrainer(StepTrainer):
         if args.max_steps <= 0:
             rows_seen = args.num_train_epochs * self.stream.rows_an_epoch
             args.max_steps = max(1, round(rows_seen / args.prompts_per_step))
-        self.run_log = RunLog(Path(args.output_dir or "."), log_completions=False)
+        self.run_log = RunLog(
+            Path(args.output_dir or "."), log_completions=False, sparse=bool(self.routers.layers)
+        )
         with libraries_refuse():
             super().__init__(
                 model=model,
@@ -221,20 +223,22 @@ class ExpertTrainer(StepTrainer):
         tokens = sum(len(completion) for _, completion in rows)
         total = torch.zeros((), device=self.args.device)
         entropy, correct = torch.zeros_like(total), torch.zeros_like(total)
-        for part in self._micro_batches(rows):
-            with self._attention(model, part.tree):
-                scores = self._score(
-                    model,
-                    [rows[row] for row in part.rows],
-                    tree=part.tree,
-                    with_entropy=True,
-                    with_top=True,
-                )
-                loss = -scores.log_probs.sum() / tokens
+        parts = [
+            ([rows[row] for row in part.rows], part.tree) for part in self._micro_batches(rows)
+        ]
+        self._begin_routing(model, parts)
+        for number, (members, tree) in enumerate(parts):
+            with self._attention(model, tree):
+                with self.routers.watching(number):
+                    scores = self._score(
+                        model, members, tree=tree, with_entropy=True, with_top=True
+                    )
+                loss = self.routers.add_loss(-scores.log_probs.sum() / tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
             entropy += cast(Tensor, scores.entropy).sum()
             correct += cast(Tensor, scores.is_top).sum()
+        self._end_routing()
         self.run_log.note(
             {
                 "entropy": float(entropy) / tokens,

@@ -128,7 +128,11 @@ class SRLTrainer(StepTrainer):
             rows = args.num_train_epochs * self.stream.rows_an_epoch
             args.max_steps = max(1, round(rows / rows_a_step))
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if args.beta else None
-        self.run_log = RunLog(Path(args.output_dir or "."), log_completions=args.log_completions)
+        self.run_log = RunLog(
+            Path(args.output_dir or "."),
+            log_completions=args.log_completions,
+            sparse=bool(self.routers.layers),
+        )
         self._batch: Batch | None = None
         self._empty_steps = 0
         self._drawn: list[int] = []  # rows of the step that is being made
@@ -189,12 +193,14 @@ class SRLTrainer(StepTrainer):
         total = torch.zeros((), device=self.args.device)
         figures = FigureSums()
         gap = SamplerGap()
+        self._begin_routing(model, self._batch.parts())
         for number, micro_batch in enumerate(self._batch.micro_batches):
             with self._attention(model, micro_batch.tree):
                 loss, part = self._loss(model, self._batch, number, micro_batch, gap)
                 self.accelerator.backward(loss)
             total += loss.detach()
             figures.add(part)
+        self._end_routing()
         self.run_log.note({**figures.metrics(self._batch.scale.num_tokens), **gap.metrics()})
         self.run_log.note(
             {
@@ -332,14 +338,15 @@ class SRLTrainer(StepTrainer):
         """This micro-batch's share of the step's loss."""
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
         rows, tree = [row_of(one) for one in rollouts], micro_batch.tree
-        scores = self._score(
-            model,
-            rows,
-            tree=tree,
-            temperature=self.args.temperature,
-            with_entropy=True,
-            entropy_gradient=self.args.entropy_coef != 0.0,
-        )
+        with self.routers.watching(number):
+            scores = self._score(
+                model,
+                rows,
+                tree=tree,
+                temperature=self.args.temperature,
+                with_entropy=True,
+                entropy_gradient=self.args.entropy_coef != 0.0,
+            )
         if rollouts[0].policy_version == self.state.global_step:
             counted = [one.loss_mask for one in rollouts]
             gap.add(scores, [one.log_probs for one in rollouts], counted)
@@ -363,7 +370,10 @@ class SRLTrainer(StepTrainer):
             ref_log_probs=reference,
             entropy=scores.entropy,
         )
-        return step_loss(self.loss, inputs, batch.scale, entropy_coef=self.args.entropy_coef)
+        loss, figures = step_loss(
+            self.loss, inputs, batch.scale, entropy_coef=self.args.entropy_coef
+        )
+        return self.routers.add_loss(loss), figures
 
     # -- resuming --------------------------------------------------------------------------------
 

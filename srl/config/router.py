@@ -1,0 +1,61 @@
+"""What a training may do with the routers of a sparse policy (docs/experts.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from srl.config.parts import Part, within
+from srl.errors import UsageError
+
+
+@dataclass
+class RouterSettings(Part):
+    """How the load of a sparse policy's experts is balanced; a dense policy takes none of these.
+
+    Attributes:
+        router_balancing: "loss" adds the load-balancing loss of each layer (Switch Transformer,
+            arXiv 2101.03961), "library_loss" that of transformers, which sums over the layers
+            first, "bias" moves a bias that only chooses experts and is no part of the loss
+            (arXiv 2408.15664), "none" does nothing.
+        router_balancing_coef: weight of either loss.
+        router_bias_rate: how far an update moves the bias of an expert.
+        router_z_loss_coef: weight of the squared log-sum-exp of the router's logits (ST-MoE, arXiv
+            2202.08906), which keeps them small; 0 is off.
+        freeze_router: leave the routers' weights as they are. Routes still move, because what the
+            routers read does.
+    """
+
+    router_balancing: Literal["none", "loss", "library_loss", "bias"] = "none"
+    router_balancing_coef: float = 0.01
+    router_bias_rate: float = 0.001
+    router_z_loss_coef: float = 0.0
+    freeze_router: bool = False
+
+    def check(self) -> None:
+        within(self, router_balancing_coef=(0, 1e6), router_z_loss_coef=(0, 1e6))
+        within(self, router_bias_rate=(0, 1))
+        by_loss = self.router_balancing in ("loss", "library_loss")
+        for name, used, needs in (
+            ("router_balancing_coef", by_loss, "router_balancing: loss or library_loss"),
+            ("router_bias_rate", self.router_balancing == "bias", "router_balancing: bias"),
+        ):
+            value = getattr(self, name)
+            if not used and value != getattr(RouterSettings, name):
+                raise UsageError(
+                    f"{name} is {value}, but router_balancing is {self.router_balancing}, so it "
+                    f"would do nothing; set {needs}, or leave {name} out"
+                )
+        by_router = by_loss or self.router_z_loss_coef
+        if self.freeze_router and by_router:
+            what = "router_z_loss_coef" if self.router_z_loss_coef else "router_balancing"
+            raise UsageError(
+                f"freeze_router is true, but {what} is {getattr(self, what)}, a loss that teaches "
+                "the routers; leave one of them out (router_balancing: bias moves no weights)"
+            )
+
+    @property
+    def router_choices(self) -> dict[str, object]:
+        """Those of these settings that are not at their defaults."""
+        given = {one.name: getattr(self, one.name) for one in fields(RouterSettings)}
+        return {name: x for name, x in given.items() if x != getattr(RouterSettings, name)}

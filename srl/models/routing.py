@@ -1,0 +1,235 @@
+"""Which experts the routers of a sparse model choose: watched in a forward, and steered by a bias.
+
+The balancing bias of DeepSeek-V3 (arXiv 2408.15664) is added to the probabilities when experts are
+chosen, and not when they are weighed. Families without one of their own get it by a hook on each
+router; it is saved beside the weights, in `BIAS_FILE`, because a policy without its bias routes
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from srl.errors import UsageError
+from srl.models.experts import SparseLayer, sparse_layers
+
+# Beside the weights of a policy whose routers have a bias.
+BIAS_FILE = "router_bias.safetensors"
+# The bias of a router without one of its own, and that of the families that have one.
+_BIAS, _OWN_BIAS = "selection_bias", "e_score_correction_bias"
+
+
+class LayerLoad(NamedTuple):
+    """What the router of one layer did with the tokens that count.
+
+    Attributes:
+        counts: [E] float32, how many of them went to each expert.
+        probability: [E] float32, the sum of their softmax probabilities, with gradient.
+        z: scalar, the sum of their squared log-sum-exps, with gradient.
+    """
+
+    counts: Tensor
+    probability: Tensor
+    z: Tensor
+
+
+@dataclass
+class Watch:
+    """One forward's routing, layer by layer.
+
+    Attributes:
+        counted: [T] bool, which tokens of the flattened batch count.
+        layers: filled by the forward, in the order of the layers.
+    """
+
+    counted: Tensor
+    layers: dict[int, LayerLoad] = field(default_factory=dict)
+
+    def loads(self) -> list[LayerLoad]:
+        """Of all layers in their order."""
+        return [self.layers[number] for number in sorted(self.layers)]
+
+
+@contextmanager
+def watching(layers: Sequence[SparseLayer], counted: Tensor) -> Iterator[Watch]:
+    """Inside, one forward of the model is watched; recomputation in a backward pass is not.
+
+    Args:
+        layers: of the model.
+        counted: [T] bool for the T tokens of the flattened batch, padding included.
+
+    Raises:
+        RuntimeError: the forward did not go through every router once, with T tokens.
+    """
+    watch = Watch(counted)
+    weight = counted.float()
+
+    def see(number: int, output: object) -> None:
+        logits, _, indices = cast(tuple[Tensor, Tensor, Tensor], output)
+        if logits.shape[0] != counted.shape[0] or number in watch.layers:
+            raise RuntimeError(
+                f"router {number} read {logits.shape[0]} tokens, {counted.shape[0]} were expected"
+            )
+        watch.layers[number] = _load(logits, indices, weight)
+
+    hooks = [
+        layer.router.register_forward_hook(
+            lambda _m, _a, output, number=number: see(number, output)
+        )
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(watch.layers) != len(layers):
+        raise RuntimeError(f"{len(watch.layers)} of {len(layers)} routers were used")
+
+
+def _load(logits: Tensor, indices: Tensor, weight: Tensor) -> LayerLoad:
+    """From logits [T, E], indices [T, k], and weight [T]: 1 for a token that counts, else 0."""
+    whole = logits.float()
+    counts = torch.zeros(whole.shape[1], device=whole.device)
+    counts.scatter_add_(0, indices.reshape(-1), weight.repeat_interleave(indices.shape[1]))
+    return LayerLoad(
+        counts=counts,
+        probability=(whole.softmax(-1) * weight[:, None]).sum(0),
+        z=(whole.logsumexp(-1).square() * weight).sum(),
+    )
+
+
+def check_routers(model: nn.Module, layers: Sequence[SparseLayer]) -> None:
+    """Whether each router answers in the form that is read here.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for layer in layers:
+        with torch.no_grad():
+            output = layer.router.forward(_some_states(layer))
+        form = [tuple(one.shape) if isinstance(one, Tensor) else None for one in _parts(output)]
+        if form != [(_TRIED, layer.num_experts), (_TRIED, layer.top_k), (_TRIED, layer.top_k)]:
+            raise UsageError(
+                f"the routers of a {type(model).__name__} cannot be read: {layer.name} answers "
+                "otherwise than with logits, weights and experts of each token; leave settings "
+                "that begin with router_ away"
+            )
+
+
+_TRIED = 16  # tokens that a router is tried with
+
+
+def _some_states(layer: SparseLayer) -> Tensor:
+    """[16, H] made-up hidden states for a router, the same ones each time."""
+    weight = next(one for one in layer.router.parameters() if one.dim() == 2)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(_TRIED, weight.shape[1], generator=generator)
+    return states.to(weight.device, weight.dtype)
+
+
+def _parts(output: object) -> tuple[object, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+# -- the bias --------------------------------------------------------------------------------------
+
+
+def add_bias(layers: Sequence[SparseLayer]) -> None:
+    """Give each router a bias of zeros, [E] float32, unless it has one.
+
+    Raises:
+        UsageError: a router weighs the chosen experts in a way that is not known.
+    """
+    for layer in layers:
+        router = layer.router
+        if _bias_name(router) is None:
+            router._sums_to_one = _sums_to_one(layer)  # type: ignore[assignment]
+            weight = next(router.parameters())
+            router.register_buffer(
+                _BIAS, torch.zeros(layer.num_experts, device=weight.device), persistent=False
+            )
+            router.register_forward_hook(_choose_by_bias)
+
+
+def biases(layers: Sequence[SparseLayer]) -> list[Tensor]:
+    """The bias of each router that has one, [E], to be changed in place."""
+    found = [(layer.router, _bias_name(layer.router)) for layer in layers]
+    return [getattr(router, name) for router, name in found if name is not None]
+
+
+def save_bias(model: nn.Module, folder: Path) -> None:
+    """Write the biases beside the weights, if there are any that the weights do not hold."""
+    held = {layer.name: getattr(layer.router, _BIAS, None) for layer in sparse_layers(model)}
+    tensors = {name: bias.contiguous() for name, bias in held.items() if bias is not None}
+    if tensors:
+        save_file(tensors, str(folder / BIAS_FILE))
+
+
+def load_bias(model: nn.Module, folder: Path) -> None:
+    """Read the biases beside the weights, if there are any.
+
+    Raises:
+        UsageError: they are not those of this model.
+    """
+    path = folder / BIAS_FILE
+    if not path.is_file():
+        return
+    layers = sparse_layers(model)
+    tensors = load_file(str(path))
+    shapes = {name: tuple(one.shape) for name, one in tensors.items()}
+    if shapes != (needed := {layer.name: (layer.num_experts,) for layer in layers}):
+        raise UsageError(
+            f"{path} is of another model: it has {len(shapes)} biases, and the model "
+            f"{len(needed)} sparse layers; put the policy's own there, or remove it to route "
+            "without"
+        )
+    add_bias(layers)
+    for layer, bias in zip(layers, biases(layers), strict=True):
+        bias.copy_(tensors[layer.name])
+
+
+def _bias_name(router: nn.Module) -> str | None:
+    return next((name for name in (_BIAS, _OWN_BIAS) if hasattr(router, name)), None)
+
+
+def _choose_by_bias(router: nn.Module, _args: object, output: object) -> tuple[Tensor, ...]:
+    """A router's answer with the experts that its bias chooses; [T, E], [T, k], [T, k]."""
+    logits, weights, indices = cast(tuple[Tensor, Tensor, Tensor], output)
+    probabilities = logits.float().softmax(-1)
+    biased = probabilities + cast(Tensor, getattr(router, _BIAS))
+    chosen = biased.topk(indices.shape[1], dim=-1).indices
+    return logits, _weighed(probabilities, chosen, router._sums_to_one).to(weights.dtype), chosen
+
+
+def _weighed(probabilities: Tensor, chosen: Tensor, sums_to_one: object) -> Tensor:
+    """The weights of the chosen experts, [T, k]."""
+    weights = probabilities.gather(1, chosen)
+    return weights / weights.sum(-1, keepdim=True) if sums_to_one else weights
+
+
+def _sums_to_one(layer: SparseLayer) -> bool:
+    """Whether the weights of a token's experts sum to 1, or are their probabilities.
+
+    Raises:
+        UsageError: they are neither.
+    """
+    with torch.no_grad():
+        logits, weights, indices = layer.router.forward(_some_states(layer))
+    probabilities = logits.float().softmax(-1)
+    for rule in (True, False):
+        if torch.allclose(_weighed(probabilities, indices, rule), weights.float(), atol=1e-3):
+            return rule
+    raise UsageError(
+        f"router_balancing is bias, but the router of {layer.name} weighs experts neither by their "
+        "probabilities nor by these over their sum, so they cannot be chosen otherwise here; use "
+        "router_balancing: loss"
+    )

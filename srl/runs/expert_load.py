@@ -1,0 +1,48 @@
+"""How the tokens of a sparse policy were spread over its experts: figures, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# A layer has collapsed where its top_k busiest experts get such a share of what it routes, though
+# it has more than twice as many.
+_COLLAPSED = 0.9
+
+
+def load_figures(counts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Figures of how evenly tokens were spread over experts.
+
+    Args:
+        counts: of each layer how many tokens went to each expert.
+
+    Returns:
+        `router/violation`, the mean over layers of (max - mean) / mean, and `max_router_violation`,
+        the largest; `router/cv`, the mean coefficient of variation; `router/entropy`, the mean
+        entropy of the load as a share of that of an even one; `router/idle`, the share of experts
+        without a token.
+    """
+    violations, variations, entropies, idle, experts = [], [], [], 0, 0
+    for layer in counts:
+        total, E = sum(layer), len(layer)
+        mean = total / E
+        even = math.log(E) if E > 1 else 1.0
+        violations.append(max(layer) / mean - 1)
+        variations.append(math.sqrt(sum((x - mean) ** 2 for x in layer) / E) / mean)
+        entropies.append(-sum(x / total * math.log(x / total) for x in layer if x) / even)
+        idle += layer.count(0)
+        experts += E
+    L = len(counts)
+    return {
+        "router/violation": sum(violations) / L,
+        "max_router_violation": max(violations),
+        "router/cv": sum(variations) / L,
+        "router/entropy": sum(entropies) / L,
+        "router/idle": idle / experts,
+    }
+
+
+def is_collapsed(counts: Sequence[int], top_k: int) -> bool:
+    """Whether the busiest `top_k` experts of a layer get nearly all tokens, though it has more."""
+    busiest = sum(sorted(counts)[-top_k:])
+    return len(counts) > 2 * top_k and busiest >= _COLLAPSED * sum(counts)

@@ -1,0 +1,269 @@
+"""What a training does with the routers of a sparse policy: watch, balance, freeze.
+
+The load of an expert is the share of tokens that go to it. A token that several rows of a step
+begin with counts once, and padding never, whatever micro-batches the step was cut into.
+
+With f_i the share of the step's tokens that expert i of a layer gets (they sum to top_k), and P_i
+the mean of its softmax probability, the losses are, with E experts and L layers,
+
+    loss           (1 / L) sum over layers of E sum_i f_i P_i
+    library_loss   E sum_i mean_l(f_i) mean_l(P_i)        transformers' load_balancing_loss_func
+
+Both are top_k where all experts are used alike. The second is also top_k where every layer has
+collapsed on experts of its own, because it looks at the layers' sum; the first is E then. f has no
+gradient, so a step needs its own f before its first gradient: where it has several micro-batches,
+they go through the model once more, without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from srl.config.router import RouterSettings
+from srl.errors import UsageError
+from srl.models.experts import sparse_layers
+from srl.models.prefix_tree import PrefixTree, Row
+from srl.models.routing import LayerLoad, Watch, add_bias, biases, check_routers, watching
+from srl.runs.expert_load import is_collapsed, load_figures
+
+Part = tuple[Sequence[Row], bool]
+"""Rows of a micro-batch, and whether they go through the model as a tree."""
+
+
+class Routers:
+    """The routers of one policy in training; of a dense policy every method does nothing.
+
+    A step calls `begin`, then for each micro-batch `watching` around its forward and `add_loss`,
+    then `end`.
+
+    Args:
+        model: the policy, bare or with an adapter.
+        settings: what to do.
+
+    Attributes:
+        layers: the sparse layers; none of a dense policy.
+
+    Raises:
+        UsageError: settings that this policy has no use for, or routers that cannot be read.
+    """
+
+    def __init__(self, model: nn.Module, settings: RouterSettings) -> None:
+        self.settings = settings
+        self.layers = sparse_layers(model)
+        given = settings.router_choices
+        if given and not self.layers:
+            name, value = next(iter(given.items()))
+            raise UsageError(
+                f"{name} is {value}, but the policy is dense: it has no routers; leave {name} out, "
+                "or make it sparse: python -m srl experts upcycle --help"
+            )
+        if self.layers:
+            check_routers(model, self.layers)
+        if settings.freeze_router:
+            for layer in self.layers:
+                layer.router.requires_grad_(False)
+        if settings.router_balancing == "bias":
+            add_bias(self.layers)
+        self._counted: list[Tensor] = []
+        self._tokens = 0
+        self._loads: list[list[LayerLoad]] = []
+        self._shares: list[Tensor] | None = None
+        self._losses: dict[str, float] = {}
+        self._told: set[int] = set()
+
+    def line(self) -> str:
+        """What a user reads at the start; nothing of a dense policy."""
+        if not self.layers:
+            return ""
+        first, settings = self.layers[0], self.settings
+        what = {
+            "none": "their load is watched, not balanced (router_balancing)",
+            "loss": f"balanced by the loss of each layer, times {settings.router_balancing_coef:g}",
+            "library_loss": "balanced by the library's loss over all layers, times "
+            f"{settings.router_balancing_coef:g}",
+            "bias": f"balanced by a bias that moves by {settings.router_bias_rate:g} an update",
+        }[settings.router_balancing]
+        if settings.router_z_loss_coef:
+            what += f"; router z-loss, times {settings.router_z_loss_coef:g}"
+        if settings.freeze_router:
+            what += "; the routers' weights are frozen"
+        return (
+            f"sparse: {len(self.layers)} layers of {first.num_experts} experts, {first.top_k} of "
+            f"them for a token; {what}"
+        )
+
+    def begin(self, parts: Sequence[Part], look: Callable[[int], object], device: object) -> None:
+        """Start a step.
+
+        Args:
+            parts: its micro-batches.
+            look: puts one of them through the model, without gradients.
+            device: where the model is.
+        """
+        self._loads, self._losses, self._shares = [], {}, None
+        if not self.layers:
+            return
+        masks = first_places(parts)
+        self._counted = [mask.to(device) for mask in masks]  # type: ignore[call-overload]
+        self._tokens = sum(int(mask.sum()) for mask in masks)
+        if self.settings.router_balancing in ("loss", "library_loss") and len(parts) > 1:
+            seen = []
+            for number in range(len(parts)):
+                with torch.no_grad(), watching(self.layers, self._counted[number]) as watch:
+                    look(number)
+                seen.append(watch.loads())
+            self._shares = self._share(seen)
+
+    @contextmanager
+    def watching(self, number: int) -> Iterator[None]:
+        """Around the forward of micro-batch `number`."""
+        if not self.layers:
+            yield
+            return
+        with watching(self.layers, self._counted[number]) as watch:
+            yield
+        self._keep(watch)
+
+    def _keep(self, watch: Watch) -> None:
+        self._loads.append(watch.loads())
+        if self._shares is None:  # of the only micro-batch, or nothing that anybody needs
+            self._shares = self._share(self._loads)
+
+    def add_loss(self, loss: Tensor) -> Tensor:
+        """The loss of the micro-batch that was watched last, with what its routing adds to it."""
+        further = self._loss() if self.layers else None
+        return loss if further is None else loss + further
+
+    def _loss(self) -> Tensor | None:
+        settings, loads, shares = self.settings, self._loads[-1], self._shares
+        assert shares is not None
+        experts = [layer.num_experts for layer in self.layers]
+        means = [load.probability / self._tokens for load in loads]
+        total: Tensor | None = None
+        if settings.router_balancing in ("loss", "library_loss"):
+            by_layer = settings.router_balancing == "loss"
+            balance = (per_layer_loss if by_layer else over_layers_loss)(shares, means, experts)
+            total = self._noted("balancing_loss", balance) * settings.router_balancing_coef
+        if settings.router_z_loss_coef:
+            z = torch.stack([load.z for load in loads]).mean() / self._tokens
+            weighted = self._noted("z_loss", z) * settings.router_z_loss_coef
+            total = weighted if total is None else total + weighted
+        return total
+
+    def end(self) -> tuple[dict[str, float], list[list[int]]]:
+        """End a step: move the biases.
+
+        Returns:
+            Its figures, and of each layer how many tokens went to each expert; both empty where
+            nothing was routed.
+        """
+        if not self._loads:
+            return {}, []
+        counts = self._counts(self._loads)
+        if self.settings.router_balancing == "bias":
+            for bias, count in zip(biases(self.layers), counts, strict=True):
+                bias += self.settings.router_bias_rate * (count.mean() - count).sign()
+        whole = [[round(x) for x in count.tolist()] for count in counts]
+        losses = {f"router/{name}": value for name, value in self._losses.items()}
+        return {**load_figures(whole), **losses}, whole
+
+    def collapsed(self, counts: Sequence[Sequence[int]]) -> list[int]:
+        """Layers, from 0, that have collapsed and were not told of before."""
+        found = [
+            number
+            for number, (layer, count) in enumerate(zip(self.layers, counts, strict=True))
+            if number not in self._told and is_collapsed(count, layer.top_k)
+        ]
+        self._told.update(found)
+        return found
+
+    def collapse(self, number: int, counts: Sequence[int]) -> str:
+        """What became of a layer that has collapsed, and what to do."""
+        layer = self.layers[number]
+        order = sorted(range(len(counts)), key=lambda expert: -counts[expert])[: layer.top_k]
+        share = sum(counts[expert] for expert in order) / sum(counts)
+        names = " and ".join(map(str, sorted(order)))
+        return (
+            f"the routing of sparse layer {number} ({layer.name}) has collapsed: {share:.0%} of "
+            f"what it routes goes to {layer.top_k} of {layer.num_experts} experts ({names}). "
+            + (
+                "Balance it with router_balancing: loss, or bias (docs/experts.md)"
+                if self.settings.router_balancing == "none"
+                else f"router_balancing is {self.settings.router_balancing}: give it more weight "
+                "(router_balancing_coef, router_bias_rate), or time"
+            )
+        )
+
+    def _noted(self, name: str, value: Tensor) -> Tensor:
+        self._losses[name] = self._losses.get(name, 0.0) + float(value.detach())
+        return value
+
+    def _counts(self, loads: Sequence[Sequence[LayerLoad]]) -> list[Tensor]:
+        """[E] of each layer: tokens that went to each expert."""
+        return [
+            torch.stack([load.counts for load in parts]).sum(0)
+            for parts in zip(*loads, strict=True)
+        ]
+
+    def _share(self, loads: Sequence[Sequence[LayerLoad]]) -> list[Tensor]:
+        return [count / self._tokens for count in self._counts(loads)]
+
+
+def first_places(parts: Sequence[Part]) -> list[Tensor]:
+    """Of each micro-batch which tokens of its flattened batch, [T] bool, no row had before.
+
+    Args:
+        parts: the micro-batches; each is a line of its tree's nodes, or of rows padded to T / R
+            tokens (`srl/models/scoring.py`).
+    """
+    rows = [row for members, _ in parts for row in members]
+    paths = iter(PrefixTree.of(rows).paths)
+    seen: set[int] = set()
+    masks = []
+    for members, tree in parts:
+        nodes = [next(paths) for _ in members]
+        if tree:
+            own = PrefixTree.of(members)
+            mask = torch.zeros(len(own), dtype=torch.bool)
+            places = own.paths
+        else:
+            longest = max(map(len, nodes))
+            mask = torch.zeros(len(members) * longest, dtype=torch.bool)
+            places = [
+                list(range(row * longest, row * longest + len(path)))
+                for row, path in enumerate(nodes)
+            ]
+        fresh = []
+        for path, place in zip(nodes, places, strict=True):
+            for node, at in zip(path, place, strict=True):
+                if node not in seen:
+                    seen.add(node)
+                    fresh.append(at)
+        mask[fresh] = True
+        masks.append(mask)
+    return masks
+
+
+def per_layer_loss(
+    shares: Sequence[Tensor], means: Sequence[Tensor], experts: Sequence[int]
+) -> Tensor:
+    """The load-balancing loss of each layer, their mean.
+
+    Args:
+        shares: f of each layer, [E]; they sum to top_k.
+        means: P of each layer, [E], with gradient.
+        experts: E of each layer.
+    """
+    each = [E * (f * P).sum() for f, P, E in zip(shares, means, experts, strict=True)]
+    return torch.stack(each).mean()
+
+
+def over_layers_loss(
+    shares: Sequence[Tensor], means: Sequence[Tensor], experts: Sequence[int]
+) -> Tensor:
+    """The loss as transformers computes it: of the means over all layers. Args as above."""
+    return experts[0] * (torch.stack(list(shares)).mean(0) * torch.stack(list(means)).mean(0)).sum()
