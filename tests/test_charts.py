@@ -202,7 +202,7 @@ def test_marks_of_the_axis(values: tuple[float, float], share: bool, expected: l
 
 def test_heat_map() -> None:
     cells = [exactly(0.0, 0.5, None), exactly(1.0, 0.99, 0.01)]
-    chart = heat_map("t", "c", [(1, 4), (5, 8), (9, 9)], ["0", "1"], cells, (0.0, 1.0))
+    chart = heat_map("t", "c", ["steps 1–4", "steps 5–8", "step 9"], ["0", "1"], cells, (0.0, 1.0))
     shades = re.findall(r'<span class="h(\d)" title="([\d.]+)', chart)
     assert shades == [
         ("0", "0.000"), (str(SHADES // 2), "0.500"), (str(SHADES - 1), "1.000"),
@@ -282,7 +282,7 @@ def test_hostile_names() -> None:
     evil = "\"><script>alert(1)</script><svg onload='x'>\u202e"
     charts = [
         line_chart(evil, evil, [Series(evil, bins(2), exactly(1, 2))] * 2),
-        heat_map(evil, evil, bins(2), [evil], [exactly(1, 2)], (0.0, 2.0)),
+        heat_map(evil, evil, [evil, evil], [evil], [exactly(1, 2)], (0.0, 2.0)),
         table([evil, evil], [[evil, evil]]),
     ]
     for chart in charts:

@@ -24,6 +24,8 @@ class RouterSettings(Part):
             2202.08906), which keeps them small; 0 is off.
         freeze_router: leave the routers' weights as they are. Routes still move, because what the
             routers read does.
+        train_experts: a file that `experts select` wrote: the experts it names train, and nothing
+            else does; null trains all.
     """
 
     router_balancing: Literal["none", "loss", "library_loss", "bias"] = "none"
@@ -31,6 +33,7 @@ class RouterSettings(Part):
     router_bias_rate: float = 0.001
     router_z_loss_coef: float = 0.0
     freeze_router: bool = False
+    train_experts: str | None = None
 
     def check(self) -> None:
         within(self, router_balancing_coef=(0, 1e6), router_z_loss_coef=(0, 1e6))
@@ -46,12 +49,13 @@ class RouterSettings(Part):
                     f"{name} is {value}, but router_balancing is {self.router_balancing}, so it "
                     f"would do nothing; set {needs}, or leave {name} out"
                 )
-        by_router = by_loss or self.router_z_loss_coef
-        if self.freeze_router and by_router:
+        frozen = "freeze_router" if self.freeze_router else "train_experts"
+        if getattr(self, frozen) and (by_loss or self.router_z_loss_coef):
             what = "router_z_loss_coef" if self.router_z_loss_coef else "router_balancing"
             raise UsageError(
-                f"freeze_router is true, but {what} is {getattr(self, what)}, a loss that teaches "
-                "the routers; leave one of them out (router_balancing: bias moves no weights)"
+                f"{frozen} is {getattr(self, frozen)}, but {what} is {getattr(self, what)}, a loss "
+                "that teaches the routers; leave one of them out (router_balancing: bias moves no "
+                "weights)"
             )
 
     @property

@@ -14,11 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from srl.errors import UsageError
 from srl.logs.index import Log, Told
 from srl.runs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts, solved_by
 from srl.runs.checked_rows import Row, checked_rows, is_step, is_text
+from srl.runs.expert_load import Layers, is_load
 from srl.runs.folder import RunFolder
 from srl.runs.records import StepRecord
 from srl.stats import Estimate, wilson
@@ -128,6 +130,17 @@ class RunData:
             UsageError: a line is none of that file.
         """
         return list(checked_rows(self.folder.metrics, {"step": is_step}))
+
+    @cached_property
+    def expert_load(self) -> list[tuple[int, Layers]]:
+        """(training step, of each sparse layer how many tokens its experts got), in order.
+
+        Raises:
+            UsageError: a line of experts.jsonl is none of that file.
+        """
+        fields = {"step": is_step, "layers": is_load}
+        rows = checked_rows(self.folder.experts, fields)
+        return [(int(str(row["step"])), cast(Layers, row["layers"])) for row in rows]
 
     def training_figures(self) -> dict[str, Points]:
         """Each figure of training in metrics.jsonl -> (training step, value), in order."""

@@ -51,6 +51,8 @@ def sparse_layers(model: nn.Module) -> list[SparseLayer]:
     Args:
         model: a causal language model of transformers, bare or with an adapter.
     """
+    if hasattr(model, "get_base_model"):  # names are then those of the model without the adapter
+        model = model.get_base_model()  # type: ignore[operator]
     kinds = _router_kinds(model)
     modules = dict(model.named_modules())
     found = []

@@ -8,7 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from srl.errors import UsageError
 from srl.models.experts import SparseLayer, sparse_layers
+from srl.models.prefix_tree import PrefixTree, Row
 
 # Beside the weights of a policy whose routers have a bias.
 BIAS_FILE = "router_bias.safetensors"
 # The bias of a router without one of its own, and that of the families that have one.
 _BIAS, _OWN_BIAS = "selection_bias", "e_score_correction_bias"
+
+Part = tuple[Sequence[Row], bool]
+"""Rows of a micro-batch, and whether they go through the model as a tree."""
 
 
 class LayerLoad(NamedTuple):
@@ -69,30 +73,42 @@ def watching(layers: Sequence[SparseLayer], counted: Tensor) -> Iterator[Watch]:
     Raises:
         RuntimeError: the forward did not go through every router once, with T tokens.
     """
-    watch = Watch(counted)
-    weight = counted.float()
+    watch, weight = Watch(counted), counted.float()
 
-    def see(number: int, output: object) -> None:
-        logits, _, indices = cast(tuple[Tensor, Tensor, Tensor], output)
+    def see(number: int, logits: Tensor, _weights: Tensor, indices: Tensor) -> None:
         if logits.shape[0] != counted.shape[0] or number in watch.layers:
             raise RuntimeError(
                 f"router {number} read {logits.shape[0]} tokens, {counted.shape[0]} were expected"
             )
         watch.layers[number] = _load(logits, indices, weight)
 
+    with seeing(layers, see):
+        yield watch
+    if len(watch.layers) != len(layers):
+        raise RuntimeError(f"{len(watch.layers)} of {len(layers)} routers were used")
+
+
+@contextmanager
+def seeing(
+    layers: Sequence[SparseLayer], see: Callable[[int, Tensor, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Inside, `see` is told what each router answers: (number of the layer, logits [T, E], weights
+    [T, k], indices [T, k])."""
+
+    def told(number: int, output: object) -> None:
+        see(number, *cast(tuple[Tensor, Tensor, Tensor], output))
+
     hooks = [
         layer.router.register_forward_hook(
-            lambda _m, _a, output, number=number: see(number, output)
+            lambda _m, _a, output, number=number: told(number, output)
         )
         for number, layer in enumerate(layers)
     ]
     try:
-        yield watch
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    if len(watch.layers) != len(layers):
-        raise RuntimeError(f"{len(watch.layers)} of {len(layers)} routers were used")
 
 
 def _load(logits: Tensor, indices: Tensor, weight: Tensor) -> LayerLoad:
@@ -105,6 +121,49 @@ def _load(logits: Tensor, indices: Tensor, weight: Tensor) -> LayerLoad:
         probability=(whole.softmax(-1) * weight[:, None]).sum(0),
         z=(whole.logsumexp(-1).square() * weight).sum(),
     )
+
+
+def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]]]]:
+    """Where the tokens of a step stand that no row had before.
+
+    Args:
+        parts: its micro-batches; each is a line of its tree's nodes, or of its rows padded to the
+            longest of them (`srl/models/scoring.py`).
+
+    Returns:
+        Of each micro-batch T, the tokens of its flattened batch, and of each of its rows the place
+        of each token among them; None for a token that a row before begins with too.
+    """
+    paths = iter(PrefixTree.of([row for rows, _ in parts for row in rows]).paths)
+    seen: set[int] = set()
+    found = []
+    for rows, tree in parts:
+        nodes = [next(paths) for _ in rows]
+        if tree:
+            own = PrefixTree.of(rows)
+            length, places = len(own), own.paths
+        else:
+            T = max(map(len, nodes))
+            length = T * len(rows)
+            places = [list(range(b * T, b * T + len(path))) for b, path in enumerate(nodes)]
+        fresh: list[list[int | None]] = []
+        for path, place in zip(nodes, places, strict=True):
+            fresh.append(
+                [None if node in seen else at for node, at in zip(path, place, strict=True)]
+            )
+            seen.update(path)
+        found.append((length, fresh))
+    return found
+
+
+def first_places(parts: Sequence[Part]) -> list[Tensor]:
+    """The same as a mask [T] of each micro-batch, True at the tokens that count."""
+    masks = []
+    for length, rows in token_places(parts):
+        mask = torch.zeros(length, dtype=torch.bool)
+        mask[[place for row in rows for place in row if place is not None]] = True
+        masks.append(mask)
+    return masks
 
 
 def check_routers(model: nn.Module, layers: Sequence[SparseLayer]) -> None:

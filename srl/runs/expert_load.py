@@ -46,3 +46,28 @@ def is_collapsed(counts: Sequence[int], top_k: int) -> bool:
     """Whether the busiest `top_k` experts of a layer get nearly all tokens, though it has more."""
     busiest = sum(sorted(counts)[-top_k:])
     return len(counts) > 2 * top_k and busiest >= _COLLAPSED * sum(counts)
+
+
+Layers = Sequence[Sequence[int]]
+"""Of each sparse layer how many tokens went to each of its experts."""
+
+
+def is_load(value: object) -> bool:
+    """Whether a value of experts.jsonl is such a list of lists."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(layer, list)
+            and bool(layer)
+            and all(type(count) is int and 0 <= count < 2**63 for count in layer)
+            for layer in value
+        )
+    )
+
+
+def added(loads: Sequence[Layers]) -> list[list[int]]:
+    """The load of several steps together; of one shape."""
+    return [
+        [sum(counts) for counts in zip(*layers, strict=True)] for layers in zip(*loads, strict=True)
+    ]

@@ -39,7 +39,7 @@ _FILES = (".yaml", ".txt", ".json", ".jsonl")
 _OURS = {
     *("config.yaml", "command.txt", "environment.json", "inputs.json", "before.json"),
     *("metrics.jsonl", "steps.jsonl", "problems.jsonl", "eval.jsonl", "samples.jsonl"),
-    *("trajectories.jsonl", "summary.json", "policy", "adapter", "runs"),
+    *("experts.jsonl", "trajectories.jsonl", "summary.json", "policy", "adapter", "runs"),
 }
 
 
@@ -192,6 +192,7 @@ class RunFolder:
     steps = _File("steps.jsonl")
     problems = _File("problems.jsonl")
     eval = _File("eval.jsonl")
+    experts = _File("experts.jsonl")
     before = _File("before.json")
     inputs = _File("inputs.json")
     summary = _File("summary.json")

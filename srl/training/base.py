@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import extract_model_from_parallel
 from rich.console import Console
@@ -47,7 +47,8 @@ from srl.models.memory import fits_into_memory
 from srl.models.positions import other_beyond
 from srl.models.precision import use_float32
 from srl.models.prefix_tree import Row
-from srl.models.routing import load_bias, save_bias
+from srl.models.restoring import is_converted, restore
+from srl.models.routing import Part, load_bias, save_bias
 from srl.models.scoring import CompletionScores, completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.models.trial import check_scoring
@@ -59,7 +60,7 @@ from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes, StopWh
 from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
-from srl.training.routers import Part, Routers
+from srl.training.routers import Routers
 from srl.training.run_log import mean_loss
 from srl.training.trackers import check_installed
 
@@ -187,6 +188,8 @@ class StepTrainer(Trainer):
             self.remove_callback(callback)
         self._saving = Saving(self.state_dict)
         self._saving.attach(self)
+        if self.routers.chosen is not None:
+            self.callback_handler.callbacks.insert(0, self.routers.chosen)
         settings = self.settings
         times = settings.num_iterations if isinstance(settings, LossSettings) else 1
         self._clock: StopAfterMinutes | None = None
@@ -243,11 +246,7 @@ class StepTrainer(Trainer):
             self.run_log.open()
             path = None if checkpoint is None else str(checkpoint)
             with self._fits_into_memory():
-                result = super().train(resume_from_checkpoint=path, **kwargs)
-            best = self.state.best_model_checkpoint
-            if self.args.load_best_model_at_end and best is not None:
-                load_bias(self._bare_model, Path(best))
-            return result
+                return super().train(resume_from_checkpoint=path, **kwargs)
         except DivergedError as error:
             raise DivergedError(self._why_diverged(error)) from error
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -444,6 +443,25 @@ class StepTrainer(Trainer):
             )
 
     # -- resuming --------------------------------------------------------------------------------
+
+    # The library's own, which it has no documented place to change: it loads the experts of a
+    # sparse policy from nowhere.
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        bare, folder = self._bare_model, Path(resume_from_checkpoint)
+        if is_converted(bare, folder):
+            restore(cast(PreTrainedModel, bare), folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        bare, folder = self._bare_model, Path(str(self.state.best_model_checkpoint))
+        if is_converted(bare, folder):
+            restore(cast(PreTrainedModel, bare), folder)
+        else:
+            super()._load_best_model()
+        load_bias(bare, folder)
 
     def _checkpoint(self, asked: str | bool | None) -> Path | None:
         """The checkpoint to go on from, whole; None to start.

@@ -26,12 +26,18 @@ from torch import Tensor, nn
 from srl.config.router import RouterSettings
 from srl.errors import UsageError
 from srl.models.experts import sparse_layers
-from srl.models.prefix_tree import PrefixTree, Row
-from srl.models.routing import LayerLoad, Watch, add_bias, biases, check_routers, watching
+from srl.models.routing import (
+    LayerLoad,
+    Part,
+    Watch,
+    add_bias,
+    biases,
+    check_routers,
+    first_places,
+    watching,
+)
 from srl.runs.expert_load import is_collapsed, load_figures
-
-Part = tuple[Sequence[Row], bool]
-"""Rows of a micro-batch, and whether they go through the model as a tree."""
+from srl.training.chosen_experts import ChosenExperts, read_choice
 
 
 class Routers:
@@ -46,6 +52,7 @@ class Routers:
 
     Attributes:
         layers: the sparse layers; none of a dense policy.
+        chosen: a callback that lets only chosen experts move, where that is asked for.
 
     Raises:
         UsageError: settings that this policy has no use for, or routers that cannot be read.
@@ -66,6 +73,15 @@ class Routers:
         if settings.freeze_router:
             for layer in self.layers:
                 layer.router.requires_grad_(False)
+        self.chosen: ChosenExperts | None = None
+        if settings.train_experts is not None:
+            if hasattr(model, "active_peft_config"):
+                raise UsageError(
+                    f"train_experts is {settings.train_experts}, but the policy has an adapter, "
+                    "and only that trains; leave lora or train_experts out"
+                )
+            experts = read_choice(settings.train_experts, self.layers)
+            self.chosen = ChosenExperts(model, self.layers, experts)
         if settings.router_balancing == "bias":
             add_bias(self.layers)
         self._counted: list[Tensor] = []
@@ -91,6 +107,8 @@ class Routers:
             what += f"; router z-loss, times {settings.router_z_loss_coef:g}"
         if settings.freeze_router:
             what += "; the routers' weights are frozen"
+        if self.chosen is not None:
+            what += f"; {self.chosen.line()}"
         return (
             f"sparse: {len(self.layers)} layers of {first.num_experts} experts, {first.top_k} of "
             f"them for a token; {what}"
@@ -211,41 +229,6 @@ class Routers:
 
     def _share(self, loads: Sequence[Sequence[LayerLoad]]) -> list[Tensor]:
         return [count / self._tokens for count in self._counts(loads)]
-
-
-def first_places(parts: Sequence[Part]) -> list[Tensor]:
-    """Of each micro-batch which tokens of its flattened batch, [T] bool, no row had before.
-
-    Args:
-        parts: the micro-batches; each is a line of its tree's nodes, or of rows padded to T / R
-            tokens (`srl/models/scoring.py`).
-    """
-    rows = [row for members, _ in parts for row in members]
-    paths = iter(PrefixTree.of(rows).paths)
-    seen: set[int] = set()
-    masks = []
-    for members, tree in parts:
-        nodes = [next(paths) for _ in members]
-        if tree:
-            own = PrefixTree.of(members)
-            mask = torch.zeros(len(own), dtype=torch.bool)
-            places = own.paths
-        else:
-            longest = max(map(len, nodes))
-            mask = torch.zeros(len(members) * longest, dtype=torch.bool)
-            places = [
-                list(range(row * longest, row * longest + len(path)))
-                for row, path in enumerate(nodes)
-            ]
-        fresh = []
-        for path, place in zip(nodes, places, strict=True):
-            for node, at in zip(path, place, strict=True):
-                if node not in seen:
-                    seen.add(node)
-                    fresh.append(at)
-        mask[fresh] = True
-        masks.append(mask)
-    return masks
 
 
 def per_layer_loss(

@@ -126,15 +126,14 @@ def line_chart(
 def heat_map(
     title: str,
     caption: str,
-    columns: Sequence[Bin],
+    columns: Sequence[str],
     rows: Sequence[str],
     cells: Sequence[Sequence[Estimate | None]],
     scale: tuple[float, float],
     *,
     share: bool = False,
 ) -> str:
-    """A table with one column a bin of training steps, its figures shaded; `scale` is what the
-    first and the last shade stand for."""
+    """A table whose figures are shaded; `scale` is what the first and the last shade stand for."""
     low, high = scale
 
     def cell(value: Estimate | None) -> object:
@@ -147,7 +146,7 @@ def heat_map(
         )
 
     body = [[name, *map(cell, row)] for name, row in zip(rows, cells, strict=True)]
-    numbers = table(["", *map(span_of, columns)], body)
+    numbers = table(["", *columns], body)
     return f'<figure class="map">{_caption(title, caption)}{numbers}</figure>'
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from srl.logs.report.charts import Bin, Series, line_chart
-from srl.logs.report.markup import table, text
-from srl.logs.report.report import part_of_page, policy_of_page
+from srl.logs.report.markup import bare_page, table
 from srl.stats import Estimate
 
 
@@ -98,14 +97,7 @@ def page(what: Mapping[str, Any]) -> str:
     ]
     head = ["source", "steps", *(column.label for column in COLUMNS)]
     title = f"learnability of {len(sources)} sources for {what['policy']}"
-    style = part_of_page("page.css")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy_of_page(style)}">'
-        f"<title>{text(title)}</title><style>{style}</style></head><body><main>"
-        f"<h1>{text(title)}</h1>{table(head, body)}"
-        f'<div class="charts">{"".join(charts)}</div></main></body></html>'
-    )
+    return bare_page(title, f'{table(head, body)}<div class="charts">{"".join(charts)}</div>')
 
 
 def _estimate(figure: Mapping[str, float | None]) -> Estimate:

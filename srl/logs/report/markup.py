@@ -7,10 +7,13 @@ see (controls, direction overrides, zero widths, lone surrogates) is spelt out.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 import re
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 
 from srl.console import spelt
 from srl.stats import Estimate
@@ -78,4 +81,30 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def policy_of_page(style: str, script: str | None = None) -> str:
+    """What a page may load: nothing but its own style sheet and script."""
+    kinds = {"style": style} if script is None else {"script": script, "style": style}
+    own = "".join(
+        f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'; "
+        for kind, part in kinds.items()
+    )
+    return f"default-src 'none'; {own}base-uri 'none'; form-action 'none'"
+
+
+def part_of_page(name: str) -> str:
+    """A file of the page: its frame, its style sheet or its script."""
+    return (files("srl.logs.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def bare_page(title: str, body: str) -> str:
+    """A page without a script, which loads nothing; `body` is HTML."""
+    style = part_of_page("page.css")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy_of_page(style)}">'
+        f"<title>{text(title)}</title><style>{style}</style></head><body><main>"
+        f"<h1>{text(title)}</h1>{body}</main></body></html>"
     )

@@ -9,12 +9,9 @@ it has.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from srl.console import spelt
@@ -23,7 +20,8 @@ from srl.logs.figures import rows_of
 from srl.logs.index import Told
 from srl.logs.report import sections
 from srl.logs.report.embedded import choose, pack, run_json
-from srl.logs.report.markup import text
+from srl.logs.report.experts import experts
+from srl.logs.report.markup import part_of_page, policy_of_page, text
 from srl.logs.report.sections import Named
 from srl.logs.run_data import RunData
 from srl.logs.tried_steps import TriedStep, extremes
@@ -115,6 +113,7 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
         "remarks": sections.remarks(named),
         "training": sections.training(named),
         "optimisation": sections.optimisation(named),
+        "experts": experts(named),
         "index": sections.by_index(named),
         "tables": sections.tables(named),
         "sources": sections.by_source(named),
@@ -143,21 +142,6 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
         del found["most improved"]
         found["most improved from one validation to the last"] = validated["most improved"]
     return found
-
-
-def policy_of_page(style: str, script: str | None = None) -> str:
-    """What a page may load: nothing but its own style sheet and script."""
-    kinds = {"style": style} if script is None else {"script": script, "style": style}
-    own = "".join(
-        f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'; "
-        for kind, part in kinds.items()
-    )
-    return f"default-src 'none'; {own}base-uri 'none'; form-action 'none'"
-
-
-def part_of_page(name: str) -> str:
-    """A file of the page: its frame, its style sheet or its script."""
-    return (files("srl.logs.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _check_output(path: Path) -> None:

@@ -206,8 +206,8 @@ def by_index(runs: Runs) -> str:
     maps = []
     for metric in (REWARD_METRIC, FIXED["exact"]):
         grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
-        cells = [c for part in grids for row in part.cells for c in row if c is not None]
-        found = [c.value for c in cells if math.isfinite(c.value)]
+        every = [c for part in grids for row in part.cells for c in row if c is not None]
+        found = [c.value for c in every if math.isfinite(c.value)]
         scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
         for one, part in zip(runs, grids, strict=True):
             about = _sentence(metric)
@@ -215,11 +215,9 @@ def by_index(runs: Runs) -> str:
                 about += f" {len(part.rows) - ROWS} more rows are not shown."
             rows = [f"step index {row}" for row in part.rows[:ROWS]]
             title = f"{metric.label} by step index{one.tag}"
+            columns, cells = list(map(span_of, part.columns)), part.cells[:ROWS]
             if found:
-                maps.append(
-                    heat_map(title, about, part.columns, rows, part.cells[:ROWS], scale,
-                             share=metric.share)
-                )  # fmt: skip
+                maps.append(heat_map(title, about, columns, rows, cells, scale, share=metric.share))
     return _charts(maps)
 
 

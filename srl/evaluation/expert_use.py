@@ -1,0 +1,195 @@
+"""Which experts a sparse policy uses for expert solutions, and which of them matter (ESFT).
+
+The rows go through the policy as they are: the prompt and what the expert wrote. A token that
+several rows begin with counts once. "Let the Expert Stick to His Last" (arXiv 2407.01906) scores an
+expert of a layer by the mean of its gate over all tokens, or by the share of tokens that go to it,
+and takes the best ones until their scores, which sum to 1 in a layer, reach a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from srl.data.explaining import cut_around
+from srl.data.prompts import PromptFormat
+from srl.data.rows import Rows
+from srl.data.steps import StepExample
+from srl.models.experts import SparseLayer
+from srl.models.prefix_tree import Row, pack_rows, pack_trees
+from srl.models.routing import Part, seeing, token_places
+from srl.models.scoring import completion_log_probs
+from srl.models.tree_models import attending_over_trees, refusal
+
+By = Literal["gate_score", "token_share"]
+"""How an expert is scored."""
+
+# Parts of a text, as numbers of its tokens.
+PARTS = ("prompt", "thought", "step")
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """What the routers did with some expert solutions.
+
+    Attributes:
+        tokens: how many tokens counted.
+        layers: of each sparse layer how many of them went to each expert.
+        gates: of each sparse layer the sum of each expert's weights.
+        by: a split ("part", "source", "step_index") -> its values -> as `layers`. Prompts, which
+            steps share, count in "part" alone.
+    """
+
+    tokens: int
+    layers: list[list[int]]
+    gates: list[list[float]]
+    by: Mapping[str, Mapping[str, list[list[int]]]]
+
+    def scores(self, by: By) -> list[list[float]]:
+        """Of each layer the score of each expert; they sum to 1."""
+        layers: Sequence[Sequence[float]] = self.gates if by == "gate_score" else self.layers
+        return [[value / sum(layer) for value in layer] for layer in layers]
+
+    def to_json(self) -> dict[str, object]:
+        """As `experts report` writes it."""
+        return {
+            "tokens": self.tokens,
+            "layers": self.layers,
+            "gate_scores": self.scores("gate_score"),
+            "by": self.by,
+        }
+
+
+def select(scores: Sequence[Sequence[float]], threshold: float) -> list[list[int]]:
+    """Of each layer the fewest experts, in ascending order, whose scores sum to `threshold`."""
+    chosen = []
+    for layer in scores:
+        order = sorted(range(len(layer)), key=lambda expert: (-layer[expert], expert))
+        total, taken = 0.0, []
+        for expert in order:
+            taken.append(expert)
+            total += layer[expert]
+            if total >= threshold - 1e-9:
+                break
+        chosen.append(sorted(taken))
+    return chosen
+
+
+@torch.no_grad()
+def expert_use(
+    model: PreTrainedModel,
+    layers: Sequence[SparseLayer],
+    form: PromptFormat,
+    rows: Rows,
+    *,
+    budget: int,
+    share: bool,
+) -> ExpertUse:
+    """Put rows through a policy and watch its routers.
+
+    Args:
+        model: the policy.
+        layers: its sparse layers.
+        form: the words around a step.
+        rows: expert steps with their prompts.
+        budget: tokens that go through the model together.
+        share: compute what rows share once, where the model may be trusted with it.
+    """
+    tree = share and refusal(model) is None
+    written = [form.encode_expert(one) for one in rows.examples]
+    texts: list[Row] = list(zip(rows.prompts, written, strict=True))
+    kinds = [_kinds(form, row, one) for row, one in zip(texts, rows.examples, strict=True)]
+    sources = sorted({one.source for one in rows.examples})
+    indices = sorted({one.step_index for one in rows.examples})
+    values = {"part": list(PARTS), "source": sources, "step_index": [str(i) for i in indices]}
+    batches = (pack_trees if tree else pack_rows)(texts, budget)
+    parts: list[Part] = [([texts[i] for i in batch], tree) for batch in batches]
+
+    def put_through(some: Sequence[Row], *, tree: bool) -> None:
+        pad_id = int(form.tokenizer.pad_token_id)
+        completion_log_probs(
+            model, some, pad_id=pad_id, temperature=1.0, device=model.device, tree=tree
+        )
+
+    sums = _Sums(layers, values)
+    was_training = model.training
+    model.eval()
+    try:
+        put_through(texts[:1], tree=False)  # looks for the head, which is not to be watched
+        with attending_over_trees(model) if tree else nullcontext():
+            for batch, (some, _), (length, places) in zip(
+                batches, parts, token_places(parts), strict=True
+            ):
+                codes = {split: torch.full((length,), -1) for split in values}
+                for row, at in zip(batch, places, strict=True):
+                    one = rows.examples[row]
+                    told = [place for place in at if place is not None]
+                    kind = [k for k, place in zip(kinds[row], at, strict=True) if place is not None]
+                    own = [place for place, k in zip(told, kind, strict=True) if k]
+                    codes["part"][told] = torch.tensor(kind, dtype=torch.long)
+                    codes["source"][own] = sources.index(one.source)
+                    codes["step_index"][own] = indices.index(one.step_index)
+                with seeing(layers, sums.adder(codes)):
+                    put_through(some, tree=tree)
+    finally:
+        model.train(was_training)
+    return sums.use()
+
+
+def _kinds(form: PromptFormat, row: Row, example: StepExample) -> list[int]:
+    """The part that each token of a row belongs to, as its place in `PARTS`."""
+    prompt, written = row
+    whole = list(written)
+    thought, _ = cut_around(whole, example.expert_step, form.read) or ([], whole)
+    return [0] * len(prompt) + [1] * len(thought) + [2] * (len(whole) - len(thought))
+
+
+class _Sums:
+    """Tokens by expert, layer by layer, for every value of every split; and sums of gates."""
+
+    def __init__(self, layers: Sequence[SparseLayer], values: Mapping[str, list[str]]) -> None:
+        self._values = values
+        self._counts = {
+            split: [torch.zeros(len(of), layer.num_experts, dtype=torch.long) for layer in layers]
+            for split, of in values.items()
+        }
+        self._gates = [torch.zeros(layer.num_experts, dtype=torch.float64) for layer in layers]
+        self._tokens = 0
+
+    def adder(self, codes: Mapping[str, Tensor]) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+        """For one forward: codes are, for every split, the value of each of its T tokens, or -1."""
+        self._tokens += int((codes["part"] >= 0).sum())
+
+        def add(number: int, _logits: Tensor, weights: Tensor, indices: Tensor) -> None:
+            gates, chosen = weights.double().cpu(), indices.cpu()
+            for split, code in codes.items():
+                counts = self._counts[split][number]
+                E, known = counts.shape[1], code >= 0
+                places = (code[known, None] * E + chosen[known]).flatten()
+                counts += torch.bincount(places, minlength=counts.numel()).view_as(counts)
+            known = codes["part"] >= 0
+            self._gates[number].index_add_(0, chosen[known].flatten(), gates[known].flatten())
+
+        return add
+
+    def use(self) -> ExpertUse:
+        """What was found."""
+        of_parts = self._counts["part"]
+        return ExpertUse(
+            tokens=self._tokens,
+            layers=[counts.sum(0).tolist() for counts in of_parts],
+            gates=[gates.tolist() for gates in self._gates],
+            by={
+                split: {
+                    value: [counts[place].tolist() for counts in self._counts[split]]
+                    for place, value in enumerate(of)
+                }
+                for split, of in self._values.items()
+            },
+        )

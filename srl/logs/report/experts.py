@@ -1,0 +1,98 @@
+"""Which experts a sparse policy uses, drawn from experts.jsonl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from srl.logs.report.charts import heat_map, span_of
+from srl.logs.report.markup import bare_page
+from srl.logs.report.sections import COLUMNS, ROWS, Named, Runs
+from srl.runs.expert_load import Layers, added, load_figures
+from srl.stats import Estimate
+
+# Experts of a layer in the map.
+_MOST_EXPERTS = 64
+# Twice an even load has the last shade.
+_SCALE = (0.0, 2.0)
+
+
+def experts(runs: Runs) -> str:
+    """Load by expert at the end of training, and imbalance over it; nothing of dense policies."""
+    maps = [part for one in runs if one.run.expert_load for part in _maps(one)]
+    return f'<h2>Experts</h2><div class="charts">{"".join(maps)}</div>' if maps else ""
+
+
+def _maps(one: Named) -> list[str]:
+    loads = [load for load in one.run.expert_load if _shape(load[1]) == _shape(_last(one))]
+    late = loads[-max(1, len(loads) // 5) :]
+    steps = late[0][0], late[-1][0]
+    return [
+        load_map(
+            f"load of the experts, {span_of(steps)}{one.tag}",
+            added([layers for _, layers in late]),
+        ),
+        _over_training(one, loads),
+    ]
+
+
+def _last(one: Named) -> Layers:
+    return one.run.expert_load[-1][1]
+
+
+def _shape(layers: Layers) -> list[int]:
+    return [len(layer) for layer in layers]
+
+
+def load_map(title: str, layers: Layers) -> str:
+    """Layers by experts: how many times its even share of tokens an expert got."""
+    most = max(map(len, layers))
+    about = "Times an even share: 1 is even, 0 an expert without a token."
+    if most > _MOST_EXPERTS:
+        about += f" The first {_MOST_EXPERTS} of {most} experts are shown."
+    if len(layers) > ROWS:
+        about += f" The first {ROWS} of {len(layers)} layers are shown."
+    cells = [
+        [_cell(count / (sum(layer) / len(layer) or 1)) for count in layer[:_MOST_EXPERTS]]
+        for layer in layers[:ROWS]
+    ]
+    width = max(map(len, cells))
+    padded = [[*row, *[None] * (width - len(row))] for row in cells]
+    columns = [f"expert {number}" for number in range(width)]
+    return heat_map(title, about, columns, _names(layers), padded, _SCALE)
+
+
+def load_page(title: str, layers: Layers, by: Mapping[str, Mapping[str, Layers]]) -> str:
+    """load.json as a page, which loads nothing: all tokens, then every value of every split."""
+    maps = [load_map("all tokens", layers)]
+    for split, values in by.items():
+        for value, of in values.items():
+            if any(map(sum, of)):
+                maps.append(load_map(f"{split.replace('_', ' ')} {value}", of))
+    return bare_page(title, f'<div class="charts">{"".join(maps)}</div>')
+
+
+def _over_training(one: Named, loads: Sequence[tuple[int, Layers]]) -> str:
+    """Layers by training steps: the largest violation."""
+    size = -(-len(loads) // COLUMNS)
+    bins = [loads[at : at + size] for at in range(0, len(loads), size)]
+    columns = [span_of((part[0][0], part[-1][0])) for part in bins]
+    totals = [added([layers for _, layers in part]) for part in bins]
+    cells = [
+        [_cell(_violation(total[number])) for total in totals] for number in range(len(loads[0][1]))
+    ][:ROWS]
+    about = "(Largest load - mean) / mean: 0 is even; shaded up to 2."
+    title = f"imbalance by layer{one.tag}"
+    return heat_map(title, about, columns, _names(loads[0][1]), cells, _SCALE)
+
+
+def _violation(layer: Sequence[int]) -> float:
+    return load_figures([layer])["max_router_violation"] if sum(layer) else math.nan
+
+
+def _names(layers: Layers) -> list[str]:
+    return [f"sparse layer {number}" for number in range(min(ROWS, len(layers)))]
+
+
+def _cell(value: float) -> Estimate | None:
+    return Estimate(value, math.nan, math.nan, 0) if math.isfinite(value) else None

@@ -1,0 +1,125 @@
+"""Training chosen experts of a sparse policy and nothing else (ESFT, arXiv 2407.01906).
+
+transformers keep all experts of a layer in one tensor, so `requires_grad` cannot choose among them,
+and a mask of the gradient alone lets weight decay and old momentum move the others. So gradients
+are masked, which also keeps the others out of the clipped norm, and after every update the other
+experts get back the values that they had, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from srl.errors import UsageError
+from srl.models.experts import SparseLayer
+
+
+class ChosenExperts(TrainerCallback):
+    """Lets only some experts of a policy move.
+
+    Args:
+        model: the policy; its parameters are frozen but for those of sparse layers with a choice.
+        layers: its sparse layers.
+        chosen: of each of them the experts that train.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[SparseLayer], chosen: Sequence[Sequence[int]]
+    ) -> None:
+        self.total = sum(one.numel() for one in model.parameters())
+        self.moving = 0
+        self._rest: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # others' numbers and values
+        model.requires_grad_(False)
+        for layer, experts in zip(layers, chosen, strict=True):
+            others = sorted(set(range(layer.num_experts)) - set(experts))
+            for weight in layer.weights().values():
+                if experts:
+                    weight.requires_grad_(True)
+                    self._mask(weight, others)
+                    self.moving += weight.numel() // layer.num_experts * len(experts)
+
+    def _mask(self, weight: nn.Parameter, others: Sequence[int]) -> None:
+        numbers = torch.tensor(others, dtype=torch.long)
+
+        def without_others(gradient: Tensor) -> Tensor:
+            return gradient.index_fill(0, numbers.to(gradient.device), 0)
+
+        weight.register_hook(without_others)
+        self._rest.append((weight, numbers, torch.empty(0)))
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Remember the others, once the weights of a checkpoint are loaded."""
+        self._rest = [
+            (weight, at, weight.detach()[at.to(weight.device)].clone())
+            for weight, at, _ in self._rest
+        ]
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Give them back their values."""
+        with torch.no_grad():
+            for weight, at, values in self._rest:
+                weight.index_copy_(0, at.to(weight.device), values)
+
+    def line(self) -> str:
+        """What a user reads at the start."""
+        return (
+            f"train_experts: {self.moving:,} of {self.total:,} parameters train "
+            f"({self.moving / self.total:.1%}), all others stay as they are"
+        )
+
+
+def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
+    """The experts that `experts select` wrote down, of each sparse layer.
+
+    Args:
+        path: a file {"layers": [[numbers of experts], …]}.
+        layers: the policy's.
+
+    Raises:
+        UsageError: there is no such file, or it is not one for this policy.
+    """
+    write = "write one with: python -m srl experts select --help"
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
+        chosen = [[int(expert) for expert in layer] for layer in found]
+    except OSError as error:
+        raise UsageError(
+            f"train_experts: cannot read {path}: {error.strerror or error}; {write}"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"train_experts: {path} is no list of experts ({error!r}); {write}"
+        ) from error
+    if len(chosen) != len(layers):
+        raise UsageError(
+            f"train_experts: {path} is for {len(chosen)} sparse layers, and the policy has "
+            f"{len(layers)}; {write}"
+        )
+    for number, (layer, experts) in enumerate(zip(layers, chosen, strict=True)):
+        for expert in experts:
+            if not 0 <= expert < layer.num_experts:
+                raise UsageError(
+                    f"train_experts: {path} names expert {expert} of sparse layer {number}, which "
+                    f"has experts 0 to {layer.num_experts - 1}; {write}"
+                )
+    if not any(chosen):
+        raise UsageError(f"train_experts: {path} names no expert, so nothing would train; {write}")
+    return chosen
