@@ -58,7 +58,7 @@ def _load(
         return _load_adapted(path, adapters)
     beside = path.parent != Path(".") and path.parent.is_dir()  # runs/nothing is no hub name
     if path.exists() or beside or name.startswith((".", "/")) or name.count("/") != 1:
-        _check_folder(path, name)
+        check_folder(path, name)
     try:
         # As text: in a script without a __main__ file, transformers' own check trips over a Path.
         tokenizer = _load_tokenizer(name)
@@ -254,7 +254,7 @@ def _brings_code(name: str) -> UsageError:
     )
 
 
-def _check_folder(path: Path, name: str) -> None:
+def check_folder(path: Path, name: str) -> None:
     if not path.is_dir():
         raise UsageError(
             f"there is no model folder {name!r}; give a folder with config.json and "
