@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick real bench bench-gpu gpu base test lint types \
+.PHONY: help setup model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -39,6 +39,9 @@ setup: $(STAMP) ## .venv with pinned versions; every target needs it, done once
 
 model: need-name $(STAMP) ## prepare a model to train, in models/: NAME=hub/name, NAME=file.gguf or NAME=folder
 	$(PY) -m srl model $(call quoted,$(NAME)) $(ARGS)
+
+experts: $(STAMP) ## sparse models: their cost, upcycling, exchange, pruning: ARGS="card --model NAME"
+	@$(PY) -m srl experts $(ARGS)
 
 train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value ..."]
 	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import NoReturn
 
+from srl.commands.experts import add_experts
 from srl.errors import UsageError
 
 
@@ -200,6 +201,8 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     model.add_argument("name", metavar="NAME", help="a hub name, a GGUF file, or a model folder")
     model.add_argument("--output", metavar="FOLDER", help="default: a folder of models/")
 
+    add_experts(add("experts", help="sparse models: cost, upcycling, exchange, pruning"))
+
     compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"
     )
@@ -236,4 +239,4 @@ def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
     known = args.parser._option_string_actions
     near = get_close_matches(words[0].partition("=")[0], known, n=1)
     meant = f"did you mean {near[0]}? All options" if near else "see"
-    return f"unknown words: {' '.join(words)}; {meant}: python -m srl {args.command} --help"
+    return f"unknown words: {' '.join(words)}; {meant}: python -m {args.parser.prog} --help"

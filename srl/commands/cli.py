@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = parser_of(words).parse_known_args(with_minus(words))
-        if rest and args.command in ("inspect", "report", "model", "compare"):
+        if rest and args.command in ("inspect", "report", "model", "experts", "compare"):
             raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
             what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
@@ -398,6 +398,13 @@ def _model(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
     return 0
 
 
+def _experts(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.experts import run_experts
+
+    return run_experts(args, console)
+
+
 def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     def listed(words: str | None) -> list[str] | None:
         return None if words is None else [word.strip() for word in words.split(",")]
@@ -449,6 +456,7 @@ _COMMANDS = {
     "score": _score,
     "play": _play,
     "model": _model,
+    "experts": _experts,
     "compare": _compare,
 }
 
