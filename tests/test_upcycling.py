@@ -313,7 +313,7 @@ def test_what_cannot_be_carried_over_is_refused_by_name(
         ("--num-experts 8 --top-k 2 --seed -1", "--seed -1"),
         ("--num-experts 16 --top-k 16 --split 16", r"second divided by --split \(16\)"),
         ("--num-experts many --top-k 2", "--num-experts: invalid int value: 'many'"),
-        ("--num-experts 8", "--top-k.*experts upcycle --help"),
+        ("--num-experts 1", "--num-experts 1 with --top-k 2"),
         ("--num-experts 8 --top-k 2 --reinitt 1", "did you mean --reinit?.*experts upcycle --help"),
     ],
 )

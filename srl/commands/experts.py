@@ -60,9 +60,11 @@ def _add_upcycle(add: Callable[..., argparse.ArgumentParser]) -> None:
     upcycle.add_argument("--model", required=True, metavar="DENSE", help="a folder or a hub name")
     upcycle.add_argument("--output", required=True, metavar="SPARSE", help="a new folder")
     upcycle.add_argument(
-        "--num-experts", type=int, required=True, metavar="E", help="experts of a layer"
+        "--num-experts", type=int, default=8, metavar="E", help="experts of a layer (default: 8)"
     )
-    upcycle.add_argument("--top-k", type=int, required=True, metavar="K", help="experts of a token")
+    upcycle.add_argument(
+        "--top-k", type=int, default=2, metavar="K", help="experts of a token (default: 2)"
+    )
     upcycle.add_argument(
         "--split", type=int, default=1, metavar="S", help="an expert is 1/S of a copy (default: 1)"
     )
@@ -151,19 +153,24 @@ def _card(args: argparse.Namespace, tell: Tell) -> None:
         "parameters": f"{cost.total:,}",
         "of a token": f"{cost.active:,} ({cost.active / cost.total:.1%})",
         "experts": experts,
-        "arithmetic": f"{cost.flops / 1e9:,.3g} GFLOP a token forwards, and attention over earlier "
+        "arithmetic": f"{_scaled(cost.flops)}FLOP a token forwards, and attention over earlier "
         "tokens",
-        "to read": f"{_gb(cost.bytes_to_read(4))} in float32, {_gb(cost.bytes_to_read(2))} in bf16",
-        "to train": f"{_gb(cost.bytes_to_train)}: float32 weights, gradients and Adam's moments; "
-        "and activations",
+        "to read": f"{_scaled(cost.bytes_to_read(4))}B in float32, "
+        f"{_scaled(cost.bytes_to_read(2))}B in bf16",
+        "to train": f"{_scaled(cost.bytes_to_train)}B: float32 weights, gradients and Adam's "
+        "moments; and activations",
     }
     tell(f"{args.model}: {kind}, of type {config.model_type}")
     for name, words in rows.items():
         tell(f"  {name:<11} {words}")
 
 
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.3g} GB"
+def _scaled(size: int) -> str:
+    """Three digits and a prefix of a unit, as in `93.4 G`."""
+    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if size >= unit:
+            return f"{size / unit:.3g} {prefix}"
+    return f"{size / 1e3:.3g} k"
 
 
 def _upcycle(args: argparse.Namespace, tell: Tell) -> None:
