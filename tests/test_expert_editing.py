@@ -18,6 +18,7 @@ from srl.commands.cli import main
 from srl.models.expert_editing import read_counts
 from srl.models.experts import SparseLayer, sparse_layers
 from srl.models.loading import load_policy
+from srl.models.routing import BIAS_FILE, add_bias, biases, load_bias, save_bias
 from srl.models.sparse_files import SparseFiles
 
 # The layer whose experts are exchanged, as the model numbers it; the last one of each.
@@ -398,3 +399,50 @@ def test_a_config_that_does_not_say_how_many_is_refused(
     Path("load.json").write_text(json.dumps({"layers": [[1] * 8] * 2}))
     refused(capsys, prune("--keep", "4", "--by", "load.json"), "does not say how many experts")
     assert not Path("c").exists()
+
+
+# ---- a policy that was balanced by a bias --------------------------------------------------------
+
+
+def with_bias(name: str, seed: int) -> None:
+    model = read_back(Path(name))
+    layers = sparse_layers(model)
+    add_bias(layers)
+    for bias in biases(layers):
+        bias.copy_(torch.rand(bias.shape, generator=torch.Generator().manual_seed(seed)))
+    save_bias(model, Path(name))
+
+
+def test_a_bias_goes_with_the_router(kind: str) -> None:
+    two_models(kind)
+    for seed, name in enumerate("ab"):
+        with_bias(name, seed)
+    layer = LAST[kind]
+    ours, theirs = (load_file(Path(name) / BIAS_FILE) for name in "ab")
+    assert swap("--layer", str(layer), "--expert", "1") == 0
+    assert all(x.equal(ours[key]) for key, x in load_file(Path("c") / BIAS_FILE).items())
+    assert swap("--layer", str(layer), "--expert", "1", "--with-router", output="d") == 0
+    key = f"{sparse_layers(read_back(Path('a')))[-1].name}.selection_bias"
+    swapped = load_file(Path("d") / BIAS_FILE)
+    assert swapped.keys() == ours.keys()
+    for name, value in swapped.items():
+        expected = ours[name].clone()
+        if name == key:
+            expected[1] = theirs[name][1]
+        assert value.equal(expected)
+
+
+def test_a_bias_loses_the_rows_of_dropped_experts(kind: str) -> None:
+    save(random_model(SPARSE[kind], 0, torch.float32), Path("a"), tokenizer=False)
+    with_bias("a", 0)
+    layers = sparse_layers(read_back(Path("a")))
+    E = layers[0].num_experts
+    counts = [[E - expert for expert in range(E)] for _ in layers]
+    Path("load.json").write_text(json.dumps({"layers": counts}))
+    assert prune("--keep", str(E - 1), "--by", "load.json") == 0
+    before, after = (load_file(Path(name) / BIAS_FILE) for name in "ac")
+    assert {key: x[:-1].tolist() for key, x in before.items()} == {
+        key: x.tolist() for key, x in after.items()
+    }
+    model = read_back(Path("c"))
+    load_bias(model, Path("c"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import (
     read_jsonl,
+    refused,
     same_weights,
     toy_config,
     toy_trajectories,
@@ -20,6 +21,7 @@ from conftest import (
 from rich.console import Console
 from sparse import save_sparse
 
+from srl.commands.cli import main
 from srl.commands.expert_use import report_experts, select_experts
 from srl.config.experiment import Experiment, load_experiment
 from srl.data.rows import Rows
@@ -197,12 +199,29 @@ def test_selected_experts_are_trained_alone(home: Path) -> None:
     assert train("--train_experts", str(output), name="two") == 0
 
 
-def test_a_dense_policy_is_told_how_to_become_sparse(home: Path) -> None:
-    with pytest.raises(UsageError, match="is not sparse.*experts upcycle"):
-        report_experts(
-            load_experiment("config.yaml"), rows=5, name="load", argv=["srl"], console=quiet()
-        )
-    assert not list(Path("runs").glob("*"))
+def test_report_and_select_through_the_command_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment(home)
+    config = ("--config", "config.yaml")
+    assert main(["experts", "report", *config, "--rows", "9", "--run-name", "load"]) == 0
+    assert main(["experts", "prune", "--model", "sparse", "--keep", "6",
+                 "--by", "runs/load/load.json", "--output", "pruned"]) == 0  # fmt: skip
+    assert main(["experts", "select", *config, "--rows", "9", "--output", "c.json"]) == 0
+    capsys.readouterr()
+    assert main(["experts", "select", *config, "--threshold", "1.5", "--output", "d.json"]) == 2
+    assert "--threshold is 1.5; it must be above 0" in capsys.readouterr().err
+    assert main(["experts", "report", *config, "--learning_rat", "1"]) == 2
+    assert "learning_rat" in capsys.readouterr().err
+    assert main(["experts", "card", "--model", "sparse", "--learning_rate", "1"]) == 2
+    assert "unknown words: --learning_rate" in capsys.readouterr().err
+
+
+def test_a_dense_policy_is_told_how_to_become_sparse(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["experts", "report", "--config", "config.yaml", "--run-name", "load"])
+    refused(capsys, code, "is not sparse.*experts upcycle")
 
 
 def test_the_report_of_a_run_draws_its_experts(home: Path) -> None:

@@ -201,7 +201,9 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     model.add_argument("name", metavar="NAME", help="a hub name, a GGUF file, or a model folder")
     model.add_argument("--output", metavar="FOLDER", help="default: a folder of models/")
 
-    add_experts(add("experts", help="sparse models: cost, upcycling, exchange, pruning"))
+    add_experts(
+        add("experts", help="sparse models: cost, upcycling, load, selection, exchange, pruning")
+    )
 
     compare = add(
         "compare", help="many runs from one file, those that are missing, and one table of them"

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_packages_side_by_side()
         args, rest = parser_of(words).parse_known_args(with_minus(words))
-        if rest and args.command in ("inspect", "report", "model", "experts", "compare"):
+        no_settings = getattr(args, "experts_command", None) not in (None, "report", "select")
+        if rest and (no_settings or args.command in ("inspect", "report", "model", "compare")):
             raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
             what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
@@ -402,7 +403,7 @@ def _experts(args: argparse.Namespace, rest: list[str], argv: list[str], console
     _quieten()
     from srl.commands.experts import run_experts
 
-    return run_experts(args, console)
+    return run_experts(args, rest, argv, console)
 
 
 def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:

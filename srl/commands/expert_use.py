@@ -105,14 +105,12 @@ def select_experts(
     what = {"model": experiment.model, "by": by, "threshold": threshold, "tokens": use.tokens}
     write_json(output, {**what, "layers": chosen})
     table = Table(title=f"experts by {by} up to {threshold:g}", title_justify="left")
-    for head in ("sparse layer", "experts", "taken", "their scores together"):
+    for head in ("layer", "experts", "taken", "their scores together"):
         table.add_column(head)
-    for number, (layer, experts, scores) in enumerate(
-        zip(layers, chosen, use.scores(by), strict=True)
-    ):
+    for layer, experts, scores in zip(layers, chosen, use.scores(by), strict=True):
         together = sum(scores[expert] for expert in experts)
         names = ", ".join(map(str, experts))
-        table.add_row(f"{number}", f"{layer.num_experts}", names, f"{together:.2f}")
+        table.add_row(f"{layer.number}", f"{layer.num_experts}", names, f"{together:.2f}")
     console.print(table)
     say(console, f"{taken} of {every} experts: {output}")
     say(console, f"train them alone: python -m srl train --config … --train_experts {output}")
@@ -144,12 +142,12 @@ def _measure(
 def _tables(layers: Sequence[SparseLayer], use: ExpertUse) -> list[Table]:
     """By layer, and every split: how even the load is."""
     first = Table(title=f"load of the experts, {use.tokens:,} tokens", title_justify="left")
-    for head in ("sparse layer", "experts", "a token's", "violation", "entropy", "idle", "busiest"):
+    for head in ("layer", "experts", "a token's", "violation", "entropy", "idle", "busiest"):
         first.add_column(head, justify="right")
-    for number, (layer, counts) in enumerate(zip(layers, use.layers, strict=True)):
+    for layer, counts in zip(layers, use.layers, strict=True):
         busiest = max(range(len(counts)), key=counts.__getitem__)
         first.add_row(
-            *(f"{number}", f"{layer.num_experts}", f"{layer.top_k}", *_figures([counts])),
+            *(f"{layer.number}", f"{layer.num_experts}", f"{layer.top_k}", *_figures([counts])),
             f"{busiest}: {counts[busiest] / sum(counts):.0%}",
         )
     second = Table(title="by part of the text, source and step", title_justify="left")

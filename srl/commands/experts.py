@@ -7,7 +7,7 @@ and transformers are imported where a command needs them: `--help` answers at on
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ def add_experts(parser: argparse.ArgumentParser) -> None:
     _add_upcycle(add)
     _add_swap(add)
     _add_prune(add)
+    _add_report(add)
+    _add_select(add)
     for one in commands.choices.values():
         one.set_defaults(parser=one)
 
@@ -124,8 +126,91 @@ def _add_prune(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
 
 
-def run_experts(args: argparse.Namespace, console: Console) -> int:
-    """Runs one of the commands; returns the exit code."""
+def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
+    report = add(
+        "report",
+        help="which experts a policy uses, by part of the text, source and step",
+        description="Puts the expert's steps of an experiment's training data through its model,\n"
+        "and writes load.json and load.html into a folder of runs/. --key value as in train.",
+        epilog="example: python -m srl experts report --config experiments/tiny/srl.yaml \\\n"
+        "           --model models/sparse --run-name load",
+    )
+    report.add_argument("--config", required=True, help="the experiment file of a training")
+    report.add_argument("--run-name", help="the run's own folder")
+    _add_rows(report)
+
+
+def _add_select(add: Callable[..., argparse.ArgumentParser]) -> None:
+    choose = add(
+        "select",
+        help="the experts that matter for an experiment's data, to train these alone",
+        description="Writes a file for the setting train_experts. --key value as in train.",
+        epilog="example: python -m srl experts select --config experiments/tiny/srl.yaml \\\n"
+        "           --model models/sparse --by gate_score --threshold 0.2 --output chosen.json",
+    )
+    choose.add_argument("--config", required=True, help="the experiment file of the training")
+    choose.add_argument(
+        "--by",
+        choices=("gate_score", "token_share"),
+        default="gate_score",
+        help="what an expert is scored by (default: gate_score)",
+    )
+    choose.add_argument(
+        "--threshold",
+        type=float,
+        default=0.2,
+        metavar="P",
+        help="the fewest experts of a layer whose scores, 1 in all, sum to it (default: 0.2)",
+    )
+    choose.add_argument("--output", required=True, metavar="FILE", help="a new file")
+    _add_rows(choose)
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rows", type=int, default=400, metavar="N", help="the expert's steps (default: 400)"
+    )
+
+
+def run_experts(
+    args: argparse.Namespace, rest: Sequence[str], argv: Sequence[str], console: Console
+) -> int:
+    """Runs one of the commands; returns the exit code.
+
+    Args:
+        args: the command and its options.
+        rest: settings of an experiment, which only some commands take.
+        argv: the command line.
+        console: where to say how it goes.
+
+    Raises:
+        UsageError: wrong use, in words.
+    """
+    if args.experts_command == "report":
+        from srl.commands.expert_use import report_experts
+        from srl.config.experiment import load_experiment
+
+        report_experts(
+            load_experiment(args.config, rest),
+            rows=args.rows,
+            name=args.run_name,
+            argv=argv,
+            console=console,
+        )
+        return 0
+    if args.experts_command == "select":
+        from srl.commands.expert_use import select_experts
+        from srl.config.experiment import load_experiment
+
+        select_experts(
+            load_experiment(args.config, rest),
+            by=args.by,
+            threshold=args.threshold,
+            rows=args.rows,
+            output=Path(args.output),
+            console=console,
+        )
+        return 0
 
     def tell(words: str) -> None:
         say(console, "\n".join(visible(line, console.encoding) for line in words.split("\n")))
@@ -216,7 +301,7 @@ def _prune(args: argparse.Namespace, tell: Tell) -> None:
     if args.by is None:
         raise UsageError(
             "--by FILE is missing: how often each expert is used must be counted first, with: "
-            f"python -m srl experts report --model {args.model} …; it writes load.json"
+            f"python -m srl experts report --config FILE --model {args.model}; it writes load.json"
         )
     counts = read_counts(Path(args.by))
     with new_folder(Path(args.output), tell) as folder:

@@ -36,6 +36,11 @@ class SparseLayer(NamedTuple):
     num_experts: int
     top_k: int
 
+    @property
+    def number(self) -> int:
+        """Its number among all layers of the model, dense ones too, from 0."""
+        return int(next(part for part in self.name.split(".") if part.isdecimal()))
+
     def weights(self) -> dict[str, nn.Parameter]:
         """Parameters of the experts, each [E, ...], by their names in `experts`."""
         return {

@@ -25,7 +25,7 @@ from srl.models.prefix_tree import PrefixTree, Row
 # Beside the weights of a policy whose routers have a bias.
 BIAS_FILE = "router_bias.safetensors"
 # The bias of a router without one of its own, and that of the families that have one.
-_BIAS, _OWN_BIAS = "selection_bias", "e_score_correction_bias"
+BIAS, _OWN_BIAS = "selection_bias", "e_score_correction_bias"
 
 Part = tuple[Sequence[Row], bool]
 """Rows of a micro-batch, and whether they go through the model as a tree."""
@@ -214,7 +214,7 @@ def add_bias(layers: Sequence[SparseLayer]) -> None:
             router._sums_to_one = _sums_to_one(layer)  # type: ignore[assignment]
             weight = next(router.parameters())
             router.register_buffer(
-                _BIAS, torch.zeros(layer.num_experts, device=weight.device), persistent=False
+                BIAS, torch.zeros(layer.num_experts, device=weight.device), persistent=False
             )
             router.register_forward_hook(_choose_by_bias)
 
@@ -227,7 +227,7 @@ def biases(layers: Sequence[SparseLayer]) -> list[Tensor]:
 
 def save_bias(model: nn.Module, folder: Path) -> None:
     """Write the biases beside the weights, if there are any that the weights do not hold."""
-    held = {layer.name: getattr(layer.router, _BIAS, None) for layer in sparse_layers(model)}
+    held = {_key(layer): getattr(layer.router, BIAS, None) for layer in sparse_layers(model)}
     tensors = {name: bias.contiguous() for name, bias in held.items() if bias is not None}
     if tensors:
         save_file(tensors, str(folder / BIAS_FILE))
@@ -245,7 +245,7 @@ def load_bias(model: nn.Module, folder: Path) -> None:
     layers = sparse_layers(model)
     tensors = load_file(str(path))
     shapes = {name: tuple(one.shape) for name, one in tensors.items()}
-    if shapes != (needed := {layer.name: (layer.num_experts,) for layer in layers}):
+    if shapes != (needed := {_key(layer): (layer.num_experts,) for layer in layers}):
         raise UsageError(
             f"{path} is of another model: it has {len(shapes)} biases, and the model "
             f"{len(needed)} sparse layers; put the policy's own there, or remove it to route "
@@ -253,18 +253,22 @@ def load_bias(model: nn.Module, folder: Path) -> None:
         )
     add_bias(layers)
     for layer, bias in zip(layers, biases(layers), strict=True):
-        bias.copy_(tensors[layer.name])
+        bias.copy_(tensors[_key(layer)])
+
+
+def _key(layer: SparseLayer) -> str:
+    return f"{layer.name}.{BIAS}"
 
 
 def _bias_name(router: nn.Module) -> str | None:
-    return next((name for name in (_BIAS, _OWN_BIAS) if hasattr(router, name)), None)
+    return next((name for name in (BIAS, _OWN_BIAS) if hasattr(router, name)), None)
 
 
 def _choose_by_bias(router: nn.Module, _args: object, output: object) -> tuple[Tensor, ...]:
     """A router's answer with the experts that its bias chooses; [T, E], [T, k], [T, k]."""
     logits, weights, indices = cast(tuple[Tensor, Tensor, Tensor], output)
     probabilities = logits.float().softmax(-1)
-    biased = probabilities + cast(Tensor, getattr(router, _BIAS))
+    biased = probabilities + cast(Tensor, getattr(router, BIAS))
     chosen = biased.topk(indices.shape[1], dim=-1).indices
     return logits, _weighed(probabilities, chosen, router._sums_to_one).to(weights.dtype), chosen
 

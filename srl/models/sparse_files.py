@@ -29,12 +29,13 @@ from srl.models.fetching import check_room
 from srl.models.loading import MODEL_FILES, check_folder
 from srl.models.lora import is_adapter_folder
 from srl.models.meta import config_of, meta_model
+from srl.models.routing import BIAS, BIAS_FILE
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK = re.compile(r"(?:.*\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\..+")
 _EXPERTS = re.compile(r"experts\.[a-z_]+|(?:input_linear|output_linear)\.weight")
-_ROUTER = re.compile(r"(?:gate|router|router\.layer)\.(?:weight|bias)")
+_ROUTER = re.compile(rf"(?:gate|router|router\.layer)\.(?:weight|bias)|{BIAS}")
 _SHARED = re.compile(r"shared_expert(?:_gate)?\..+")
 
 
@@ -100,7 +101,7 @@ class SparseFiles:
         sparse = need_sparse(meta_model(config, str(folder)), str(folder))
         tensors: dict[str, Stored] = {}
         shards: dict[Path, tuple[str, ...]] = {}
-        layers = tuple(int(layer.name.split(".")[-2]) for layer in sparse)
+        layers = tuple(layer.number for layer in sparse)
         for path in _shards(folder):
             try:
                 with safe_open(path, "pt") as file:
@@ -155,6 +156,8 @@ class SparseFiles:
                 shutil.copyfile(path, folder / path.name)
             else:
                 _write_changed(path, names, folder, changes)
+            if path.name == BIAS_FILE:  # no part of what transformers reads
+                continue
             with safe_open(folder / path.name, "pt") as file:
                 place |= dict.fromkeys(file.keys(), path.name)
             size += _bytes_of_tensors(folder / path.name)
@@ -184,10 +187,11 @@ def _bytes_of_tensors(path: Path) -> int:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The weights files, as transformers looks for them."""
+    """The weights files, as transformers looks for them, and that of a balancing bias."""
     whole, index = folder / _WHOLE, folder / _INDEX
+    bias = [path for path in [folder / BIAS_FILE] if path.is_file()]
     if whole.is_file():
-        return [whole]
+        return [whole, *bias]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
@@ -196,7 +200,7 @@ def _shards(folder: Path) -> list[Path]:
         raise UsageError(
             f"{folder} has no {_WHOLE}, and {_INDEX} cannot be read: {error!r}"
         ) from error
-    return [folder / name for name in names]
+    return [*(folder / name for name in names), *bias]
 
 
 def _stored(
