@@ -63,3 +63,15 @@ class RouterSettings(Part):
         """Those of these settings that are not at their defaults."""
         given = {one.name: getattr(self, one.name) for one in fields(RouterSettings)}
         return {name: x for name, x in given.items() if x != getattr(RouterSettings, name)}
+
+
+@dataclass
+class ReplaySettings(Part):
+    """What an update of a sparse policy takes over from the sampler.
+
+    Attributes:
+        replay_routes: send every token to the experts that it went to when it was sampled. In bf16
+            the sampler's routes are not always those of the update.
+    """
+
+    replay_routes: bool = False

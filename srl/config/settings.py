@@ -30,7 +30,7 @@ from srl.config.parts import (
     check_seeds,
     within,
 )
-from srl.config.router import RouterSettings
+from srl.config.router import ReplaySettings, RouterSettings
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
@@ -217,14 +217,14 @@ class ExpertConfig(TrainerConfig):
 
 
 @dataclass
-class SRLConfig(LoggingSettings, LossSettings, GroupSettings, TrainerConfig):
+class SRLConfig(ReplaySettings, LoggingSettings, LossSettings, GroupSettings, TrainerConfig):
     """Everything `SRLTrainer` can be told. Defaults follow the paper (arXiv 2510.25992) where it
     states a value.
 
     Each part documents its own: `PromptSettings`, `SamplingSettings`, `RowSettings`,
     `VerifierSettings`, `RewardSettings`, `EvaluationSettings`, `SplitSettings`, `BatchSettings`,
     `GroupSettings`, `LossSettings`, `LoggingSettings` (`srl/config/parts.py`), `RouterSettings`
-    (`srl/config/router.py`), and `TrainerConfig`.
+    and `ReplaySettings` (`srl/config/router.py`), and `TrainerConfig`.
     """
 
     def check(self) -> None:

@@ -211,7 +211,7 @@ def add_bias(layers: Sequence[SparseLayer]) -> None:
     for layer in layers:
         router = layer.router
         if _bias_name(router) is None:
-            router._sums_to_one = _sums_to_one(layer)  # type: ignore[assignment]
+            router._sums_to_one = sums_to_one(layer)  # type: ignore[assignment]
             weight = next(router.parameters())
             router.register_buffer(
                 BIAS, torch.zeros(layer.num_experts, device=weight.device), persistent=False
@@ -270,16 +270,16 @@ def _choose_by_bias(router: nn.Module, _args: object, output: object) -> tuple[T
     probabilities = logits.float().softmax(-1)
     biased = probabilities + cast(Tensor, getattr(router, BIAS))
     chosen = biased.topk(indices.shape[1], dim=-1).indices
-    return logits, _weighed(probabilities, chosen, router._sums_to_one).to(weights.dtype), chosen
+    return logits, weighed(probabilities, chosen, router._sums_to_one).to(weights.dtype), chosen
 
 
-def _weighed(probabilities: Tensor, chosen: Tensor, sums_to_one: object) -> Tensor:
+def weighed(probabilities: Tensor, chosen: Tensor, sums_to_one: object) -> Tensor:
     """The weights of the chosen experts, [T, k]."""
     weights = probabilities.gather(1, chosen)
     return weights / weights.sum(-1, keepdim=True) if sums_to_one else weights
 
 
-def _sums_to_one(layer: SparseLayer) -> bool:
+def sums_to_one(layer: SparseLayer) -> bool:
     """Whether the weights of a token's experts sum to 1, or are their probabilities.
 
     Raises:
@@ -289,10 +289,10 @@ def _sums_to_one(layer: SparseLayer) -> bool:
         logits, weights, indices = layer.router.forward(_some_states(layer))
     probabilities = logits.float().softmax(-1)
     for rule in (True, False):
-        if torch.allclose(_weighed(probabilities, indices, rule), weights.float(), atol=1e-3):
+        if torch.allclose(weighed(probabilities, indices, rule), weights.float(), atol=1e-3):
             return rule
     raise UsageError(
-        f"router_balancing is bias, but the router of {layer.name} weighs experts neither by their "
-        "probabilities nor by these over their sum, so they cannot be chosen otherwise here; use "
-        "router_balancing: loss"
+        f"the router of {layer.name} weighs experts neither by their probabilities nor by these "
+        "over their sum, so they cannot be chosen otherwise here; leave replay_routes and "
+        "router_balancing: bias away (router_balancing: loss works)"
     )

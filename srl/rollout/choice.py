@@ -36,12 +36,14 @@ class Way:
         decoder: makes one from a model, any token id, and the prompts that were read before.
         shared: completions share their prompt; to be called inside `attending_over_trees`.
         one_length: prompts that are sampled together must be equally long.
+        places: the decoder says where the tokens of prompts stand, so that routes can be recorded.
         slower: what costs time, and why, for the user; empty where nothing does.
     """
 
     decoder: Callable[[PreTrainedModel, int, KnownPrompts | None], Decoder]
     shared: bool = False
     one_length: bool = False
+    places: bool = False
     slower: str = ""
 
     def line(self) -> str:
@@ -49,8 +51,8 @@ class Way:
         return self.slower and f"this model is sampled slower than others, {self.slower}"
 
 
-_SHARED = Way(lambda model, _, known: SharedDecoder(model, known), shared=True)
-_CACHED = Way(lambda model, pad_id, _: CachedDecoder(model, pad_id))
+_SHARED = Way(lambda model, _, known: SharedDecoder(model, known), shared=True, places=True)
+_CACHED = Way(lambda model, pad_id, _: CachedDecoder(model, pad_id), places=True)
 _FALLBACKS = (
     Way(
         lambda model, pad_id, _: UnpaddedDecoder(model, pad_id),

@@ -61,7 +61,13 @@ def rows_worth_keeping(wanted: Tensor) -> Tensor | None:
 
 
 class CachedDecoder:
-    """Any model that takes a `DynamicCache`; every row has its own copy of its prompt."""
+    """Any model that takes a `DynamicCache`; every row has its own copy of its prompt.
+
+    Attributes:
+        places: of each prompt where its tokens stood in the flattened batch that `start` read.
+    """
+
+    places: list[list[int]] | None = None
 
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
         self.model = model
@@ -70,6 +76,10 @@ class CachedDecoder:
     def start(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         device = self.model.device
         longest = max(len(prompt) for prompt in prompts)
+        self.places = [
+            list(range((i + 1) * longest - len(prompt), (i + 1) * longest))
+            for i, prompt in enumerate(prompts)
+        ]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         ids = torch.tensor(
             [[self.pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
@@ -123,7 +133,12 @@ class SharedDecoder:
 
     Args:
         known: prompts that were read before under the same weights; these are added.
+
+    Attributes:
+        places: as of `CachedDecoder`; None where prompts were known and not read.
     """
+
+    places: list[list[int]] | None = None
 
     def __init__(self, model: PreTrainedModel, known: KnownPrompts | None = None) -> None:
         self.model = model
@@ -135,6 +150,7 @@ class SharedDecoder:
         last = [path[-1] for path in tree.paths]
         places = None if self.known is None else self.known.places(tree, but=last)
         reading = Reading(TreePlan.of(tree, device), self.known, places)
+        self.places = tree.paths if self.known is None else None
         logits = self.model(
             input_ids=torch.tensor([tree.tokens], device=device)[:, reading.fresh],
             position_ids=reading.plan.positions[None, reading.fresh],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from environments.asking import is_finished, observation_of
 from environments.types import Step
@@ -16,6 +16,7 @@ from rewards.calling import DEADLINE
 from srl.data.prompts import ParsedStep, PromptFormat
 from srl.data.steps import StepExample
 from srl.errors import UsageError
+from srl.models.replay import Routes
 from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams
 
 # So many steps at least are handed to the rewards at once, if there are as many.
@@ -39,6 +40,7 @@ class Rollout:
         metrics: any further figure of it by name; None where the figure does not apply.
         observation: what the environment says after the step; empty for nothing.
         advantage: its reward relative to its group's; None before that is known, or when dropped.
+        routes: of a sparse policy the experts that its tokens went to, where they were recorded.
     """
 
     example: StepExample
@@ -53,6 +55,7 @@ class Rollout:
     metrics: dict[str, float | None]
     observation: str = ""
     advantage: float | None = None
+    routes: Routes | None = field(default=None, compare=False)
 
     @property
     def reward(self) -> float:
@@ -148,6 +151,7 @@ def _rollout(
         score=score,
         metrics=_metrics(example, parsed, score),
         observation="" if parsed.failure is not None else _observe(example, parsed),
+        routes=completion.routes,
     )
 
 

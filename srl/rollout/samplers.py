@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -32,8 +32,10 @@ from transformers import (
 from srl.config.parts import SamplingSettings
 from srl.data.text_limits import TextLimits
 from srl.errors import DivergedError
+from srl.models.experts import sparse_layers
 from srl.models.memory import fits_into_memory
 from srl.models.positions import may_read_on
+from srl.models.replay import Routes
 from srl.models.tree_models import attending_over_trees
 from srl.models.trial import NOT_FINITE
 from srl.models.vocabulary import check_ids
@@ -41,6 +43,7 @@ from srl.rollout.bounds import TextBounds
 from srl.rollout.choice import Way, way_of
 from srl.rollout.decoding import Decoder
 from srl.rollout.known_prompts import KnownPrompts
+from srl.rollout.routes import RouteRecorder
 from srl.rollout.uniforms import Uniforms
 
 # After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
@@ -138,12 +141,14 @@ class Completion:
             and min_p; none for greedy decoding.
         forced: of each token whether it was written in the policy's place, to close its thought;
             none where no token was.
+        routes: of a sparse policy the experts of every token, where they were recorded.
     """
 
     ids: list[int]
     truncated: bool
     log_probs: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
+    routes: Routes | None = field(default=None, compare=False)
 
 
 class Sampler(Protocol):
@@ -197,19 +202,23 @@ def complete(
     return [done[index] for index in range(len(prompts))]
 
 
-def make_sampler(model: PreTrainedModel, *, pad_id: int, settings: SamplingSettings) -> Sampler:
+def make_sampler(
+    model: PreTrainedModel, *, pad_id: int, settings: SamplingSettings, record_routes: bool = False
+) -> Sampler:
     """The sampler of a policy: training, validation, evaluation and benchmarks get theirs here.
 
     Args:
         model: the bare model.
         pad_id: any token id; padding is masked out.
         settings: `rollout_token_budget` and `prefix_tree` matter.
+        record_routes: note the experts of every token of a sparse policy.
     """
     return LocalSampler(
         model,
         pad_id=pad_id,
         token_budget=settings.rollout_token_budget,
         share=settings.prefix_tree,
+        record_routes=record_routes,
     )
 
 
@@ -222,15 +231,24 @@ class LocalSampler:
         token_budget: prompts are sampled together while their completions' prompt and completion
             tokens, at full length, stay within it. Bounds the memory of the cache.
         share: let completions share their prompts, where the model can.
+        record_routes: note the experts of every token, where the model has any, its way of
+            decoding says where tokens stand, and all prompts are read.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, pad_id: int, token_budget: int, share: bool = True
+        self,
+        model: PreTrainedModel,
+        *,
+        pad_id: int,
+        token_budget: int,
+        share: bool = True,
+        record_routes: bool = False,
     ) -> None:
         self.model = model
         self.pad_id = pad_id
         self.token_budget = token_budget
         self.share = share
+        self._sparse = sparse_layers(model) if record_routes else []
         self._known: KnownPrompts | None = None
 
     @contextmanager
@@ -275,18 +293,33 @@ class LocalSampler:
                     decoder = way.decoder(self.model, self.pad_id, self._known)
                     with attending_over_trees(self.model) if way.shared else nullcontext():
                         asked = [prompts[i] for i in chunk]
-                        for place, group in _decode(decoder, asked, samples, params):
+                        records = self._sparse and way.places and self._known is None
+                        recorder = (
+                            RouteRecorder(
+                                self._sparse, len(asked) * num_samples, params.max_new_tokens
+                            )
+                            if records
+                            else None
+                        )
+                        for place, group in _decode(decoder, asked, samples, params, recorder):
                             yield chunk[place], group
         finally:
             self.model.train(was_training)
 
 
 def _decode(
-    decoder: Decoder, prompts: Sequence[Prompt], samples: Sequence[int], params: SamplingParams
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    samples: Sequence[int],
+    params: SamplingParams,
+    recorder: RouteRecorder | None,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """All completions of prompts that fit into memory together, each prompt's when complete."""
     num_samples = len(samples)
-    logits = decoder.start([prompt.ids for prompt in prompts], num_samples)
+    with recorder.listening() if recorder else nullcontext():
+        logits = decoder.start([prompt.ids for prompt in prompts], num_samples)
+    if recorder is not None:
+        recorder.read(decoder.places)  # type: ignore[attr-defined]
     device = logits.device
     look_every = _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE)
     stop = torch.tensor(sorted(params.stop_ids), device=device)
@@ -332,6 +365,11 @@ def _decode(
                     own = slice(place * num_samples, (place + 1) * num_samples)
                     texts = zip(written[own].tolist(), log_probs[own].tolist(), strict=True)
                     group = [_completion(ids, values, params) for ids, values in texts]
+                    if recorder is not None:
+                        group = [
+                            replace(one, routes=recorder.of(own.start + g, place, len(one.ids)))
+                            for g, one in enumerate(group)
+                        ]
                     yield place, group if bounds is None else bounds.mark(group, own.start)
                 given |= ready
                 if bool(given.all()):
@@ -340,7 +378,10 @@ def _decode(
             if kept is not None:
                 decoder.keep(kept)
                 token, row_of, ended = (tensor[kept] for tensor in (token, row_of, ended))
-        logits = decoder.step(token)
+        with recorder.listening() if recorder else nullcontext():
+            logits = decoder.step(token)
+        if recorder is not None:
+            recorder.wrote(row_of, length - 1)
 
 
 def _completion(ids: list[int], log_probs: list[float], params: SamplingParams) -> Completion:

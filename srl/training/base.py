@@ -47,6 +47,7 @@ from srl.models.memory import fits_into_memory
 from srl.models.positions import other_beyond
 from srl.models.precision import use_float32
 from srl.models.prefix_tree import Row
+from srl.models.replay import Routes
 from srl.models.restoring import is_converted, restore
 from srl.models.routing import Part, load_bias, save_bias
 from srl.models.scoring import CompletionScores, completion_log_probs
@@ -206,7 +207,13 @@ class StepTrainer(Trainer):
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
         shares = self.settings.prefix_tree
         self.tree_refusal = refusal(model) if shares else "prefix_tree is off"
-        slower = way_of(model, share=shares).line()
+        way = way_of(model, share=shares)
+        slower = way.line()
+        if self.routers.replays and not way.places:
+            raise UsageError(
+                f"replay_routes is true, but {slower}, and so its routes are not on record; leave "
+                "replay_routes away"
+            )
         mixture = self.stream.line() if isinstance(self.stream, MixedStream) else ""
         lines = (
             *(self.weights_line, slower, self._positions_line(), self._shots_line(), mixture),
@@ -325,7 +332,12 @@ class StepTrainer(Trainer):
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
 
-    def _begin_routing(self, model: nn.Module, parts: Sequence[Part]) -> None:
+    def _begin_routing(
+        self,
+        model: nn.Module,
+        parts: Sequence[Part],
+        routes: Sequence[Sequence[Routes | None]] = (),
+    ) -> None:
         """Before the micro-batches of a step: see `Routers.begin`."""
 
         def look(number: int) -> None:
@@ -333,7 +345,7 @@ class StepTrainer(Trainer):
             with self._attention(model, tree):
                 self._score(model, rows, tree=tree)
 
-        self.routers.begin(parts, look, self.args.device)
+        self.routers.begin(parts, look, self.args.device, routes)
 
     def _end_routing(self) -> None:
         """After the micro-batches of a step: its load is written down, and the biases move."""
@@ -378,12 +390,13 @@ class StepTrainer(Trainer):
             + "a lora block needs no optimiser state of the whole model",
         )
 
-    def sampler(self) -> Sampler:
-        """Completions from the policy as it is now."""
+    def sampler(self, *, record_routes: bool = False) -> Sampler:
+        """Completions from the policy as it is now; see `make_sampler`."""
         return make_sampler(
             self.accelerator.unwrap_model(self.model),
             pad_id=int(self.processing_class.pad_token_id),
             settings=self.settings,
+            record_routes=record_routes,
         )
 
     def _count(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from srl.models.prefix_tree import PrefixTree, Row, pack_rows, pack_trees
+from srl.models.replay import Routes
 from srl.rollout.rollouts import Rollout
 from srl.training.loss import LossScale
 
@@ -62,6 +63,10 @@ class Batch:
             ([row_of(self.rollouts[i]) for i in part.rows], part.tree)
             for part in self.micro_batches
         ]
+
+    def routes(self) -> list[list[Routes | None]]:
+        """Of each of these rows the experts that its tokens went to when it was sampled."""
+        return [[self.rollouts[i].routes for i in part.rows] for part in self.micro_batches]
 
 
 def without_loss(rollout: Rollout) -> Rollout:

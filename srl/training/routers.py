@@ -23,9 +23,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from srl.config.router import RouterSettings
+from srl.config.router import ReplaySettings, RouterSettings
 from srl.errors import UsageError
 from srl.models.experts import sparse_layers
+from srl.models.replay import Disagreement, Routes, following, laid_out
 from srl.models.routing import (
     LayerLoad,
     Part,
@@ -34,6 +35,7 @@ from srl.models.routing import (
     biases,
     check_routers,
     first_places,
+    sums_to_one,
     watching,
 )
 from srl.runs.expert_load import is_collapsed, load_figures
@@ -43,8 +45,8 @@ from srl.training.chosen_experts import ChosenExperts, read_choice
 class Routers:
     """The routers of one policy in training; of a dense policy every method does nothing.
 
-    A step calls `begin`, then for each micro-batch `watching` around its forward and `add_loss`,
-    then `end`.
+    A step calls `begin`, then for each micro-batch `following` around its forward and backward,
+    `watching` around its forward, and `add_loss`, then `end`.
 
     Args:
         model: the policy, bare or with an adapter.
@@ -62,6 +64,9 @@ class Routers:
         self.settings = settings
         self.layers = sparse_layers(model)
         given = settings.router_choices
+        self.replays = isinstance(settings, ReplaySettings) and settings.replay_routes
+        if self.replays:
+            given["replay_routes"] = True
         if given and not self.layers:
             name, value = next(iter(given.items()))
             raise UsageError(
@@ -70,6 +75,7 @@ class Routers:
             )
         if self.layers:
             check_routers(model, self.layers)
+        self._rules = [sums_to_one(one) for one in self.layers] if self.replays else None
         if settings.freeze_router:
             for layer in self.layers:
                 layer.router.requires_grad_(False)
@@ -88,6 +94,10 @@ class Routers:
         self._tokens = 0
         self._loads: list[list[LayerLoad]] = []
         self._shares: list[Tensor] | None = None
+        self._parts: Sequence[Part] = ()
+        self._routes: Sequence[Sequence[Routes | None]] = ()
+        self._device: object = None
+        self._found: list[Disagreement] = []
         self._losses: dict[str, float] = {}
         self._told: set[int] = set()
 
@@ -107,6 +117,8 @@ class Routers:
             what += f"; router z-loss, times {settings.router_z_loss_coef:g}"
         if settings.freeze_router:
             what += "; the routers' weights are frozen"
+        if self.replays:
+            what += "; the sampler's routes are replayed"
         if self.chosen is not None:
             what += f"; {self.chosen.line()}"
         return (
@@ -114,15 +126,23 @@ class Routers:
             f"them for a token; {what}"
         )
 
-    def begin(self, parts: Sequence[Part], look: Callable[[int], object], device: object) -> None:
+    def begin(
+        self,
+        parts: Sequence[Part],
+        look: Callable[[int], object],
+        device: object,
+        routes: Sequence[Sequence[Routes | None]] = (),
+    ) -> None:
         """Start a step.
 
         Args:
             parts: its micro-batches.
             look: puts one of them through the model, without gradients.
             device: where the model is.
+            routes: of each row of each micro-batch, where it was sampled.
         """
-        self._loads, self._losses, self._shares = [], {}, None
+        self._loads, self._losses, self._shares, self._found = [], {}, None, []
+        self._parts, self._routes, self._device = parts, routes, device
         if not self.layers:
             return
         masks = first_places(parts)
@@ -131,10 +151,36 @@ class Routers:
         if self.settings.router_balancing in ("loss", "library_loss") and len(parts) > 1:
             seen = []
             for number in range(len(parts)):
-                with torch.no_grad(), watching(self.layers, self._counted[number]) as watch:
+                with (
+                    torch.no_grad(),
+                    self._following(number),
+                    watching(self.layers, self._counted[number]) as watch,
+                ):
                     look(number)
                 seen.append(watch.loads())
             self._shares = self._share(seen)
+
+    @contextmanager
+    def following(self, number: int) -> Iterator[None]:
+        """Around forward and backward of micro-batch `number`: the sampler's routes, if there are
+        any, are compared with the update's, and replayed if that is asked for."""
+        with self._following(number) as found:
+            yield
+        if found is not None:
+            self._found.append(found)
+
+    @contextmanager
+    def _following(self, number: int) -> Iterator[Disagreement | None]:
+        routes = None
+        if self.layers and self._routes:
+            rows, tree = self._parts[number]
+            routes = laid_out(rows, self._routes[number], tree=tree)
+        if routes is None:
+            yield None
+            return
+        on_device = routes.to(self._device)  # type: ignore[call-overload]
+        with following(self.layers, on_device, self._rules) as found:
+            yield found
 
     @contextmanager
     def watching(self, number: int) -> Iterator[None]:
@@ -187,6 +233,10 @@ class Routers:
                 bias += self.settings.router_bias_rate * (count.mean() - count).sign()
         whole = [[round(x) for x in count.tolist()] for count in counts]
         losses = {f"router/{name}": value for name, value in self._losses.items()}
+        compared = sum(one.compared for one in self._found) * len(self.layers)
+        if compared:
+            differ = sum(float(one.differ.sum()) for one in self._found)
+            losses["router/disagreement"] = differ / compared
         return {**load_figures(whole), **losses}, whole
 
     def collapsed(self, counts: Sequence[Sequence[int]]) -> list[int]:

@@ -193,9 +193,9 @@ class SRLTrainer(StepTrainer):
         total = torch.zeros((), device=self.args.device)
         figures = FigureSums()
         gap = SamplerGap()
-        self._begin_routing(model, self._batch.parts())
+        self._begin_routing(model, self._batch.parts(), self._batch.routes())
         for number, micro_batch in enumerate(self._batch.micro_batches):
-            with self._attention(model, micro_batch.tree):
+            with self._attention(model, micro_batch.tree), self.routers.following(number):
                 loss, part = self._loss(model, self._batch, number, micro_batch, gap)
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -248,10 +248,12 @@ class SRLTrainer(StepTrainer):
         prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
+        *,
+        record_routes: bool = False,
     ) -> list[list[Rollout]]:
         with self.accelerator.autocast():
             return sample_rollouts(
-                self.sampler(),
+                self.sampler(record_routes=record_routes),
                 self.form,
                 examples,
                 prompts,
@@ -270,7 +272,9 @@ class SRLTrainer(StepTrainer):
             Prompt(self.prompts[row], key_of("train", place + i)) for i, row in enumerate(rows)
         ]
         examples = [self.examples[row] for row in rows]
-        sampled = self._sample(examples, prompts, self.args.num_generations, self.sampling)
+        sampled = self._sample(
+            examples, prompts, self.args.num_generations, self.sampling, record_routes=True
+        )
         return [Group(rollouts) for rollouts in sampled]
 
     def _collect(self) -> Batch:

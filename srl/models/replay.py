@@ -1,0 +1,125 @@
+"""Routes of the sampler beside those of the update: compared, and followed where that is wanted.
+
+A followed route chooses the experts; their weights come from the update's own probabilities, so the
+router is still taught (rollout routing replay, arXiv 2510.11370).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from srl.models.experts import SparseLayer
+from srl.models.prefix_tree import PrefixTree, Row
+from srl.models.routing import weighed
+
+
+class Routes(NamedTuple):
+    """Experts of L sparse layers, K for each token, int16 on the CPU.
+
+    Attributes:
+        prompt: [P, L, K]; rollouts of one prompt share it.
+        written: [C - 1, L, K] of a completion of C tokens, whose last one nobody has read.
+    """
+
+    prompt: Tensor
+    written: Tensor
+
+
+@dataclass
+class Disagreement:
+    """Routes that the update would have chosen otherwise.
+
+    Attributes:
+        differ: [L], tokens whose experts are not the same set; on the model's device.
+        compared: tokens with a route on record.
+    """
+
+    differ: Tensor
+    compared: int
+
+
+def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool) -> Tensor | None:
+    """Routes as the flattened batch of a micro-batch has its tokens: [T, L, K], -1 for unknown.
+
+    Args:
+        rows: the micro-batch's, B of them.
+        routes: of each row, or None.
+        tree: whether the batch is a line of the rows' tree, or the rows padded to the longest.
+
+    Returns:
+        None where no row has routes.
+    """
+    shape = next((one.prompt.shape[1:] for one in routes if one is not None), None)
+    if shape is None:
+        return None
+    if tree:
+        paths = PrefixTree.of(rows)
+        length, places = len(paths), paths.paths
+    else:
+        longest = max(len(prompt) + len(written) for prompt, written in rows)
+        length, places = (
+            longest * len(rows),
+            [
+                list(range(b * longest, b * longest + len(prompt) + len(written)))
+                for b, (prompt, written) in enumerate(rows)
+            ],
+        )
+    found = torch.full((length, *shape), -1, dtype=torch.int16)
+    # Backwards, so that of rows that share a token the first one's route stands.
+    for at, one in zip(reversed(places), reversed(routes), strict=True):
+        if one is not None:
+            known = torch.cat([one.prompt, one.written])
+            found[torch.tensor(at[: len(known)])] = known
+    return found
+
+
+@contextmanager
+def following(
+    layers: Sequence[SparseLayer], routes: Tensor, rules: Sequence[bool] | None
+) -> Iterator[Disagreement]:
+    """Inside, forwards of the model are compared with `routes`, and follow them if told how.
+
+    The backward pass belongs inside too: gradient checkpointing runs the forward again.
+
+    Args:
+        layers: of the model.
+        routes: [T, L, K] of the flattened batch, -1 for unknown; on the model's device.
+        rules: of each layer whether the weights of a token's experts sum to 1
+            (`sums_to_one`); None only compares.
+    """
+    known = routes[:, 0, 0] >= 0
+    result = Disagreement(torch.zeros(len(layers), device=routes.device), int(known.sum()))
+    compared = set()
+
+    def look(number: int, output: object) -> tuple[Tensor, ...] | None:
+        logits, weights, own = cast(tuple[Tensor, Tensor, Tensor], output)
+        if logits.shape[0] != routes.shape[0]:
+            raise RuntimeError(
+                f"router {number} read {logits.shape[0]} tokens, {routes.shape[0]} were recorded"
+            )
+        recorded = routes[:, number].long()
+        if number not in compared:  # once, not again where a backward pass recomputes
+            compared.add(number)
+            other = (recorded.sort(-1).values != own.sort(-1).values).any(-1)
+            result.differ[number] = (other & known).sum()
+        if rules is None:
+            return None
+        chosen = torch.where(known[:, None], recorded, own)
+        probabilities = logits.float().softmax(-1)
+        return logits, weighed(probabilities, chosen, rules[number]).to(weights.dtype), chosen
+
+    def hooked(number: int, router: nn.Module):  # type: ignore[no-untyped-def]
+        return router.register_forward_hook(lambda _m, _a, output: look(number, output))
+
+    hooks = [hooked(number, layer.router) for number, layer in enumerate(layers)]
+    try:
+        yield result
+    finally:
+        for hook in hooks:
+            hook.remove()
