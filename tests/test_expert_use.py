@@ -130,6 +130,38 @@ def test_a_choice_goes_through_a_resume(tmp_path: Path) -> None:
     assert same_weights(weights(resumed.model), weights(whole.model))
 
 
+def test_a_run_chooses_by_itself_what_the_command_would_choose(home: Path) -> None:
+    told = {"rows": 20, "output": home / "chosen.json", "console": quiet()}
+    by, threshold = "token_share", 0.4
+    quick = {"dynamic_sampling": False, "max_steps": 2, "validation_problems": 0}
+    where = experiment(home, **quick, eval_strategy="no")
+    select_experts(where, by=by, threshold=threshold, **told)  # type: ignore[arg-type]
+    how = ("--train_experts", f"{{by: {by}, threshold: {threshold}, rows: 20}}")
+    assert train(*how) == 0
+    own = json.loads((home / "runs/one/chosen_experts.json").read_text())
+    assert own["layers"] == json.loads((home / "chosen.json").read_text())["layers"]
+    assert train("--train_experts", "chosen.json", name="two") == 0
+    one, two = (load_policy(f"runs/{name}/policy")[0] for name in ("one", "two"))
+    assert same_weights(weights(one), weights(two))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{by: luck}", "train_experts.by.*luck.*gate_score"),
+        ("{threshold: 0}", "train_experts.threshold is 0"),
+        ("{rows: 0}", "train_experts.rows is 0"),
+        ("{share: 0.2}", "train_experts.*share"),
+        ("missing.json", "cannot read missing.json"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    experiment(home)
+    refused(capsys, train("--train_experts", given), message)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from srl.commands.session import session
 from srl.config.experiment import Experiment
+from srl.config.router import SelectBy
 from srl.console import say
 from srl.data.rows import Rows, dropped
 from srl.data.shots import draw_shots
 from srl.data.splits import load_splits
 from srl.errors import UsageError
-from srl.evaluation.expert_use import By, ExpertUse, expert_use, select
+from srl.evaluation.expert_use import ExpertUse, expert_use, select
 from srl.logs.report.experts import load_page
 from srl.models.experts import SparseLayer, need_sparse
 from srl.models.loading import context_limit, load_policy, prompt_format
@@ -74,7 +75,7 @@ def report_experts(
 def select_experts(
     experiment: Experiment,
     *,
-    by: By,
+    by: SelectBy,
     threshold: float,
     rows: int,
     output: Path,

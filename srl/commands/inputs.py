@@ -18,7 +18,6 @@ from huggingface_hub import try_to_load_from_cache
 from srl.config.code_files import code_file, with_imports
 from srl.config.experiment import Experiment
 from srl.config.parts import LOSS_TYPES, LossSettings
-from srl.config.router import RouterSettings
 from srl.data.splits import Splits
 from srl.data.stream import digest_of_trajectories
 from srl.errors import UsageError
@@ -118,8 +117,9 @@ def _named_files(experiment: Experiment) -> list[Path]:
     words = list(_texts({"data": experiment.data, "rewards": experiment.rewards}))
     if isinstance(experiment.args, LossSettings) and experiment.args.loss_type not in LOSS_TYPES:
         words.append(experiment.args.loss_type)
-    if isinstance(experiment.args, RouterSettings) and experiment.args.train_experts:
-        words.append(experiment.args.train_experts)
+    experts = getattr(experiment.args, "train_experts", None)
+    if isinstance(experts, str):
+        words.append(experts)
     # The digest of what was read from them says more than theirs.
     data_files = {one.options.get("path") for one in experiment.data_plan.sources}
     found: set[Path] = set()

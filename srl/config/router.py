@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, cast
 
 from srl.config.parts import Part, within
+from srl.config.strict_yaml import fit, refuse_unknown
 from srl.errors import UsageError
+
+SelectBy = Literal["gate_score", "token_share"]
+"""How an expert is scored: by its mean routing weight, or by the share of tokens it gets."""
 
 
 @dataclass
@@ -24,8 +29,9 @@ class RouterSettings(Part):
             2202.08906), which keeps them small; 0 is off.
         freeze_router: leave the routers' weights as they are. Routes still move, because what the
             routers read does.
-        train_experts: a file that `experts select` wrote: the experts it names train, and nothing
-            else does; null trains all.
+        train_experts: only these experts train, and nothing else: those in a file that `experts
+            select` wrote, or {by, threshold, rows} to choose them when the run starts, as that
+            command does; null trains all.
     """
 
     router_balancing: Literal["none", "loss", "library_loss", "bias"] = "none"
@@ -33,11 +39,13 @@ class RouterSettings(Part):
     router_bias_rate: float = 0.001
     router_z_loss_coef: float = 0.0
     freeze_router: bool = False
-    train_experts: str | None = None
+    train_experts: str | dict[str, object] | None = None
 
     def check(self) -> None:
         within(self, router_balancing_coef=(0, 1e6), router_z_loss_coef=(0, 1e6))
         within(self, router_bias_rate=(0, 1))
+        if isinstance(self.train_experts, dict):
+            self.train_experts = _selection(self.train_experts)
         by_loss = self.router_balancing in ("loss", "library_loss")
         for name, used, needs in (
             ("router_balancing_coef", by_loss, "router_balancing: loss or library_loss"),
@@ -63,6 +71,29 @@ class RouterSettings(Part):
         """Those of these settings that are not at their defaults."""
         given = {one.name: getattr(self, one.name) for one in fields(RouterSettings)}
         return {name: x for name, x in given.items() if x != getattr(RouterSettings, name)}
+
+
+# How experts are chosen where nothing else is said.
+SELECTION: dict[str, object] = {"by": "gate_score", "threshold": 0.2, "rows": 400}
+
+
+def _selection(given: Mapping[str, object]) -> dict[str, object]:
+    """How experts are chosen, with what is not said filled in.
+
+    Raises:
+        UsageError: an unknown key, or a value that cannot be.
+    """
+    at = "train_experts"
+    refuse_unknown(given, SELECTION, at)
+    found = {**SELECTION, **given}
+    found["by"] = fit(found["by"], SelectBy, f"{at}.by")
+    threshold = found["threshold"] = fit(found["threshold"], float, f"{at}.threshold")
+    rows = found["rows"] = fit(found["rows"], int, f"{at}.rows")
+    if not 0 < cast(float, threshold) <= 1:
+        raise UsageError(f"{at}.threshold is {threshold}; it must be above 0 and at most 1")
+    if cast(int, rows) < 1:
+        raise UsageError(f"{at}.rows is {rows}; it must be 1 or more")
+    return found
 
 
 @dataclass

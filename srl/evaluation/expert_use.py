@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srl.config.router import SelectBy
 from srl.data.explaining import cut_around
 from srl.data.prompts import PromptFormat
 from srl.data.rows import Rows
@@ -26,9 +26,6 @@ from srl.models.prefix_tree import Row, pack_rows, pack_trees
 from srl.models.routing import Part, seeing, token_places
 from srl.models.scoring import completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
-
-By = Literal["gate_score", "token_share"]
-"""How an expert is scored."""
 
 # Parts of a text, as numbers of its tokens.
 PARTS = ("prompt", "thought", "step")
@@ -51,7 +48,7 @@ class ExpertUse:
     gates: list[list[float]]
     by: Mapping[str, Mapping[str, list[list[int]]]]
 
-    def scores(self, by: By) -> list[list[float]]:
+    def scores(self, by: SelectBy) -> list[list[float]]:
         """Of each layer the score of each expert; they sum to 1."""
         layers: Sequence[Sequence[float]] = self.gates if by == "gate_score" else self.layers
         return [[value / sum(layer) for value in layer] for layer in layers]

@@ -32,6 +32,8 @@ from srl.runs.lock import LOCK, writer_of
 from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
+# The experts that a run chose to train.
+CHOSEN = "chosen_experts.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 _FILES = (".yaml", ".txt", ".json", ".jsonl")
@@ -39,7 +41,7 @@ _FILES = (".yaml", ".txt", ".json", ".jsonl")
 _OURS = {
     *("config.yaml", "command.txt", "environment.json", "inputs.json", "before.json"),
     *("metrics.jsonl", "steps.jsonl", "problems.jsonl", "eval.jsonl", "samples.jsonl"),
-    *("experts.jsonl", "trajectories.jsonl", "summary.json", "policy", "adapter", "runs"),
+    *("experts.jsonl", CHOSEN, "trajectories.jsonl", "summary.json", "policy", "adapter", "runs"),
 }
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -34,11 +35,12 @@ from srl.config.mixture import Mixture
 from srl.config.parts import LossSettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.mixing import MixedStream, Stream
-from srl.data.rows import dropped
+from srl.data.rows import Rows, dropped
 from srl.data.shots import draw_shots
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
 from srl.errors import DivergedError, RunError, UsageError
+from srl.evaluation.expert_use import expert_use, select
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
 from srl.models.loading import context_limit, end_turns, prompt_format
@@ -57,6 +59,7 @@ from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
 from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
+from srl.runs.folder import CHOSEN, write_json
 from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes, StopWhenOver
 from srl.training.checkpoints import Saving, read_state
 from srl.training.divergence import refuse_policy
@@ -154,6 +157,7 @@ class StepTrainer(Trainer):
         counted = self.mixture is not None or settings.max_expert_tokens is not None
         self._row_tokens = count_tokens() if counted and examples else []
         self.expert_tokens = 0
+        self._examples = list(examples)
         self.stream: Stream
         if self.mixture is not None and examples:
             self.stream = MixedStream(
@@ -189,6 +193,7 @@ class StepTrainer(Trainer):
             self.remove_callback(callback)
         self._saving = Saving(self.state_dict)
         self._saving.attach(self)
+        self._choose_experts()
         if self.routers.chosen is not None:
             self.callback_handler.callbacks.insert(0, self.routers.chosen)
         settings = self.settings
@@ -331,6 +336,27 @@ class StepTrainer(Trainer):
     def _bare_model(self) -> nn.Module:
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
+
+    def _choose_experts(self) -> None:
+        """Those that train, by what the policy as it starts makes of the first training rows."""
+        how = self.routers.selection
+        if how is None:
+            return
+        some = slice(how["rows"])
+        with self.accelerator.autocast():
+            use = expert_use(
+                cast(PreTrainedModel, self._bare_model),
+                self.routers.layers,
+                self.form,
+                Rows(self._examples[some], self.prompts[some], Counter()),
+                budget=self.settings.rollout_token_budget // 8,
+                share=self.settings.prefix_tree,
+            )
+        chosen = select(use.scores(how["by"]), how["threshold"])
+        self.routers.choose(chosen)
+        folder = Path(str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CHOSEN, {**how, "tokens": use.tokens, "layers": chosen})
 
     def _begin_routing(
         self,

@@ -17,8 +17,9 @@ they go through the model once more, without gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +81,16 @@ class Routers:
             for layer in self.layers:
                 layer.router.requires_grad_(False)
         self.chosen: ChosenExperts | None = None
+        self._model = model
         if settings.train_experts is not None:
             if hasattr(model, "active_peft_config"):
                 raise UsageError(
                     f"train_experts is {settings.train_experts}, but the policy has an adapter, "
                     "and only that trains; leave lora or train_experts out"
                 )
-            experts = read_choice(settings.train_experts, self.layers)
-            self.chosen = ChosenExperts(model, self.layers, experts)
+            if isinstance(settings.train_experts, str):
+                experts = read_choice(settings.train_experts, self.layers)
+                self.chosen = ChosenExperts(model, self.layers, experts)
         if settings.router_balancing == "bias":
             add_bias(self.layers)
         self._counted: list[Tensor] = []
@@ -100,6 +103,16 @@ class Routers:
         self._found: list[Disagreement] = []
         self._losses: dict[str, float] = {}
         self._told: set[int] = set()
+
+    @property
+    def selection(self) -> Mapping[str, Any] | None:
+        """How the experts that train are yet to be chosen: by, threshold, rows; None if not."""
+        wanted = self.settings.train_experts
+        return wanted if isinstance(wanted, dict) and self.chosen is None else None
+
+    def choose(self, experts: Sequence[Sequence[int]]) -> None:
+        """Let only these experts of each layer train."""
+        self.chosen = ChosenExperts(self._model, self.layers, experts)
 
     def line(self) -> str:
         """What a user reads at the start; nothing of a dense policy."""
