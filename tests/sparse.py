@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -9,8 +10,10 @@ import transformers
 from conftest import TOY_CONTEXT, toy_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.granitemoe import modeling_granitemoe
 
 from srl.models.experts import sparse_layers
+from srl.models.tree_models import attending_over_trees
 
 SIZES: dict[str, object] = {
     "hidden_size": 32,
@@ -44,6 +47,11 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "glam-like": ("Mixtral", {"num_local_experts": 16, "num_experts_per_tok": 2}),
 }
+
+
+# transformers 5.17 has Granite's routers in another form, which is not read.
+if not hasattr(modeling_granitemoe, "GraniteMoeTopKRouter"):
+    del FAMILIES["granite-moe"]
 
 
 def sparse_model(name: str, **changes: object) -> PreTrainedModel:
@@ -90,3 +98,7 @@ def collapse(model: PreTrainedModel, rows: list[list[int]], push: float) -> None
             weight[(number * layer.top_k + i) % layer.num_experts] += (
                 push * mean / mean.square().sum()
             )
+
+
+def attending(model: torch.nn.Module, tree: bool) -> AbstractContextManager[None]:
+    return attending_over_trees(model) if tree else nullcontext()

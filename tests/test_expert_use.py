@@ -170,6 +170,9 @@ def test_a_choice_that_cannot_be_made_is_refused(
         ([[], []], "names no expert"),
         ({"a": 1}, "is no list of experts"),
         ([["x"], []], "is no list of experts"),
+        ([[1.0], []], "is no list of experts"),
+        ([[True], []], "is no list of experts"),
+        ([[1, 1], []], "names an expert of sparse layer 0 twice"),
     ],
 )
 def test_a_choice_that_does_not_fit_is_refused(

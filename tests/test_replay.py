@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import read_jsonl, refused, toy_config, toy_trajectories, train
-from sparse import FAMILIES, save_sparse, sparse_model
+from sparse import FAMILIES, attending, save_sparse, sparse_model
 from torch import Tensor
 
 from srl.models.experts import SparseLayer, sparse_layers
 from srl.models.prefix_tree import Row
 from srl.models.replay import Routes, following, laid_out
 from srl.models.routing import seeing, sums_to_one
+from srl.models.scoring import completion_log_probs
 from srl.rollout.samplers import Completion, LocalSampler, Prompt, SamplingParams
 from srl.training.trainer import SRLTrainer
 
@@ -81,10 +82,6 @@ ROWS: list[Row] = [([5, 6, 7], [8, 9]), ([5, 6, 7], [8, 3, 4, 2]), ([9], [5, 5])
 
 @pytest.mark.parametrize("tree", [True, False])
 def test_recorded_routes_are_followed_and_teach_the_router(tree: bool) -> None:
-    from test_routers import attending
-
-    from srl.models.scoring import completion_log_probs
-
     model = sparse_model("mixtral")
     layers, routes = sparse_layers(model), made_up(ROWS, seed=0)
     laid = laid_out(ROWS, routes, tree=tree)
@@ -100,7 +97,7 @@ def test_recorded_routes_are_followed_and_teach_the_router(tree: bool) -> None:
     with attending(model, tree):
         score()  # finds the head
         own = score().detach()
-        with following(layers, laid, [sums_to_one(one) for one in layers]) as found:
+        with following(layers, laid, [sums_to_one(one, "a test") for one in layers]) as found:
             with seeing(layers, lambda number, _l, _w, i: seen.update({number: i})):
                 followed = score()
             followed.sum().backward()
@@ -115,13 +112,9 @@ def test_recorded_routes_are_followed_and_teach_the_router(tree: bool) -> None:
 
 
 def test_a_tree_and_padded_rows_follow_the_same_routes() -> None:
-    from test_routers import attending
-
-    from srl.models.scoring import completion_log_probs
-
     model = sparse_model("qwen3-moe", num_experts_per_tok=2)
     layers, routes = sparse_layers(model), made_up(ROWS, seed=1)
-    rules = [sums_to_one(one) for one in layers]
+    rules = [sums_to_one(one, "a test") for one in layers]
     values = []
     for tree in (True, False):
         laid = laid_out(ROWS, routes, tree=tree)

@@ -5,25 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import random
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import (
-    read_jsonl,
-    refused,
-    same_weights,
-    toy_config,
-    toy_tokenizer,
-    toy_trajectories,
-    toy_values,
-    train,
-    weights,
-    write_config,
-)
-from sparse import FAMILIES, collapse, save_sparse, sparse_model
+from conftest import read_jsonl, toy_tokenizer, toy_trajectories, toy_values, weights
+from sparse import FAMILIES, attending, collapse, sparse_model
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -32,23 +20,15 @@ from srl.config.router import RouterSettings
 from srl.config.settings import ExpertConfig
 from srl.errors import UsageError
 from srl.models.experts import Cost, sparse_layers
-from srl.models.loading import load_policy
 from srl.models.prefix_tree import Row
 from srl.models.routing import (
-    BIAS_FILE,
     Part,
-    add_bias,
-    biases,
     first_places,
-    load_bias,
-    save_bias,
 )
 from srl.models.scoring import completion_log_probs
-from srl.models.tree_models import attending_over_trees
 from srl.runs.expert_load import is_collapsed, load_figures
 from srl.training.routers import Routers, over_layers_loss, per_layer_loss
 from srl.training.sft import ExpertTrainer
-from srl.training.trainer import SRLTrainer
 
 
 def shares(*counts: list[float]) -> list[Tensor]:
@@ -95,10 +75,6 @@ def nested_rows() -> list[Row]:
 
 
 ROWS = nested_rows()
-
-
-def attending(model: torch.nn.Module, tree: bool) -> AbstractContextManager[None]:
-    return attending_over_trees(model) if tree else nullcontext()
 
 
 def one_step(
@@ -165,6 +141,33 @@ def test_gradient_and_load_do_not_depend_on_trees_and_micro_batches(
         assert figures_again == pytest.approx(figures, rel=1e-5)
 
 
+@pytest.mark.parametrize("balancing", ["none", "loss", "bias"])
+@pytest.mark.parametrize("name", ["mixtral", "granite-moe", "gpt-oss"])
+def test_gradient_checkpointing_changes_nothing(name: str, balancing: str) -> None:
+    z = 0.1 if balancing == "loss" else 0.0
+    settings = RouterSettings(router_balancing=balancing, router_z_loss_coef=z)
+    cut: list[Part] = [(ROWS[:5], False), (ROWS[5:], False)]
+    found = []
+    for checkpointing in (False, True):
+        model = sparse_model(name)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        found.append(one_step(model, cut, settings))
+    (plain, counts, figures), (again, same, figures_again) = found
+    assert (again - plain).abs().max() <= 1e-6 * plain.abs().max()
+    assert same == counts
+    assert figures_again == pytest.approx(figures)
+
+
+def test_reentrant_checkpointing_would_lose_the_losses_of_routers() -> None:
+    model = sparse_model("mixtral")
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    with pytest.raises(UsageError, match="use_reentrant: false"):
+        one_step(model, [(ROWS, False)], RouterSettings(router_balancing="loss"))
+
+
 def test_a_token_of_several_micro_batches_counts_in_the_first_and_padding_never() -> None:
     rows: list[Row] = [([5, 6, 7], [8]), ([5, 6, 7], [9, 9]), ([5, 6], [7, 8, 1])]
     first, second, third = first_places([(rows[:2], False), (rows[1:], True), (rows[2:], False)])
@@ -207,35 +210,7 @@ def test_parameters_of_mixtral_8x7b() -> None:
     assert (cost.total, cost.active) == (46_702_792_704, 12_879_925_248)
 
 
-# ---- training ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_trains(name: str, bf16: bool, tmp_path: Path) -> None:
-    policy = save_sparse(name, tmp_path / "policy")
-    settings = toy_config(
-        tmp_path / "run",
-        max_steps=5,
-        bf16=bf16,
-        router_balancing="loss",
-        router_z_loss_coef=0.01,
-        format_failure_reward={"default": -1.0, "truncated": -0.5},
-        dynamic_sampling=False,
-    )
-    trainer = SRLTrainer(str(policy), settings, toy_trajectories(8))
-    before = weights(trainer.model)
-    trainer.train()
-    lines = [one for one in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in one]
-    assert len(lines) == 5
-    assert all(math.isfinite(one["loss"]) and one["router/balancing_loss"] > 0 for one in lines)  # type: ignore[arg-type, operator]
-    moved = {key for key, one in weights(trainer.model).items() if not one.equal(before[key])}
-    assert any("experts" in key for key in moved)
-    assert any("gate.weight" in key or "router.weight" in key for key in moved)
-    loads = read_jsonl(tmp_path / "run/experts.jsonl")
-    layer = sparse_layers(trainer.model)[0]
-    assert [one["step"] for one in loads] == [1, 2, 3, 4, 5]
-    assert all(len(counts) == layer.num_experts for one in loads for counts in one["layers"])  # type: ignore[attr-defined]
+# ---- a collapsed router --------------------------------------------------------------------------
 
 
 def sft_config(folder: Path, **changes: object) -> ExpertConfig:
@@ -315,137 +290,3 @@ def test_frozen_routers_stay_as_they_are(tmp_path: Path) -> None:
     moved = {key for key, one in weights(model).items() if not one.equal(before[key])}
     assert not any("mlp.gate.weight" in key for key in moved)
     assert any("experts" in key for key in moved)
-
-
-# ---- the bias ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_bias_chooses_and_does_not_weigh(name: str, tmp_path: Path) -> None:
-    model = sparse_model(name).eval()
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
-    with torch.no_grad():
-        before = model(ids).logits
-        add_bias(sparse_layers(model))
-        torch.testing.assert_close(model(ids).logits, before, atol=1e-6, rtol=0)
-        layer = sparse_layers(model)[0]
-        biases([layer])[0][-1] = 10.0
-        _, weight, chosen = layer.router(torch.randn(50, 32))
-    assert (chosen == layer.num_experts - 1).any(-1).all()  # every token goes there
-    assert (weight <= 1.0 + 1e-6).all()
-    save_bias(model, tmp_path)
-    other = sparse_model(name).eval()
-    load_bias(other, tmp_path)
-    with torch.no_grad():
-        assert other(ids).logits.equal(model(ids).logits)
-        assert not other(ids).logits.equal(before)
-
-
-MOVING: dict[str, object] = {
-    "dynamic_sampling": False,
-    "max_steps": 4,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    # Rollouts of random weights fail in different ways, so groups have a spread.
-    "format_failure_reward": {"default": -1.0, "truncated": -0.5},
-}
-
-
-@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "gpt-oss"])
-def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    # transformers' trainer reads checkpoints without making one tensor of a layer's experts.
-    policy, data = save_sparse(name, tmp_path / "policy"), toy_trajectories(8)
-    more = {**MOVING, "router_balancing": "bias", "router_bias_rate": 0.02}
-
-    def trainer(run: str, **changes: object) -> SRLTrainer:
-        return SRLTrainer(str(policy), toy_config(tmp_path / run, **{**more, **changes}), data)
-
-    whole = trainer("whole")
-    before = weights(whole.model)
-    whole.train()
-    trainer("cut", max_steps=2).train()
-    resumed = trainer("cut")
-    resumed.train(resume_from_checkpoint=True)
-    assert not same_weights(weights(whole.model), before)
-    assert same_weights(weights(resumed.model), weights(whole.model))
-    for one, two in zip(*(biases(sparse_layers(x.model)) for x in (resumed, whole)), strict=True):
-        assert one.equal(two)
-        assert one.any()
-    logs = [(tmp_path / run / "experts.jsonl").read_bytes() for run in ("whole", "cut")]
-    assert logs[0] == logs[1]
-    whole.save_model(str(tmp_path / "saved"))
-    loaded, _ = load_policy(str(tmp_path / "saved"))
-    ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        assert loaded.eval()(ids).logits.equal(whole.model.eval()(ids).logits)
-
-
-def test_the_best_checkpoint_comes_back_with_its_experts_and_biases(tmp_path: Path) -> None:
-    policy, data = save_sparse("mixtral", tmp_path / "policy"), toy_trajectories(12)
-    for greater in (True, False):  # one of them is not the last
-        settings = toy_config(
-            tmp_path / str(greater),
-            **{**MOVING, "save_steps": 1, "max_steps": 3, "save_total_limit": None},
-            router_balancing="bias",
-            eval_strategy="steps",
-            eval_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_reward",
-            greater_is_better=greater,
-        )
-        trainer = SRLTrainer(str(policy), settings, data[:8], data[8:])
-        trainer.train()
-        best = str(trainer.state.best_model_checkpoint)
-        saved, _ = load_policy(best)
-        assert same_weights(weights(trainer.model), weights(saved))
-        for one, two in zip(
-            *(biases(sparse_layers(x)) for x in (trainer.model, saved)), strict=True
-        ):
-            assert one.equal(two)
-        if not best.endswith("checkpoint-3"):
-            break
-    else:
-        pytest.fail("the last checkpoint was the best and the worst")
-
-
-def test_a_bias_of_another_model_is_refused(tmp_path: Path) -> None:
-    model = sparse_model("mixtral")
-    add_bias(sparse_layers(model))
-    policy = save_sparse("glam-like", tmp_path / "policy")
-    save_bias(model, policy)
-    with pytest.raises(UsageError, match=f"{BIAS_FILE} is of another model"):
-        load_policy(str(policy))
-
-
-# ---- wrong use -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--router_balancing", "loss"), "router_balancing is loss, but the policy is dense"),
-        (("--freeze_router", "true"), "freeze_router is True, but the policy is dense"),
-        (("--router_balancing", "lose"), "router_balancing.*lose.*loss.*library_loss"),
-        (("--router_balancing_coef", "0.1"), "router_balancing is none, so it would do nothing"),
-        (("--router_z_loss_coef", "-1"), "router_z_loss_coef is -1"),
-        (
-            ("--router_balancing", "loss", "--freeze_router", "true"),
-            "freeze_router is True, but router_balancing is loss",
-        ),
-    ],
-)
-def test_settings_without_use_are_refused(
-    home: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
-) -> None:
-    refused(capsys, train(*words), message)
-
-
-def test_a_sparse_policy_through_the_command_line(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_sparse("olmoe", home / "sparse")
-    write_config(home / "config.yaml", model="sparse", dynamic_sampling=False, max_steps=2)
-    assert train() == 0
-    shown = capsys.readouterr()
-    assert "sparse: 2 layers of 8 experts, 3 of them for a token" in shown.out
-    assert len(read_jsonl(home / "runs/one/experts.jsonl")) == 2

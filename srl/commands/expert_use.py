@@ -26,7 +26,7 @@ from srl.evaluation.expert_use import ExpertUse, expert_use, select
 from srl.logs.report.experts import load_page
 from srl.models.experts import SparseLayer, need_sparse
 from srl.models.loading import context_limit, load_policy, prompt_format
-from srl.models.routing import check_routers
+from srl.models.routing import why_unreadable
 from srl.runs.expert_load import load_figures
 from srl.runs.folder import RunFolder, replace_file, write_json
 
@@ -128,7 +128,8 @@ def _measure(
     shots, trajectories = draw_shots(splits.train, args, seed=args.split_seed)
     model, tokenizer = load_policy(experiment.model)
     layers = need_sparse(model, experiment.model)
-    check_routers(model, layers)
+    if (why := why_unreadable(layers)) is not None:
+        raise UsageError(f"the experts of {experiment.model} cannot be watched: {why}")
     model.to(args.device)
     form = prompt_format(model, tokenizer, args, shots=shots)
     rows = Rows.of(trajectories, form, args, context_limit(model), most=most)

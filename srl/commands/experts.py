@@ -233,7 +233,7 @@ def _card(args: argparse.Namespace, tell: Tell) -> None:
             f"{len(layers)} of {config.get_text_config().num_hidden_layers} layers"
         )
     else:
-        kind, experts = "dense", "none"
+        kind, experts = "dense", "none that could be read here"
     rows = {
         "parameters": f"{cost.total:,}",
         "of a token": f"{cost.active:,} ({cost.active / cost.total:.1%})",

@@ -34,6 +34,7 @@ from srl.evaluation.contamination import refuse_trained_on
 from srl.evaluation.held_out import comparison, measure, paired_changes
 from srl.models.loading import load_policy, prompt_format
 from srl.models.lora import add_adapter, is_adapted, merged_within
+from srl.models.routing import save_bias
 from srl.rollout.choice import way_of
 from srl.rollout.rollouts import try_rewards
 from srl.runs.attempts import forget
@@ -417,6 +418,7 @@ def _save_policy(
         trainer.save_model(str(adapter))
         model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
         model.save_pretrained(policy)
+        save_bias(model, policy)
         tokenizer.save_pretrained(policy)
     else:
         trainer.save_model(str(policy))

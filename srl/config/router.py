@@ -57,6 +57,16 @@ class RouterSettings(Part):
                     f"{name} is {value}, but router_balancing is {self.router_balancing}, so it "
                     f"would do nothing; set {needs}, or leave {name} out"
                 )
+            if used and not value:
+                raise UsageError(
+                    f"{name} is 0, so router_balancing: {self.router_balancing} would do nothing; "
+                    "set it above 0, or router_balancing: none"
+                )
+        if self.freeze_router and self.train_experts is not None:
+            raise UsageError(
+                "freeze_router is true, but with train_experts nothing but experts trains; leave "
+                "freeze_router out"
+            )
         frozen = "freeze_router" if self.freeze_router else "train_experts"
         if getattr(self, frozen) and (by_loss or self.router_z_loss_coef):
             what = "router_z_loss_coef" if self.router_z_loss_coef else "router_balancing"

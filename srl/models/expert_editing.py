@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from srl.errors import UsageError
+from srl.models.routing import BIAS, BIAS_FILE
 from srl.models.sparse_files import Change, SparseFiles, Stored
 
 # Settings that change what an expert computes from its weights.
@@ -63,6 +64,11 @@ def swap_experts(model: SparseFiles, donor: SparseFiles, swap: Swap, folder: Pat
             f"{model.folder} has {model.num_experts} experts a layer and {donor.folder} has "
             f"{donor.num_experts}, so not all can be exchanged; name one with --expert E"
         )
+    if swap.with_router and any(map(_is_bias, donor.tensors)) > any(map(_is_bias, model.tensors)):
+        raise UsageError(
+            f"{donor.folder} chooses experts by a bias ({BIAS_FILE}) and {model.folder} does not, "
+            "so its rows of the router would mean something else there; leave --with-router out"
+        )
     changes: dict[str, Change] = {}
     for name, stored in model.tensors.items():
         if stored.layer != swap.layer or (stored.is_router and not swap.with_router):
@@ -71,6 +77,10 @@ def swap_experts(model: SparseFiles, donor: SparseFiles, swap: Swap, folder: Pat
             changes[name] = (name, _taken(model, donor, swap, name, stored))
     model.write(folder, changes)
     return sorted(changes)
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(f".{BIAS}")
 
 
 def _taken(
@@ -82,6 +92,11 @@ def _taken(
     if stored.expert is not None and swap.donor_expert is not None:
         source = source.replace(f"experts.{stored.expert}.", f"experts.{swap.donor_expert}.", 1)
     there = donor.tensors.get(source)
+    if there is None and _is_bias(name):
+        raise UsageError(
+            f"{model.folder} chooses experts by a bias ({BIAS_FILE}) and {donor.folder} does not, "
+            "so its rows of the router mean something else there; leave --with-router out"
+        )
     if there is None:
         raise UsageError(
             f"{donor.folder} has no tensor {source}, which would replace {name} of {model.folder}: "

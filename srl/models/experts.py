@@ -26,6 +26,7 @@ class SparseLayer(NamedTuple):
         name: of the module that holds both, such as "model.layers.0.mlp".
         router: chooses the experts of each token.
         experts: holds the weights of all of them.
+        block: holds both.
         num_experts: E.
         top_k: experts of a token.
     """
@@ -35,11 +36,18 @@ class SparseLayer(NamedTuple):
     experts: nn.Module
     num_experts: int
     top_k: int
+    block: nn.Module
 
     @property
     def number(self) -> int:
         """Its number among all layers of the model, dense ones too, from 0."""
         return int(next(part for part in self.name.split(".") if part.isdecimal()))
+
+    def freeze_router(self) -> None:
+        """The router's weights, and those of an adapter on it, are not to be trained."""
+        for part in self.block.children():
+            if self.router in part.modules():
+                part.requires_grad_(False)
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Parameters of the experts, each [E, ...], by their names in `experts`."""
@@ -65,13 +73,18 @@ def sparse_layers(model: nn.Module) -> list[SparseLayer]:
         if not isinstance(router, kinds):
             continue
         parent = name.rpartition(".")[0]
-        experts = getattr(modules[parent], "experts", None)
+        while parent.endswith((".gate", ".router", ".base_layer")):  # an adapter's wrappers
+            parent = parent.rpartition(".")[0]
+        block = modules[parent]
+        experts: object = getattr(block, "experts", None)
+        while isinstance(inner := getattr(experts, "base_layer", None), nn.Module):
+            experts = inner
         if not isinstance(experts, nn.Module):
             continue
         sizes = {one.shape[0] for one in experts.parameters() if one.dim() == 3}
         top_k = getattr(router, "top_k", None)
         if len(sizes) == 1 and isinstance(top_k, int):
-            found.append(SparseLayer(parent, router, experts, sizes.pop(), top_k))
+            found.append(SparseLayer(parent, router, experts, sizes.pop(), top_k, block))
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,8 +29,9 @@ from srl.config.parts import EvaluationSettings, PromptSettings, RowSettings
 from srl.data.prompts import PromptFormat
 from srl.data.steps import StepExample
 from srl.errors import UsageError
+from srl.models.experts import sparse_layers
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
-from srl.models.routing import load_bias
+from srl.models.routing import BIAS_FILE, load_bias
 from srl.models.vocabulary import embeddings, fit_tokenizer
 
 # Of a model's folder, all that a loaded model and its prompts follow from.
@@ -107,8 +109,19 @@ def _load(
         # SFT of a sparse model leaves this on. Nobody reads router logits from a policy, and the
         # auxiliary loss that is computed from them fails where a row goes on from a cache.
         text.output_router_logits = False
-    load_bias(model, path)
+    if path.is_dir():
+        load_bias(model, path)
+    elif sparse_layers(model) and (bias := _on_hub(name, BIAS_FILE)) is not None:
+        load_bias(model, bias.parent)
     return model, tokenizer
+
+
+def _on_hub(name: str, file: str) -> Path | None:
+    """A file of a hub's model, where it has such a file."""
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, ValueError):  # no such file, or no hub: then it is not in the cache either
+        return None
 
 
 def _load_adapted(

@@ -36,56 +36,73 @@ class LayerLoad(NamedTuple):
 
     Attributes:
         counts: [E] float32, how many of them went to each expert.
-        probability: [E] float32, the sum of their softmax probabilities, with gradient.
-        z: scalar, the sum of their squared log-sum-exps, with gradient.
+        probability: [E] float32, the sum of their softmax probabilities, with gradient; None
+            unless asked for.
+        z: scalar, the sum of their squared log-sum-exps, with gradient; None unless asked for.
     """
 
     counts: Tensor
-    probability: Tensor
-    z: Tensor
+    probability: Tensor | None
+    z: Tensor | None
 
 
 @dataclass
 class Watch:
-    """One forward's routing, layer by layer.
+    """One forward's routing.
 
     Attributes:
-        counted: [T] bool, which tokens of the flattened batch count.
-        layers: filled by the forward, in the order of the layers.
+        loads: of each layer in their order, once the forward is over.
     """
 
-    counted: Tensor
-    layers: dict[int, LayerLoad] = field(default_factory=dict)
-
-    def loads(self) -> list[LayerLoad]:
-        """Of all layers in their order."""
-        return [self.layers[number] for number in sorted(self.layers)]
+    loads: list[LayerLoad] = field(default_factory=list)
 
 
 @contextmanager
-def watching(layers: Sequence[SparseLayer], counted: Tensor) -> Iterator[Watch]:
+def watching(
+    layers: Sequence[SparseLayer],
+    counted: Tensor,
+    *,
+    probability: bool = False,
+    z: bool = False,
+) -> Iterator[Watch]:
     """Inside, one forward of the model is watched; recomputation in a backward pass is not.
+
+    What routers answered is only taken down inside, and computed with afterwards: under gradient
+    checkpointing a layer must do the same when it is run again.
 
     Args:
         layers: of the model.
         counted: [T] bool for the T tokens of the flattened batch, padding included.
+        probability: add up probabilities too.
+        z: and squared log-sum-exps.
 
     Raises:
         RuntimeError: the forward did not go through every router once, with T tokens.
     """
-    watch, weight = Watch(counted), counted.float()
+    watch = Watch()
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def see(number: int, logits: Tensor, _weights: Tensor, indices: Tensor) -> None:
-        if logits.shape[0] != counted.shape[0] or number in watch.layers:
+        if logits.shape[0] != counted.shape[0] or number in seen:
             raise RuntimeError(
                 f"router {number} read {logits.shape[0]} tokens, {counted.shape[0]} were expected"
             )
-        watch.layers[number] = _load(logits, indices, weight)
+        seen[number] = (logits if probability or z else logits.detach()), indices
 
     with seeing(layers, see):
         yield watch
-    if len(watch.layers) != len(layers):
-        raise RuntimeError(f"{len(watch.layers)} of {len(layers)} routers were used")
+    if len(seen) != len(layers):
+        raise RuntimeError(f"{len(seen)} of {len(layers)} routers were used")
+    weight = counted.float()
+    for number in range(len(layers)):
+        logits, indices = seen.pop(number)
+        watch.loads.append(
+            LayerLoad(
+                counts=_counts(logits.shape[1], indices, weight),
+                probability=_probability(logits, weight) if probability else None,
+                z=_z(logits, weight) if z else None,
+            )
+        )
 
 
 @contextmanager
@@ -111,16 +128,20 @@ def seeing(
             hook.remove()
 
 
-def _load(logits: Tensor, indices: Tensor, weight: Tensor) -> LayerLoad:
-    """From logits [T, E], indices [T, k], and weight [T]: 1 for a token that counts, else 0."""
-    whole = logits.float()
-    counts = torch.zeros(whole.shape[1], device=whole.device)
-    counts.scatter_add_(0, indices.reshape(-1), weight.repeat_interleave(indices.shape[1]))
-    return LayerLoad(
-        counts=counts,
-        probability=(whole.softmax(-1) * weight[:, None]).sum(0),
-        z=(whole.logsumexp(-1).square() * weight).sum(),
-    )
+# Of logits [T, E], indices [T, k], and weight [T]: 1 for a token that counts, else 0.
+
+
+def _counts(experts: int, indices: Tensor, weight: Tensor) -> Tensor:
+    found = torch.zeros(experts, device=weight.device)
+    return found.scatter_add_(0, indices.reshape(-1), weight.repeat_interleave(indices.shape[1]))
+
+
+def _probability(logits: Tensor, weight: Tensor) -> Tensor:
+    return (logits.float().softmax(-1) * weight[:, None]).sum(0)
+
+
+def _z(logits: Tensor, weight: Tensor) -> Tensor:
+    return (logits.float().logsumexp(-1).square() * weight).sum()
 
 
 def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]]]]:
@@ -166,22 +187,21 @@ def first_places(parts: Sequence[Part]) -> list[Tensor]:
     return masks
 
 
-def check_routers(model: nn.Module, layers: Sequence[SparseLayer]) -> None:
-    """Whether each router answers in the form that is read here.
-
-    Raises:
-        UsageError: one does not.
-    """
+def why_unreadable(layers: Sequence[SparseLayer]) -> str | None:
+    """Why what the routers answer cannot be read here; None if it can."""
     for layer in layers:
-        with torch.no_grad():
-            output = layer.router.forward(_some_states(layer))
+        try:
+            with torch.no_grad():
+                output = layer.router.forward(_some_states(layer))
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+            return f"the router of {layer.name} wants more than hidden states ({error})"
         form = [tuple(one.shape) if isinstance(one, Tensor) else None for one in _parts(output)]
         if form != [(_TRIED, layer.num_experts), (_TRIED, layer.top_k), (_TRIED, layer.top_k)]:
-            raise UsageError(
-                f"the routers of a {type(model).__name__} cannot be read: {layer.name} answers "
-                "otherwise than with logits, weights and experts of each token; leave settings "
-                "that begin with router_ away"
+            return (
+                f"the router of {layer.name} answers otherwise than with logits, weights and "
+                "experts of each token"
             )
+    return None
 
 
 _TRIED = 16  # tokens that a router is tried with
@@ -202,6 +222,9 @@ def _parts(output: object) -> tuple[object, ...]:
 # -- the bias --------------------------------------------------------------------------------------
 
 
+_NEEDED = "router_balancing: bias"
+
+
 def add_bias(layers: Sequence[SparseLayer]) -> None:
     """Give each router a bias of zeros, [E] float32, unless it has one.
 
@@ -211,7 +234,7 @@ def add_bias(layers: Sequence[SparseLayer]) -> None:
     for layer in layers:
         router = layer.router
         if _bias_name(router) is None:
-            router._sums_to_one = sums_to_one(layer)  # type: ignore[assignment]
+            router._sums_to_one = sums_to_one(layer, _NEEDED)  # type: ignore[assignment]
             weight = next(router.parameters())
             router.register_buffer(
                 BIAS, torch.zeros(layer.num_experts, device=weight.device), persistent=False
@@ -279,20 +302,26 @@ def weighed(probabilities: Tensor, chosen: Tensor, sums_to_one: object) -> Tenso
     return weights / weights.sum(-1, keepdim=True) if sums_to_one else weights
 
 
-def sums_to_one(layer: SparseLayer) -> bool:
+def sums_to_one(layer: SparseLayer, what: str) -> bool:
     """Whether the weights of a token's experts sum to 1, or are their probabilities.
 
+    Args:
+        layer: whose router it is.
+        what: the setting that needs to know.
+
     Raises:
-        UsageError: they are neither.
+        UsageError: they are neither, or the experts are not those of the largest probabilities.
     """
     with torch.no_grad():
         logits, weights, indices = layer.router.forward(_some_states(layer))
     probabilities = logits.float().softmax(-1)
-    for rule in (True, False):
-        if torch.allclose(weighed(probabilities, indices, rule), weights.float(), atol=1e-3):
-            return rule
+    likeliest = probabilities.topk(indices.shape[1], dim=-1).indices
+    if likeliest.sort(-1).values.equal(indices.sort(-1).values):
+        for rule in (True, False):
+            if torch.allclose(weighed(probabilities, indices, rule), weights.float(), atol=1e-3):
+                return rule
     raise UsageError(
-        f"the router of {layer.name} weighs experts neither by their probabilities nor by these "
-        "over their sum, so they cannot be chosen otherwise here; leave replay_routes and "
-        "router_balancing: bias away (router_balancing: loss works)"
+        f"{what} needs a router that takes the experts of the largest softmax probabilities and "
+        f"weighs them by these, or by these over their sum; that of {layer.name} does not, so "
+        f"leave {what.partition(':')[0]} out"
     )

@@ -363,6 +363,8 @@ class StepTrainer(Trainer):
         model: nn.Module,
         parts: Sequence[Part],
         routes: Sequence[Sequence[Routes | None]] = (),
+        *,
+        fresh: bool = True,
     ) -> None:
         """Before the micro-batches of a step: see `Routers.begin`."""
 
@@ -371,7 +373,7 @@ class StepTrainer(Trainer):
             with self._attention(model, tree):
                 self._score(model, rows, tree=tree)
 
-        self.routers.begin(parts, look, self.args.device, routes)
+        self.routers.begin(parts, look, self.args.device, routes, fresh=fresh)
 
     def _end_routing(self) -> None:
         """After the micro-batches of a step: its load is written down, and the biases move."""

@@ -46,7 +46,8 @@ def read_state(
         for name, value in found.items():
             if type(value) is not kinds[name]:
                 raise TypeError(f"{name} is {value!r}")
-        return found, {name: int(state["positions"][name]) for name in logs}
+        positions = {"experts": 0, **state["positions"]}  # older ones know no experts.jsonl
+        return found, {name: int(positions[name]) for name in logs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "

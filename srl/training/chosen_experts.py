@@ -99,14 +99,14 @@ def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
     write = "write one with: python -m srl experts select --help"
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
-        chosen = [[int(expert) for expert in layer] for layer in found]
+        chosen = [[_number(expert) for expert in layer] for layer in found]
     except OSError as error:
         raise UsageError(
             f"train_experts: cannot read {path}: {error.strerror or error}; {write}"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(
-            f"train_experts: {path} is no list of experts ({error!r}); {write}"
+            f"train_experts: {path} is no list of experts ({error!r:.200}); {write}"
         ) from error
     if len(chosen) != len(layers):
         raise UsageError(
@@ -114,6 +114,10 @@ def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
             f"{len(layers)}; {write}"
         )
     for number, (layer, experts) in enumerate(zip(layers, chosen, strict=True)):
+        if len(set(experts)) < len(experts):
+            raise UsageError(
+                f"train_experts: {path} names an expert of sparse layer {number} twice; {write}"
+            )
         for expert in experts:
             if not 0 <= expert < layer.num_experts:
                 raise UsageError(
@@ -123,3 +127,9 @@ def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
     if not any(chosen):
         raise UsageError(f"train_experts: {path} names no expert, so nothing would train; {write}")
     return chosen
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r:.40} is no whole number")
+    return value

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +31,12 @@ from srl.models.replay import Disagreement, Routes, following, laid_out
 from srl.models.routing import (
     LayerLoad,
     Part,
-    Watch,
     add_bias,
     biases,
-    check_routers,
     first_places,
     sums_to_one,
     watching,
+    why_unreadable,
 )
 from srl.runs.expert_load import is_collapsed, load_figures
 from srl.training.chosen_experts import ChosenExperts, read_choice
@@ -74,12 +73,22 @@ class Routers:
                 f"{name} is {value}, but the policy is dense: it has no routers; leave {name} out, "
                 "or make it sparse: python -m srl experts upcycle --help"
             )
-        if self.layers:
-            check_routers(model, self.layers)
-        self._rules = [sums_to_one(one) for one in self.layers] if self.replays else None
+        self._unread = why_unreadable(self.layers)
+        if self._unread is not None:
+            if given:
+                name, value = next(iter(given.items()))
+                raise UsageError(f"{name} is {value}, but {self._unread}; leave {name} out")
+            self.layers = []
+        by_loss = settings.router_balancing in ("loss", "library_loss")
+        if by_loss:
+            for layer in self.layers:
+                sums_to_one(layer, f"router_balancing: {settings.router_balancing}")
+        self._rules = None
+        if self.replays:
+            self._rules = [sums_to_one(one, "replay_routes: true") for one in self.layers]
         if settings.freeze_router:
             for layer in self.layers:
-                layer.router.requires_grad_(False)
+                layer.freeze_router()
         self.chosen: ChosenExperts | None = None
         self._model = model
         if settings.train_experts is not None:
@@ -97,9 +106,11 @@ class Routers:
         self._tokens = 0
         self._loads: list[list[LayerLoad]] = []
         self._shares: list[Tensor] | None = None
+        self._wanted = {"probability": by_loss, "z": bool(settings.router_z_loss_coef)}
         self._parts: Sequence[Part] = ()
         self._routes: Sequence[Sequence[Routes | None]] = ()
         self._device: object = None
+        self._fresh = True
         self._found: list[Disagreement] = []
         self._losses: dict[str, float] = {}
         self._told: set[int] = set()
@@ -116,6 +127,8 @@ class Routers:
 
     def line(self) -> str:
         """What a user reads at the start; nothing of a dense policy."""
+        if self._unread is not None:
+            return f"sparse, but {self._unread}, so its load is not watched"
         if not self.layers:
             return ""
         first, settings = self.layers[0], self.settings
@@ -145,6 +158,8 @@ class Routers:
         look: Callable[[int], object],
         device: object,
         routes: Sequence[Sequence[Routes | None]] = (),
+        *,
+        fresh: bool = True,
     ) -> None:
         """Start a step.
 
@@ -153,15 +168,17 @@ class Routers:
             look: puts one of them through the model, without gradients.
             device: where the model is.
             routes: of each row of each micro-batch, where it was sampled.
+            fresh: the policy is still the one that sampled, so that other routes are the
+                computation's and not those of another policy.
         """
         self._loads, self._losses, self._shares, self._found = [], {}, None, []
-        self._parts, self._routes, self._device = parts, routes, device
+        self._parts, self._routes, self._device, self._fresh = parts, routes, device, fresh
         if not self.layers:
             return
         masks = first_places(parts)
         self._counted = [mask.to(device) for mask in masks]  # type: ignore[call-overload]
         self._tokens = sum(int(mask.sum()) for mask in masks)
-        if self.settings.router_balancing in ("loss", "library_loss") and len(parts) > 1:
+        if self._wanted["probability"] and len(parts) > 1:
             seen = []
             for number in range(len(parts)):
                 with (
@@ -170,7 +187,7 @@ class Routers:
                     watching(self.layers, self._counted[number]) as watch,
                 ):
                     look(number)
-                seen.append(watch.loads())
+                seen.append(watch.loads)
             self._shares = self._share(seen)
 
     @contextmanager
@@ -179,13 +196,13 @@ class Routers:
         any, are compared with the update's, and replayed if that is asked for."""
         with self._following(number) as found:
             yield
-        if found is not None:
+        if found is not None and self._fresh:
             self._found.append(found)
 
     @contextmanager
     def _following(self, number: int) -> Iterator[Disagreement | None]:
         routes = None
-        if self.layers and self._routes:
+        if self.layers and self._routes and (self._fresh or self.replays):
             rows, tree = self._parts[number]
             routes = laid_out(rows, self._routes[number], tree=tree)
         if routes is None:
@@ -201,35 +218,31 @@ class Routers:
         if not self.layers:
             yield
             return
-        with watching(self.layers, self._counted[number]) as watch:
+        with watching(self.layers, self._counted[number], **self._wanted) as watch:
             yield
-        self._keep(watch)
-
-    def _keep(self, watch: Watch) -> None:
-        self._loads.append(watch.loads())
-        if self._shares is None:  # of the only micro-batch, or nothing that anybody needs
+        self._loads.append(watch.loads)
+        if self._wanted["probability"] and self._shares is None:  # of the only micro-batch
             self._shares = self._share(self._loads)
 
     def add_loss(self, loss: Tensor) -> Tensor:
         """The loss of the micro-batch that was watched last, with what its routing adds to it."""
-        further = self._loss() if self.layers else None
-        return loss if further is None else loss + further
-
-    def _loss(self) -> Tensor | None:
-        settings, loads, shares = self.settings, self._loads[-1], self._shares
-        assert shares is not None
-        experts = [layer.num_experts for layer in self.layers]
-        means = [load.probability / self._tokens for load in loads]
-        total: Tensor | None = None
-        if settings.router_balancing in ("loss", "library_loss"):
+        if not self.layers:
+            return loss
+        settings, loads = self.settings, self._loads[-1]
+        if self._shares is not None:
+            experts = [layer.num_experts for layer in self.layers]
+            means = [cast(Tensor, load.probability) / self._tokens for load in loads]
             by_layer = settings.router_balancing == "loss"
-            balance = (per_layer_loss if by_layer else over_layers_loss)(shares, means, experts)
-            total = self._noted("balancing_loss", balance) * settings.router_balancing_coef
-        if settings.router_z_loss_coef:
-            z = torch.stack([load.z for load in loads]).mean() / self._tokens
-            weighted = self._noted("z_loss", z) * settings.router_z_loss_coef
-            total = weighted if total is None else total + weighted
-        return total
+            of = per_layer_loss if by_layer else over_layers_loss
+            balance = self._taught(of(self._shares, means, experts))
+            loss = loss + self._noted("balancing_loss", balance) * settings.router_balancing_coef
+        if self._wanted["z"]:
+            z = torch.stack([cast(Tensor, load.z) for load in loads]).mean() / self._tokens
+            z = self._taught(z)
+            loss = loss + self._noted("z_loss", z) * settings.router_z_loss_coef
+        # Only the counts are needed from here on, not the graphs behind the others.
+        self._loads[-1] = [LayerLoad(load.counts, None, None) for load in loads]
+        return loss
 
     def end(self) -> tuple[dict[str, float], list[list[int]]]:
         """End a step: move the biases.
@@ -278,6 +291,20 @@ class Routers:
                 "(router_balancing_coef, router_bias_rate), or time"
             )
         )
+
+    def _taught(self, value: Tensor) -> Tensor:
+        """A loss of the routers, if it has a gradient.
+
+        Raises:
+            UsageError: it has none, where a loss is being computed.
+        """
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise UsageError(
+                "the loss of the routers has no gradient: gradient_checkpointing with "
+                "use_reentrant: true computes layers without one; set "
+                "gradient_checkpointing_kwargs: {use_reentrant: false}"
+            )
+        return value
 
     def _noted(self, name: str, value: Tensor) -> Tensor:
         self._losses[name] = self._losses.get(name, 0.0) + float(value.detach())

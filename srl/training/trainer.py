@@ -193,7 +193,7 @@ class SRLTrainer(StepTrainer):
         total = torch.zeros((), device=self.args.device)
         figures = FigureSums()
         gap = SamplerGap()
-        self._begin_routing(model, self._batch.parts(), self._batch.routes())
+        self._begin_routing(model, self._batch.parts(), self._batch.routes(), fresh=first_pass)
         for number, micro_batch in enumerate(self._batch.micro_batches):
             with self._attention(model, micro_batch.tree), self.routers.following(number):
                 loss, part = self._loss(model, self._batch, number, micro_batch, gap)
