@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick real bench bench-gpu gpu base test lint types \
+.PHONY: help setup model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -82,6 +82,11 @@ gap: $(STAMP) ## which teacher, length or mixture suits which model, SFT and SRL
 
 gap-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/gap/gap.yaml) --quick $(ARGS)
+
+experts-table: $(STAMP) ## what sparse policies buy in small, and each way to balance them; goes on where it stopped
+	test -d runs/sparse/copies || $(PY) -m srl experts upcycle --model experiments/tiny/base --output runs/sparse/copies
+	test -d runs/sparse/half || $(PY) -m srl experts upcycle --model experiments/tiny/base --output runs/sparse/half --reinit 0.5
+	$(PY) -m srl compare --config experiments/compare/experts.yaml $(ARGS)
 
 real: $(STAMP) ## a real 135 M model on GSM8K: fetched, SFT, SRL, one table; goes on where it stopped [DATA=file.jsonl]
 	$(PY) -m srl model HuggingFaceTB/SmolLM2-135M-Instruct --output models/SmolLM2-135M-Instruct
