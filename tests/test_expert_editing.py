@@ -355,7 +355,7 @@ def test_bf16_stays_bf16_when_experts_go(kind: str) -> None:
         (4, {"layers": 3}, "cannot be read as counts"),
         (4, {"counts": []}, "cannot be read as counts.*'layers'"),
         (4, [1, 2], "cannot be read as counts"),
-        (4, None, r"--by FILE is missing.*python -m srl experts report --model a"),
+        (4, None, r"--by FILE is missing.*python -m srl experts report --config FILE --model a"),
     ],
 )
 def test_counts_that_do_not_fit_are_one_message(
