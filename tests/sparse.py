@@ -15,6 +15,8 @@ from transformers.models.granitemoe import modeling_granitemoe
 from srl.models.experts import sparse_layers
 from srl.models.tree_models import attending_over_trees
 
+transformers.logging.disable_progress_bar()  # a bar is no message of ours
+
 SIZES: dict[str, object] = {
     "hidden_size": 32,
     "intermediate_size": 24,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import transformers
 from conftest import CHATML, build_tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -22,6 +23,8 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+transformers.logging.disable_progress_bar()  # a bar is no message of ours
 
 TOKENS = 259  # bytes and three special tokens
 _SIZES = {
