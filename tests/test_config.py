@@ -501,7 +501,7 @@ def test_a_benchmark_asks_as_a_training_does_unless_told_otherwise() -> None:
 
 METHODS = (SRLConfig, ExpertConfig, BenchmarkSettings)
 PARTS = {part for kind in METHODS for part in parts_of(kind)} - {Part}
-FREE_TEXT = {"system_prompt", "whole_system_prompt", "source_tag", "solve_as"}
+FREE_TEXT = {"system_prompt", "whole_system_prompt", "source_tag", "solve_as", "train_experts"}
 
 
 @pytest.mark.parametrize("part", sorted(PARTS, key=str), ids=lambda part: part.__name__)

@@ -231,7 +231,9 @@ def test_another_process_writes_and_ctrl_c_ends(tmp_path: Path) -> None:
     assert lines.stdout is not None
     assert lines.stderr is not None
     assert "waiting for the first record" in lines.stderr.readline()
-    write_log(tmp_path, RECORDS[:60])
+    # All at once: of a log that is half written the last ten failures are others.
+    aside = write_log(tmp_path.with_name(f"{tmp_path.name}-aside"), RECORDS[:60])
+    aside.replace(tmp_path / "steps.jsonl")
     found = [json.loads(json_lines.stdout.readline()) for _ in range(60)]
     assert [row["line"] for row in found] == list(range(1, 61))
     failed = [

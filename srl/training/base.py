@@ -33,6 +33,7 @@ from environments.types import Trajectory
 from rewards import RewardSum
 from srl.config.mixture import Mixture
 from srl.config.parts import LossSettings
+from srl.config.router import ReplaySettings
 from srl.config.settings import TrainerConfig, check_evaluation, check_one_process
 from srl.data.mixing import MixedStream, Stream
 from srl.data.rows import Rows, dropped
@@ -418,13 +419,13 @@ class StepTrainer(Trainer):
             + "a lora block needs no optimiser state of the whole model",
         )
 
-    def sampler(self, *, record_routes: bool = False) -> Sampler:
-        """Completions from the policy as it is now; see `make_sampler`."""
+    def sampler(self) -> Sampler:
+        """Completions from the policy as it is now."""
         return make_sampler(
             self.accelerator.unwrap_model(self.model),
             pad_id=int(self.processing_class.pad_token_id),
             settings=self.settings,
-            record_routes=record_routes,
+            record_routes=isinstance(self.settings, ReplaySettings),
         )
 
     def _count(

@@ -248,12 +248,10 @@ class SRLTrainer(StepTrainer):
         prompts: Sequence[Prompt],
         num_samples: int,
         params: SamplingParams,
-        *,
-        record_routes: bool = False,
     ) -> list[list[Rollout]]:
         with self.accelerator.autocast():
             return sample_rollouts(
-                self.sampler(record_routes=record_routes),
+                self.sampler(),
                 self.form,
                 examples,
                 prompts,
@@ -272,9 +270,7 @@ class SRLTrainer(StepTrainer):
             Prompt(self.prompts[row], key_of("train", place + i)) for i, row in enumerate(rows)
         ]
         examples = [self.examples[row] for row in rows]
-        sampled = self._sample(
-            examples, prompts, self.args.num_generations, self.sampling, record_routes=True
-        )
+        sampled = self._sample(examples, prompts, self.args.num_generations, self.sampling)
         return [Group(rollouts) for rollouts in sampled]
 
     def _collect(self) -> Batch:
