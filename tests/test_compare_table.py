@@ -6,6 +6,7 @@ import json
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -21,7 +22,9 @@ from conftest import read_jsonl
 
 from rewards.pool import cores
 from srl.compare.cell_run import groups_of
+from srl.compare.table import _held_out_step_rows
 from srl.errors import UsageError
+from srl.stats import Estimate
 
 
 def test_groups_are_counted_over_all_steps() -> None:
@@ -154,3 +157,15 @@ def test_the_titles_of_a_table_cannot_break_it(file: Path, quick_looks: None) ->
     assert code == 0
     assert r"x | [bold]y\u{1b}[2J" in shown
     assert r"| x \| [bold]y\u{1b}[2J | 100.0" in Path("runs/c/table.md").read_text()
+
+
+def test_rows_of_one_title_are_both_told() -> None:
+    def row_of(share: float) -> tuple[object, list[object]]:
+        figures = {"exact": Estimate(share, share, share, 10)}
+        cell = SimpleNamespace(done=True, held_out_steps=figures)
+        return SimpleNamespace(title="and few_shot"), [cell]
+
+    part = SimpleNamespace(rows=[row_of(0.1), row_of(0.7)])
+    _, rows = _held_out_step_rows(part)  # type: ignore[arg-type]
+    assert [title for title, _ in rows] == ["and few_shot"] * 2
+    assert [shown.split()[0] for _, shown in rows] == ["10.0", "70.0"]

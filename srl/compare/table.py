@@ -243,11 +243,12 @@ def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
 
 def _held_out_step_rows(part: Part) -> tuple[list[str], list[list[str]]]:
     """Greedy steps beside the expert's, of rows whose settings have `test_rows`."""
-    by_row = {row.title: [c.held_out_steps for c in cells if c.done] for row, cells in part.rows}
-    names = dict.fromkeys(n for cells in by_row.values() for figures in cells for n in figures)
+    # By place, not by title: two rows may have the same.
+    by_row = [(row.title, [c.held_out_steps for c in cells if c.done]) for row, cells in part.rows]
+    names = dict.fromkeys(n for _, cells in by_row for figures in cells for n in figures)
     rows = [
         [title, *(_mean_of([figures.get(name) for figures in cells]) for name in names)]
-        for title, cells in by_row.items()
+        for title, cells in by_row
         if any(cells)
     ]
     return ["held-out steps, greedy, %", *names], rows
