@@ -126,7 +126,7 @@ def _measure(
     args = experiment.args
     splits = load_splits(experiment, console)
     shots, trajectories = draw_shots(splits.train, args, seed=args.split_seed)
-    model, tokenizer = load_policy(experiment.model)
+    model, tokenizer = load_policy(experiment.model, experts=args.experts_implementation)
     layers = need_sparse(model, experiment.model)
     if (why := why_unreadable(layers)) is not None:
         raise UsageError(f"the experts of {experiment.model} cannot be watched: {why}")

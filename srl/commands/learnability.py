@@ -90,7 +90,7 @@ def _measure(
             "policy is measured on steps that no training of this experiment sees"
         )
     shots, _ = draw_shots(splits.train, args, seed=args.split_seed)
-    model, tokenizer = load_policy(experiment.model)
+    model, tokenizer = load_policy(experiment.model, experts=args.experts_implementation)
     model.to(args.device)
     form = prompt_format(model, tokenizer, args, shots=shots)
     rewards = experiment.sum_rewards(run.path)

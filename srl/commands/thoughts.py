@@ -104,7 +104,7 @@ def _write(
     shots, trajectories = draw_shots(
         load_splits(experiment, console).train, args, seed=args.split_seed
     )
-    model, tokenizer = load_policy(experiment.model)
+    model, tokenizer = load_policy(experiment.model, experts=args.experts_implementation)
     model.to(args.device)
     writer = ThoughtWriter(model, tokenizer, args, settings, shots)
     rows, left_out = writer.rows(trajectories, most=limit)

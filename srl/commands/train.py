@@ -174,7 +174,7 @@ def _train(
         lambda line: say(console, line),
         validation=splits.validation,
     )
-    model, tokenizer = load_policy(experiment.model)
+    model, tokenizer = load_policy(experiment.model, experts=args.experts_implementation)
     inputs = inputs_of(experiment, splits)
     if checkpoint is not None:
         _compare_inputs(run, inputs, entered.accept_changes, console)
@@ -338,7 +338,7 @@ def evaluate_policy(
     rows = build_examples(problems, targets=experiment.args.targets)
     if rows and experiment.args.test_rows:
         try_rewards(rewards, rows[0])  # now rather than after all problems are solved
-    model, tokenizer = load_policy(model_name)
+    model, tokenizer = load_policy(model_name, experts=experiment.args.experts_implementation)
     model.to(experiment.args.device)
     if slower := way_of(model, share=experiment.args.prefix_tree).line():
         say(console, slower)

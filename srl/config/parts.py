@@ -24,6 +24,10 @@ from srl.errors import UsageError
 # Logits divided by it stay numbers of float32.
 _COLDEST, _HOTTEST = 1e-4, 1e4
 
+ExpertsImplementation = Literal["auto", "eager", "batched_mm", "grouped_mm"]
+"""How transformers compute the experts of a sparse model: expert by expert, token by token, or all
+at once; "auto" is the model's own way."""
+
 # The built-in losses (`srl/training/loss.py`).
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
 
@@ -159,6 +163,7 @@ class SamplingSettings(Part):
         rollout_token_budget: prompt and completion tokens sampled together, at full length. While
             problems are solved step by step on a CPU, half as many are remembered beside them.
         prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
+        experts_implementation: how the experts of a sparse policy are computed; docs/experts.md.
     """
 
     temperature: float = 1.0
@@ -168,6 +173,7 @@ class SamplingSettings(Part):
     whole_max_completion_length: int = 2048
     rollout_token_budget: int = 65536
     prefix_tree: bool = True
+    experts_implementation: ExpertsImplementation = "auto"
 
     def check(self) -> None:
         at_least(self, top_k=0, whole_max_completion_length=1, rollout_token_budget=1)

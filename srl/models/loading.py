@@ -25,10 +25,16 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from srl.config.parts import EvaluationSettings, PromptSettings, RowSettings
+from srl.config.parts import (
+    EvaluationSettings,
+    ExpertsImplementation,
+    PromptSettings,
+    RowSettings,
+)
 from srl.data.prompts import PromptFormat
 from srl.data.steps import StepExample
 from srl.errors import UsageError
+from srl.models.expert_kernels import use_experts
 from srl.models.experts import sparse_layers
 from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merge_from
 from srl.models.routing import BIAS_FILE, load_bias
@@ -38,16 +44,23 @@ from srl.models.vocabulary import embeddings, fit_tokenizer
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
-def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    name: str, *, experts: ExpertsImplementation = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer called `name`, a folder or a hub name.
 
     A folder that holds an adapter gives its base with the adapter merged: a whole model.
+
+    Args:
+        name: the model's.
+        experts: how the experts of a sparse one are computed.
 
     Raises:
         UsageError: there is no such thing, or it cannot be used; the message says why.
     """
     model, tokenizer = _load(name, adapters=())
     fit_tokenizer(model, tokenizer)
+    use_experts(model, experts)
     return model, tokenizer
 
 

@@ -32,6 +32,7 @@ from transformers import (
 from srl.config.parts import SamplingSettings
 from srl.data.text_limits import TextLimits
 from srl.errors import DivergedError
+from srl.models.expert_kernels import keeping_cast_weights
 from srl.models.experts import sparse_layers
 from srl.models.memory import fits_into_memory
 from srl.models.positions import may_read_on
@@ -286,7 +287,10 @@ class LocalSampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            with fits_into_memory("sampling", self.model.device, sizes, advice):
+            with (
+                fits_into_memory("sampling", self.model.device, sizes, advice),
+                keeping_cast_weights(),
+            ):
                 for chunk in _chunks(
                     lengths, num_samples, params.max_new_tokens, self.token_budget, way
                 ):

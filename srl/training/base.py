@@ -44,6 +44,7 @@ from srl.errors import DivergedError, RunError, UsageError
 from srl.evaluation.expert_use import expert_use, select
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
+from srl.models.expert_kernels import use_experts
 from srl.models.loading import context_limit, end_turns, prompt_format
 from srl.models.lora import check_adapter
 from srl.models.memory import fits_into_memory
@@ -122,6 +123,7 @@ class StepTrainer(Trainer):
         extract_model_from_parallel(model, keep_fp32_wrapper=False)
         check_adapter(model)
         self.weights_line = use_float32(model)
+        use_experts(model, settings.experts_implementation)
         fit_tokenizer(model, tokenizer)
         check_one_process(settings)
         check_evaluation(settings, validates=bool(validation_trajectories), best_by=best_by)

@@ -268,7 +268,7 @@ def _run(
         done: dict[str, object] = json.loads(run.summary.read_text(encoding="utf-8"))
         return done
     set_seed(plan.args.seed)
-    model, tokenizer = load_policy(plan.model)
+    model, tokenizer = load_policy(plan.model, experts=plan.args.experts_implementation)
     model.to(plan.args.device)
     solvers = {
         one.name: Solver(model, tokenizer, plan.args, plan.samples, few_shot.get(one.name))
