@@ -86,6 +86,8 @@ gap-quick: $(STAMP) ## the same with one seed, fewer problems and steps
 experts-table: $(STAMP) ## what sparse policies buy in small, and each way to balance them; goes on where it stopped
 	test -d runs/sparse/copies || $(PY) -m srl experts upcycle --model experiments/tiny/base --output runs/sparse/copies
 	test -d runs/sparse/half || $(PY) -m srl experts upcycle --model experiments/tiny/base --output runs/sparse/half --reinit 0.5
+	test -d runs/sparse/fine || $(PY) -m srl experts upcycle --model experiments/tiny/base --output runs/sparse/fine --split 2
+	test -d runs/sparse/small || $(PY) -m srl experts upcycle --model experiments/gap/middle --output runs/sparse/small --num-experts 4
 	$(PY) -m srl compare --config experiments/compare/experts.yaml $(ARGS)
 
 real: $(STAMP) ## a real 135 M model on GSM8K: fetched, SFT, SRL, one table; goes on where it stopped [DATA=file.jsonl]

@@ -169,3 +169,27 @@ def test_rows_of_one_title_are_both_told() -> None:
     _, rows = _held_out_step_rows(part)  # type: ignore[arg-type]
     assert [title for title, _ in rows] == ["and few_shot"] * 2
     assert [shown.split()[0] for _, shown in rows] == ["10.0", "70.0"]
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_how_experts_were_used_in_the_first_and_the_last_fifth(file: Path) -> None:
+    write(rows={"base": {"train": False}, "srl": {}}, contrasts=[], seeds=[0, 1])
+    assert run(start=MadeUp())[0] == 0
+    # Two layers of 4 experts, 10 updates: the first two of a fifth even, the last two all on one.
+    steps = [[[5, 5, 5, 5], [5, 5, 5, 5]]] * 8 + [[[20, 0, 0, 0], [5, 5, 5, 5]]] * 2
+    for seed in (0, 1):
+        lines = [{"step": i, "layers": load} for i, load in enumerate(steps, 1)]
+        path = Path(f"runs/c/toy.srl.{seed}/experts.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(start=MadeUp())[0] == 0
+    cell = json.loads(Path("runs/c/table.json").read_text())["cells"]["toy.srl.0"]
+    assert cell["experts_first_fifth"]["router/violation"] == 0
+    assert cell["experts_last_fifth"]["router/violation"] == 1.5
+    assert cell["experts_last_fifth"]["max_router_violation"] == 3
+    text = Path("runs/c/table.md").read_text()
+    [row] = re.findall(
+        r"\| experts in training .*\n\|-.*\n(\| srl .*)\n\n", text.replace("|--", "|-")
+    )
+    values = [cell.strip() for cell in row.strip("| ").split("|")]
+    assert values == ["srl", "0.00", "1.50", "3.00", "0.50", "37.50"]
+    assert "Violation is (most - mean) / mean" in text

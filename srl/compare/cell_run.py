@@ -34,6 +34,7 @@ from srl.evaluation.held_out import HELD_OUT_STEPS
 from srl.models.loading import fingerprint
 from srl.models.lora import is_adapter_folder
 from srl.runs.checkpoints import latest_checkpoint
+from srl.runs.expert_load import added, load_figures
 from srl.runs.folder import RunFolder, changed_keys
 from srl.runs.records import RecordWriter, read_rows
 from srl.stats import Estimate
@@ -144,6 +145,18 @@ class CellRun:
     def groups(self) -> tuple[float, float] | None:
         """Groups that updates were made of, and all that were sampled; None without rollouts."""
         return groups_of(log_lines(self.run.metrics)) if self.done else None
+
+    @cached_property
+    def loads(self) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+        """How a sparse policy's experts were used in the first and in the last fifth of training.
+
+        Figures as `load_figures` names them; None of a dense policy, and without training.
+        """
+        lines = [line["layers"] for line in log_lines(self.run.experts)] if self.done else []
+        if not lines:
+            return None
+        fifth = max(1, len(lines) // 5)
+        return load_figures(added(lines[:fifth])), load_figures(added(lines[-fifth:]))
 
     @property
     def seconds(self) -> float:

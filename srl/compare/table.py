@@ -62,6 +62,8 @@ def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> d
                 "summary": dict(run.summary),
                 "held_out_steps": {n: e.to_json() for n, e in run.held_out_steps.items()},
                 "policy_step": run.policy_step,
+                "experts_first_fifth": run.loads and run.loads[0],
+                "experts_last_fifth": run.loads and run.loads[1],
                 "groups_kept": run.groups[0] if run.groups else None,
                 "groups_tried": run.groups[1] if run.groups else None,
                 "commit": run.made_with.commit if run.made_with else None,
@@ -177,6 +179,12 @@ def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> lis
         f"Intervals are 95 %, {over} (srl/compare/figures.py). Contrasts are paired by problem and "
         "seed, and not corrected for their number."
     )
+    if any(run.loads for run in runs.values()):
+        found.append(
+            "Experts in training: means over layers and cells, at first and at last over a fifth "
+            "of the updates. Violation is (most - mean) / mean of the tokens an expert gets "
+            "(docs/experts.md)."
+        )
     if any(run.tokens is not None for run in runs.values()):
         found.append(
             "Groups used are those that updates were made of, of all that were sampled: dynamic "
@@ -237,6 +245,7 @@ def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
         *contrasts,
         _held_out_step_rows(part),
         _behaviour_rows(part, plan),
+        _load_rows(part),
     )
     return [(header, rows) for header, rows in tables if rows]
 
@@ -260,6 +269,29 @@ def _mean_of(figures: Sequence[Estimate | None]) -> str:
     if len(there) == 1:
         return _interval(there[0])
     return f"{100 * fmean(figure.value for figure in there):.1f}" if there else "-"
+
+
+# Of the experts' load, first what a table has of the first fifth of training.
+_OF_FIRST = {"router/violation": "violation at first"}
+_OF_LAST = {
+    "router/violation": "violation at last",
+    "max_router_violation": "of the worst layer",
+    "router/entropy": "entropy",
+    "router/idle": "idle experts, %",
+}
+
+
+def _load_rows(part: Part) -> tuple[list[str], list[list[str]]]:
+    """How sparse policies used their experts in training, as means over a row's cells."""
+    rows = []
+    for row, cells in part.rows:
+        loads = [cell.loads for cell in cells if cell.loads is not None]
+        if loads:
+            first = [fmean(load[name] for load, _ in loads) for name in _OF_FIRST]
+            last = {name: fmean(load[name] for _, load in loads) for name in _OF_LAST}
+            last["router/idle"] *= 100
+            rows.append([row.title, *(f"{value:.2f}" for value in (*first, *last.values()))])
+    return ["experts in training", *_OF_FIRST.values(), *_OF_LAST.values()], rows
 
 
 def _behaviour_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
