@@ -1,21 +1,19 @@
-"""What both trainers share: prompts, validation, the log, checkpoints and resuming."""
+"""What both trainers share: prompts, validation, the log."""
 
 from __future__ import annotations
 
 import logging
 import time
-import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from accelerate.utils import extract_model_from_parallel
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
@@ -23,11 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerControl,
-    TrainerState,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
 from environments.types import Trajectory
 from rewards import RewardSum
@@ -40,7 +35,7 @@ from srl.data.rows import Rows, dropped
 from srl.data.shots import draw_shots
 from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, digest_of
-from srl.errors import DivergedError, RunError, UsageError
+from srl.errors import UsageError
 from srl.evaluation.expert_use import expert_use, select
 from srl.evaluation.judging import judged
 from srl.evaluation.solving import Attempt, accuracy, solve_validation
@@ -52,20 +47,19 @@ from srl.models.positions import other_beyond
 from srl.models.precision import use_float32
 from srl.models.prefix_tree import Row
 from srl.models.replay import Routes
-from srl.models.restoring import is_converted, restore
-from srl.models.routing import Part, load_bias, save_bias
+from srl.models.routing import Part, save_bias
 from srl.models.scoring import CompletionScores, completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 from srl.models.trial import check_scoring
 from srl.models.vocabulary import fit_tokenizer
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Sampler, make_sampler
-from srl.runs.checkpoints import best_so_far, check_checkpoint, latest_checkpoint
 from srl.runs.folder import CHOSEN, write_json
 from srl.training.by_the_clock import SaveEveryMinutes, StopAfterMinutes, StopWhenOver
-from srl.training.checkpoints import Saving, read_state
+from srl.training.checkpoints import Saving
 from srl.training.divergence import refuse_policy
 from srl.training.progress import ProgressReport
+from srl.training.resuming import ResumableTrainer
 from srl.training.routers import Routers
 from srl.training.run_log import mean_loss
 from srl.training.trackers import check_installed
@@ -73,30 +67,24 @@ from srl.training.trackers import check_installed
 _log = logging.getLogger(__name__)
 
 
-class StepTrainer(Trainer):
+class StepTrainer(ResumableTrainer):
     """A trainer whose rows are expert steps. `SRLTrainer` and `ExpertTrainer` extend it.
 
     An `__init__` calls `_prepare`, then the library's own, then `_attach`.
 
     Attributes:
-        settings: `args`, there before the library has them.
         form: the words around a step.
         context_limit: tokens that the policy can read and write together; None is no limit.
         validation_trajectories: expert solutions of problems for `evaluate`.
         rewards: what steps are worth.
         prompts: token ids of each training row's prompt.
         routers: those of a sparse policy.
-        stream: which row comes next.
-        run_log: the logs in the run's folder.
-        expert_tokens: of the rows drawn so far, where they are counted.
         start_lines: what a user reads at the start.
         tree_refusal: why what rows share is computed for each of them; None if it is only once.
     """
 
     control: TrainerControl
     prompts: list[list[int]]
-    # What `state_dict` of the method adds: name -> type.
-    _further_state: Mapping[str, type] = {}
 
     def _prepare(
         self,
@@ -239,43 +227,6 @@ class StepTrainer(Trainer):
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
-        """Train; with a checkpoint's folder, or True for the newest, go on where it was saved.
-
-        Raises:
-            UsageError: there is no checkpoint to go on from.
-            DivergedError: the policy computes no numbers any more; the last checkpoint is good.
-            RunError: a checkpoint cannot be saved.
-        """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        if checkpoint is None:
-            self.run_log.refuse_another()
-        else:
-            self._load_state(checkpoint)
-            self._saving.best = best_so_far(checkpoint)
-            # The evaluation at the start of a training that has started is in the log already.
-            self.args.eval_on_start = False
-            if self._rows_are_over() or (self._clock is not None and self._clock.is_over):
-                self.args.max_steps = int(checkpoint.name.rpartition("-")[2])
-        try:
-            self.run_log.open()
-            path = None if checkpoint is None else str(checkpoint)
-            with self._fits_into_memory():
-                return super().train(resume_from_checkpoint=path, **kwargs)
-        except DivergedError as error:
-            raise DivergedError(self._why_diverged(error)) from error
-        except (OSError, RuntimeError, SafetensorError) as error:
-            unfinished = self._saving.unfinished
-            if unfinished is None or isinstance(error, RunError):
-                raise
-            raise RunError(
-                f"{unfinished} could not be saved (is the disk full?): {error}. "
-                f"{self._where_it_can_go_on()}"
-            ) from error
-        finally:
-            self._saving.end(self.args)
-            self.run_log.close()
-
     def get_train_dataloader(self) -> DataLoader:
         """Ticks, one for every optimiser step: the prompt stream decides what a step is about."""
         return DataLoader(Ticks(self.args.max_steps), batch_size=1)
@@ -334,11 +285,6 @@ class StepTrainer(Trainer):
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
-
-    @property
-    def _bare_model(self) -> nn.Module:
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return model
 
     def _choose_experts(self) -> None:
         """Those that train, by what the policy as it starts makes of the first training rows."""
@@ -438,10 +384,6 @@ class StepTrainer(Trainer):
         if self._row_tokens:
             self.expert_tokens += sum(self._row_tokens[row] for row in rows)
 
-    def _rows_are_over(self) -> bool:
-        most = self.settings.max_expert_tokens
-        return self.stream.is_over or (most is not None and self.expert_tokens >= most)
-
     def _attention(self, model: nn.Module, tree: bool) -> AbstractContextManager[None]:
         """How the model attends to a micro-batch, forward and backward."""
         return attending_over_trees(self.accelerator.unwrap_model(model)) if tree else nullcontext()
@@ -485,130 +427,6 @@ class StepTrainer(Trainer):
                 self.settings,
                 context_limit=self.context_limit,
             )
-
-    # -- resuming --------------------------------------------------------------------------------
-
-    # The library's own, which it has no documented place to change: it loads the experts of a
-    # sparse policy from nowhere.
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        bare, folder = self._bare_model, Path(resume_from_checkpoint)
-        if is_converted(bare, folder):
-            restore(cast(PreTrainedModel, bare), folder)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        bare, folder = self._bare_model, Path(str(self.state.best_model_checkpoint))
-        if is_converted(bare, folder):
-            restore(cast(PreTrainedModel, bare), folder)
-        else:
-            super()._load_best_model()
-        load_bias(bare, folder)
-
-    def _checkpoint(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint to go on from, whole; None to start.
-
-        Raises:
-            UsageError: there is none, or it is damaged.
-        """
-        with_best = self.args.load_best_model_at_end
-        if not asked:
-            return None
-        if asked is not True:
-            check_checkpoint(Path(asked), with_best=with_best)
-            return Path(asked)
-        folder = Path(str(self.args.output_dir))
-        found = latest_checkpoint(folder, warnings.warn, with_best=with_best)
-        if found is None:
-            raise UsageError(f"{folder} has no checkpoint to go on from")
-        return found
-
-    def _why_diverged(self, error: DivergedError) -> str:
-        """What became of the training, why, and what to do."""
-        step = self.state.global_step
-        if step == 0:
-            when = "before any update"
-            advice = "Look at the model, the data, the loss and the rewards"
-        else:
-            when = f"after step {step}"
-            advice = f"Lower learning_rate (now {self.args.learning_rate:g})"
-            advice += "" if self.args.max_grad_norm else ", or clip gradients with max_grad_norm"
-        for line in [one for one in self.state.log_history if "grad_norm" in one][-1:]:
-            when += f" (loss {line['loss']:.3g}, gradient norm {line['grad_norm']:.3g}"
-            when += ")" if line["step"] == step else f" at step {line['step']})"
-        return f"training stops {when}: {error}. {advice}. {self._where_it_can_go_on()}"
-
-    def _where_it_can_go_on(self) -> str:
-        try:
-            last = latest_checkpoint(Path(str(self.args.output_dir)), lambda _: None)
-        except UsageError:
-            last = None
-        return "There is no checkpoint yet" if last is None else f"The last good checkpoint: {last}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the Trainer's own state."""
-        seconds = {} if self._clock is None else {"seconds": self._clock.seconds}
-        stream, positions = self.stream.state_dict(), self.run_log.positions()
-        if self._row_tokens:
-            stream = {**stream, "expert_tokens": self.expert_tokens}
-        return {"stream": stream, "positions": positions, **seconds}
-
-    def _load_state(self, checkpoint: Path) -> dict[str, Any]:
-        """Go on from a checkpoint; returns the whole state.
-
-        Raises:
-            UsageError: it is damaged, or of other data or another seed.
-        """
-        holds = {"stream": dict, **self._further_state}
-        state, positions = read_state(
-            checkpoint, holds=holds, logs=self.run_log.paths, may_hold={"seconds": float}
-        )
-        self.stream.load_state_dict(state["stream"])
-        load_bias(self._bare_model, checkpoint)
-        if self._clock is not None:
-            self._clock.seconds = self._seconds_so_far(state, checkpoint)
-        if self._row_tokens:
-            self.expert_tokens = self._tokens_so_far(state["stream"], checkpoint)
-        self.run_log.cut_back(positions)
-        return state
-
-    def _seconds_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> float:
-        """Of the steps before a checkpoint, whether the clock ran then or not."""
-        if "seconds" in saved:
-            return float(saved["seconds"])
-        history = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-        seconds, last = 0.0, 0
-        for line in history:  # means over the steps since the line before
-            if (took := _seconds_of(line)) is not None:
-                seconds += took * (line["step"] - last)
-                last = int(line["step"])
-        return seconds
-
-    def _tokens_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> int:
-        """Of the rows drawn before a checkpoint, whether they were counted then or not.
-
-        Raises:
-            UsageError: they were not, and nobody knows which rows of a mixture they were.
-        """
-        counted = saved.get("expert_tokens")
-        if isinstance(counted, int):
-            return counted
-        stream = self.stream
-        if not isinstance(stream, PromptStream):
-            raise UsageError(
-                f"{checkpoint} was saved before the expert's tokens were counted; start a new run "
-                "from its policy: --model FOLDER"
-            )
-        before = PromptStream(stream.num_rows, stream.seed, units=stream.units)
-        return sum(self._row_tokens[row] for row in before.take(stream.cursor))
-
-
-def _seconds_of(line: Mapping[str, float]) -> float | None:
-    """What a step took, as a line of the log has it; None of other lines."""
-    parts = [line[name] for name in ("seconds/collect", "seconds/update") if name in line]
-    return sum(parts) if parts else None
 
 
 class Ticks(Dataset[dict[str, int]]):
