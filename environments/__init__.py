@@ -155,6 +155,7 @@ def load_trajectories(
             report.rows += own.rows
             report.kept += own.kept
             report.dropped.update(own.dropped)
+            report.read_as += own.read_as
     _check_drops(path or source, own, 1.0 if source in _DRAWN else max_dropped_share)
     trajectories = [
         replace(one, source=one.source or source, environment=environment) for one in trajectories
@@ -186,14 +187,19 @@ def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Tr
     return kept
 
 
-def check_options(source: str, environment: Environment, options: Mapping[str, object]) -> None:
-    """Raise DataError for an option that the source does not have, or a value of another type."""
+def options_of(environment: Environment) -> dict[str, object]:
+    """The options that an environment's source takes -> their defaults."""
     parameters = inspect.signature(environment.load).parameters.values()
-    known = [
-        one.name
+    return {
+        one.name: one.default
         for one in parameters
         if one.kind is one.KEYWORD_ONLY and one.name not in ("report", "limit")
-    ]
+    }
+
+
+def check_options(source: str, environment: Environment, options: Mapping[str, object]) -> None:
+    """Raise DataError for an option that the source does not have, or a value of another type."""
+    known = options_of(environment)
     types = get_type_hints(environment.load)
     for option, value in options.items():
         if option not in known:

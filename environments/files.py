@@ -2,12 +2,14 @@
 
 Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
 cut by a splitter. `answer` is optional: without it the answer is what the solution states, in a
-box or as "The answer is 4". Every other plain column goes to the metadata.
+box or as "The answer is 4". Every other plain column goes to the metadata. Rows in shapes of other
+tools are read too (`environments/shapes.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from environments.answers import stated_answer
@@ -23,7 +25,9 @@ from environments.reading import (
     text_of,
     texts_beside,
 )
+from environments.shapes import ExpertRow, Shape, is_gsm8k, shape_of
 from environments.splitting import SPLITTERS, merge_fragments
+from environments.thought_blocks import ThinkBlocks, with_thoughts
 from environments.types import DataError, LoadReport, Step, Trajectory
 
 _SHOWN = 8  # values of a column in a message
@@ -47,6 +51,7 @@ def load(
     observations_column: str | None = None,
     tags_column: str | None = None,
     only: dict | None = None,
+    think_blocks: ThinkBlocks = "thought",
 ) -> list[Trajectory]:
     """Trajectories from a local file or a hub data set of any origin.
 
@@ -72,6 +77,7 @@ def load(
         tags_column: the column with tags, an object such as {"length": "long"}; rows may lack it.
         only: of a file with several kinds of rows those to read, as column -> value, such as
             {"teacher": "gemini", "granularity": 4}.
+        think_blocks: what becomes of a `<think>` block at the beginning of a solution or of a step.
 
     Raises:
         DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
@@ -80,47 +86,98 @@ def load(
         raise DataError("The source 'files' needs a path (or a hub name) to read from.")
     if splitter not in SPLITTERS:
         raise DataError(f"splitter is {splitter!r}; it can be {', '.join(SPLITTERS)}.")
-    split_text = SPLITTERS[splitter]
     source_name = label or Path(path_or_hub).stem
     beside = [thoughts_column, observations_column]
     optional = [column for column in (*beside, tags_column) if column is not None]
-    known = (problem_column, solution_column, steps_column, answer_column, *optional)
+    known = [problem_column, solution_column, steps_column, answer_column]
+
+    def cut(text: str) -> list[str]:
+        return merge_fragments(SPLITTERS[splitter](text), min_chars)
+
+    def own(row: Row) -> ExpertRow:
+        """Of a row in this source's own shape."""
+        problem = text_of(row, problem_column, missing=NO_PROBLEM)
+        whole = row.get(steps_column) is None and solution_column in row
+        texts: tuple[str, ...]
+        if whole:
+            texts = (text_of(row, solution_column, missing=NO_SOLUTION),)
+        else:
+            texts = steps_of(row, steps_column)
+        return ExpertRow(problem, tuple(map(Step, texts)), whole, answer_of(row, answer_column))
+
+    rows = read_rows(path_or_hub, split=split, config=config)
+    if only is not None:
+        rows = _only(rows, only, path_or_hub)
+    first, rows = _first_of(rows)
+    shape = None
+    if (problem_column, solution_column, steps_column) == ("problem", "solution", "steps"):
+        shape = shape_of(first)
+        if shape is None and is_gsm8k(first):
+            raise DataError(
+                f"{path_or_hub} has GSM8K's columns, question and answer, and marks of its "
+                f"calculator. Read it with the source gsm8k: check-data gsm8k --path {path_or_hub},"
+                f" or data: {{source: gsm8k, path: {path_or_hub}}}."
+            )
+    if shape is not None:
+        known = [*shape.columns]
+        rows = _gathered(rows, shape, path_or_hub, report)
 
     def build(row: Row) -> Trajectory:
-        problem = text_of(row, problem_column, missing=NO_PROBLEM)
-        if row.get(steps_column) is not None or solution_column not in row:
-            texts = steps_of(row, steps_column)
-        else:
-            solution = text_of(row, solution_column, missing=NO_SOLUTION)
-            texts = tuple(merge_fragments(split_text(solution), min_chars))
-        thoughts, observations = (texts_beside(row, column, len(texts)) for column in beside)
+        found = own(row) if shape is None else shape.read(row)
+        steps = list(with_thoughts(found.steps, cut, think_blocks, whole=found.whole))
+        thoughts, observations = (texts_beside(row, column, len(steps)) for column in beside)
+        steps = [
+            Step(step.text, thought or step.thought, said or step.observation)
+            for step, thought, said in zip(steps, thoughts, observations, strict=True)
+        ]
+        answer = found.answer
+        if answer is None and found.complete:
+            answer = stated_answer("\n".join(step.text for step in steps), found.problem)
         metadata: dict[str, object] = {
             key: value
             for key, value in row.items()
-            if key not in known and isinstance(value, str | int | float | bool)
+            if key not in (*known, *optional) and isinstance(value, str | int | float | bool)
         }
-        return Trajectory(
-            problem,
-            tuple(map(Step, texts, thoughts, observations)),
-            answer_of(row, answer_column) or stated_answer("\n".join(texts), problem),
-            source_name,
-            {} if tags_column is None else tags_of(row, tags_column),
-            metadata,
-        )
+        tags = {} if tags_column is None else tags_of(row, tags_column)
+        return Trajectory(found.problem, tuple(steps), answer, source_name, tags, metadata)
 
-    rows = read_rows(path_or_hub, split=split, config=config)
+    needed = [[problem_column], [solution_column, steps_column]] if shape is None else []
     return collect(
-        rows if only is None else _only(rows, only, path_or_hub),
+        rows,
         build,
         name=path_or_hub,
-        columns=[
-            [problem_column],
-            [solution_column, steps_column],
-            *([column] for column in optional),
-        ],
+        columns=[*needed, *([column] for column in optional)],
         report=report,
         limit=limit,
+        advice=" Say what they are called: problem_column, and solution_column or steps_column. "
+        "Shapes that are read without: docs/environments.md.",
     )
+
+
+def _first_of(rows: Iterator[Row]) -> tuple[Row, Iterator[Row]]:
+    """The first row, and all of them."""
+    first = next(rows)  # a file without rows was refused
+    return first, chain([first], rows)
+
+
+def _gathered(rows: Iterator[Row], shape: Shape, name: str, report: LoadReport) -> Iterator[Row]:
+    """The rows of solutions; says how they were read."""
+    if shape.gather is None:
+        report.read_as.append(f"{name} is read as {shape.name}: {shape.reading}")
+        return rows
+    count = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+
+    found = list(shape.gather(counted()))
+    report.read_as.append(
+        f"{name} is read as {shape.name}: {shape.reading}; {count:,} rows, {len(found):,} solutions"
+    )
+    return iter(found)
 
 
 def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterator[Row]:

@@ -181,6 +181,7 @@ def collect(
     columns: Sequence[Sequence[str]],
     report: LoadReport,
     limit: int | None = None,
+    advice: str = "",
 ) -> list[Trajectory]:
     """Builds a trajectory from each row; drops and counts the rows of which none can be made.
 
@@ -195,6 +196,7 @@ def collect(
         columns: groups of column names; some row must have a column of each group.
         report: counted into.
         limit: stop after so many trajectories, 1 or more.
+        advice: ends the message about a missing column.
 
     Raises:
         DataError: a column is missing from every row.
@@ -224,7 +226,7 @@ def collect(
         if not any(column in found for column in group):
             raise DataError(
                 f"{name}: column {' or '.join(map(repr, group))} is missing from every row; the "
-                f"columns are {', '.join(map(repr, found)) or '(none)'}."
+                f"columns are {', '.join(map(repr, found)) or '(none)'}.{advice}"
             )
     return kept
 

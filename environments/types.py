@@ -115,8 +115,10 @@ class LoadReport:
         rows: rows read.
         kept: rows that became trajectories.
         dropped: reason -> rows dropped for it.
+        read_as: of sources in a shape of other tools, how they were read, a line each.
     """
 
     rows: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    read_as: list[str] = field(default_factory=list)

@@ -166,6 +166,13 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     check.add_argument(
         "data", metavar="DATA", help="a source, such as gsm8k, or a file of your own"
     )
+    usual_help = check.format_help
+
+    def help_with_options() -> str:
+        check.epilog = _source_options()
+        return usual_help()
+
+    check.format_help = help_with_options  # type: ignore[method-assign]
     check.add_argument("--model", help="count the rows that are too long for this policy too")
     check.add_argument(
         "--max_completion_length",
@@ -242,3 +249,19 @@ def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
     near = get_close_matches(words[0].partition("=")[0], known, n=1)
     meant = f"did you mean {near[0]}? All options" if near else "see"
     return f"unknown words: {' '.join(words)}; {meant}: python -m {args.parser.prog} --help"
+
+
+def _source_options() -> str:
+    """The options that each built-in source takes."""
+    from environments import ENVIRONMENTS, options_of
+
+    every = "--path FILE_OR_HUB_NAME, --limit N, --max_dropped_share 0.5, --rewards.NAME WEIGHT"
+    own = "; ".join(
+        f"{name}: " + (", ".join(f"--{option}" for option in options_of(one)) or "none")
+        for name, one in ENVIRONMENTS.items()
+    )
+    return (
+        f"further options, of any source: {every}. Of one source, with values as under data: in an "
+        f"experiment file (docs/environments.md): {own}. Example: python -m srl check-data gsm8k "
+        "--path gsm8k_train.jsonl --answer_step true"
+    )

@@ -20,6 +20,7 @@ from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
 from rewards.similarity import similarity
 from srl.commands.score import Values, built_ins_and, make_rewards
+from srl.console import visible
 from srl.data.prompts import why_uncopyable
 from srl.data.rows import uncopyable
 from srl.data.steps import StepExample
@@ -95,6 +96,8 @@ class DataCheck:
         unverified: final answers that do not verify against themselves.
         pairs: places at which the rewards were measured.
         rewards: name -> what it gives there.
+        read_as: how sources in shapes of other tools were read.
+        example: the first trajectory.
     """
 
     rows: int
@@ -116,6 +119,8 @@ class DataCheck:
     unverified: list[str]
     pairs: int
     rewards: dict[str, MeasuredReward]
+    read_as: list[str]
+    example: Trajectory
 
 
 def check_data(
@@ -190,6 +195,8 @@ def check_data(
         unverified=_unverified(others),
         pairs=len(drawn),
         rewards=_measure(trajectories, drawn, rng, summed, tell),
+        read_as=list(report.read_as),
+        example=trajectories[0],
     )
 
 
@@ -330,7 +337,30 @@ def render(check: DataCheck) -> str:
     ]
     width = max(len(name) for name, _ in lines)
     told = [f"{name:<{width}}  {value}".rstrip() for name, value in lines]
-    return "\n".join([*told, "", *_render_rewards(check)])
+    return "\n".join(
+        [*check.read_as, *told, "", *_render_example(check.example), "", *_render_rewards(check)]
+    )
+
+
+# Of the first solution so much is shown.
+_SHOWN_STEPS, _SHOWN_CHARS = 6, 200
+
+
+def _render_example(one: Trajectory) -> list[str]:
+    """The first solution as it was read."""
+    lines = ["the first solution:", f"  problem  {_short(one.problem)}"]
+    for number, step in enumerate(one.steps[:_SHOWN_STEPS], 1):
+        lines += [f"  thought  {_short(step.thought)}"] * bool(step.thought)
+        lines.append(f"  step {number}   {_short(step.text)}")
+        lines += [f"  world    {_short(step.observation)}"] * bool(step.observation)
+    if (more := len(one.steps) - _SHOWN_STEPS) > 0:
+        lines.append(f"  and {more:,} more steps")
+    return [*lines, f"  answer   {'none' if one.answer is None else _short(one.answer)}"]
+
+
+def _short(text: str) -> str:
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 1]}…"
 
 
 def _render_unverified(check: DataCheck) -> str:

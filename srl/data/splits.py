@@ -70,6 +70,8 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
         train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
     if (mixture := experiment.mixture) is not None:  # others are there to be held out alike
         train = [one for one in train if one.source in mixture.weights]
+    for line in report.read_as:
+        say(console, f"data: {line}")
     drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
     say(
         console,
