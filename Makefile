@@ -27,7 +27,7 @@ export SRL_STARTED_BY = make
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
+.PHONY: help setup demo model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -67,6 +67,9 @@ learnability: $(STAMP) ## what a policy could learn from each source, before tra
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)
+
+demo: $(STAMP) ## the method on one step, without training: attempts, scores, advantages [CONFIG=file.yaml]
+	@$(PY) -m srl demo --config $(CONFIG) $(ARGS)
 
 play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file.yaml]
 	@$(PY) -m srl play --config $(CONFIG) $(ARGS)

@@ -204,6 +204,16 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     play.add_argument("--config", required=True, help="whose problems and rewards")
 
+    demo = add(
+        "demo",
+        help="the method on one step: attempts, scores, advantages; --key value as in train",
+        epilog="example: python -m srl demo --config experiments/tiny/srl.yaml --attempts 8",
+    )
+    demo.add_argument("--config", required=True, help="whose policy, problems and rewards")
+    demo.add_argument(
+        "--attempts", type=int, default=4, metavar="N", help="at the step (default 4)"
+    )
+
     model = add("model", help="prepare a model to train: from the hub, a GGUF file, or a folder")
     model.add_argument("name", metavar="NAME", help="a hub name, a GGUF file, or a model folder")
     model.add_argument("--output", metavar="FOLDER", help="default: a folder of models/")

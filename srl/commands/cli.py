@@ -388,6 +388,15 @@ def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     return 0
 
 
+def _demo(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.demo import demo
+    from srl.config.experiment import load_experiment
+
+    demo(load_experiment(args.config, rest), attempts=args.attempts, console=console)
+    return 0
+
+
 def _model(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     _quieten()
     from huggingface_hub.utils import enable_progress_bars
@@ -456,6 +465,7 @@ _COMMANDS = {
     "check-data": _check_data,
     "score": _score,
     "play": _play,
+    "demo": _demo,
     "model": _model,
     "experts": _experts,
     "compare": _compare,
