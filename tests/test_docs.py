@@ -1,11 +1,17 @@
-"""The pages that lead a reader are whole: titles, links, make targets."""
+"""The pages that lead a reader are whole: titles, links, make targets, commands."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+
+from srl.commands import cli
+from srl.config.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -67,6 +73,58 @@ def test_the_make_targets_named_are_there(page: Path) -> None:
 @pytest.mark.parametrize("path", OF_THE_COMPARISON, ids=lambda path: path.name)
 def test_the_page_of_experiments_names_every_file_of_the_comparison(path: Path) -> None:
     assert path.name in (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 750
+
+
+def commands(text: str) -> list[str]:
+    """What a reader may type, one line each."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [one for one in lines if re.match(r"make [a-z]|(\.venv/bin/)?python -m srl ", one)]
+
+
+COMMANDS = sorted({one for page in PAGES for one in commands(page.read_text(encoding="utf-8"))})
+# What stands for a reader's own files.
+THEIR_OWN = re.compile(r"\b(mine|world|my_sft|mixture)\.(py|yaml)\b")
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 50
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_that_is_shown_has_its_options(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is run: `make` says what it would run, and that must be understood."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        own = {**os.environ, "MAKEFLAGS": ""}  # not what `make test` was told
+        shown = subprocess.run(
+            ["make", "-n", *words[1:]], capture_output=True, text=True, check=True, env=own
+        )
+        said = shown.stdout.replace("\\\n", " ").splitlines()
+        lines = [shlex.split(one) for one in said if "-m srl " in one]
+    else:
+        lines = [words]
+    asked: list[tuple[object, list[str]]] = []
+
+    def ask(args: object, rest: list[str], *_: object) -> int:
+        asked.append((args, rest))
+        return 0
+
+    for one in lines:
+        command = one[one.index("srl") + 1 :]
+        monkeypatch.setitem(cli._COMMANDS, command[0], ask)
+        assert cli.main(command) == 0, capsys.readouterr().err
+        args, rest = asked.pop()
+        config = getattr(args, "config", None)
+        if command[0] in ("train", "demo", "play") and not THEIR_OWN.search(line):
+            load_experiment(str(config), rest)
 
 
 def test_the_checks_find_what_is_wrong(tmp_path: Path) -> None:
