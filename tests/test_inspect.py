@@ -367,7 +367,9 @@ def test_fits_the_terminal(run: Path, tmp_path: Path, width: int) -> None:
         assert max(map(cell_len, text.splitlines())) <= width
     text = shown(run, "--figures", width=width)
     assert "…" not in text.split("most improved")[0]
-    assert len(text.splitlines()) <= 64
+    opening, _, tables = text.partition("\n\n")
+    assert len(opening.splitlines()) <= 6
+    assert len(tables.splitlines()) <= 64
 
 
 # ---- what cannot be shown -----------------------------------------------------------------------

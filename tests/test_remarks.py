@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 from report_pages import RECORD, made_up, write_run
 
+from srl.logs.opening import _NEXT, opening
+from srl.logs.report import remarks
 from srl.logs.report.remarks import remarks_of
 from srl.logs.run_data import RunData
 from srl.runs.folder import RunFolder
@@ -151,3 +155,51 @@ def test_remarks_begin_above_their_bounds(tmp_path: Path, rule: str) -> None:
         log = made_up(1, groups=share, size=1)
         log = [replace(r, **changes) if k <= more else r for k, r in enumerate(log)]  # type: ignore[arg-type]
         assert (rule in rules(tmp_path / str(more), log)) is expected
+
+
+# ---- the two sentences that views open with ------------------------------------------------------
+
+
+def opening_of(tmp_path: Path, *logs: Sequence, **more: list) -> tuple[str, str]:  # type: ignore[type-arg]
+    run = write_run(tmp_path / "run", [r for log in logs for r in log], **more)
+    return opening(RunData.open(RunFolder.with_log(run)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (8, 30, "it solves more of 40 held-out problems step by step than before: 20.0 % before"),
+        (30, 8, "it solves fewer of 40 held-out problems step by step than before: 75.0 % before"),
+        (20, 21, "whether it solves more of 40 held-out problems than before cannot be told"),
+    ],
+)
+def test_the_opening_says_whether_more_is_solved(
+    tmp_path: Path, before: int, after: int, said: str
+) -> None:
+    attempts = [*solved("before", before), *solved("after", after)]
+    happened, to_do = opening_of(tmp_path, made_up(5), attempts=attempts)
+    assert said in happened
+    assert to_do.startswith("Next: ")
+
+
+def test_the_opening_without_solved_problems(tmp_path: Path) -> None:
+    metrics = [{"step": k, "reward": 0.1 * k} for k in (1, 5)]
+    better = made_up(5, start=6, reward=0.9, rewards={"similarity": 0.9})
+    happened, to_do = opening_of(tmp_path, made_up(5), better, metrics=metrics)
+    assert "10 training steps; the mean reward of a step went from 0.100 to 0.500." in happened
+    (tmp_path / "run/config.yaml").write_text("max_steps: 19\n")
+    (tmp_path / "run/summary.json").unlink(missing_ok=True)
+    happened, to_do = opening(RunData.open(RunFolder.with_log(tmp_path / "run")))
+    assert happened.startswith("The run is not complete: it has 10 training steps of 19;")
+    assert to_do == "Next: make resume RUN=run goes on with it."
+
+
+def test_what_to_do_next_is_about_the_first_bad_remark(tmp_path: Path) -> None:
+    cut = made_up(5, truncated=True)
+    assert "raise max_completion_length" in opening_of(tmp_path, cut)[1]
+
+
+def test_every_rule_that_is_no_good_news_has_advice() -> None:
+    rules = set(re.findall(r'^ +(?:yield )?\(?"([a-z]+)",\s', inspect.getsource(remarks), re.M))
+    assert len(rules) > 15
+    assert rules - {"rise", "more"} == set(_NEXT)

@@ -32,6 +32,7 @@ from srl.logs.figures import (
     sampling_yield,
     thinned,
 )
+from srl.logs.opening import opening
 from srl.logs.report.charts import SERIES, Bin, Series, heat_map, line_chart, plain_series, span_of
 from srl.logs.report.markup import Raw, number, points, table, text, with_interval
 from srl.logs.report.remarks import fifths, remarks_of
@@ -94,7 +95,8 @@ def _facts(one: Named) -> str:
         f"{len(steps):,} rollouts recorded, {len(steps) - len(one.train):,} of them in validations",
         *([f"started {started}"] if started else []),
     ]
-    return f"<h3>{text(one.name)}</h3><p class=facts>{text(' · '.join(facts))}</p>"
+    said = "".join(f"<p>{text(sentence)}</p>" for sentence in opening(run))
+    return f"<h3>{text(one.name)}</h3>{said}<p class=facts>{text(' · '.join(facts))}</p>"
 
 
 def _key_figures(one: Named) -> list[list[object]]:

@@ -19,6 +19,7 @@ from rich.text import Text
 from srl.console import clock
 from srl.logs.filters import Filter
 from srl.logs.index import Log
+from srl.logs.opening import opening
 from srl.logs.run_data import RunData
 from srl.logs.terminal.by_column import grouped_table
 from srl.logs.terminal.overview import Course, Overview
@@ -36,6 +37,8 @@ def overview_parts(
 ) -> list[RenderableType]:
     """The overview's sections, in order: the run, its metrics, tables, best and worst steps."""
     parts: list[RenderableType] = [
+        *(Text(pen.say(sentence)) for sentence in opening(data)),
+        Text(),
         about(data, wanted, found, pen),
         Text(),
         courses(found, pen),

@@ -1,0 +1,109 @@
+"""Says in two sentences what happened in a run and what to do next; views open with them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from srl.logs.report.markup import number, points, with_interval
+from srl.logs.report.remarks import Remark, remarks_of
+from srl.logs.run_data import RunData
+from srl.stats import Estimate
+
+
+class Opening(NamedTuple):
+    """What happened, and what to do next."""
+
+    happened: str
+    next: str
+
+
+# What helps, by the rule of the first remark that is no good news. {run} is the run's folder.
+_NEXT = {
+    "proxy": "compare attempts before and after in the report, and give the reward `answer` a "
+    "weight",
+    "unsolved": "read the attempts in the report: if none states an answer, end the expert's "
+    "solutions with a step that does",
+    "fewer": "compare attempts before and after in the report (make report RUN={run})",
+    "answers": "take the answer step out of the targets (targets: literal)",
+    "failures": 'read some failures (make inspect RUN={run} ARGS="--failures-only"); '
+    "docs/cold_start.md says what helps",
+    "collapse": "start again with a lower learning_rate",
+    "cut": "raise max_completion_length, or see whether the policy repeats itself",
+    "copies": "train with the reward similarity_lift, which pays nothing for a copy",
+    "lift": "train with the reward similarity_lift, which pays nothing for a copy",
+    "dropped": "take other problems or a higher temperature, so that attempts differ",
+    "empty": "take other problems or a higher temperature, so that attempts differ",
+    "broken": "mend the reward that fails, or take it out",
+    "never": "mend the reward that has no values, or take it out",
+    "constant": "take out the reward that is always the same, or weigh it with another",
+    "longer": "look at some long completions (make inspect RUN={run})",
+    "unmoved": "train for more steps, or with a higher learning_rate",
+}
+_RESUME = "make resume RUN={run} goes on with it"
+_LOOK = (
+    'look at its worst steps (make inspect RUN={run} ARGS="--sort=reward"), or evaluate it on '
+    "other problems (make eval RUN={run})"
+)
+
+
+def opening(run: RunData) -> Opening:
+    """Returns what a reader should know of a run before any table.
+
+    Raises:
+        UsageError: a file of the run is none of that kind.
+    """
+    to_mend = next((one for one in remarks_of(run) if not one.good), None)
+    return Opening(f"{_how_far(run)}; {_result(run)}.", f"Next: {_advice(run, to_mend)}.")
+
+
+def _how_far(run: RunData) -> str:
+    steps = f"{run.last_step:,} training step{'' if run.last_step == 1 else 's'}"
+    if run.complete:
+        return f"The run is complete after {steps}"
+    asked = (run.config or {}).get("max_steps")
+    of = f" of {asked:,}" if isinstance(asked, int) and asked > 0 else ""
+    return f"The run is not complete: it has {steps}{of}"
+
+
+def _result(run: RunData) -> str:
+    """Problems solved, before and after if both are known; else how the reward went."""
+    solved = {
+        one.when: one.estimate
+        for one in run.accuracies()
+        if one.mode == "steps" and not one.sampled
+    }
+    before, after, gain = solved.get("before"), solved.get("after"), run.gain()
+    if before and after and gain:
+        many = f"of {number(gain.n)} held-out problems"
+        change = f"{_percent(before)} before and {_percent(after)} after, {points(gain)}"
+        if gain.low > 0:
+            return f"it solves more {many} step by step than before: {change}"
+        if gain.high < 0:
+            return f"it solves fewer {many} step by step than before: {change}"
+        return f"whether it solves more {many} than before cannot be told: {change}"
+    if after:
+        return (
+            f"it solves {with_interval(after, share=True)} of {number(after.n)} held-out problems"
+        )
+    if validations := run.validation_accuracy():
+        first, last = validations[0][1], validations[-1][1]
+        if len(validations) == 1:
+            return f"it solves {_percent(last)} of the validation problems"
+        return f"validation problems solved went from {_percent(first)} to {_percent(last)}"
+    rewards = run.training_figures().get("reward", [])
+    if len(rewards) > 1:
+        ends = " to ".join(number(value) for _, value in (rewards[0], rewards[-1]))
+        return f"the mean reward of a step went from {ends}"
+    return "no held-out problem was solved to see what it learned"
+
+
+def _percent(estimate: Estimate) -> str:
+    return number(estimate.value, share=True)
+
+
+def _advice(run: RunData, to_mend: Remark | None) -> str:
+    if to_mend is not None and to_mend.rule in _NEXT:
+        words = _NEXT[to_mend.rule]
+    else:
+        words = _LOOK if run.complete else _RESUME
+    return words.format(run=run.folder.name)
