@@ -260,3 +260,6 @@ def test_worked_examples_come_from_every_source_or_from_the_style_that_is_asked_
         few_shot=12, use_cpu=True, targets="all", source_tag="length", solve_as="short"
     )
     assert {one.source for one in draw_shots(both, asked, seed=0)[0]} == {"short"}
+    one_file = [replace(one, source="mine") for one in both]
+    shown = draw_shots(one_file, asked, seed=0)[0]
+    assert {one.tags["length"] for one in shown} == {"short"}

@@ -109,13 +109,22 @@ def test_seconds_and_tokens(tmp_path: Path) -> None:
     rows = [
         {"step": 4, "loss": 0.1, "tokens": 100, "seconds/collect": 8.0, "seconds/update": 2.0},
         {"step": 5, "loss": 0.1, "seconds/update": 10.0},  # the same batch once more
-        {"step": 8, "loss": 0.1, "tokens": 90, "seconds/collect": 9.0, "reward_errors/units": 3},
+        {
+            "step": 8,
+            "loss": 0.1,
+            "tokens": 90,
+            "seconds/collect": 9.0,
+            "reward_errors/units": 3,
+            "masked_rollouts": 6,
+        },
     ]
     lines(tmp_path / "metrics.jsonl", rows)
     run = RunData.open(RunFolder.with_log(tmp_path))
     assert run.seconds() == 29
     assert run.totals()["reward_errors/units"] == 3
     assert run.per_step("seconds/collect") == [(4, 2.0), (8, 3.0)]  # of 4 steps, and of 3
+    assert run.per_step("masked_rollouts") == [(8, 2.0)]
+    assert run.totals()["masked_rollouts"] == 6
     assert run.per_step("gone") == []
 
 

@@ -61,9 +61,9 @@ def _in_turn(
 
     Of several sources each is shown now and then, or with `solve_as` those of that style.
     """
-    if len({one.source for one in trajectories}) < 2:
-        return trajectories
     wanted = getattr(args, "solve_as", None)
+    if wanted is None and len({one.source for one in trajectories}) < 2:
+        return trajectories
 
     def place(one: Trajectory) -> tuple[bool, bytes]:
         other_style = wanted is not None and one.tags.get(args.source_tag or "") != wanted

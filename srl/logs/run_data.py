@@ -22,13 +22,11 @@ from srl.runs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts
 from srl.runs.checked_rows import Row, checked_rows, is_step, is_text
 from srl.runs.expert_load import Layers, is_load
 from srl.runs.folder import RunFolder
-from srl.runs.records import StepRecord
+from srl.runs.records import SUMMED, StepRecord
 from srl.stats import Estimate, wilson
 
 Points = list[tuple[int, float]]
 
-# What metrics.jsonl sums over the training steps since the line before (training/run_log.py).
-_SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")
 _MOST_PROBLEMS = 10**9
 
 
@@ -177,7 +175,7 @@ class RunData:
         return {
             name: sum(value for _, value in points)
             for name, points in self.training_figures().items()
-            if name.startswith(_SUMMED)
+            if name.startswith(SUMMED)
         }
 
     def seconds(self) -> float | None:

@@ -25,6 +25,10 @@ SCHEMA = 2
 # Counts beyond it are no counts, and the index has no room for them.
 MOST = 2**31 - 1
 # Whole numbers up to it are floats without loss: any beyond stands for something else.
+# Figures of metrics.jsonl that are totals over the training steps since the line before, by how
+# their names begin; all others are means, or the largest.
+SUMMED = ("tokens", "masked_rollouts", "seconds/", "reward_deadlines/", "reward_errors/")
+
 _EXACT = 2**53
 _DIGITS = 308  # no float has more before its point
 _SURROGATE = re.compile("[\ud800-\udfff]")

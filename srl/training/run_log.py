@@ -17,13 +17,9 @@ from environments.types import Trajectory
 from srl.data.prompts import FAILURES
 from srl.errors import UsageError
 from srl.rollout.rollouts import Rollout, rollout_metrics
-from srl.runs.records import RecordWriter, StepRecord, json_line, read_rows, truncate_to
+from srl.runs.records import SUMMED, RecordWriter, StepRecord, json_line, read_rows, truncate_to
 from srl.training.groups import Collected, FilterDecision, Group
 from srl.training.loss import is_maximum
-
-# Figures of which the log gives the total, or the largest, since the last line; of all others the
-# mean.
-_TOTALS = ("tokens", "masked_rollouts", "seconds/", "reward_deadlines/", "reward_errors/")
 
 
 class RunLog:
@@ -192,7 +188,7 @@ def mean_loss(history: Sequence[Mapping[str, float]]) -> float:
 def _merge(name: str, values: Sequence[float]) -> float:
     """One figure for several steps; NaN, a step without that figure, does not count."""
     known = [value for value in values if not math.isnan(value)]
-    if name.startswith(_TOTALS):
+    if name.startswith(SUMMED):
         return sum(known)
     if is_maximum(name):
         return max(known, default=math.nan)

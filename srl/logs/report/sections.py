@@ -40,6 +40,7 @@ from srl.logs.run_data import Points, RunData
 from srl.logs.tried_steps import TriedStep
 from srl.redaction import shareable, shareable_command
 from srl.runs.folder import flattened, plain
+from srl.runs.records import SUMMED
 from srl.stats import Estimate
 
 BINS = 60
@@ -49,7 +50,6 @@ _EXCERPT = 140
 _COMMAND = 20_000  # characters of command.txt
 _LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
 _OF_SOURCES = ("reward", "lift", "exact", "format_failures", "kept", "group_std")
-_SUMMED = ("tokens", "seconds/", "reward_errors/", "reward_deadlines/")  # since the line before
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,12 @@ def optimisation(runs: Runs) -> str:
 
 
 def _figure(run: RunData, name: str) -> Points:
-    return run.per_step(name) if name.startswith(_SUMMED) else run.training_figures().get(name, [])
+    return run.per_step(name) if name.startswith(SUMMED) else run.training_figures().get(name, [])
 
 
 def _plain(title: str, runs: Runs, lines: Sequence[Points]) -> str:
     found = zip(runs, lines, strict=True)
-    about = "Per training step." if title.startswith(_SUMMED) else ""
+    about = "Per training step." if title.startswith(SUMMED) else ""
     return line_chart(
         title, about, [plain_series(one.name, thinned(line, 2 * BINS)) for one, line in found]
     )
