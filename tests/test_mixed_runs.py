@@ -262,4 +262,4 @@ def test_worked_examples_come_from_every_source_or_from_the_style_that_is_asked_
     assert {one.source for one in draw_shots(both, asked, seed=0)[0]} == {"short"}
     one_file = [replace(one, source="mine") for one in both]
     shown = draw_shots(one_file, asked, seed=0)[0]
-    assert {one.tags["length"] for one in shown} == {"short"}
+    assert {one.trajectory.tags["length"] for one in shown} == {"short"}
