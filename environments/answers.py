@@ -36,6 +36,8 @@ _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mrs?|Ms|Dr|St|Prof|Jr|No)$")
 _LONGEST_STATEMENT = 2000
 _FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(-?\d{1,50})\}\{(\d{1,50})\}$")
 _NUMBER = re.compile(r"^[-+]?(?:\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})(?:/\d{1,50})?$")
+# Signs of operations; a hyphen between words is none.
+_IN_FORMULA = re.compile(r"[+*/^=_<>|]|\\[A-Za-z]|(?<![^\W\d_]{2})-|-(?![^\W\d_]{2})")
 _TERM = re.compile(r"[+-]?[^+-]+")
 
 
@@ -119,8 +121,8 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
     """Whether two final answers are the same number, or else the same text.
 
     Numbers are compared exactly, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal. Thousands
-    commas, a currency or percent sign and a unit-free ``\\text{...}`` wrapper do not matter. None
-    equals nothing, not even None.
+    commas, a dollar or percent sign and a unit-free ``\\text{...}`` wrapper do not matter, and case
+    only in formulas. None equals nothing, not even None.
     """
     if answer is None or gold is None:
         return False
@@ -173,7 +175,9 @@ def _plain(answer: str) -> str:
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
     # Between digits a space counts: 1 1/2 is not 11/2.
     answer = re.sub(r"(?<!\d) | (?!\d)", "", " ".join(answer.split()))
-    return answer.removesuffix("%").lower()
+    answer = answer.removesuffix("%")
+    # In a formula R and r are two variables; in words, and in a choice, case does not matter.
+    return answer if _IN_FORMULA.search(answer) else answer.lower()
 
 
 def _number(text: str) -> Fraction | None:

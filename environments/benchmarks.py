@@ -25,7 +25,7 @@ from environments.types import DataError, LoadReport, Trajectory
 
 NO_GOLD = "no answer"
 
-_FOLLOWS_HASHES = re.compile(r"^####(.*)\Z", re.MULTILINE | re.DOTALL)
+_FOLLOWS_HASHES = re.compile(r"^####(?!.*^####)(.*)\Z", re.MULTILINE | re.DOTALL)  # the last ones
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])")
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 

@@ -27,7 +27,7 @@ SOURCE = "gsm8k"
 NO_ANSWER = "no #### answer"
 
 _MARK = re.compile(r"<<[^<>\n]*>>")
-_ANSWER = re.compile(r"^####(.*)\Z", re.MULTILINE | re.DOTALL)
+_ANSWER = re.compile(r"^####(?!.*^####)(.*)\Z", re.MULTILINE | re.DOTALL)  # the last ones
 
 
 def load(

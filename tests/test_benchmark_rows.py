@@ -137,6 +137,7 @@ def test_clean_gold(text: str, gold: str) -> None:
         ({"answer": ["1/2", "0.5"]}, ("1/2", "0.5")),
         ({"answer": None, "solution": r"so \boxed{x+1}"}, ("x+1",)),
         ({"solution": "so 5\n#### 5"}, ("5",)),
+        ({"solution": "#### Step 1\nIt is 5.\n#### 5"}, ("5",)),
         ({"final_answer": ["$3$"], "answer": "no"}, ("3",)),
         # A column that says nothing hides none
         ({"final_answer": "", "answer": "5"}, ("5",)),

@@ -85,12 +85,12 @@ def test_minutes_that_a_resume_adds_count_from_the_start(tmp_path: Path, toy_pol
         for line in read_jsonl(tmp_path / "metrics.jsonl")
         if "seconds/update" in line
     ]
-    assert len(took) == 2  # means over two steps
-    for limit, steps in ((0.5 * 2 * sum(took), 4), (60.0 * 60, 6)):
+    assert len(took) == 2  # sums over two steps
+    for limit, steps in ((0.9 * sum(took), {4}), (1.5 * sum(took), {5, 6}), (60.0 * 60, {6})):
         args = toy_config(tmp_path, max_minutes=limit / 60, max_steps=6, save_strategy="no")
         again = SRLTrainer(str(toy_policy), args, rows)
         again.train(resume_from_checkpoint=True)
-        assert again.state.global_step == steps
+        assert again.state.global_step in steps
 
 
 @pytest.mark.parametrize("method", ["srl", "sft"])

@@ -187,12 +187,7 @@ class ResumableTrainer(Trainer):
         if "seconds" in saved:
             return float(saved["seconds"])
         history = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-        seconds, last = 0.0, 0
-        for line in history:  # means over the steps since the line before
-            if (took := _seconds_of(line)) is not None:
-                seconds += took * (line["step"] - last)
-                last = int(line["step"])
-        return seconds
+        return sum(_seconds_of(line) for line in history)
 
     def _tokens_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> int:
         """Of the rows drawn before a checkpoint, whether they were counted then or not.
@@ -213,7 +208,6 @@ class ResumableTrainer(Trainer):
         return sum(self._row_tokens[row] for row in before.take(stream.cursor))
 
 
-def _seconds_of(line: Mapping[str, float]) -> float | None:
-    """What a step took, as a line of the log has it; None of other lines."""
-    parts = [line[name] for name in ("seconds/collect", "seconds/update") if name in line]
-    return sum(parts) if parts else None
+def _seconds_of(line: Mapping[str, float]) -> float:
+    """Seconds of all steps since the line before, as the log has them; 0 of other lines."""
+    return sum(line.get(name, 0.0) for name in ("seconds/collect", "seconds/update"))
