@@ -1,9 +1,9 @@
-"""Where problems and expert steps come from, and what is true of an attempt at them.
+"""Loads problems with expert steps, from built-in sources or from a user's own environment.
 
-`load_trajectories("gsm8k", "gsm8k_train.jsonl")` is the way in. The environments stand in one
-literal dict; one of your own is a class that extends `Environment`. Each loader counts what it
-drops, and too many drops are an error rather than a silently smaller data set. Nothing here imports
-torch.
+`load_trajectories("gsm8k", "gsm8k_train.jsonl")` is the entry point. The dict `ENVIRONMENTS` holds
+the built-in environments; a user's own one is a class that extends `Environment`. Each loader
+counts the rows that it drops. Too many drops raise an error instead of silently giving a smaller
+data set. No module here imports torch.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 
 
 class MathsText(Environment):
-    """A data set of mathematics in words: a loader, and the defaults for all else."""
+    """A data set of mathematics in words: a loader, and the base class's defaults for the rest."""
 
     def __init__(self, load: Callable[..., list[Trajectory]]) -> None:
         self.load = load  # type: ignore[method-assign]
 
 
-# The keyword-only parameters of a loader are the options of its source.
+# The keyword-only parameters of a loader, except `report` and `limit`, are its source's options.
 ENVIRONMENTS: dict[str, Environment] = {
     "word_problems": MathsText(word_problems.load),
     "gsm8k": MathsText(gsm8k.load),
@@ -54,11 +54,11 @@ ENVIRONMENTS: dict[str, Environment] = {
     "files": MathsText(files.load),
 }
 
-# Reasons that are the published choice of rows and not a fault of the data: they are counted and
-# shown, but however many there are, they do not stop a run that has trajectories left.
+# Drops that belong to the published selection of rows and are no fault of the data. They are
+# counted and shown, but they never stop a run that has trajectories left.
 _SELECTION = frozenset({s1k.NOT_NUMBERED})
 
-# Sources that are drawn and not read: what a draw rejects says nothing about anybody's data.
+# Sources that draw their rows instead of reading them. A rejected draw is no fault of the data.
 _DRAWN = frozenset({"word_problems"})
 
 
@@ -66,7 +66,7 @@ def built_in_environment(name: str) -> Environment:
     """Returns the environment called `name` in `ENVIRONMENTS`.
 
     Raises:
-        DataError: there is none; the message says what there is.
+        DataError: there is no such environment; the message lists the names.
     """
     if name not in ENVIRONMENTS:
         near = difflib.get_close_matches(name, ENVIRONMENTS, n=1)
@@ -79,14 +79,14 @@ def built_in_environment(name: str) -> Environment:
 
 
 def as_environment(found: object, source: str) -> Environment:
-    """Returns `found` as an environment: an instance, or an instance of the class that it is.
+    """Returns `found` as an environment; a class is called without arguments to make one.
 
     Args:
-        found: what stands at the place that `source` names.
+        found: the object that `source` names.
         source: for the message.
 
     Raises:
-        DataError: it is no environment, or its class needs arguments.
+        DataError: it is no environment, its class cannot be made, or its prompts are wrong.
     """
     if inspect.isclass(found) and issubclass(found, Environment):
         try:
@@ -119,19 +119,22 @@ def load_trajectories(
     max_dropped_share: float = 0.5,
     **options: object,
 ) -> list[Trajectory]:
-    """The trajectories of a source; each knows its environment, and has the source's name if none.
+    """Loads the trajectories of a source, and sets the environment of each.
+
+    A trajectory without a source name gets the name of this source.
 
     Args:
         source: a name in `ENVIRONMENTS`, or an environment.
         path: a local file, or a hub name; None takes the source's own hub name.
-        report: gets this source's rows, kept and dropped added, also when an error is raised.
-        limit: stop after so many trajectories.
-        max_dropped_share: more dropped rows than this share of all rows are an error. Rows that the
-            published recipe leaves out (s1K's other formats) or a draw rejects do not count here.
+        report: the counts of this source are added to it, also when an error is raised.
+        limit: stop after this many trajectories.
+        max_dropped_share: a larger share of dropped rows is an error. Rows that the published
+            recipe leaves out (s1K's other formats) and rejected draws do not count here.
         options: the source's own options.
 
     Raises:
-        DataError: unknown source or option, nothing to read, nothing usable, too many drops.
+        DataError: unknown source or option, a value that is not allowed, nothing to read, nothing
+            usable, too many drops.
     """
     if isinstance(source, Environment):
         environment = source
@@ -165,10 +168,12 @@ def load_trajectories(
 
 
 def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Trajectory]:
-    """Of what a user's environment has loaded, the rows that could be of any other source.
+    """Returns the usable trajectories of those that a user's environment loaded.
+
+    The others are counted as dropped.
 
     Raises:
-        DataError: something that is no trajectory of texts.
+        DataError: an item is no trajectory, or one of its texts is not text.
     """
     if not report.rows:
         report.rows = report.kept = len(found)
@@ -188,7 +193,7 @@ def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Tr
 
 
 def options_of(environment: Environment) -> dict[str, object]:
-    """The options that an environment's source takes -> their defaults."""
+    """Returns the options of an environment's source with their default values."""
     parameters = inspect.signature(environment.load).parameters.values()
     return {
         one.name: one.default
@@ -198,7 +203,7 @@ def options_of(environment: Environment) -> dict[str, object]:
 
 
 def check_options(source: str, environment: Environment, options: Mapping[str, object]) -> None:
-    """Raise DataError for an option that the source does not have, or a value of another type."""
+    """Raises DataError for an option that the source lacks, or a value of a wrong type."""
     known = options_of(environment)
     types = get_type_hints(environment.load)
     for option, value in options.items():
@@ -223,7 +228,7 @@ def _is_of(value: object, kind: object) -> bool:
     try:
         return isinstance(value, kind)  # type: ignore[arg-type]
     except TypeError:
-        return True  # such as list[str], which only the loader itself can check
+        return True  # a type such as list[str]: only the loader itself can check it
 
 
 def _check_drops(name: str, report: LoadReport, max_dropped_share: float) -> None:

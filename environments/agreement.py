@@ -1,7 +1,7 @@
-"""Expert solutions whose answer is wrong, found where there is another answer to compare with.
+"""Finds expert solutions whose answer is wrong, by comparing it with another answer.
 
-Solutions that models wrote are often wrong, and where several teachers solve the same problems one
-need not know the answers to see it: most of them state one answer, and some another.
+Solutions that models wrote are often wrong. Where several teachers solve the same problems, wrong
+answers show without a gold answer: most teachers state one answer, and some state another.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ def wrong_answers(
     teachers: Sequence[Hashable],
     gold: Collection[Hashable] = (),
 ) -> dict[int, str]:
-    """Place of each solution whose answer is wrong -> how that was seen.
+    """Returns the index of each solution whose answer is wrong -> the reason.
 
-    Only numbers are found to differ, for two formulas may be equal though they are written
-    differently; and not one that is the other, rounded. A problem whose teachers are divided evenly
-    says nothing.
+    Only numbers can count as different, because two formulas may be equal though they are written
+    differently. A number and its rounded form do not count as different. A problem with neither a
+    gold answer nor a majority among its teachers is skipped.
 
     Args:
-        trajectories: of all sources together.
-        teachers: of each who wrote it; one that solves a problem several times has one vote.
-        gold: teachers whose answers are right.
+        trajectories: the trajectories of all sources together.
+        teachers: the teacher of each trajectory. A teacher that solves a problem several times has
+            one vote for each answer that it gives.
+        gold: the teachers whose answers are right.
     """
     wrong: dict[int, str] = {}
     by_problem: dict[str, list[int]] = {}

@@ -1,8 +1,8 @@
-"""Final answers: where a solution states one, and when two are the same.
+"""Finds the final answer that a text states, and decides whether two answers are the same.
 
-This is plain text and exact numbers, enough for word problems and GSM8K and cautious elsewhere:
-two answers that only mathematics could tell equal (``1/2`` and ``\\frac{1}{2}`` are told equal,
-``x(x+1)`` and ``x^2+x`` are not) count as different, never the other way round.
+This uses plain text and exact numbers only. That is enough for word problems and GSM8K. Elsewhere
+it is cautious: ``1/2`` and ``\\frac{1}{2}`` are the same, but two answers that only mathematics
+could prove equal (``x(x+1)`` and ``x^2+x``) count as different. Case is ignored.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from fractions import Fraction
 from environments.boxes import Box, boxes_in, name_of, together
 
 LONGEST_ANSWER = 200
-"""Characters of an answer that are checked, where the gold has no more; MATH's longest has 77."""
-# Possessive, so that a flood of blanks costs no more than its length.
+"""The most characters of a checked answer, unless the gold has more; MATH's longest has 77."""
+# Possessive, so that the cost of a long run of blanks is linear in its length.
 _STATED = re.compile(
     r"(?:\b(?:answers?+[*_]*+\s*+(?:(?:is|are|equals)\b\s*+:?|:)|ans[.:])[\s*_]*+"
     r"(?:(?:therefore|thus|then|simply|just|hence)\b,?\s*+)?+|(?-i:\bAnswer)[*_]*+\s*+(?=\$|\\[(\[]))"
@@ -42,12 +42,12 @@ _TERM = re.compile(r"[+-]?[^+-]+")
 
 
 def stated_answer(text: str, problem: str = "") -> str | None:
-    r"""The final answer that `text` states last, or None if it states none.
+    r"""Returns the final answer that `text` states last, or None if it states none.
 
-    Looked for, in this order: ``\boxed{...}``, a last line ``#### ...`` (anywhere else that is a
+    The forms are tried in this order: ``\boxed{...}``, a last line ``#### ...`` (elsewhere it is a
     heading), ``<answer>...</answer>``, and the words "answer is" or "is our answer". A number is
-    not an answer merely for standing last. Boxes that belong together are one answer, with commas
-    between them; the `problem` may say that it wants several (`environments.boxes.together`).
+    no answer just because it stands last. Boxes that belong together are one answer, with commas
+    between them; the `problem` may ask for several answers (`environments.boxes.together`).
     """
     if (boxed := boxed_answer(text, problem)) is not None:
         return boxed
@@ -66,7 +66,7 @@ def stated_answer(text: str, problem: str = "") -> str | None:
 
 
 def boxed_answer(text: str, problem: str = "") -> str | None:
-    r"""The final answer in the boxes of `text`, or None if none of them holds one."""
+    r"""Returns the final answer in the boxes of `text`, or None if no box holds one."""
     boxes = boxes_in(text)
     if not boxes:
         return None
@@ -81,7 +81,7 @@ def boxed_answer(text: str, problem: str = "") -> str | None:
 
 
 def answer_in_words(text: str) -> str | None:
-    """What stands behind the last "answer is" of `text`, or else before "is our answer"."""
+    """Returns the text after the last "answer is", or else before the last "is our answer"."""
     start = -1
     for stated in _STATED.finditer(text):
         start = stated.end()
@@ -92,7 +92,7 @@ def answer_in_words(text: str) -> str | None:
 
 
 def _statement(text: str) -> str | None:
-    """The beginning of `text` up to the end of its sentence or line, without marks of layout."""
+    """Returns the beginning of `text` up to the end of its sentence or line, without markup."""
     opener = next((one for one in _REGION if text.startswith(one)), None)
     if opener is not None:
         closing = text.find(_REGION[opener], len(opener))
@@ -113,16 +113,16 @@ def _statement(text: str) -> str | None:
 
 
 def _ends_in_abbreviation(before: str) -> bool:
-    # A lone letter is a choice: "The answer is B. I hope ..."
+    # A single letter is a choice: "The answer is B. I hope ..."
     return len(before.strip(" $*_")) > 1 and _ABBREVIATION.search(before) is not None
 
 
 def same_answer(answer: str | None, gold: str | None) -> bool:
-    """Whether two final answers are the same number, or else the same text.
+    """Returns whether two final answers are the same number, or else the same text.
 
     Numbers are compared exactly, as fractions: 0.5, 1/2 and \\frac{1}{2} are equal. Thousands
-    commas, a dollar or percent sign and a unit-free ``\\text{...}`` wrapper do not matter, and case
-    only in formulas. None equals nothing, not even None.
+    commas, a dollar or percent sign and a ``\\text{...}`` wrapper do not matter. Case matters in
+    formulas only. None equals nothing, not even None.
     """
     if answer is None or gold is None:
         return False
@@ -136,15 +136,15 @@ def same_answer(answer: str | None, gold: str | None) -> bool:
 
 
 def is_number(answer: str) -> bool:
-    """Whether `same_answer` settles whether it equals another number.
+    """Returns whether `same_answer` can decide if the answer equals another number.
 
-    A percentage is not: 50% is the same as 50, and as 1/2.
+    It cannot for a percentage: 50% may mean 50 or 1/2.
     """
     return "%" not in answer and _number(_plain(answer)) is not None
 
 
 def may_be_rounded(answer: str, other: str) -> bool:
-    """Whether one of two numbers is the other, rounded to the decimals that it has, one or more."""
+    """Returns whether one of two numbers is the other, rounded to one or more decimals."""
     numbers = [_number(_plain(text)) for text in (answer, other)]
     if None in numbers:
         return False
@@ -158,7 +158,7 @@ def may_be_rounded(answer: str, other: str) -> bool:
 
 
 def _same_terms(left: str, right: str) -> bool:
-    """Whether two boxes hold the same answer: ``x+11`` and ``11+x`` too."""
+    """Returns whether two boxes hold the same answer; ``x+11`` and ``11+x`` are the same."""
     if same_answer(left, right):
         return True
     sides = []
@@ -171,9 +171,9 @@ def _same_terms(left: str, right: str) -> bool:
 def _plain(answer: str) -> str:
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer.strip())
     answer = answer.replace("\\!", "").replace("\\$", "").replace("\\%", "%")
-    answer = answer.strip("$ ").rstrip("$ .")  # a full stop behind; one in front is a decimal point
+    answer = answer.strip("$ ").rstrip("$ .")  # a last full stop; a first one is a decimal point
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
-    # Between digits a space counts: 1 1/2 is not 11/2.
+    # A space between digits is kept: 1 1/2 is not 11/2.
     answer = re.sub(r"(?<!\d) | (?!\d)", "", " ".join(answer.split()))
     answer = answer.removesuffix("%")
     # In a formula R and r are two variables; in words, and in a choice, case does not matter.

@@ -1,7 +1,7 @@
-"""Asks an environment about an attempt, and checks what it answers.
+"""Calls the methods of an environment, and checks the values that they return.
 
-An environment may be a user's own code. What it raises or returns wrongly is said in one message
-that names the method, before it can reach a log or a prompt.
+An environment may be a user's own code. If it raises an error or returns a wrong value, one message
+names the method, before that value can reach a log or a prompt.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from environments.types import DataError, Step, Trajectory
 
 
 def context_of(trajectory: Trajectory, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps that the policy reads before it writes the next one.
+    """Returns the steps that the policy reads before it writes the next one.
 
     Raises:
-        DataError: the environment raised, or returned no steps; likewise in all functions here.
+        DataError: the environment raised an error, or returned no steps. The other functions here
+            that call an environment raise it likewise.
     """
     environment = environment_of(trajectory)
     with asking(environment, "context"):
@@ -30,20 +31,20 @@ def context_of(trajectory: Trajectory, steps: Sequence[Step]) -> tuple[Step, ...
 
 
 def reads_all_steps(trajectory: Trajectory) -> bool:
-    """Whether the policy reads all steps before the next one, so that contexts only grow."""
+    """Returns whether the policy reads all steps before the next one. Then contexts only grow."""
     context = environment_of(trajectory).context
     return getattr(context, "__func__", None) is Environment.context
 
 
 def is_finished(trajectory: Trajectory, steps: Sequence[Step]) -> bool:
-    """Whether an attempt ends with the last of these steps."""
+    """Returns whether an attempt ends with the last of these steps."""
     environment = environment_of(trajectory)
     with asking(environment, "finished"):
         return bool(environment.finished(trajectory, steps))
 
 
 def observation_of(trajectory: Trajectory, steps: Sequence[Step]) -> str:
-    """What the world says after the last of these steps."""
+    """Returns the environment's reply to the last of these steps."""
     environment = environment_of(trajectory)
     with asking(environment, "observe"):
         found: object = environment.observe(trajectory, steps)
@@ -53,7 +54,7 @@ def observation_of(trajectory: Trajectory, steps: Sequence[Step]) -> str:
 
 
 def verdict_on(trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
-    """Whether an attempt is right."""
+    """Returns the environment's verdict on an attempt."""
     environment = environment_of(trajectory)
     with asking(environment, "judge"):
         found: object = environment.judge(trajectory, steps)
@@ -69,19 +70,21 @@ def verdict_on(trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
 
 
 def try_environment(trajectory: Trajectory) -> None:
-    """Ask every method about the expert's first step and whole solution, before anything rests on
-    the answers."""
+    """Calls the methods on the expert's first step and on its whole solution.
+
+    A fault shows here, before other code relies on the results.
+    """
     for steps in (trajectory.steps[:1], trajectory.steps):
         context_of(trajectory, steps)
         verdict_on(trajectory, steps)
         if not is_finished(trajectory, steps):
             observation_of(trajectory, steps)
-    verdict_on(trajectory, ())  # an attempt that broke the format at once
+    verdict_on(trajectory, ())  # no steps: the attempt broke the format at once
 
 
 @contextmanager
 def asking(environment: Environment, method: str) -> Iterator[None]:
-    """Whatever the method raises becomes a DataError that names it and the line."""
+    """Turns whatever error the method raises into a DataError that names it and the line."""
     try:
         yield
     except DataError:

@@ -1,11 +1,11 @@
-r"""Benchmarks: problems with an answer and no expert's steps, by name from the hub or from a file.
+r"""Loads benchmarks from the hub or a file: problems with an answer, without expert steps.
 
-A benchmark is where its rows lie and how a row is read; the rows of a hub data set, of a copy of it
-and of a user's own file go through the same function. Golds are cleaned here, once: dollar signs,
-a ``\boxed{}`` around them, GSM8K's commas and a ``4.5e33`` are ways of writing, not answers.
+A benchmark says where its rows are and how a row is read. The rows of a hub data set, of a copy of
+it and of a user's own file go through the same function. Golds are cleaned here, once: dollar
+signs, a ``\boxed{}`` around them, GSM8K's commas and a ``4.5e33`` are notation, not answers.
 
-Where a data set lists several finals for one problem, they are all wanted (``2, 3``) or they are
-alternatives of which one is enough; each reader says which.
+Where a data set lists several final answers for one problem, either all of them are wanted
+(``2, 3``), or each of them is enough. Each reader says which.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class BenchmarkProblem:
 
     Attributes:
         benchmark: the name of the benchmark.
-        number: its place among the problems of the benchmark, counted from 0.
-        problem: what the policy is asked.
-        golds: the right answer; where there are several, each is right by itself.
+        number: its index among the problems of the benchmark, counted from 0.
+        problem: the text that the policy is asked.
+        golds: the right answers; each of them is right by itself.
     """
 
     benchmark: str
@@ -50,7 +50,7 @@ class BenchmarkProblem:
 
     @property
     def problem_id(self) -> str:
-        """As of a `Trajectory` with the same text."""
+        """Returns the id of a `Trajectory` with the same text."""
         return Trajectory(self.problem, ()).problem_id
 
 
@@ -65,19 +65,19 @@ class HubSplit:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark lies, and how its rows are read.
+    """The source of a benchmark, and how its rows are read.
 
     Attributes:
-        name: what it is called on the command line and in every figure.
+        name: the name on the command line and in every figure.
         path: a hub name or a local file.
-        split: of a hub data set.
-        config: of a hub data set that has several.
-        problem_columns: the first of these that a row has is the problem.
-        joined_columns: a row that has both has its problem in two parts.
+        split: the split of a hub data set.
+        config: the configuration of a hub data set that has several.
+        problem_columns: the first of these columns that a row has is the problem.
+        joined_columns: the two parts of the problem, in rows that have both columns.
         golds: a row -> the answers of which each is right by itself.
-        layout: how its few-shot prompts look.
-        training: where worked examples are drawn from; None where none are published.
-        counts: what the published set counts, to compare; 0 where that is not known.
+        layout: the layout of its few-shot prompts.
+        training: the split that worked examples are drawn from; None where none are published.
+        counts: the number of problems in the published set, to compare; 0 where it is not known.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Benchmark:
     counts: int = 0
 
     def problem_of(self, row: Row) -> str:
-        """The problem of a row, without blanks around it.
+        """Returns the problem of a row, without white space around it.
 
         Raises:
-            UnusableRowError: there is none.
+            UnusableRowError: the row has none.
         """
         if self.joined_columns is not None and all(map(row.get, self.joined_columns)):
             parts = (text_of(row, one, missing=NO_PROBLEM) for one in self.joined_columns)
@@ -111,12 +111,12 @@ class LoadedBenchmark:
     """A benchmark with its problems.
 
     Attributes:
-        name: of the benchmark.
-        path: what was read.
-        problems: in the order of the rows.
+        name: the name of the benchmark.
+        path: the hub data set or the file that was read.
+        problems: the problems in the order of the rows.
         report: rows read, kept and dropped.
         digest: SHA-256 over problems and golds, so that a changed file is noticed.
-        layout: how its few-shot prompts look, and whether its answers are numbers.
+        layout: the layout of its few-shot prompts, and whether its answers are numbers.
     """
 
     name: str
@@ -128,7 +128,7 @@ class LoadedBenchmark:
 
 
 def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
-    r"""The answer in a column.
+    r"""Returns the answer in a column.
 
     A list holds alternatives. Numbers are written out.
 
@@ -144,7 +144,7 @@ def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
 
 
 def gold_after_hashes(row: Row) -> tuple[str, ...]:
-    """GSM8K's: behind ``####`` in the column `answer`, without thousands separators.
+    """Returns GSM8K's answer: after ``####`` in the column `answer`, without thousands separators.
 
     Raises:
         UnusableRowError: there are no hashes.
@@ -156,7 +156,7 @@ def gold_after_hashes(row: Row) -> tuple[str, ...]:
 
 
 def gold_of_svamp(row: Row) -> tuple[str, ...]:
-    """SVAMP's column `Answer`, a number; a copy's `answer` or solution is read as a user's row.
+    """Returns SVAMP's column `Answer`, a number, or else the answer as in a user's own row.
 
     Raises:
         UnusableRowError: there is none.
@@ -165,8 +165,9 @@ def gold_of_svamp(row: Row) -> tuple[str, ...]:
 
 
 def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
-    r"""The column `answer`, else the ``\boxed{}`` of the column `solution`: AIME and Minerva
-    are about in copies with either.
+    r"""Returns the answer in the column `answer`, else in a ``\boxed{}`` of the column `solution`.
+
+    Copies of AIME and Minerva have either column.
 
     Raises:
         UnusableRowError: neither is there.
@@ -180,9 +181,9 @@ def gold_of_answer_or_box(row: Row) -> tuple[str, ...]:
 
 
 def golds_of_olympiad(row: Row) -> tuple[str, ...]:
-    """OlympiadBench's `final_answer`, a list of texts; the copies with one text are read too.
+    """Returns the answers in OlympiadBench's `final_answer`, a list of texts or one text.
 
-    Where `is_multiple_answer` is set all of the list is wanted, else each entry is enough.
+    If `is_multiple_answer` is set, all of the list are wanted. Otherwise each entry is enough.
 
     Raises:
         UnusableRowError: there is none.
@@ -199,8 +200,10 @@ def golds_of_olympiad(row: Row) -> tuple[str, ...]:
 
 
 def gold_of_any(row: Row) -> tuple[str, ...]:
-    r"""Of a user's own file: `final_answer`, else `answer` (a solution with ``####`` or a box in it
-    too), else the last ``\boxed{}`` or ``####`` of `solution`; a column that says nothing is none.
+    r"""Returns the answers in a row of a user's own file.
+
+    The first column that states an answer is used: `final_answer`; `answer`, which may be a
+    solution with ``####`` or a box too; or `solution`, in its ``\boxed{}`` or after ``####``.
 
     Raises:
         UnusableRowError: none of them states an answer.
@@ -273,10 +276,10 @@ _ALSO_CALLED = {
 
 
 def clean_gold(text: str) -> str:
-    r"""A gold without the ways of writing that are no part of it.
+    r"""Returns a gold without notation that is no part of the answer.
 
-    Dollar signs and ``\(..\)`` around all of it, a ``\boxed{}``, a full stop behind it and white
-    space go; ``4.5e33`` becomes ``4.5 \times 10^{33}``, which is how answers are written.
+    This removes dollar signs and ``\(..\)`` around all of it, a ``\boxed{}``, a last full stop and
+    white space. ``4.5e33`` becomes ``4.5 \times 10^{33}``, which is how answers are written.
     """
     text = text.strip()
     before = None
@@ -297,12 +300,12 @@ def clean_gold(text: str) -> str:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """A benchmark by name, by file, or both as ``name=file``: a copy read as the named one.
+    """Returns a benchmark by name, by file, or by ``name=file``: a copy read as the named one.
 
-    Names are not told apart by case, dashes or underscores: MATH-500 is math500.
+    Case, dashes and underscores in names do not matter: MATH-500 is math500.
 
     Raises:
-        DataError: neither a name nor a file.
+        DataError: neither a known name nor a file is given.
     """
     known, equals, path = name.partition("=")
     if equals and path and not Path(name).exists():
@@ -315,7 +318,7 @@ def find_benchmark(name: str) -> Benchmark:
     if (found := _named(name)) is not None:
         return found
     if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
-        # Not under the name of a published set, which it may be but is not read as.
+        # A file never gets the name of a published set, because it is not read like that set.
         stem = Path(name).stem
         return Benchmark(stem if _named(stem) is None else Path(name).name, name, gold_of_any)
     near = difflib.get_close_matches(_folded(name), BENCHMARKS, n=1)
@@ -327,7 +330,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def load_benchmark(benchmark: Benchmark, *, limit: int | None = None) -> LoadedBenchmark:
-    """Read a benchmark from the hub or its file; see `problems_from_rows`.
+    """Reads a benchmark from the hub or its file; see `problems_from_rows`.
 
     Raises:
         DataError: it cannot be read, or has no problem with an answer.
@@ -346,14 +349,14 @@ def load_benchmark(benchmark: Benchmark, *, limit: int | None = None) -> LoadedB
 def problems_from_rows(
     benchmark: Benchmark, rows: Iterable[Row], *, limit: int | None = None
 ) -> LoadedBenchmark:
-    """The problems of a benchmark's rows; rows without a problem or an answer are counted.
+    """Returns the problems of a benchmark's rows; counts rows without a problem or an answer.
 
-    A problem that stands in it twice is asked twice: a benchmark is taken as it was published.
+    If a problem occurs twice, it is asked twice: a benchmark is used as it was published.
 
     Args:
         benchmark: how the rows are read.
-        rows: from wherever.
-        limit: the first so many problems only.
+        rows: the rows, from any source.
+        limit: stop after this many problems.
 
     Raises:
         DataError: there is no problem with an answer; the message names the columns.
@@ -395,7 +398,7 @@ def problems_from_rows(
 
 
 def _problem(row: Row) -> str:
-    """The problem, which may say that it wants several answers."""
+    """Returns the problem of a row; its text may say that it wants several answers."""
     return next(filter(None, (_text(row.get(column)) for column in ("problem", "question"))), "")
 
 
@@ -409,7 +412,7 @@ def _folded(name: str) -> str:
 
 
 def _stated(text: str, problem: str) -> str | None:
-    """What a solution states in a box or behind hashes; None of a text that is an answer itself."""
+    """Returns what a text states in a box or after hashes, or None if it has neither."""
     if (boxed := boxed_answer(text, problem)) is not None:
         return boxed
     hashes = _FOLLOWS_HASHES.search(text)
@@ -419,14 +422,14 @@ def _stated(text: str, problem: str) -> str | None:
 
 
 def _text(value: object) -> str:
-    """A cell as text: whole floats without their point, nothing of what is neither text nor number.
+    """Returns a cell as text; a cell that is neither text nor number gives an empty text.
 
-    27.0, as tables write a column of numbers, is 27.
+    A whole float loses its point: tables may write the number 27 as 27.0.
     """
     if isinstance(value, bool) or value is None or isinstance(value, Mapping | list | tuple):
         return ""
     if isinstance(value, float):
-        if value != value:  # NaN, as tables write a missing number
+        if value != value:  # NaN: a missing number in a table
             return ""
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     return str(value).strip() if isinstance(value, str | int) else ""

@@ -1,7 +1,7 @@
-r"""Boxes: where a text writes ``\boxed{..}``, and which of them belong together.
+r"""Finds ``\boxed{..}`` in a text, and decides which boxes belong together.
 
-Braces are walked, since answers nest them; escaped ones (``\{``) do not count. Every function is
-linear in its text, since a policy may write thousands of boxes.
+Braces are matched, because answers nest them; escaped ones (``\{``) do not count. Every function
+takes linear time in its text, because a policy may write thousands of boxes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_BOXES = 64
-"""Boxes that are looked at from the end; an answer with more parts is never right."""
+"""The most boxes that are read, from the end; an answer with more parts is never right."""
 _BOX = re.compile(r"\\(?:f?box(?:ed)?|framebox)(?![A-Za-z])\s*+")
 _BARE = re.compile(r"(?:[^\s${}]|\{[^\s${}]*\})+")
 _MARK = re.compile(r"\\.|[{}]", re.DOTALL)
 _BLANK = re.compile(
     r"(?:\\phantom\s*\{[^{}]*\}|\\(?:q?quad|hspace\s*\{[^{}]*\})|\\[,;:! ]|[\s?~_])*+"
 )
-# Behind a box and yet part of what it says: \boxed{-15}x^3, but a unit as in m^2 is not
+# Text after a box that is part of its answer: \boxed{-15}x^3. A unit such as m^2 is not part of it.
 _EXPONENT = r"\^(?:\d|\{[^{}]{1,9}\})"
 _POWER = rf"(?!(?:[cdkm]?m|in|ft|yd|s)\^)(?:[a-z](?:{_EXPONENT})?){{0,3}}[a-z]{_EXPONENT}"
 _BEHIND = re.compile(rf"\s*(?:\\%|\^\s*(?:\\circ|\{{\s*\\circ\s*\}}))|{_POWER}")
-_MINUS = re.compile(r"(?:^|[=$&(\[])\s*-\Z")  # and not the dash of a list
+_MINUS = re.compile(r"(?:^|[=$&(\[])\s*-\Z")  # a minus sign, not the dash of a list
 _NAMED = re.compile(r"(\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?)\s*&?\s*=\s*-?\s*\Z")
 _BETWEEN = re.compile(
     r"[\s,;]*(?:(?:and|or)\b)?[\s,;]*(?:\\?[A-Za-z]{1,10}(?:_(?:\w|\{\w{1,9}\}))?\s*=\s*)?",
@@ -41,7 +41,7 @@ _LIST = re.compile(r"[,;]|\\pm|\band\b|\bor\b")
 
 @dataclass(frozen=True)
 class Box:
-    """A box that stands in no other: where it begins and ends, and what is in it."""
+    """A box outside all other boxes: its start, its end and its content."""
 
     start: int
     end: int
@@ -49,11 +49,11 @@ class Box:
 
 
 def boxes_in(text: str) -> list[Box]:
-    r"""Returns the outermost ``\boxed{..}`` and ``\fbox{..}`` of a text, empty ones left out.
+    r"""Returns the outermost ``\boxed{..}`` and ``\fbox{..}`` of a text, without empty ones.
 
-    ``\boxed 5`` holds what stands before the next white space or ``$``. A minus sign in front of a
-    box, and a power, a per cent or a degree sign right behind it, are taken as part of it. One
-    that is never closed is none.
+    ``\boxed 5`` holds the text before the next white space or ``$``. A minus sign before a box is
+    part of it, and so is a power, a per cent sign or a degree sign right after it. A box that is
+    never closed does not count.
     """
     found = list(_BOX.finditer(text))
     closing = _closing_braces(text) if found else {}
@@ -86,12 +86,12 @@ def boxes_in(text: str) -> list[Box]:
 
 
 def together(text: str, boxes: Sequence[Box], problem: str = "") -> list[Box]:
-    """Returns those of the boxes that are the answer: the last one, and what belongs to it.
+    """Returns the boxes that form the answer: the last one, and those that belong to it.
 
-    Boxes belong together if nothing but "and", "or", commas or ``x =`` stands between them. Where
-    the problem asks for answers separated by commas and the last box holds no list, so do all boxes
-    between which nothing is concluded: a box for each case. Otherwise a box before the last one
-    is an intermediate result, or the same answer found in another way.
+    Boxes belong together if only "and", "or", commas or ``x =`` stand between them. If the problem
+    asks for answers separated by commas and the last box holds no list, boxes also belong together
+    if no conclusion stands between them: there is one box for each case. Otherwise a box before
+    the last one is an intermediate result, or the same answer found in another way.
     """
     boxes = boxes[-MOST_BOXES:]
     first = len(boxes) - 1
@@ -108,7 +108,7 @@ def together(text: str, boxes: Sequence[Box], problem: str = "") -> list[Box]:
 
 
 def name_of(text: str, box: Box) -> str | None:
-    """Returns the ``x`` of ``x = \\boxed{..}``."""
+    """Returns the name ``x`` in ``x = \\boxed{..}``, or None if there is none."""
     named = _NAMED.search(text, max(0, box.start - 40), box.start)
     return named[1] if named else None
 
@@ -120,12 +120,12 @@ def _joined(between: str) -> bool:
 
 
 def _unboxed(content: str) -> str:
-    r"""The content with ``\boxed`` left out, which leaves the braces of each inner box."""
+    r"""Returns the content without ``\boxed``; the braces of each inner box stay."""
     return _BOX.sub("", content) if "box" in content else content
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each brace that is closed is closed."""
+    """Maps the place of each brace that is closed to the place of its closing brace."""
     closing, opened = {}, []
     for mark in _MARK.finditer(text):
         if mark.group() == "{":

@@ -1,9 +1,9 @@
-r"""MATH: competition problems with solutions in prose and LaTeX (Hendrycks et al., 2103.03874).
+r"""Loads MATH: competition problems, solved in prose and LaTeX (Hendrycks et al., 2103.03874).
 
-A step is a sentence. Drawings (``[asy]..[/asy]``) in a solution are taken out before it is cut: no
-sentence refers to the drawing's code, and a policy rewarded for code would learn to draw. In a
-problem they stay, since there the code may hold lengths that the text leaves out. `drawings` sets
-another course; either way the trajectory's metadata notes what was done.
+A step is a sentence. By default, drawings (``[asy]..[/asy]``) in a solution are removed before it
+is cut: no sentence refers to the drawing's code, and a policy rewarded for code would learn to
+draw. In a problem they stay, because the code may hold lengths that the text leaves out. The option
+`drawings` changes this. The trajectory's metadata always note what was done.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DRAWING = re.compile(r"\[asy\](?:[^\[]|\[(?!asy\]|/asy\]))*+\[/asy\]")
 _ALSO_ACCEPTED = re.compile(
     r"\balso (?:be )?(?:an? )?accept|\bEither \w+ is an? (?:accept|correct)", re.IGNORECASE
 )
-# A problem that gives boxes a meaning of its own: "Let \boxed{N} mean ..."
+# Found in a problem that gives boxes its own meaning: "Let \boxed{N} mean ..."
 _NOTATION = re.compile(r"\\boxed\s*\{\s*[^\s\\{}]")
 
 
@@ -53,15 +53,15 @@ def load(
     drawings: Drawings = "strip",
     min_chars: int = 12,
 ) -> list[Trajectory]:
-    """Trajectories from rows with `problem` and `solution` (`level` and `type` go to metadata).
+    """Loads trajectories from rows with `problem` and `solution`; `level` and `type` are metadata.
 
     Args:
         path_or_hub: a local file or a hub name.
-        report: counted into.
-        limit: stop after so many trajectories.
+        report: the rows are counted in it.
+        limit: stop after this many trajectories.
         split: the split of a hub data set.
         config: the configuration of a hub data set.
-        drawings: "strip" takes drawings out of solutions, "keep" leaves them in, "drop" drops every
+        drawings: "strip" removes drawings from solutions, "keep" leaves them in, "drop" drops every
             row that has one in its problem or its solution.
         min_chars: sentences shorter than this are joined to a neighbour ("- OR -").
 
@@ -97,7 +97,7 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
         raise UnusableRowError(HAS_DRAWING)
     answer = gold_of(problem, solution)
     if drawings == "strip":
-        # The blank line keeps the text before and after apart.
+        # The blank line separates the text before the drawing from the text after it.
         solution = _DRAWING.sub("\n\n", solution)
     steps = merge_fragments(split_sentences(solution), min_chars)
     metadata: dict[str, object] = {key: row[key] for key in ("level", "type") if row.get(key)}
@@ -107,7 +107,7 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
 
 
 def gold_of(problem: str, solution: str) -> str | None:
-    """Returns what the solution states; of several answers that it calls acceptable, the first."""
+    """Returns the answer that the solution states; if it accepts several, the first of them."""
     if _NOTATION.search(problem):
         said = answer_in_words(solution)
         if said is not None and not boxes_in(said):

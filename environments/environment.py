@@ -1,8 +1,9 @@
-"""A kind of work: where its problems come from, and when an attempt is finished and right.
+"""Defines `Environment`: it loads problems, ends attempts at them, and judges the attempts.
 
-A data set of maths text needs `load` alone: every other method has a default for solutions in words
-that state an answer. A simulator writes the others too (docs/environments.md). Methods answer from
-their arguments: attempts at many problems are made side by side, so an environment keeps no state.
+A data set of maths text needs only `load`: every other method has a default for solutions in words
+that state an answer. A simulator defines the other methods too (docs/environments.md). Methods use
+only their arguments. An environment keeps no state, because attempts at many problems run side by
+side.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from environments.types import DataError, LoadReport, Step, Trajectory
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an attempt is right.
+    """The judgement of one attempt.
 
     Attributes:
-        correct: None where text and exact numbers do not settle it; the evaluation then asks the
-            step reward `answer`, mathematics in a worker process.
-        answer: what the attempt states or comes to, as text; None for nothing. Votes are over it.
+        correct: whether the attempt is right. None means that text and exact numbers do not settle
+            it; the evaluation then asks the step reward `answer`, mathematics in a worker process.
+        answer: the answer that the attempt states or reaches, as text; None if there is none. Votes
+            compare these answers.
         why: one line for the record; an empty one is not recorded.
     """
 
@@ -33,11 +35,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The system prompts of a kind of work, where an experiment gives none of its own.
+    """The default system prompts of a kind of work, used where an experiment sets none.
 
     Attributes:
-        step: for one step.
-        whole: for a whole solution in one completion.
+        step: the prompt for one step.
+        whole: the prompt for a whole solution in one completion.
     """
 
     step: str | None = PAPER_SYSTEM_PROMPT
@@ -45,7 +47,7 @@ class Prompts:
 
 
 class Environment:
-    """Base class; what stands here is for mathematics in words."""
+    """The base class of environments. Its defaults are for mathematics in words."""
 
     prompts = Prompts()
 
@@ -54,8 +56,8 @@ class Environment:
     ) -> list[Trajectory]:
         """Returns the expert solutions.
 
-        Further keyword-only parameters are the options of the source, checked against their
-        annotations. A loader that counts nothing in the report has used all its rows.
+        Further keyword-only parameters are the options of the source. Their values are checked
+        against the annotations. A loader that counts nothing in the report has used all its rows.
 
         Args:
             path: a file or a hub name; None for the source's own.
@@ -63,7 +65,7 @@ class Environment:
             limit: how many trajectories; None for all.
 
         Raises:
-            DataError: nothing to read, or nothing that can be used.
+            DataError: there is nothing to read, or nothing that can be used.
         """
         raise DataError(
             f"environment {type(self).__name__} has no method `load`; write "
@@ -71,12 +73,12 @@ class Environment:
         )
 
     def judge(self, trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
-        """Returns whether an attempt at a problem is right.
+        """Returns the verdict on an attempt at a problem.
 
         Args:
             trajectory: the problem, with the expert's solution.
-            steps: what the policy wrote, with its thoughts and what it observed. A whole solution
-                in one completion is one step; an attempt that failed at once has none.
+            steps: the policy's steps, with its thoughts and the observations. A whole solution in
+                one completion is one step. An attempt that failed at once has no steps.
         """
         answer = stated_answer(steps[-1].text, trajectory.problem) if steps else None
         gold = trajectory.answer
@@ -91,25 +93,25 @@ class Environment:
             )
         if answer == gold or (is_number(answer) and is_number(gold)):
             return Verdict(same_answer(answer, gold), answer)
-        return Verdict(None, answer)  # such as x(x+1) beside x^2+x, or R - r beside r - R
+        return Verdict(None, answer)  # such as x(x+1) against x^2+x, or R - r against r - R
 
     def finished(self, trajectory: Trajectory, steps: Sequence[Step]) -> bool:
-        """Returns whether an attempt ends with the last of these steps: it states an answer."""
+        """Returns whether the last of `steps` ends an attempt. By default, an answer ends it."""
         return stated_answer(steps[-1].text) is not None
 
     def observe(self, trajectory: Trajectory, steps: Sequence[Step]) -> str:
-        """Returns what the world says after the last of these steps; an empty text for nothing."""
+        """Returns the environment's reply to the last of `steps`; the default is an empty text."""
         return ""
 
     def context(self, trajectory: Trajectory, steps: Sequence[Step]) -> Sequence[Step]:
-        """Returns those of the steps so far that the policy reads before it writes the next one."""
+        """Returns the steps that the policy reads before it writes the next one; by default all."""
         return steps
 
 
 MATHS = Environment()
-"""What judges a trajectory that no environment has loaded."""
+"""The environment that judges trajectories without an environment of their own."""
 
 
 def environment_of(trajectory: Trajectory) -> Environment:
-    """Returns the environment that a trajectory was loaded from, or mathematics in words."""
+    """Returns the environment of a trajectory, or `MATHS` if the trajectory has none."""
     return MATHS if trajectory.environment is None else trajectory.environment

@@ -2,10 +2,10 @@ r"""Reads answers as lm-evaluation-harness does: `strict-match` and `flexible-ex
 
 These are the definitions of its task gsm8k (version 3): two regular expressions over the whole
 completion, and a comparison of texts without commas, dollar signs and a last full stop. They know
-no mathematics, so 0.50 is not 0.5. `environments.answers` reads answers for this project's own
-verdicts; these two stand beside them, so that figures can be compared with published ones.
+no mathematics, so 0.50 is not 0.5. This project's own verdicts use `environments.answers` instead.
+The definitions here make figures comparable with published ones.
 
-Answers that are no numbers have no such definition there. `last_expression` is ours.
+The harness has no such definition for answers that are not numbers. `last_expression` is ours.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _EXPRESSION = re.compile(
 
 
 def strict_match(text: str) -> str | None:
-    """The first number behind `#### `; None where there is none."""
+    """Returns the first number after `#### `, or None if there is none."""
     found = _STRICT.search(text)
     return None if found is None else found[1].strip()
 
 
 def flexible_extract(text: str) -> str | None:
-    """The last thing that looks like a number, wherever it stands; None where there is none."""
+    """Returns the last text that looks like a number, wherever it stands, or None."""
     last = _last(_FLEXIBLE, text)
     return None if last is None else last[0].strip()
 
 
 def exact_match(answer: str, gold: str) -> bool:
-    """Whether two answers are the same text, without case and what the harness ignores."""
+    """Returns whether two answers are the same text, without case and what the harness ignores."""
     return _bare(answer) == _bare(gold)
 
 
 def last_expression(text: str) -> str | None:
-    """The formula or number that stands last; of an equation, what stands behind its last `=`.
+    """Returns the last formula or number; of an equation, the part after its last `=`.
 
-    None where there is neither. A number in a formula belongs to it.
+    Returns None if there is neither. A number in a formula belongs to the formula.
     """
     last = _last(_EXPRESSION, text)
     if last is None:
@@ -59,6 +59,6 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _bare(text: str) -> str:
-    # As its pattern (?s).*####, which takes the square of the length where there are no hashes.
+    # Same as the harness's pattern (?s).*####, which takes quadratic time on text without hashes.
     text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return _FULL_STOP.sub("", text).lower()

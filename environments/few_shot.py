@@ -1,8 +1,8 @@
 r"""Writes worked examples in front of a problem, in the layouts that the field's benchmarks use.
 
-`WORD_PROBLEMS` is the layout of lm-evaluation-harness's task gsm8k, `MATHEMATICS` that of the four
-examples of Minerva (arXiv 2206.14858), which its tasks minerva_math use. A model continues the
-text, or answers the last of the turns; a new question in what it writes is the end of its answer.
+`WORD_PROBLEMS` is the layout of lm-evaluation-harness's task gsm8k. `MATHEMATICS` is the layout of
+Minerva's four examples (arXiv 2206.14858), which the harness's tasks minerva_math use. A model
+continues the text, or answers the last message. Its answer ends where it writes a new question.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """How a question, its worked solution and the end of an answer look.
+    """The layout of a question, of its worked solution and of the end of an answer.
 
     Attributes:
-        before: what stands before the problem.
-        after: what stands behind it; a solution follows after a space.
-        closing: what states the answer of an example whose solution does not hold `marks`.
-        marks: how the statement of an answer begins.
-        stop: what ends an answer where a model writes it.
+        before: the text before the problem.
+        after: the text after the problem; a solution follows after a space.
+        closing: the text that states an example's answer if its solution does not hold `marks`.
+        marks: the beginning of a statement of an answer.
+        stop: texts that end an answer when a model writes one of them.
         numbers: answers are numbers, read as the harness's task gsm8k reads them.
     """
 
@@ -32,11 +32,11 @@ class Layout:
     numbers: bool
 
     def question(self, problem: str) -> str:
-        """A problem as it is asked."""
+        """Returns a problem as a question."""
         return f"{self.before}{problem}{self.after}"
 
     def solution(self, solution: str, answer: str) -> str:
-        """A worked solution with its answer stated behind it."""
+        """Returns a worked solution, with its answer added if the solution has no `marks`."""
         stated = self.marks in solution
         return solution if stated else f"{solution}\n{self.closing.format(answer=answer)}"
 
@@ -61,7 +61,7 @@ MATHEMATICS = Layout(
 
 @dataclass(frozen=True)
 class Shot:
-    """One worked example; its solution states the answer already."""
+    """One worked example; its solution already states the answer."""
 
     problem: str
     solution: str
@@ -72,9 +72,9 @@ class FewShot:
     """The worked examples that stand before each problem of a benchmark.
 
     Attributes:
-        layout: how they look.
+        layout: their layout.
         shots: the examples, the same for all problems.
-        path: what they were drawn from.
+        path: the file or hub data set that they were drawn from.
     """
 
     layout: Layout
@@ -83,25 +83,25 @@ class FewShot:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the examples, shortened."""
+        """Returns the first 16 hexadecimal digits of a SHA-256 over the examples."""
         return hashlib.sha256(self.text("").encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def text(self, problem: str) -> str:
-        """Examples and problem as one text, which a model continues."""
+        """Returns the examples and the problem as one text, which a model continues."""
         *turns, last = self.turns(problem)
         pairs = zip(turns[::2], turns[1::2], strict=True)
         return "".join(f"{asked} {solved}\n\n" for asked, solved in pairs) + last
 
     def turns(self, problem: str) -> list[str]:
-        """The same as messages: a user's, the assistant's, and so on; the last one is a user's."""
+        """Returns the same as messages, of user and assistant in turn; the last one is a user's."""
         shown = ((self.layout.question(one.problem), one.solution) for one in self.shots)
         return [*(words for pair in shown for words in pair), self.layout.question(problem)]
 
     def cut(self, completion: str) -> str:
-        """A completion up to where it asks a question itself."""
+        """Returns a completion up to the place where it asks a question itself."""
         return min((completion.partition(stop)[0] for stop in self.layout.stop), key=len)
 
 
 def folded(problem: str) -> str:
-    """A problem's letters and digits: two copies that differ in layout alone are the same."""
+    """Returns a problem's letters and digits without case, so that layout makes no difference."""
     return "".join(filter(str.isalnum, problem.casefold()))

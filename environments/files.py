@@ -1,9 +1,9 @@
-"""A user's own trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
+"""Loads a user's trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
 
-Where a row has `steps` (a list of texts) they are taken as they stand; otherwise its `solution` is
-cut by a splitter. `answer` is optional: without it the answer is what the solution states, in a
-box or as "The answer is 4". Every other plain column goes to the metadata. Rows in shapes of other
-tools are read too (`environments/shapes.py`).
+If a row has `steps` (a list of texts), they are used as they are. Otherwise a splitter cuts its
+`solution`. `answer` is optional: without it, the answer is what the solution states, in a box or as
+"The answer is 4". Every other plain column goes to the metadata. Rows in the formats of other tools
+are read too (`environments/shapes.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from environments.splitting import SPLITTERS, merge_fragments
 from environments.thought_blocks import ThinkBlocks, with_thoughts
 from environments.types import DataError, LoadReport, Step, Trajectory
 
-_SHOWN = 8  # values of a column in a message
+_SHOWN = 8  # the most values of a column that a message lists
 
 
 def load(
@@ -53,12 +53,12 @@ def load(
     only: dict | None = None,
     think_blocks: ThinkBlocks = "thought",
 ) -> list[Trajectory]:
-    """Trajectories from a local file or a hub data set of any origin.
+    """Loads trajectories from a local file or a hub data set of any origin.
 
     Args:
         path_or_hub: a local file or a hub name; there is no default.
-        report: counted into.
-        limit: stop after so many trajectories.
+        report: the rows are counted in it.
+        limit: stop after this many trajectories.
         split: the split of a hub data set.
         config: the configuration of a hub data set.
         splitter: how a `solution` is cut: a name in `SPLITTERS`.
@@ -66,21 +66,21 @@ def load(
         label: the name in logs and mixtures; by default the file's name without its suffix.
         problem_column: the column with the problem.
         solution_column: the column with the whole solution.
-        steps_column: the column with the list of steps; wins over the solution.
-        answer_column: the column with the final answer; rows may lack it, and state it in their
-            solution.
-        thoughts_column: the column with what the expert thought before each step, a list as long as
-            the steps; rows may lack it. Only fine-tuning on the expert's text reads it. None reads
-            none.
-        observations_column: the same, with what the world said after each step; the policy reads it
-            before it writes the next one.
+        steps_column: the column with the list of steps, used even if the row has a solution too.
+        answer_column: the column with the final answer. Rows may lack it and state the answer in
+            their solution.
+        thoughts_column: the column with the expert's thoughts, a list with one text for each step.
+            Rows may lack it. Only fine-tuning on the expert's text reads it. None reads no column.
+        observations_column: the same for the environment's replies after each step. The policy
+            reads a reply before it writes the next step.
         tags_column: the column with tags, an object such as {"length": "long"}; rows may lack it.
-        only: of a file with several kinds of rows those to read, as column -> value, such as
+        only: reads only the rows with these values, as column -> value, such as
             {"teacher": "gemini", "granularity": 4}.
-        think_blocks: what becomes of a `<think>` block at the beginning of a solution or of a step.
+        think_blocks: how to treat a `<think>` block at the beginning of a solution or of a step.
 
     Raises:
-        DataError: no path, an unknown splitter, a source that cannot be read or lacks the columns.
+        DataError: no path, an unknown splitter, no row with the values of `only`, or a source that
+            cannot be read or lacks the columns.
     """
     if not path_or_hub:
         raise DataError("The source 'files' needs a path (or a hub name) to read from.")
@@ -95,7 +95,7 @@ def load(
         return merge_fragments(SPLITTERS[splitter](text), min_chars)
 
     def own(row: Row) -> ExpertRow:
-        """Of a row in this source's own shape."""
+        """Reads a row in this source's own format."""
         problem = text_of(row, problem_column, missing=NO_PROBLEM)
         whole = row.get(steps_column) is None and solution_column in row
         texts: tuple[str, ...]
@@ -155,13 +155,13 @@ def load(
 
 
 def _first_of(rows: Iterator[Row]) -> tuple[Row, Iterator[Row]]:
-    """The first row, and all of them."""
-    first = next(rows)  # a file without rows was refused
+    """Returns the first row, and an iterator over all rows."""
+    first = next(rows)  # raises DataError if there are no rows
     return first, chain([first], rows)
 
 
 def _gathered(rows: Iterator[Row], shape: Shape, name: str, report: LoadReport) -> Iterator[Row]:
-    """The rows of solutions; says how they were read."""
+    """Returns the rows of solutions; notes in the report how they were read."""
     if shape.gather is None:
         report.read_as.append(f"{name} is read as {shape.name}: {shape.reading}")
         return rows
@@ -181,10 +181,10 @@ def _gathered(rows: Iterator[Row], shape: Shape, name: str, report: LoadReport) 
 
 
 def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterator[Row]:
-    """The rows with these values.
+    """Yields the rows that have the values of `only`.
 
     Raises:
-        DataError: there is none; the message says which values there are.
+        DataError: `only` is empty, or no row has its values; the message lists values that occur.
     """
     if not only:
         raise DataError(

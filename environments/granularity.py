@@ -1,7 +1,7 @@
 """Makes the steps of a solution coarser or finer, without losing text.
 
-An expert step is what a policy is rewarded for, so the size of steps decides what a reward can
-tell: long steps are hardly ever written alike, short ones leave nothing to decide.
+A policy is rewarded for matching expert steps, so the size of steps decides what a reward can show.
+Two long steps are hardly ever written alike. A short step leaves nothing to decide.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _JOINER = "\n"
 
 @dataclass(frozen=True)
 class Granularity:
-    """How large steps are to be; first they are cut, then joined.
+    """The size that steps are to have. Steps are first cut, then joined.
 
     Attributes:
         split_at: cut every step by this splitter, a name in `SPLITTERS`; None cuts none.
-        min_chars: neighbours are joined until a step has so many characters; 0 joins none.
-        max_steps: neighbours are joined until a solution has so many steps at most, of lengths as
-            even as they can be; None joins none.
+        min_chars: join neighbours until a step has at least this many characters; 0 joins none.
+        max_steps: join neighbours until a solution has at most this many steps, the shortest pair
+            first; None joins none.
     """
 
     split_at: str | None = None
@@ -31,10 +31,10 @@ class Granularity:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Checks every value.
 
         Raises:
-            DataError: one that is not allowed.
+            DataError: a value is not allowed.
         """
         if self.split_at is not None and (
             not isinstance(self.split_at, str) or self.split_at not in SPLITTERS
@@ -51,10 +51,10 @@ class Granularity:
 
     @classmethod
     def of(cls, given: object) -> Granularity:
-        """Read a `granularity` block.
+        """Reads a `granularity` block.
 
         Raises:
-            DataError: it is none, or has a key or a value that is not allowed.
+            DataError: it is no block, or has a key or a value that is not allowed.
         """
         known = [one.name for one in fields(cls)]
         if not isinstance(given, Mapping):
@@ -67,11 +67,11 @@ class Granularity:
         return cls(**given)
 
     def apply(self, trajectory: Trajectory) -> Trajectory:
-        """The same solution in steps of another size.
+        """Returns the same solution in steps of another size.
 
-        The thought before a step goes with its first part, what was observed after it with its
-        last. Thoughts of joined steps stand one a line. A step after which something was observed
-        is joined with none that follows: that one was written in view of it.
+        If a step is cut, its thought goes to its first part and its observation to its last part.
+        The thoughts of joined steps stand one a line. A step with an observation is never joined
+        with the next step, because the next step was written after that observation.
         """
         steps = list(trajectory.steps)
         if self.split_at is not None:
@@ -115,7 +115,7 @@ def _join_short(steps: Sequence[Step], min_chars: int) -> list[Step]:
             groups[-1].append(step)
         else:
             groups.append([step])
-    # What is left over at the end goes to the step before it.
+    # If the last group is too short, it goes to the group before it.
     short = len(groups) > 1 and len(_joined(groups[-1]).text) < min_chars
     if short and not groups[-2][-1].observation:
         rest = groups.pop()
@@ -124,7 +124,7 @@ def _join_short(steps: Sequence[Step], min_chars: int) -> list[Step]:
 
 
 def _join_to(steps: Sequence[Step], count: int) -> list[Step]:
-    """Join the two neighbours that are the shortest together, until there are so few."""
+    """Joins the shortest pair of neighbours until at most `count` steps are left."""
     groups = [[step] for step in steps]
     while len(groups) > count:
         pairs = [

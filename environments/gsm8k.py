@@ -1,8 +1,8 @@
-"""GSM8K: grade-school word problems, one line per step (Cobbe et al., arXiv 2110.14168).
+"""Loads GSM8K: grade-school word problems, one line per step (Cobbe et al., arXiv 2110.14168).
 
-The calculator marks ``<<48/2=24>>`` are taken out: they were written for a tool that the policy has
-not got. The last line, ``#### 24``, is the answer and not a step; a policy that is to *solve*
-problems step by step has to state one, so `answer_step` adds ``The answer is 24.`` as a last step.
+The calculator marks ``<<48/2=24>>`` are removed: they were written for a tool that the policy does
+not have. The last line, ``#### 24``, is the answer and not a step. A policy that is to *solve*
+problems step by step has to state an answer, so `answer_step` adds ``The answer is 24.`` as a step.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def load(
     config: str = "main",
     answer_step: bool = False,
 ) -> list[Trajectory]:
-    """Trajectories from rows with `question` and `answer`.
+    """Loads trajectories from rows with `question` and `answer`.
 
-    With `answer_step` every solution ends in a step that states its answer. The answer is written
-    without thousands separators, as GSM8K's own checker reads it.
+    With `answer_step`, every solution ends with a step that states its answer. The answer is
+    written without thousands separators, as GSM8K's own checker reads it.
 
     Raises:
         DataError: the source cannot be read or has other columns.

@@ -1,10 +1,10 @@
-"""Sums by digits, as one does them on paper: how the embedded monologues work a step out."""
+"""Writes arithmetic digit by digit, as on paper, for the embedded monologues."""
 
 from __future__ import annotations
 
 
 def work_out(operation: str, left: int, right: int) -> str:
-    """The arithmetic of numbers, by their last digit and the rest, as one does it on paper.
+    """Returns the arithmetic of two numbers as text, by their last digit and the rest, as on paper.
 
     >>> work_out("+", 47, 38)
     '7+8=15, 4+3=7, 7+1=8.'

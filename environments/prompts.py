@@ -1,4 +1,4 @@
-"""The system prompts of the paper, for mathematics in words, and the day that prompts are of."""
+"""The system prompts of the paper for mathematics in words, and the default date of prompts."""
 
 PAPER_SYSTEM_PROMPT = """\
 You are a helpful assistant for solving mathematical problems. A user will provide a math problem, \
@@ -21,4 +21,4 @@ PAPER_EVALUATION_PROMPT = (
 """The prompt for a whole solution, as published (arXiv 2510.25992)."""
 
 PROMPT_DATE = "2024-07-26"
-"""What a chat template that asks for the date is told: the day of Llama 3.2's own template."""
+"""The date for a chat template that asks for one; it is the date in Llama 3.2's own template."""

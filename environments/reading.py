@@ -1,8 +1,8 @@
-"""Reads rows from a local file or from the hub, and turns them into trajectories with a count.
+"""Reads rows from a local file or from the hub, and turns them into counted trajectories.
 
-What is wrong with a *file* (missing, empty, malformed, without the columns) stops with a DataError.
-What is wrong with a *row* drops that row and counts it by reason in the LoadReport. Every loader
-goes through `collect`, so a reason reads the same whatever the data set.
+A fault of a *file* (missing, empty, malformed, without the columns) raises a DataError. A fault of
+a *row* drops the row and counts it by reason in the LoadReport. Every built-in loader of rows uses
+`collect`, so that a reason has the same text for every data set.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ DUPLICATE = "duplicate row"
 
 
 class UnusableRowError(Exception):
-    """A row that makes no trajectory; its text is the reason the report counts."""
+    """A row makes no trajectory. The error's text is the reason that the report counts."""
 
 
 def read_rows(
     path_or_hub: str, *, split: str = "train", config: str | None = None
 ) -> Iterator[Row]:
-    """The rows of a local .jsonl, .json (a list of objects) or .parquet file, or of the hub.
+    """Reads the rows of a local .jsonl, .json (a list of objects) or .parquet file, or of the hub.
 
     Args:
         path_or_hub: an existing file, or `owner/name` on the hub.
@@ -52,7 +52,7 @@ def read_rows(
         config: the configuration of a hub data set, where it has several.
 
     Raises:
-        DataError: there is nothing to read there, or it cannot be read.
+        DataError: there is nothing to read, or it cannot be read.
     """
     path = Path(path_or_hub).expanduser()
     try:
@@ -138,7 +138,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # comes with datasets; imported here because JSONL users need neither
+    import pyarrow  # installed with datasets; imported here because JSONL needs neither
     import pyarrow.parquet
 
     try:
@@ -157,10 +157,10 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _read_hub(name: str, *, split: str, config: str | None) -> Iterator[Row]:
-    import datasets  # slow to import, and needed for the hub alone
+    import datasets  # slow to import, and needed for the hub only
 
-    # Between hub, network, cache and file formats this call raises dozens of unrelated classes; all
-    # of them mean the same to the user, and the message carries the cause.
+    # The hub, the network, the cache and file formats raise dozens of unrelated classes here. All
+    # of them mean the same to the user, and the message gives the cause.
     try:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:
@@ -183,7 +183,7 @@ def collect(
     limit: int | None = None,
     advice: str = "",
 ) -> list[Trajectory]:
-    """Builds a trajectory from each row; drops and counts the rows of which none can be made.
+    """Builds a trajectory from each row. Drops and counts the rows that make none.
 
     A row is dropped when `build` raises UnusableRowError, when its trajectory cannot be trained on
     (`why_unusable`), or when it equals an earlier one in problem and steps, thoughts and
@@ -193,10 +193,10 @@ def collect(
         rows: the rows as read.
         build: a row -> its trajectory; raises UnusableRowError.
         name: what the rows were read from, for messages.
-        columns: groups of column names; some row must have a column of each group.
-        report: counted into.
-        limit: stop after so many trajectories, 1 or more.
-        advice: ends the message about a missing column.
+        columns: groups of column names; at least one column of each group must occur in some row.
+        report: the rows are counted in it.
+        limit: stop after this many trajectories, 1 or more.
+        advice: the end of the message about a missing column.
 
     Raises:
         DataError: a column is missing from every row.
@@ -232,7 +232,7 @@ def collect(
 
 
 def why_unusable(trajectory: Trajectory) -> str | None:
-    """Why a solution cannot be trained on; None if it can."""
+    """Returns why a solution cannot be trained on, or None if it can."""
     steps = trajectory.texts
     if not steps:
         return NO_STEPS
@@ -244,15 +244,18 @@ def why_unusable(trajectory: Trajectory) -> str | None:
         return NO_PROBLEM
     if not all(map(shows_something, steps)):
         return NOTHING_TO_COMPARE
-    # Every step is read again in the prompt of each later one.
+    # The prompt of each later step repeats every step.
     if len(steps) > MOST_STEPS:
         return MANY_STEPS
-    # With one step there is no context but the problem: that is RLVR or SFT, not SRL.
+    # With one step the problem is the only context: that is RLVR or SFT, not SRL.
     return ONE_STEP if len(steps) == 1 else None
 
 
 def text_of(row: Row, column: str, *, missing: str) -> str:
-    """The text in a column; UnusableRowError(`missing`) where it is absent, null or blank."""
+    """Returns the text in a column.
+
+    Raises UnusableRowError(`missing`) if the column is absent, null or blank.
+    """
     value = row.get(column)
     if value is None:
         raise UnusableRowError(missing)
@@ -264,7 +267,10 @@ def text_of(row: Row, column: str, *, missing: str) -> str:
 
 
 def steps_of(row: Row, column: str) -> tuple[str, ...]:
-    """The list of texts in a column, as it stands. UnusableRowError where it is not one."""
+    """Returns the list of texts in a column unchanged.
+
+    Raises UnusableRowError if the column holds no such list.
+    """
     value = row.get(column)
     if value is None:
         raise UnusableRowError(NO_STEPS)
@@ -276,9 +282,9 @@ def steps_of(row: Row, column: str) -> tuple[str, ...]:
 
 
 def tags_of(row: Row, column: str) -> dict[str, str]:
-    """The tags in a column, names with texts; absent or null is none.
+    """Returns the tags in a column, names with texts; absent or null gives none.
 
-    UnusableRowError where it is something else.
+    Raises UnusableRowError if the column holds anything else.
     """
     value = row.get(column)
     if value is None:
@@ -289,9 +295,9 @@ def tags_of(row: Row, column: str) -> dict[str, str]:
 
 
 def texts_of(row: Row, column: str) -> tuple[str, ...]:
-    """The list of texts in a column; absent or null is an empty one.
+    """Returns the list of texts in a column; absent or null gives an empty one.
 
-    UnusableRowError where it is something else.
+    Raises UnusableRowError if the column holds anything else.
     """
     value = row.get(column)
     if value is None:
@@ -302,9 +308,9 @@ def texts_of(row: Row, column: str) -> tuple[str, ...]:
 
 
 def texts_beside(row: Row, column: str | None, steps: int) -> tuple[str, ...]:
-    """A text for each step, from a column; empty texts where there is no column or nothing in it.
+    """Returns a text for each step from a column; empty texts if there is no column or text.
 
-    UnusableRowError where it is not a list of texts, as many as steps.
+    Raises UnusableRowError if the column holds anything but one text for each step.
     """
     texts = () if column is None else texts_of(row, column)
     if texts and len(texts) != steps:
@@ -313,9 +319,9 @@ def texts_beside(row: Row, column: str | None, steps: int) -> tuple[str, ...]:
 
 
 def answer_of(row: Row, column: str) -> str | None:
-    """The final answer in a column as text; a number is written out, null or blank is None."""
+    """Returns the final answer in a column as text, a number too; null or blank gives None."""
     value = row.get(column)
-    if value is None or value != value:  # NaN, as tables write a missing number
+    if value is None or value != value:  # NaN: a missing number in a table
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UnusableRowError(f"{column} is {NOT_TEXT}")

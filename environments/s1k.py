@@ -1,8 +1,8 @@
-r"""s1K-1.1: 1,000 hard problems solved by a strong reasoner (Muennighoff et al., 2501.19393).
+r"""Loads s1K-1.1: 1,000 hard problems solved by a strong reasoner (Muennighoff et al., 2501.19393).
 
-The SRL paper (section 4.1) takes DeepSeek's solution, column `deepseek_attempt`, and keeps the rows
-whose solution is a list of steps ``N. **Title** text``; the rest is dropped. A file with ready
-`steps` is read as it stands.
+The SRL paper (section 4.1) takes DeepSeek's solution, column `deepseek_attempt`. It keeps the rows
+whose solution is a list of steps ``N. **Title** text``, and drops the rest. If a row has `steps`,
+they are read as they are.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def load(
     config: str | None = None,
     titles: bool = True,
 ) -> list[Trajectory]:
-    r"""Trajectories from rows with `steps` or `deepseek_attempt`, and `problem` or `question`.
+    r"""Loads rows with `steps` or `deepseek_attempt`, and `problem` or `question`, as trajectories.
 
-    The answer is what ``\boxed{}`` holds, where there is one.
+    The answer is the content of ``\boxed{}``, where there is one.
 
     Args:
         path_or_hub: a local file or a hub name.
-        report: counted into.
-        limit: stop after so many trajectories.
+        report: the rows are counted in it.
+        limit: stop after this many trajectories.
         split: the split of a hub data set.
         config: the configuration of a hub data set.
-        titles: the steps of `deepseek_attempt` need bold titles, as in the paper; False takes plain
-            numbered steps too.
+        titles: whether the steps of `deepseek_attempt` need bold titles, as in the paper. False
+            also takes plain numbered steps.
 
     Raises:
         DataError: the source cannot be read or has other columns.

@@ -1,7 +1,7 @@
-"""Reads rows in the shapes that other tools write: chat messages, prompts with completions, steps.
+"""Reads rows in the shapes of other tools: chat messages, prompts with completions, steps.
 
-A shape is recognised by the columns of a file's first row. Rows with `problem` and `solution` or
-`steps` need none of this (`environments/files.py`).
+The columns of a file's first row decide its shape. Rows with `problem` and `solution` or `steps`
+do not need this module (`environments/files.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from environments.types import Step
 NO_EXPERT = "no solution, only a final answer"
 LONE_STEP = "a single step that continues no other row"
 
-# Columns by what they hold, the first that a row has wins.
+# Column names by content; the first name that a row has is used.
 _PROBLEM = ("problem", "question", "query")
 _ANSWER = ("answer", "final_answer", "expected_answer", "ground_truth")
 _SOLUTION = ("solution", "response", "output", "completion")
@@ -42,9 +42,9 @@ class ExpertRow:
 
     Attributes:
         problem: the problem's text.
-        steps: its steps; of a solution that is to be cut, one step with all of it.
+        steps: its steps; a solution that is to be cut is one step with all of its text.
         whole: whether the solution is to be cut.
-        answer: the final answer, where the row states one beside the solution.
+        answer: the final answer, where the row states one besides the solution.
         complete: whether the steps go on to the end.
     """
 
@@ -56,14 +56,14 @@ class ExpertRow:
 
 
 class Shape(NamedTuple):
-    """One way to write solutions down.
+    """A format in which files hold solutions.
 
     Attributes:
-        name: what people call it.
-        reading: what becomes of its columns, in a few words.
-        columns: those that `read` uses.
+        name: the usual name of the format.
+        reading: how its columns are read, in a few words.
+        columns: the columns that `read` uses.
         read: a row -> the solution in it; raises UnusableRowError.
-        gather: rows of one step each -> rows of whole solutions.
+        gather: rows of one step each -> rows of whole solutions; None if rows are whole already.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(row: Row) -> Shape | None:
-    """The shape of a file's first row; None where it is none of these."""
+    """Returns the shape of a file's first row, or None if it has none of these shapes."""
     has = row.keys()
     target = next((one for one in _TARGET if one in has), None)
     problem = next((one for one in _PROBLEM if one in has), None)
@@ -97,7 +97,7 @@ def shape_of(row: Row) -> Shape | None:
 
 
 def is_gsm8k(row: Row) -> bool:
-    """Whether a row is one of GSM8K's own, whose solution ends in `#### 18`."""
+    """Returns whether a row is one of GSM8K's own, whose solution ends in `#### 18`."""
     answer = row.get("answer")
     return "question" in row and isinstance(answer, str) and "\n#### " in answer
 
@@ -112,7 +112,7 @@ class _Turn(NamedTuple):
 
 
 def _turns(value: object, column: str) -> list[_Turn]:
-    """Messages as OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) data have them."""
+    """Reads messages of OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) format."""
     if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
         raise UnusableRowError(f"{column} is not a list of messages")
     found = []
@@ -130,7 +130,7 @@ def _turns(value: object, column: str) -> list[_Turn]:
 
 
 def _content(value: object) -> str:
-    """A message's text, of parts too."""
+    """Returns a message's text; a list of parts is joined."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
@@ -143,14 +143,17 @@ def _content(value: object) -> str:
 
 
 def _call(value: object) -> str:
-    """A call of a tool as one line of JSON."""
+    """Returns a call of a tool as one line of JSON."""
     call = value.get("function", value) if isinstance(value, Mapping) else value
     return json.dumps(call, ensure_ascii=False)
 
 
 def _conversation(turns: Sequence[_Turn]) -> ExpertRow:
-    """The first question is the problem, each turn of the assistant a step; what the user or a tool
-    says in between is what the step before it led to. One turn alone is a solution to be cut."""
+    """Reads a conversation: each turn of the assistant is a step, a single turn a solution to cut.
+
+    The messages before its first turn are the problem. Other messages between two steps are the
+    observation of the earlier step.
+    """
     spoken = [turn for turn in turns if turn.role not in _SYSTEM]
     first = next((i for i, turn in enumerate(spoken) if turn.role in _POLICY), None)
     if first is None:
@@ -183,7 +186,7 @@ def _chat(column: str) -> Callable[[Row], ExpertRow]:
 
 
 def _asked(row: Row, column: str) -> str:
-    """A prompt's text; of messages what the user says last."""
+    """Returns a prompt's text; of messages, the last one of the user."""
     value = row.get(column)
     if isinstance(value, str) or value is None:
         return text_of(row, column, missing=NO_PROBLEM)
@@ -194,7 +197,7 @@ def _asked(row: Row, column: str) -> str:
 
 
 def _answered(row: ExpertRow, columns: Row) -> ExpertRow:
-    """With the final answer that stands in a column of its own."""
+    """Returns the row with the final answer from a column of its own, if there is one."""
     column = next((one for one in _ANSWER if columns.get(one) is not None), None)
     if column is None:
         return row
@@ -205,7 +208,10 @@ def _answered(row: ExpertRow, columns: Row) -> ExpertRow:
 
 
 def _pair(asked: str, solution: str) -> Shape:
-    """A problem in one column, its solution in another; either may be messages."""
+    """Returns the shape of a problem in one column and its solution in another.
+
+    Either column may hold messages.
+    """
 
     def read(row: Row) -> ExpertRow:
         prompt, given = row.get(asked), row.get(solution)
@@ -243,7 +249,7 @@ def _earlier(value: object) -> list[_Turn]:
 
 
 def _stepwise(row: Row) -> ExpertRow:
-    """TRL's stepwise supervision: the steps before the first one that is labelled wrong."""
+    """Reads TRL's stepwise supervision: the steps before the first one labelled wrong."""
     problem = _asked(row, "prompt")
     steps, labels = row.get("completions"), row.get("labels")
     if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
@@ -256,14 +262,14 @@ def _stepwise(row: Row) -> ExpertRow:
 
 
 def _is_right(label: object) -> bool:
-    """Labels are booleans, or scores from 0 to 1."""
+    """Returns whether a label means right; labels are booleans, or scores from 0 to 1."""
     if not isinstance(label, bool | int | float):
         raise UnusableRowError("a label that is no boolean and no number")
     return label >= 0.5
 
 
 def _verl(row: Row) -> ExpertRow:
-    """verl's rows: the solution, where there is one, in `extra_info.answer`."""
+    """Reads verl's rows: the solution, where there is one, is a column of `extra_info`."""
     extra, judged = row.get("extra_info"), row.get("reward_model")
     extra = extra if isinstance(extra, Mapping) else {}
     asked = extra.get("question")
@@ -316,18 +322,18 @@ _FIXED: list[tuple[set[str], Shape]] = [
 # ---- a step a row --------------------------------------------------------------------------------
 
 
-# In place of a row that tells no step, so that it is counted.
+# Replaces a row without a step, so that the row is counted.
 _NOTHING: Row = {"problem": "", "steps": []}
 
 
 def _listed(row: Row) -> ExpertRow:
-    """A row that was put together here."""
+    """Reads a row that `gather` has put together."""
     steps = cast(list[str], row["steps"])
     return _answered(ExpertRow(str(row["problem"]), tuple(map(Step, steps))), row)
 
 
 def _gathered(name: str, what: str, problem: str, target: str) -> Shape:
-    """Rows of a problem, the steps so far and the next one."""
+    """Returns the shape of rows with a problem, the steps so far and the next step."""
 
     def gather(rows: Iterable[Row]) -> Iterator[Row]:
         by_problem: dict[str, dict[tuple[str, ...], Row]] = {}
@@ -343,7 +349,7 @@ def _gathered(name: str, what: str, problem: str, target: str) -> Shape:
         for text, told in by_problem.items():
             begun = {steps[:-1] for steps in told}
             for steps, row in told.items():
-                if steps not in begun:  # nothing goes on from here
+                if steps not in begun:  # no row continues these steps
                     yield {**_plain(row, problem, target), "problem": text, "steps": list(steps)}
 
     reading = f"rows of one problem are put together by {what}"
@@ -351,7 +357,7 @@ def _gathered(name: str, what: str, problem: str, target: str) -> Shape:
 
 
 def _repeated(problem: str, target: str) -> Shape:
-    """Rows that tell one step each and hold all steps."""
+    """Returns the shape of rows that each give one step and also hold all steps."""
 
     def gather(rows: Iterable[Row]) -> Iterator[Row]:
         seen: set[str] = set()
@@ -375,7 +381,10 @@ def _repeated(problem: str, target: str) -> Shape:
 
 
 def _chained(target: str) -> Shape:
-    """Rows of a prompt and the next step, where a later prompt goes on from an earlier one."""
+    """Returns the shape of rows with a prompt and the next step.
+
+    A later prompt continues an earlier one.
+    """
 
     def gather(rows: Iterable[Row]) -> Iterator[Row]:
         asked = []
@@ -391,7 +400,7 @@ def _chained(target: str) -> Shape:
                 (prompt[: len(prompt) - tail].rstrip(), step, row) for prompt, step, row in asked
             )
         }
-        # In this order a prompt comes behind all that it begins with, the longest last.
+        # Sorted, a prompt comes after all prompts that it begins with, the longest of them last.
         begun: list[tuple[str, str]] = []
         for prompt, step in sorted(told):
             while begun and not prompt.startswith(begun[-1][0]):
@@ -425,7 +434,7 @@ class _Told:
     is_last: bool = True
 
     def solution(self) -> dict[str, object]:
-        """All steps up to this one; the first one's prompt is the problem."""
+        """Returns all steps up to this one; the first one's prompt is the problem."""
         line = [self]
         while (before := line[0].before) is not None:
             line.insert(0, before)
@@ -436,21 +445,25 @@ def _packed(text: str) -> str:
     return "".join(text.split())
 
 
-# Between a prompt and its step a later prompt may have the step's number or its title.
+# The most characters that a later prompt may add between an earlier prompt and its step, such as
+# the step's number or its title.
 _BETWEEN = 24
 
 
 def _goes_on(prompt: str, earlier: str, step: str) -> bool:
-    """Whether a prompt is an earlier one and its step; without white space."""
+    """Returns whether a prompt is an earlier one and its step, all without white space."""
     between = len(prompt) - len(earlier) - len(step)
     return 0 <= between <= _BETWEEN and prompt.startswith(earlier) and prompt.endswith(step)
 
 
 def _shared_end(texts: Sequence[str]) -> int:
-    """How many characters all of them end in alike, from a line's start on; 0 for one text."""
+    """Returns the number of characters that all texts share at their end, in whole lines.
+
+    The number is 0 if all texts are equal.
+    """
     if len(set(texts)) < 2:
         return 0
-    backwards = sorted(text[::-1] for text in texts)  # all between these two begin as both do
+    backwards = sorted(text[::-1] for text in texts)  # what the first and the last share, all share
     shared = takewhile(
         lambda pair: pair[0] == pair[1], zip(backwards[0], backwards[-1], strict=False)
     )
@@ -460,6 +473,6 @@ def _shared_end(texts: Sequence[str]) -> int:
 
 
 def _plain(row: Row, *without: str) -> dict[str, object]:
-    """Its other columns, of the last step's row."""
+    """Returns a row's other columns."""
     left_out = {*without, "previous_steps", "steps", "prompt", "step_idx", "step_index", "k"}
     return {name: value for name, value in row.items() if name not in left_out}

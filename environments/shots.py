@@ -1,7 +1,7 @@
 """Draws the worked examples of a benchmark's few-shot prompts, never from the problems asked.
 
-The draw follows from the seed and the text of each problem alone: rows added to the file, or
-problems that are left out of it, do not change which of the others come first.
+The draw depends only on the seed and on the text of each problem. If rows are added to the file, or
+problems are left out of it, the order in which the other problems are drawn stays the same.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def load_few_shot(
     """Reads and draws the worked examples of a benchmark.
 
     Args:
-        benchmark: whose layout and training split.
-        asked: its problems, of which none becomes an example.
-        number: how many examples; where the file has no more, they are all taken in its order.
-        seed: of the draw.
-        file: where they are drawn from; None is the benchmark's training split on the hub.
+        benchmark: gives the layout and the training split.
+        asked: the problems of the benchmark; none of them becomes an example.
+        number: how many examples. They keep the order of the file.
+        seed: the seed of the draw.
+        file: the file to draw from; None is the benchmark's training split on the hub.
 
     Raises:
-        DataError: it cannot be read, or holds too few worked examples.
+        DataError: there is no training split, the rows cannot be read, or they hold too few worked
+            examples.
     """
     give = "; give worked examples with --fewshot_file FILE"
     if file is not None:
@@ -94,13 +95,13 @@ def draw_shots(
 
 
 def _shot(benchmark: Benchmark, row: Row) -> Shot:
-    """The worked example of a row.
+    """Returns the worked example of a row.
 
     Raises:
-        UnusableRowError: there is none.
+        UnusableRowError: the row has none.
     """
     problem, solution = benchmark.problem_of(row), _solution(row)
-    if "[asy]" in problem + solution:  # hundreds of tokens that show nothing about solving
+    if "[asy]" in problem + solution:  # hundreds of tokens that do not show how to solve
         raise UnusableRowError(DRAWING)
     answer = stated_answer(solution, problem)
     with suppress(UnusableRowError):
@@ -115,10 +116,10 @@ def _shot(benchmark: Benchmark, row: Row) -> Shot:
 
 
 def _solution(row: Row) -> str:
-    """The worked solution of a row: GSM8K's `answer`, a `solution`, or SVAMP's `Equation`.
+    """Returns the worked solution of a row: GSM8K's `answer`, a `solution`, or SVAMP's `Equation`.
 
     Raises:
-        UnusableRowError: there is none.
+        UnusableRowError: the row has none.
     """
     answer, solution = row.get("answer"), row.get("solution")
     if isinstance(answer, str) and "####" in answer:
@@ -131,7 +132,7 @@ def _solution(row: Row) -> str:
 
 
 def _equation(row: Row) -> str:
-    """SVAMP's `( 8.0 - 3.0 )` as `8 - 3`."""
+    """Returns SVAMP's equation in a short form: `( 8.0 - 3.0 )` becomes `8 - 3`."""
     equation = row.get("Equation")
     if not isinstance(equation, str):
         return ""

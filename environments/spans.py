@@ -1,6 +1,6 @@
-r"""The stretches of a text that no splitter cuts: formulas, drawings, fenced code, tables.
+r"""Finds the parts of a text that no splitter cuts: formulas, drawings, fenced code, tables.
 
-Every text is read a bounded number of times, whatever it opens and never closes.
+Every text is read a bounded number of times, even if it opens parts that it never closes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A stretch of text that must stay whole: its place, and what opened it."""
+    """A part of a text that must stay whole: its start, its end and its opener."""
 
     start: int
     end: int
@@ -20,7 +20,7 @@ class Span(NamedTuple):
 
 
 BLOCKS = ("[asy]", "```", "~~~", "|")
-"""Openers of what is no formula: a drawing, code between either kind of fence, a table."""
+"""Openers of spans that are not formulas: a drawing, the two kinds of code fence, a table."""
 
 # An escaped backslash or dollar is matched first, so that `\\[2pt]` and `\$` open nothing.
 _OPENER = re.compile(
@@ -32,17 +32,17 @@ _CLOSER = {
     "\\(": re.compile(r"(?<!\\)\\\)"),
     "[asy]": re.compile(r"\[/asy\]"),
     "$$": re.compile(r"(?<!\\)\$\$"),
-    # A dollar before a digit is a price or opens the next formula; it closes nothing. Nor does any
-    # formula run over a blank line, so that one stray dollar cannot swallow a whole solution.
+    # A dollar before a digit closes nothing: it is a price or opens the next formula. No formula
+    # runs over a blank line, so that one stray dollar cannot swallow a whole solution.
     "$": re.compile(r"(?<![\\\s])\$(?!\d)|(?<=\s)\$(?!\s?\d)|\n[ \t]*\n"),
 }
 _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]{1,40})\}")
 _FENCE_LINE = re.compile(r"^[ \t>]*+(`{3,}+|~{3,}+)[ \t]*+\r?$", re.MULTILINE)
 _TICKS = re.compile(r"`{3,}+")
-# What may stand before a fence on its line: a quotation's or a list's marks.
+# What may stand before a fence on its line: the marks of a quotation or of a list.
 _BEFORE_FENCE = re.compile(r"(?:^|\n)[ \t>]*(?:[*+-]|\d{1,3}[.)])?[ \t]*\Z")
 _CODE_NAME = re.compile(r"[^`\n]*+(?:\n|\Z)")
-# The line under a table's head, and a line of its body.
+# The rule under a table's head, and a line of its body.
 _TABLE_RULE = re.compile(
     r"^[ \t>]*+(?=[^\n]*\|)\|?[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+\|?[ \t]*+\r?$",
     re.MULTILINE,
@@ -51,7 +51,7 @@ _TABLE_ROW = re.compile(r"\n[^\n|]*+\|[^\n]*+")
 
 
 def spans(text: str, *, inline: bool) -> list[Span]:
-    """The stretches that must stay whole, in order; `inline` counts ``$..$`` among them."""
+    """Returns the parts that must stay whole, in order; `inline` includes ``$..$``."""
     found: list[Span] = []
     closers = _Closers(text)
     tables = _tables(text)
@@ -77,18 +77,18 @@ def spans(text: str, *, inline: bool) -> list[Span]:
 
 
 class _Runs:
-    """Runs of one sign in a text: where the next one is that is long enough."""
+    """Runs of one character in a text; finds the next run that is long enough."""
 
     def __init__(self, runs: list[tuple[int, int, int]]) -> None:
-        """Take the runs in order: the length of each, and the place that it closes from and to."""
+        """Takes the runs in order: the length of each, and start and end of its closing mark."""
         self._runs = runs
         self._starts = [start for _, start, _ in runs]
-        self._longest = [0] * (len(runs) + 1)  # from here to the end of the text
+        self._longest = [0] * (len(runs) + 1)  # the longest run from each place to the end
         for place in reversed(range(len(runs))):
             self._longest[place] = max(runs[place][0], self._longest[place + 1])
 
     def end_after(self, position: int, length: int) -> int | None:
-        """The end of the first run from `position` that has `length` signs; None if none has."""
+        """Returns the end of the next run from `position` with at least `length` signs, or None."""
         place = bisect_left(self._starts, position)
         if self._longest[place] < length:
             return None
@@ -98,7 +98,7 @@ class _Runs:
 
 
 class _Closers:
-    """Where what a text opens is closed. What was looked for once is not looked for again."""
+    """Finds where the spans of a text are closed. Results are stored, so no search is repeated."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -108,7 +108,7 @@ class _Closers:
         self._ticks: _Runs | None = None
 
     def after(self, opener: str, start: int, position: int) -> int | None:
-        """The end of the mark that closes the `opener` from `start` to `position`, if there is."""
+        """Returns the end of the mark that closes the `opener` at `start`, or None."""
         if opener[0] in "`~":
             return self._fence_end(opener, start, position)
         if opener.startswith("\\begin"):
@@ -121,7 +121,10 @@ class _Closers:
         return None if found is None or found.group().isspace() else found.end()
 
     def _fence_end(self, opener: str, start: int, position: int) -> int | None:
-        """A fence is closed by a line of as many signs; back-ticks inside a line, by as many."""
+        """Returns the end of the closing fence, or None. It has at least as many signs.
+
+        It is a line of its own, or for back-ticks inside a line another run of back-ticks.
+        """
         text, sign = self._text, opener[0]
         if _BEFORE_FENCE.search(text, max(0, start - 40), start) and (
             sign == "~" or _CODE_NAME.match(text, position)
@@ -143,7 +146,7 @@ class _Closers:
 
 
 def _environments(text: str) -> dict[int, int]:
-    r"""The end of each ``\begin{name}`` that is closed -> the end of its ``\end{name}``."""
+    r"""Maps the end of each closed ``\begin{name}`` to the end of its ``\end{name}``."""
     ends: dict[int, int] = {}
     open_ones: defaultdict[str, list[int]] = defaultdict(list)
     for mark in _ENVIRONMENT.finditer(text):
@@ -155,7 +158,7 @@ def _environments(text: str) -> dict[int, int]:
 
 
 def _tables(text: str) -> list[Span]:
-    """The tables in Markdown: a line with bars, a rule under it, and further lines with bars."""
+    """Returns the tables in Markdown: a line with bars, a rule under it, more lines with bars."""
     tables: list[Span] = []
     for rule in _TABLE_RULE.finditer(text):
         last = tables[-1].end if tables else 0

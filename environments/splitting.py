@@ -1,10 +1,10 @@
 r"""Cuts an expert's solution into steps: pure functions from one string to a list of strings.
 
-Every splitter keeps all of the text: the steps, joined, are the solution up to white space, and a
-text that does not follow a splitter's format comes back whole, as one step. Where a text is
-ambiguous the docstring of the splitter says which way it is read. Mathematics between ``$..$``,
-``$$..$$``, ``\(..\)``, ``\[..\]``, ``\begin{}..\end{}``, drawings between ``[asy]..[/asy]``,
-fenced code and tables are never cut (`environments/spans.py`).
+Every splitter keeps all of the text: the joined steps are the solution up to white space. A text
+that does not follow a splitter's format comes back whole, as one step. The docstring of a splitter
+says how it reads ambiguous text. Mathematics between ``$..$``, ``$$..$$``, ``\(..\)``, ``\[..\]``,
+``\begin{}..\end{}``, drawings between ``[asy]..[/asy]``, fenced code and tables are never cut
+(`environments/spans.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Splitter = Callable[[str], list[str]]
 
 
 def _gaps(text: str, spans: list[Span]) -> Iterator[tuple[int, int, Span | None, Span | None]]:
-    """Each gap in the text outside `spans`: its place, and the spans it touches on either side.
+    """Yields each gap outside `spans`: its start and end, and the span it touches on either side.
 
-    A gap is a run of white space, or the empty place after a display formula.
+    A gap is a run of white space, or the empty place after a display formula or another block.
     """
     edges = [Span(0, 0, ""), *spans, Span(len(text), len(text), "")]
     for before, after in pairwise(edges):
@@ -39,14 +39,14 @@ def _gaps(text: str, spans: list[Span]) -> Iterator[tuple[int, int, Span | None,
 
 
 def _cut(text: str, places: Iterable[int]) -> list[str]:
-    """`text` cut at `places` (in ascending order), each piece stripped, empty ones left out."""
+    """Cuts `text` at `places` (in ascending order); strips the pieces and leaves out empty ones."""
     cuts = [0, *places, len(text)]
     pieces = (text[start:end].strip() for start, end in pairwise(cuts))
     return _with_something_to_read([piece for piece in pieces if piece])
 
 
 def _with_something_to_read(pieces: list[str]) -> list[str]:
-    """The pieces, but for those that show nothing, which go to the one before them, or after."""
+    """Joins each piece that shows nothing to the piece before it, or else to the next one."""
     kept: list[list[str]] = []
     begun: list[str] = []
     for piece in pieces:
@@ -59,7 +59,7 @@ def _with_something_to_read(pieces: list[str]) -> list[str]:
 
 
 def shows_something(text: str) -> bool:
-    """Whether a text has anything in it that could be compared with another one.
+    """Returns whether a text has anything in it that can be compared with another text.
 
     White space, signs without width and rules (lines such as ``---`` or an empty fence of code)
     show nothing.
@@ -68,7 +68,7 @@ def shows_something(text: str) -> bool:
     return any(line and not _RULE.fullmatch(line) for line in signs.split("\n"))
 
 
-# Letters and a symbol that show nothing: Hangul fillers and the empty Braille cell.
+# Invisible letters and an invisible symbol: Hangul fillers and the empty Braille cell.
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 
 
@@ -84,13 +84,13 @@ def _newlines(text: str, start: int, end: int) -> int:
 
 
 def split_lines(text: str) -> list[str]:
-    """One step per line that is not blank (GSM8K); display formulas stay whole."""
+    """Returns one step per line that is not blank (GSM8K); display formulas stay whole."""
     gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end)))
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """One step per paragraph: cut at blank lines outside display formulas, drawings and code."""
+    """Returns one step per paragraph; cuts at blank lines outside formulas, drawings and code."""
     gaps = _gaps(text, whole_spans(text, inline=False))
     return _cut(text, (end for start, end, _, _ in gaps if _newlines(text, start, end) > 1))
 
@@ -100,17 +100,17 @@ _UNTITLED = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+(?=\S)", 
 
 
 def split_numbered(text: str, *, titles: bool = True) -> list[str]:
-    r"""One step per ``N. **Title** ...``, numbered 1, 2, 3, ... without a gap (s1K).
+    r"""Returns one step per ``N. **Title** ...``, numbered 1, 2, 3, ... without a gap (s1K).
 
-    Only a marker with the next number starts a step, and only when it stands no deeper than the
-    first one: ``3.14`` at the start of a line, inner lists and inner bold items stay inside their
-    step. An inner list that is *not* indented and happens to continue the numbering cannot be told
-    apart and does split. Text before step 1 belongs to step 1. Fewer than two steps: the text comes
-    back whole, as it does not follow the format.
+    Only a marker with the next number starts a step, and only if its indent is no deeper than that
+    of the first one. So ``3.14`` at the start of a line, inner lists and inner bold items stay
+    inside their step. An inner list that is *not* indented and continues the numbering cannot be
+    distinguished, and it does split. Text before step 1 belongs to step 1. A text with fewer than
+    two steps does not follow the format and comes back whole.
 
     Args:
         text: the solution.
-        titles: steps need a bold title; False takes plain ``N. text`` too.
+        titles: whether steps need a bold title; False takes plain ``N. text`` too.
     """
     spans = whole_spans(text, inline=False)
     starts = [span.start for span in spans]
@@ -147,7 +147,7 @@ _DISPLAY = ("\\[", "$$", "[asy]", "\\begin")
 
 
 def _ends_sentence(text: str, end: int, span: Span | None) -> bool:
-    """Does the text before `end` (which is the end of `span`, where given) end a sentence?"""
+    """Returns whether the text before `end` (the end of `span`, if given) ends a sentence."""
     left = text[max(0, end - 80) : end]
     if span is not None:
         return span.opener in BLOCKS or _MATH_END.search(left) is not None
@@ -166,7 +166,7 @@ def _ends_sentence(text: str, end: int, span: Span | None) -> bool:
 
 
 def _ends_paragraph(text: str, start: int, end: int, right: Span | None) -> bool:
-    """Is the gap a blank line that no sentence runs across?"""
+    """Returns whether the gap is a blank line that no sentence runs across."""
     if _newlines(text, start, end) < 2 or (right is not None and right.opener.startswith(_DISPLAY)):
         return False
     left = text[max(0, start - 40) : start].rstrip("$])\\ ")
@@ -174,14 +174,14 @@ def _ends_paragraph(text: str, start: int, end: int, right: Span | None) -> bool
 
 
 def split_sentences(text: str) -> list[str]:
-    r"""One step per sentence of prose with LaTeX (MATH).
+    r"""Returns one step per sentence of prose with LaTeX (MATH).
 
     A sentence ends at ``.``, ``!`` or ``?`` outside mathematics, or at a full stop that closes a
-    formula (``$x = 3.$  Then``, ``\[x = 3.\]Then``), before a capital letter, a digit or a formula;
-    and at a blank line, unless the sentence plainly runs on. Decimals, abbreviations, initials and
-    list numbers end none. A capital letter alone before a full stop is read as an initial ("J.
-    Smith"), so "at point A. Then" is not cut: two sentences in one step do less harm than half a
-    sentence.
+    formula (``$x = 3.$  Then``, ``\[x = 3.\]Then``), before a capital letter, a digit or a formula.
+    It also ends at a blank line, unless it clearly runs on. Decimals, abbreviations, initials and
+    list numbers end no sentence. A single capital letter before a full stop is read as an initial
+    ("J. Smith"), so "at point A. Then" is not cut: two sentences in one step do less harm than half
+    a sentence.
     """
     places: list[int] = []
     for start, end, left, right in _gaps(text, whole_spans(text, inline=True)):
@@ -204,15 +204,19 @@ _CLAUSE = re.compile(
 
 
 def split_clauses(text: str) -> list[str]:
-    """One step per clause: cut where `split_sentences` cuts, at semicolons, at line ends, and at
-    commas before a word that begins a clause ("3 + 4 = 7, so 7 are left").
+    """Returns one step per clause.
+
+    It cuts where `split_sentences` cuts, at semicolons, at line ends, and at commas before a word
+    that begins a clause ("3 + 4 = 7, so 7 are left").
     """
     return _cut(text, (end for _, end in _clause_ends(text)))
 
 
 def split_equations(text: str) -> list[str]:
-    """One step per equation: clauses and parts between commas, joined so that each step has an
-    equals sign, if there is one left, with the words before it.
+    """Returns one step per equation, with the words before it.
+
+    Clauses and parts between commas are joined so that each step has an equals sign, if the text
+    has one.
     """
     places = []
     begin = 0
@@ -224,7 +228,7 @@ def split_equations(text: str) -> list[str]:
 
 
 def _clause_ends(text: str, *, commas: bool = False) -> Iterator[tuple[int, int]]:
-    """The gaps after clauses; `commas`: after every comma and before every "and" too."""
+    """Yields the gaps after clauses; `commas`: also those after commas and before each "and"."""
     begin = 0
     for start, end, left, right in _gaps(text, whole_spans(text, inline=True)):
         if end == len(text) or _LIST_NUMBER.fullmatch(text, begin, start):
@@ -244,7 +248,10 @@ def _clause_ends(text: str, *, commas: bool = False) -> Iterator[tuple[int, int]
 
 
 def split_auto(text: str) -> list[str]:
-    """The first of numbered, paragraphs, lines, sentences that finds two steps or more."""
+    """Returns the steps of the first splitter that makes two or more.
+
+    The order is numbered, paragraphs, lines, sentences.
+    """
     steps: list[str] = []
     for split in (split_numbered, split_paragraphs, split_lines, split_sentences):
         steps = split(text)
@@ -265,13 +272,13 @@ SPLITTERS: dict[str, Splitter] = {
 
 
 def merge_fragments(steps: list[str], min_chars: int, *, joiner: str = " ") -> list[str]:
-    """Joins each step shorter than `min_chars` characters to the one before it.
+    """Joins each step shorter than `min_chars` characters to the step before it.
 
-    The first step, which has none before it, takes in the next until it is long enough. Only a
-    whole solution shorter than `min_chars` can leave a shorter step.
+    No step stands before the first one, so it takes in the next steps until it is long enough. A
+    shorter step remains only if the whole solution is shorter than `min_chars`.
     """
     merged: list[list[str]] = []
-    length = 0  # of the last one
+    length = 0  # of the last merged step
     for step in steps:
         if merged and (len(step) < min_chars or length < min_chars):
             merged[-1].append(step)
@@ -287,9 +294,10 @@ _FIRST_TITLE = re.compile(r"^[ \t]*1\.[ \t]+\*\*(?=\S)(?P<title>.*?)\*\*", re.M)
 
 
 def step_title(step: str) -> str | None:
-    """The title of ``N. **Title** text`` or ``**Title** text``, without its last colon; else None.
+    """Returns the title of ``N. **Title** text`` or ``**Title** text``, or None.
 
-    Text before step 1 belongs to step 1, so a first title may also stand on a later line.
+    A colon or full stop at its end is left out. Text before step 1 belongs to step 1, so a first
+    title may also stand on a later line.
     """
     found = _TITLE.match(step) or _FIRST_TITLE.search(step)
     if found is None:

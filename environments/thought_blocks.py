@@ -10,13 +10,13 @@ from environments.reading import UnusableRowError
 from environments.types import Step
 
 ThinkBlocks = Literal["thought", "trajectory", "drop"]
-"""What becomes of a `<think>` block: the thought before the step that follows it, steps of its own
-in front of that step, or nothing."""
+"""How to treat a `<think>` block: keep it as the thought of the next step, turn it into steps of
+its own before that step, or drop it."""
 
 OPEN_BLOCK = "a think block without an end"
 ONLY_THOUGHT = "nothing but a think block"
 
-# Some chat templates open the block, so that the data has its end alone.
+# Some chat templates write the opening tag, so that the data has only the closing tag.
 _BLOCK = re.compile(r"\s*(?:<think(?:ing)?>)?(?P<thought>.*?)</think(?:ing)?>\s*", re.DOTALL)
 _OPENS = re.compile(r"\s*<think(?:ing)?>")
 
@@ -25,7 +25,7 @@ def split_thought(text: str) -> tuple[str, str]:
     """Splits a text into its leading think block and the rest.
 
     Returns:
-        The thought without tags, empty where there is none, and the text behind it.
+        The thought without tags (empty if there is none), and the text after the block.
 
     Raises:
         UnusableRowError: the block is not closed.
@@ -48,13 +48,14 @@ def with_thoughts(
     """Yields the steps without think blocks in their texts.
 
     Args:
-        steps: as a row holds them; a solution that is to be cut is one step.
+        steps: the steps of a row; a solution that is still to be cut is one step.
         cut: a text -> its steps.
-        blocks: what becomes of the blocks.
+        blocks: how to treat the blocks.
         whole: cut the steps' texts too.
 
     Raises:
-        UnusableRowError: a block is not closed, or nothing stands behind it.
+        UnusableRowError: a block is not closed, or no text follows a block that is not turned into
+            steps.
     """
     for step in steps:
         block, text = split_thought(step.text)

@@ -1,6 +1,6 @@
-"""What an environment hands to the trainer: an expert's solution, already cut into steps.
+"""Defines what an environment passes to the trainer: expert solutions, already cut into steps.
 
-It knows nothing of rewards, prompts or training (ARCHITECTURE.md).
+This module knows nothing of rewards, prompts or training (ARCHITECTURE.md).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message says what came, what is allowed and what to do."""
+    """An error in data. The message says what was given, what is allowed and what to do."""
 
 
 @dataclass(frozen=True, order=True)
 class Step:
-    """One step of a solution, the expert's or the policy's.
+    """One step of a solution, written by the expert or by the policy.
 
     Attributes:
-        text: the step itself; an expert's is what the policy is to write.
-        thought: what was thought before it, word for word as it stands between the tags, white
-            space too. Rewards and contexts never see an expert's: only fine-tuning does.
-        observation: what the world said after it. It is context for the next step and never a
-            target.
+        text: the step itself. The policy learns to write the expert's.
+        thought: the thought before the step, exactly as it stands between the tags, with its white
+            space. Rewards and contexts never see an expert's thought: only fine-tuning does.
+        observation: the environment's reply after the step. It is context for the next step and
+            never a target.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Step:
 
 
 def as_steps(steps: Iterable[Step | str]) -> tuple[Step, ...]:
-    """The steps, plain texts among them made steps without thought and observation."""
+    """Returns the steps as a tuple; plain texts become steps without thought and observation."""
     return tuple(one if isinstance(one, Step) else Step(one) for one in steps)
 
 
@@ -56,9 +56,9 @@ class Trajectory:
         answer: the final answer as text, or None where the data states none.
         source: the name of the data set or of the teacher, for the logs and for mixtures.
         tags: names with values that group trajectories, such as {"length": "long"}.
-        metadata: anything a reward or a report may want.
-        environment: what loaded it and judges attempts at it (`load_trajectories` sets it); None is
-            mathematics in words.
+        metadata: any other values that a reward or a report may use.
+        environment: the environment that loaded it and judges attempts at it. `load_trajectories`
+            sets it. None stands for mathematics in words.
     """
 
     problem: str
@@ -74,12 +74,12 @@ class Trajectory:
 
     @property
     def is_of_texts(self) -> bool:
-        """Whether what must be text is: a user's loader may have put anything there."""
+        """Returns whether every value that must be text is text. A user's loader may break this."""
         return all(isinstance(text, str) for text in self._all_texts())
 
     @property
     def is_unicode(self) -> bool:
-        """Whether all texts can be written: JSON may hold half of a pair of surrogates."""
+        """Returns whether all texts can be encoded. JSON may hold half of a surrogate pair."""
         return not any(_SURROGATE.search(text) for text in self._all_texts())
 
     def _all_texts(self) -> list[str]:
@@ -94,28 +94,28 @@ class Trajectory:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The steps' texts; joined, they give the solution back up to white space."""
+        """Returns the texts of the steps in order."""
         return tuple(step.text for step in self.steps)
 
     @property
     def problem_id(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the problem's text, white space folded.
+        """Returns 16 hexadecimal digits of the SHA-256 of the problem's text, white space folded.
 
-        Equal problems have equal ids whatever file they came from, so a split by id can never put
-        one problem on both sides.
+        Equal problems have equal ids, whatever file they came from. So a split by id never puts one
+        problem on both sides.
         """
         return hashlib.sha256(" ".join(self.problem.split()).encode()).hexdigest()[:16]
 
 
 @dataclass
 class LoadReport:
-    """What became of the rows of a source. Filled by the loaders, printed by `check-data`.
+    """Counts what happened to the rows of a source. Loaders fill it; `check-data` prints it.
 
     Attributes:
         rows: rows read.
         kept: rows that became trajectories.
-        dropped: reason -> rows dropped for it.
-        read_as: of sources in a shape of other tools, how they were read, a line each.
+        dropped: reason -> number of rows dropped for it.
+        read_as: for sources in the format of another tool, one line each on how they were read.
     """
 
     rows: int = 0

@@ -1,13 +1,13 @@
-"""Procedural multi-step word problems: the embedded data, for which nothing is downloaded.
+"""Draws multi-step word problems: the embedded data, for which nothing is downloaded.
 
 A problem names several quantities ("Leo has 5 more pens than the cups of Mia."), in shuffled order,
 and asks for one of them. Quantities depend on each other; some are distractors that the question
-does not need. The expert computes only what is needed, one operation a step, operands before
-results, and then states the answer. So the difficulty is *which step comes next*, not the sums.
+does not need. The expert computes only what is needed, one operation per step, operands before
+results. Then it states the answer. So the difficulty is *which step comes next*, not arithmetic.
 
-Every problem is drawn from a seed. Its id is the hash of its text, and the id alone decides whether
-it belongs to the pool the base policy was made from or to the pool for training and evaluation:
-the two can never overlap, whatever the seeds.
+Every problem is drawn from a seed. Its id is the hash of its text. The id alone decides to which
+pool a problem belongs: the pool that the base policy was made from, or the pool for training and
+evaluation. So the two pools never overlap, whatever the seeds are.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ OBJECTS = (
 FRACTION_WORDS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 MULTIPLE_WORDS = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
-# S has s (subject and object), R has r, Q has q (first and second operand), k is a number in
-# digits, m and f the multiple and the fraction in words. Every fact starts with its subject, so
-# that what follows a name can be looked up by the name.
+# S, R and Q are people: the subject, the first and the second operand. s, r and q are their
+# objects. k is a number in digits, m and f are the multiple and the fraction in words. Every fact
+# starts with its subject, so that the text after a name can be looked up by the name.
 OPENINGS = (
     "Some friends compare what they have.",
     "Here is what we know about some friends.",
@@ -110,14 +110,14 @@ QUESTION_TEMPLATES = (
 
 @dataclass
 class Quantity:
-    """How many objects a person has: a number that is given, or an operation on other quantities.
+    """The number of objects that a person has: given, or computed from other quantities.
 
     Attributes:
-        person: who has it; unique within a problem, so a person names a quantity.
+        person: the owner; unique within a problem, so a person names a quantity.
         thing: the object counted; unique within a problem too.
         value: the number, from 1 to the problem's largest value.
         operation: None where the number is given in the text.
-        operands: the people whose quantities it is computed from, none to two.
+        operands: the people whose quantities it is computed from, zero to two.
         constant: the second operand of an operation on one quantity.
     """
 
@@ -135,16 +135,16 @@ _Derived = tuple[int, Operation, tuple[str, ...], int | None]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A monologue and the step it leads to, and whose quantity that makes known.
+    """A monologue, the step it leads to, and the person whose quantity the step computes.
 
-    The monologue starts at a goal, repeats the fact about it and about whatever that depends on,
-    until all is known, and works the sum out digit by digit:
+    The monologue starts at a goal. It repeats the fact about the goal and the facts about what the
+    goal depends on, until all of that is known. Then it computes the result digit by digit:
 
         <think> Leo has three times ... of Mia. Mia has 23 cups. (for Leo) 3*3=9, 2*3=6.</think>
         So Leo has 23*3=69 pens.
 
-    What a repeated number is for is said at once: otherwise one would have to look back over any
-    number of sentences for whose quantity is computed.
+    The use of a repeated number is named at once. Otherwise the policy would have to look back over
+    any number of sentences to see whose quantity is computed.
 
     Attributes:
         thought: the monologue, without its tags.
@@ -159,7 +159,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class WordProblem:
-    """A problem as structure, before it becomes a `Trajectory`.
+    """A problem in structured form, before it becomes a `Trajectory`.
 
     Attributes:
         text: the problem as the policy reads it.
@@ -176,18 +176,18 @@ class WordProblem:
     operations: int
 
     def needed(self, person: str) -> list[str]:
-        """The people whose quantities must be computed for `person`, operands before results."""
+        """Returns the people whose quantities must be computed for `person`, operands first."""
         order: list[str] = []
         for operand in self.quantities[person].operands:
             order += [name for name in self.needed(operand) if name not in order]
         return [*order, person] if self.quantities[person].operation else order
 
     def write_step(self, person: str, inside: str | None = None) -> str:
-        """The step that computes the quantity of `person`: ``So Leo has 12+5=17 pens.``
+        """Returns the step that computes the quantity of `person`: ``So Leo has 12+5=17 pens.``
 
         Args:
-            person: whose.
-            inside: an operand that is worked out in the same step: ``So Leo has (3*4)+5=17 pens.``
+            person: the owner of the quantity.
+            inside: an operand that the same step computes: ``So Leo has (3*4)+5=17 pens.``
         """
         quantity = self.quantities[person]
         sum_ = self._sum(person, {} if inside is None else {inside: f"({self._sum(inside, {})})"})
@@ -202,9 +202,10 @@ class WordProblem:
 
     @property
     def inside(self) -> dict[str, str]:
-        """Whose quantity the terse teacher works out inside of whose step: a quantity that only
-        one other is made from, so that its value is never written. A step holds two operations at
-        most.
+        """Returns person -> the operand that the terse teacher computes inside the person's step.
+
+        Only one other quantity is made from such an operand, so that no step writes its value. A
+        step holds two operations at most.
         """
         people = self.needed(self.target)
         users = Counter(name for person in people for name in self.quantities[person].operands)
@@ -219,18 +220,18 @@ class WordProblem:
 
     @property
     def given(self) -> set[str]:
-        """The people whose quantities stand in the text as numbers."""
+        """Returns the people whose quantities the text states as numbers."""
         return {name for name, quantity in self.quantities.items() if quantity.operation is None}
 
     def demonstrate(
         self, goal: str, known: set[str], inside: Mapping[str, str] | None = None
     ) -> Demonstration:
-        """One step towards the quantity of `goal`.
+        """Returns the next step towards the quantity of `goal`.
 
         Args:
-            goal: whose quantity to find; the answer is stated once it is known.
-            known: the people whose quantities are known, given ones among them.
-            inside: whose quantities are worked out inside of whose steps; by default none.
+            goal: the person whose quantity is sought; once it is known, the step states the answer.
+            known: the people whose quantities are known, with the given ones.
+            inside: person -> the operand that is computed inside the person's step; default none.
         """
         inside = inside or {}
         thoughts: list[str] = []
@@ -259,7 +260,7 @@ class WordProblem:
         return Demonstration(self._recall(goal, inside), answer, None)
 
     def _missing(self, person: str, known: set[str], inside: Mapping[str, str]) -> str | None:
-        """The first operand that is to be found before the step of `person` can be written."""
+        """Returns the first operand that must be known before the step of `person`, or None."""
         for operand in self.quantities[person].operands:
             if operand in known:
                 continue
@@ -277,17 +278,17 @@ class WordProblem:
         return work_out(quantity.operation, *numbers)
 
     def _recall(self, person: str, inside: Mapping[str, str]) -> str:
-        """A known quantity in the words in which it became known: the fact's, or the step's."""
+        """Returns a known quantity in the words that made it known: the fact's or the step's."""
         if self.quantities[person].operation is None:
             return self.facts[person]
         return self.write_step(person, inside.get(person)).removeprefix("So ")
 
     def trajectory(self, *, thoughts: bool = False, teacher: Teacher = "plain") -> Trajectory:
-        """The expert's solution: one step an operation, then the answer.
+        """Returns the expert's solution: one step per operation, then the answer.
 
         Args:
-            thoughts: with the monologue that leads to each step.
-            teacher: "terse" writes two operations a step where it can.
+            thoughts: add the monologue that leads to each step.
+            teacher: "terse" writes two operations in a step where it can.
         """
         answer = str(self.quantities[self.target].value)
         inside = self.inside if teacher == "terse" else {}
@@ -310,7 +311,7 @@ class WordProblem:
 
 
 def write_answer(answer: str | int) -> str:
-    """The step that states the final answer."""
+    """Returns the step that states the final answer."""
     return f"The answer is {answer}."
 
 
@@ -328,25 +329,26 @@ def load(
     thoughts: bool = False,
     teacher: Teacher = "plain",
 ) -> list[Trajectory]:
-    """Draw `limit` different problems (1,000 by default), the numbers of operations in turn.
+    """Draws `limit` different problems (1,000 by default); the numbers of operations take turns.
 
     Args:
         path_or_hub: must be None: there is no file to read.
-        report: counts what was drawn and dropped.
+        report: counts the drawn and the dropped problems.
         limit: how many problems.
         seed: equal seeds and options give equal problems.
         min_operations: the fewest operations of a problem, at least 1.
         max_operations: the most operations of a problem, at most 12.
-        max_distractors: up to so many quantities that the question does not need.
+        max_distractors: the most quantities of a problem that the question does not need.
         max_value: the largest value of any quantity, at least 20.
-        pool: ``base`` is what the embedded base policy was made from, ``main`` everything else.
-        thoughts: with the expert's monologue before each step. They change neither the problems nor
-            the steps; fine-tuning on the expert's text (`method: sft`) learns them too.
-        teacher: ``plain`` writes one operation a step, ``terse`` two where the value of the first
-            is needed nowhere else, which it then leaves out. Problems and answers are the same.
+        pool: ``base`` is the pool that the embedded base policy was made from, ``main`` the rest.
+        thoughts: add the expert's monologue before each step. The problems and the steps stay the
+            same. Fine-tuning on the expert's text (`method: sft`) learns the monologues too.
+        teacher: ``plain`` writes one operation per step. ``terse`` writes two where the value of
+            the first is needed nowhere else, and leaves that value out. Problems and answers are
+            the same.
 
     Raises:
-        DataError: an option is out of range.
+        DataError: a path is given, or an option is out of range.
     """
     if not isinstance(thoughts, bool):
         raise DataError(f"word_problems: thoughts is {thoughts!r}; allowed are true and false")
@@ -379,7 +381,7 @@ def draw_problems(
     pool: Pool = "main",
     report: LoadReport | None = None,
 ) -> list[WordProblem]:
-    """The problems behind `load`, as structures. Same arguments and errors."""
+    """Draws the problems behind `load`, as structures. Same arguments and errors."""
     for name, value, low, high in (
         ("limit", count, 1, 10_000_000),
         ("min_operations", min_operations, 1, max_operations),
@@ -415,7 +417,7 @@ def draw_problems(
 
 
 def pool_of(problem_id: str) -> Pool:
-    """Half of all possible problems belong to the base policy's pool, decided by their id."""
+    """Returns the pool of a problem, decided by its id; `base` gets half of all problems."""
     return "base" if int(problem_id, 16) % 2 else "main"
 
 
@@ -437,7 +439,7 @@ def _draw_problem(
         return quantity
 
     def draw_tree(size: int) -> Quantity:
-        """A quantity that takes exactly `size` operations."""
+        """Draws a quantity that takes exactly `size` operations."""
         if size == 0:
             return new(rng.randint(2, max_value * 2 // 3))
         if size >= 2 and rng.random() < 0.3:
@@ -468,7 +470,10 @@ def _draw_problem(
 
 
 def _change(rng: random.Random, operand: Quantity, max_value: int) -> _Derived:
-    """An operation on one quantity and a constant whose result is whole, positive and in range."""
+    """Draws an operation on one quantity and a constant, with a whole and positive result.
+
+    The result is in range if the quantity is.
+    """
     value = operand.value
     choices: list[tuple[Operation, int, int]] = []
     if value + 2 <= max_value:
@@ -490,10 +495,10 @@ def _change(rng: random.Random, operand: Quantity, max_value: int) -> _Derived:
 
 
 def _combine(rng: random.Random, left: Quantity, right: Quantity, max_value: int) -> _Derived:
-    """The sum of two quantities, or the larger less the smaller one where the sum is too large.
+    """Returns the sum of two quantities, or the larger one minus the smaller one.
 
-    Two large equal quantities have neither; their sum is then out of range, and the problem is
-    drawn again.
+    The difference replaces a sum that is too large, and 40 % of the other sums. Equal quantities
+    are always added; if their sum is out of range, the problem is drawn again.
     """
     operation: Operation = "+"
     if left.value != right.value and (left.value + right.value > max_value or rng.random() < 0.4):
@@ -509,10 +514,10 @@ def _write_fact(
     quantities: dict[str, Quantity],
     unused: dict[tuple[str, ...], list[str]],
 ) -> str:
-    """The sentence about a quantity; `unused` has the templates the problem has not used yet."""
+    """Writes the sentence about a quantity; `unused` has the templates not yet used here."""
 
     def pick(templates: tuple[str, ...]) -> str:
-        # In turn, so that a problem is no list of equal sentences.
+        # Templates take turns, so that the sentences of a problem differ.
         left = unused.setdefault(templates, [])
         if not left:
             left += rng.sample(templates, k=len(templates))
