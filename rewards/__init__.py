@@ -1,8 +1,8 @@
-"""What is a good step? Functions that score one step of the policy against the expert's.
+"""Scores one step of the policy, mostly against the expert's step.
 
-A step reward is a plain function of a frozen `StepContext`; a `RewardSum` weighs several of them
-and asks them in worker processes. This package knows nothing of training, and of `environments`
-only where a text states its final answer.
+A step reward is a plain function of a frozen `StepContext`. A `RewardSum` calls several rewards in
+worker processes and adds them up with their weights. This package does not depend on the training
+code. From `environments` it imports only the rules for final answers.
 """
 
 from __future__ import annotations

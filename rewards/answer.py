@@ -1,17 +1,19 @@
-r"""Whether the final answer that a solution states is the right one, told by mathematics.
+r"""Decides by mathematics whether the final answer of a solution is right.
 
-`environments.answers.same_answer` compares text and exact numbers; here ``x(x+1)`` and ``x^2+x``
-are equal too. math-verify reads LaTeX into sympy, but it was not made for a policy that is paid to
-please it: it takes 3,4 for the interval (3,4), ``5 h`` for ``5 t``, ``1=2=7`` for 7 and 2(3) for 5,
-and sympy can be made to compute for ever. So four things stand around it. `rewards.spelling` brings
-both sides into one spelling. A whitelist refuses what is long, deep, huge or not plain mathematics.
-Lists, brackets, matrices and relations are taken apart here, so math-verify only ever sees scalars.
-And a scalar counts as equal only if
-its value also agrees in 20 digits, at several numbers for every letter.
+`environments.answers.same_answer` compares text and exact numbers. Here ``x(x+1)`` and ``x^2+x``
+are equal too. math-verify reads LaTeX into sympy, but it was not made for a policy that is rewarded
+for its verdict. It reads 3,4 as the interval (3,4), ``5 h`` as ``5 t``, ``1=2=7`` as 7 and 2(3) as
+5, and some inputs make sympy compute without end. So there are four safeguards:
 
-No text is evaluated as Python: sympy's `sympify` is reached with unsigned whole numbers alone.
-Nothing here sets a timer; the bounds hold the usual cost to milliseconds, not every cost, so a
-worker process with a deadline should stand behind this module.
+- `rewards.spelling` rewrites both sides into one spelling.
+- A whitelist refuses what is long, deep, huge or not plain mathematics.
+- This module takes lists, brackets, matrices and relations apart, so math-verify sees only scalars.
+- A scalar counts as equal only if its value also agrees in 20 digits, at several values of the
+  letters.
+
+No text is evaluated as Python: `sympify` of sympy receives unsigned whole numbers only. This module
+sets no timer. The bounds keep the usual cost to milliseconds, but not every cost, so call this
+module in a worker process with a deadline.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ from rewards.units import split_unit
 from rewards.wording import number_in_words, same_choice, without_label
 
 MAX_DEPTH = 8
-"""Brackets inside brackets; the parser recurses several Python frames deep for each."""
+"""The deepest nesting of brackets. The parser needs several Python frames for each level."""
 MAX_PARTS = 16
-"""Elements of a list, which are compared each with each."""
+"""The most elements of a list, because each element is compared with each."""
 _SEPARATORS = frozenset([",", ";"])
 _MATRIX = re.compile(r"\\begin\{(pmatrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _SIGN = re.compile(r"\\[A-Za-z]+|\d+|.", re.DOTALL)
@@ -55,10 +57,10 @@ _DOLLARS = re.compile(r"\\\$|^\$(?!.*\$)|\bdollars?\b|USD", re.IGNORECASE)
 
 
 def answer(step: StepContext) -> float | None:
-    """The step reward `answer`: 1.0 if the action states the right final answer, else 0.0.
+    """Returns the step reward `answer`: 1.0 if the action states the right answer, else 0.0.
 
-    For a whole solution as one action, and for last steps. None where the problem has no known
-    answer and at every step but the last. An action that states no answer scores 0.0.
+    It applies to the last step, and to a whole solution as one action. It is None at all other
+    steps and if the problem has no known answer. An action that states no answer scores 0.0.
     """
     if step.answer is None or step.step_index < step.num_steps - 1:
         return None
@@ -67,34 +69,36 @@ def answer(step: StepContext) -> float | None:
 
 
 def verify_answer(answer: str, gold: str) -> bool:
-    r"""Whether `answer`, untrusted text, has the value of `gold`. Whatever is not clear is False.
+    r"""Returns whether `answer` (untrusted text) has the value of `gold`; False if unclear.
 
     Ambiguous cases, and what was decided:
-        Elements of a list may come in any order, ``\{1, 2\}`` is the list 1, 2, and ``1 \pm x``
-        is two elements; a tuple or an interval is neither a list nor the other one. The number of
-        elements must be the gold's: naming the right answer among others is wrong.
-        ``x = 5``, ``|AB| = 5``, ``f(2) = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal what
-        stands on the right; so does the answer ``m + n = 5``, since a sum of letters is what was
-        asked for, but not ``2x = 4`` or ``x^2 = 4``. ``x = 3, y = 4`` is (3, 4). Of ``x = 2+3 = 5``
-        every part must be equal. Two equations are equal if the differences of their sides are,
-        up to the sign, and with two or more letters up to a factor: ``2x = 4`` is not ``x = 2``.
+        Elements of a list may come in any order. ``\{1, 2\}`` is the list 1, 2, and ``1 \pm x``
+        is two elements. Lists, tuples and intervals are different things. The number of elements
+        must equal the gold's: the right answer among others is wrong.
+        ``x = 5``, ``|AB| = 5``, ``f(2) = 5``, ``(x, y) = (3, 4)`` and ``x \in [0, 1]`` equal their
+        right sides. So does the answer ``m + n = 5``, because problems ask for a sum of letters,
+        but not ``2x = 4`` or ``x^2 = 4``. ``x = 3, y = 4`` is (3, 4). In ``x = 2+3 = 5`` all values
+        must be equal. Two equations are equal if the differences of their sides are equal up to the
+        sign, or, with two or more letters, up to a factor: ``2x = 4`` is not ``x = 2``.
         ``1 < x \le 2`` is (1, 2], and inequalities with "or" between them are a union.
-        Commas before three digits mark thousands except within brackets. 1\frac{1}{2} is 3/2.
-        ``1 234``, ``1.234.567`` and ``1'234`` are one number, 1.234 is not 1234, and 3,4 is 3.4
-        only where the gold is written with a point.
-        ``4.5e33`` is 4.5 times 10^33; a bar or dot over decimals, ``0.(3)`` and ``0.333...`` recur.
-        A rounded decimal is not the number it was rounded from: 0.333 is not 1/3.
-        A unit, a base, a modulus, a currency or degree sign on one side only does not matter; two
-        units, two bases and two moduli must be the same, and cents are not dollars. Words outside
-        of \text{..} are a unit only behind an answer whose gold has no letters. 50\% equals 50 and
-        also 1/2. 180^\circ does not equal \pi.
-        \text{..} is compared as text. Case does not matter, but where one side uses a letter in
-        both cases, only the same text is equal. ``(B) 12`` is B, and also 12.
-        An answer that the whitelist refuses is right only if it is the gold's text, whatever
-        layout either of them has.
+        Commas before three digits mark thousands except in a text with brackets. 1\frac{1}{2} is
+        3/2.
+        ``1 234``, ``1.234.567`` and ``1'234`` are each one number. 1.234 is not 1234. 3,4 is 3.4
+        only if the gold has a decimal point.
+        ``4.5e33`` is 4.5 times 10^33. A bar or dot over decimals, ``0.(3)`` and ``0.333...`` mean
+        recurring digits. A rounded decimal does not equal the exact number: 0.333 is not 1/3.
+        A unit, base, modulus, currency or degree sign on one side only does not matter. Two units,
+        two bases and two moduli must be the same, and cents are not dollars. In an answer, words
+        outside of \text{..} are a unit only if the gold has no letters beside its own unit; in a
+        gold, only if the unit is well known. 50\% equals 50 and also 1/2. 180^\circ does not equal
+        \pi.
+        \text{..} is compared as text. Case does not matter, but if one side uses a letter in both
+        cases, only the same text is equal. ``(B) 12`` is B, and also 12.
+        An answer that the whitelist refuses is right only if its text equals the gold's, apart from
+        layout.
 
-    What remains wrong: a unit on one side is not checked; any words of three or more letters behind
-    a number pass for a unit; ``2:30`` is 2/30; values that agree in 20 digits are the same.
+    Known errors: a unit on one side is not checked; any words of three or more letters after a
+    number pass as a unit; ``2:30`` is 2/30; values that agree in 20 digits are the same.
     """
     answer, gold = answer.strip(), gold.strip()
     if not answer or not gold or len(answer) > max(LONGEST_ANSWER, len(gold)):
@@ -102,7 +106,7 @@ def verify_answer(answer: str, gold: str) -> bool:
     return _verified(answer, gold)
 
 
-# The rollouts of a group often agree.
+# The rollouts of a group often state the same answer.
 @lru_cache(maxsize=8192)
 def _verified(answer: str, gold: str) -> bool:
     if _both_cases(answer) or _both_cases(gold):
@@ -116,12 +120,12 @@ def _verified(answer: str, gold: str) -> bool:
     try:
         left, right = tidy(answer), tidy(gold)
         return left is not None and _same_text_or_value(left, gold if right is None else right)
-    except Exception:  # noqa: BLE001, whatever untrusted text makes a parser raise, it is not right
+    except Exception:  # noqa: BLE001, untrusted text may make a parser raise anything
         return False
 
 
 def _same_text_or_value(answer: str, gold: str) -> bool:
-    """Whether two tidied answers are equal, in words too."""
+    """Returns whether two tidied answers are equal, with numbers and choices in words."""
     if _same(answer, gold) or same_choice(answer, gold):
         return True
     number, gold_number = number_in_words(answer), number_in_words(gold)
@@ -134,7 +138,10 @@ def _same_text_or_value(answer: str, gold: str) -> bool:
 
 
 def _both_cases(text: str) -> bool:
-    """Whether a letter stands alone in both cases, as in R^2 - r^2: reading makes them one."""
+    """Returns whether a single letter occurs in both cases, as in R^2 - r^2.
+
+    The parser would read both as the same letter.
+    """
     letters = set(_LETTER.findall(text))
     return len(letters) > len({letter.lower() for letter in letters})
 
@@ -146,7 +153,7 @@ def _cents_for_dollars(answer: str, gold: str) -> bool:
 
 
 def _compact(text: str) -> list[str]:
-    """The signs of a text without blanks and without braces around a single one of them."""
+    """Returns the signs of a text without blanks and without braces around a single sign."""
     signs = _SIGN.findall(_SINGLE.sub(r" \1 ", text))
     return [sign for sign in signs if not sign.isspace()]
 
@@ -160,7 +167,7 @@ def _not_too_deep(text: str) -> bool:
 
 
 def _same(answer: str, gold: str) -> bool:
-    """Whether two tidied texts are equal; takes them apart until scalars are left."""
+    """Returns whether two tidied texts are equal; splits them until only scalars are left."""
     if not answer or not gold:
         return False
     if same_answer(answer, gold) or _compact(answer) == _compact(gold):
@@ -191,7 +198,7 @@ def _same(answer: str, gold: str) -> bool:
 
 
 def _elements(text: str) -> list[str]:
-    """The elements of a bare list or of a set; of anything else, the thing itself."""
+    """Returns the elements of a list or a set; for anything else, the text as the only element."""
     sides, marks = split(text, RELATIONS)
     if marks == ["\\in"] and names_its_right_side(sides, marks):
         text = sides[1]
@@ -208,7 +215,7 @@ def _elements(text: str) -> list[str]:
 
 
 def _same_in_other_words(left: list[str], right: list[str]) -> bool:
-    """Whether x = 3, y = 4 is (3,4), or x < 1, x > 2 is a union of intervals."""
+    """Returns whether a list equals a single thing: x = 3, y = 4 a tuple, x < 1, x > 2 a union."""
     for several, other in ((left, right), (right, left)):
         if len(other) == 1 and len(several) > 1:
             if (made := as_tuple(several)) is not None:
@@ -221,7 +228,7 @@ def _same_in_other_words(left: list[str], right: list[str]) -> bool:
 
 
 def _bracket(text: str) -> tuple[str, list[str], str] | None:
-    """A tuple or an interval: its brackets and the two or more elements between them."""
+    """Returns the brackets and the two or more elements of a tuple or interval; else None."""
     found = unwrap(text, frozenset(["(", "["]))
     if found is None or len(parts := split(found[1], _SEPARATORS)[0]) < 2:
         return None
@@ -233,7 +240,7 @@ def _same_in_order(left: list[str], right: list[str]) -> bool:
 
 
 def _same_in_any_order(left: list[str], right: list[str]) -> bool:
-    # Equality carries over, so the first match found for an element is as good as any other.
+    # Equality is transitive, so the first match of an element is as good as any other.
     if len(left) != len(right) or len(left) > MAX_PARTS:
         return False
     rest = list(right)
@@ -255,7 +262,7 @@ def _same_matrices(left: str, right: str) -> bool:
 
 
 def _same_relations(answer: str, gold: str) -> bool | None:
-    """Whether two equations or inequalities are equal; None if neither side is one."""
+    """Returns whether two equations or inequalities are equal; None if neither text is one."""
     left, left_marks = _shortened(*split(answer, RELATIONS))
     right, right_marks = _shortened(*split(gold, RELATIONS))
     if not left_marks and not right_marks:
@@ -286,7 +293,7 @@ def _same_relations(answer: str, gold: str) -> bool | None:
 
 
 def _shortened(sides: list[str], marks: list[str]) -> tuple[list[str], list[str]]:
-    """``x = 5+5+1 = 11`` as x = 11, and ``5+6 = 11`` as 11, if what is said to be equal is."""
+    """Shortens ``x = 5+5+1 = 11`` to x = 11, and ``5+6 = 11`` to 11, if the equations hold."""
     if not marks or set(marks) != {"="}:
         return sides, marks
     named = names_its_right_side(sides[:2], ["="]) or tells_what_was_asked(sides[:2], ["="])
@@ -295,14 +302,14 @@ def _shortened(sides: list[str], marks: list[str]) -> tuple[list[str], list[str]
         return sides, marks
     if not all(_same_scalars(value, values[-1]) for value in values[:-1]):
         return sides, marks
-    if values[0] == values[-1]:  # 0 = 0 is nobody's answer
+    if values[0] == values[-1]:  # nobody answers 0 = 0
         return sides, marks
     return ([sides[0], values[-1]], ["="]) if named else ([values[-1]], [])
 
 
 def _same_scalars(answer: str, gold: str) -> bool:
     gold, gold_unit = split_unit(gold, known=True)
-    # 3 xyz is a product where the gold has letters.
+    # If the gold has letters, 3 xyz is a product.
     answer, unit = split_unit(answer, plain=_LETTER_OF_ANY.search(gold) is None)
     if unit and gold_unit and unit != gold_unit:
         return False

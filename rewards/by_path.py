@@ -1,6 +1,6 @@
-"""Finds code that a setting names: `file.py:name` or `package.module:name`.
+"""Finds the code that a setting names: `file.py:name` or `package.module:name`.
 
-Every message says what is wrong with the name, and what there is instead.
+Every error message says what is wrong with the name.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from types import ModuleType
 
 
 class CodeNameError(ValueError):
-    """Named code that cannot be found or used; the message says what there is instead."""
+    """Named code cannot be found or used; the message says why."""
 
 
 def resolve(target: str, *, what: str) -> str:
-    """Returns `target` with the absolute path of its file, so that any process finds it later.
+    """Returns `target` with the absolute path of its file, so that any process can find it later.
 
-    Nothing is imported. `what` names the kind of code in messages, such as "step reward".
+    Nothing is imported. `what` is the kind of code that messages name, such as "step reward".
 
     Raises:
-        CodeNameError: the target is not written as it must be, or its file does not exist.
+        CodeNameError: the form of the target is wrong, or its file does not exist.
     """
     place, colon, name = target.rpartition(":")
     if not colon or not name.isidentifier():
@@ -45,10 +45,11 @@ def resolve(target: str, *, what: str) -> str:
 
 
 def find(target: str, *, what: str) -> object:
-    """Imports and returns what `file.py:name` or `package.module:name` names.
+    """Imports and returns the object that `file.py:name` or `package.module:name` names.
 
     Raises:
-        CodeNameError: as `resolve`; or the module cannot be imported, or has no such name.
+        CodeNameError: `resolve` refuses the target, the module cannot be imported, or the module
+            has no such name.
     """
     place, _, name = resolve(target, what=what).rpartition(":")
     module = _import(place)
@@ -69,8 +70,8 @@ def _import(place: str) -> ModuleType:
         if not place.endswith(".py"):
             return importlib.import_module(place)
         path = Path(place).resolve()
-        # Under a name of its own: a user's `random.py` must not stand in for Python's. Once,
-        # however many names are taken from it: it may load a model.
+        # The module gets a unique name, so that a user's `random.py` does not replace Python's.
+        # It is imported only once, even for several names, because it may load a model.
         name = f"_by_path_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
         if name in sys.modules:
             return sys.modules[name]
@@ -78,8 +79,8 @@ def _import(place: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} cannot be imported")
         module = module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickle look the module up
-        # Its neighbours can be imported, as in a script that is run.
+        sys.modules[name] = module  # dataclasses and pickle look up the module here
+        # The file can import other files of its folder, as a script can.
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))
         try:
@@ -100,7 +101,7 @@ def _import(place: str) -> ModuleType:
 
 
 def _callables(module: ModuleType) -> list[str]:
-    """Public functions and classes that the module itself defines."""
+    """Returns the names of the public functions and classes that the module itself defines."""
     return [
         name
         for name, value in vars(module).items()

@@ -1,6 +1,7 @@
-"""One call of a reward, and what came of it: a value, or how it failed. Never an exception.
+"""Calls a reward and returns an outcome for each step: a value, or a description of the failure.
 
-The same in a worker process and, for functions given in Python, in the process itself.
+An exception in a reward becomes an outcome. Worker processes use this module, and so does the main
+process for rewards that were given as Python functions.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from rewards.loading import LoadedReward
 from rewards.secrets import concealed
 from rewards.types import StepContext
 
-# Not values in the order of the steps.
+# These types do not give values in the order of the steps.
 Unordered = Mapping | Set | str
 
 DEADLINE = "deadline"
-"""The failure of a call that took too long and was stopped."""
+"""The failure of a call that was stopped because it took too long."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one reward said of one step."""
+    """The result of one reward for one step."""
 
-    value: float | None = None  # finite; None: does not apply, or failed
-    failure: str | None = None  # "deadline", or what went wrong in words
+    value: float | None = None  # finite; None: it does not apply, or it failed
+    failure: str | None = None  # "deadline", or a description of the failure
     trace: str = ""  # the traceback of an exception
-    seconds: float = 0.0  # how long the call took; of a batched one its share
+    seconds: float = 0.0  # duration of the call; of a batched call, one step's share
 
 
 def call(reward: LoadedReward, steps: Sequence[StepContext]) -> list[Outcome]:
-    """One outcome a step; a reward that is not batched is called once for each."""
+    """Returns one outcome per step; a reward that is not batched is called once per step."""
     if reward.batched:
         return _call(reward, list(steps))
     return [outcome for step in steps for outcome in _call(reward, [step])]
@@ -46,7 +47,7 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
     try:
         said: object = reward.function(steps if reward.batched else steps[0])  # type: ignore[arg-type]
         if reward.batched and isinstance(said, Iterable) and not isinstance(said, Unordered):
-            said = list(said)  # an array, or a generator, which runs only now
+            said = list(said)  # an array, or a generator that runs here
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
         return [_raised(error, reward)] * len(steps)
     seconds = (time.perf_counter() - started) / max(1, len(steps))
@@ -60,31 +61,31 @@ def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
 
 def _raised(error: BaseException, reward: LoadedReward) -> Outcome:
     try:
-        # The last frame is where it happened; the first one is ours.
+        # The last frame shows where the error happened; the first frame is in this module.
         frames = traceback.extract_tb(error.__traceback__)[1:]
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return Outcome(
             failure=concealed(f"raised {type(error).__name__}: {error}{place}", reward.options),
             trace=concealed("".join(traceback.format_exception(error)), reward.options),
         )
-    except Exception:  # noqa: BLE001 - an exception that cannot even be told
+    except Exception:  # noqa: BLE001 - an exception that cannot be shown as text
         return Outcome(failure=f"raised {type(error).__name__}")
 
 
 def _checked(value: object, seconds: float) -> Outcome:
     if value is None:
         return Outcome(seconds=seconds)
-    # A tensor or array of one number is a number.
+    # A tensor or array that holds one number is a number.
     if not isinstance(value, Real) and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
     try:
         if isinstance(value, Real) and math.isfinite(value):
             return Outcome(value=float(value), seconds=seconds)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         pass
     return Outcome(failure=f"returned {short(repr(value))}")
 
 
 def short(text: str) -> str:
-    """At most 80 characters of a text."""
+    """Returns the text, shortened to at most 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,8 +1,8 @@
-"""Claims in a text: two expressions with a relation between them, in prose or in LaTeX.
+"""Finds claims in a text: two expressions with a relation between them, in prose or in LaTeX.
 
-What cannot be read with certainty is no claim, or a doubtful one, which may be found true but never
-false: the share of true claims must not depend on the style of writing. `rewards.equation` checks
-them.
+Text that cannot be read with certainty is not a claim, or it is a doubtful claim. A doubtful claim
+may count as true but never as false, because the share of true claims must not depend on the style
+of writing. `rewards.equation` checks the claims.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rewards.expressions import MAX_TOKENS
 from rewards.tokens import Token, tokenize
 
 MAX_ACTION_CHARACTERS = 20_000
-"""What is read of an action; longer than any step, and 1 MB costs no more than this."""
+"""Characters of an action that are read: more than any step has, so that 1 MB costs no more."""
 MAX_CLAIMS = 50
-"""Relations looked at in one step, from its beginning; a worked step has fewer than ten."""
+"""The most relations read in one step, from its beginning; a worked step has fewer than ten."""
 CONTEXT = 40
-"""Tokens around a claim in which words may cast doubt on how it is read."""
+"""Tokens around a claim that are searched for words that may change its reading."""
 _EXPRESSION = frozenset(
     {"number", "letter", "pi", "operator", "open", "close", "fraction", "root", "percent",
      "superscript"}
@@ -45,7 +45,7 @@ _BEFORE = _NUMBER_WORDS | _PARTS | _words(
     "than times twice thrice double triple by from plus minus negative less more fewer over per "
     "every between product difference quotient ratio root square cube squared cubed sum"
 )  # fmt: skip
-"""Words that take the expression behind them as an operand: its claim is never found false."""
+"""Words that take the expression after them as an operand; its claim never counts as false."""
 _FUNCTIONS = _words(
     "sin cos tan cot sec csc arcsin arccos arctan log ln exp sqrt cbrt max min gcd lcm mod floor "
     "ceil round abs det factorial mean median"
@@ -63,29 +63,29 @@ _AFTER = _NUMBER_WORDS | _PARTS | _words(
     "times of plus minus divided multiplied less more fewer squared cubed mod modulo over out "
     "choose cent cents penny pennies remainder to"
 )  # fmt: skip
-"""Words that change the number before them: its claim is never found false."""
+"""Words that change the number before them; its claim never counts as false."""
 _HEDGES = _words(
     "remainder left leftover remaining rounded round rounding rounds nearest approximately about "
     "roughly almost nearly estimate estimated full whole complete modulo mod base"
 )
-"""Words near a claim that make an inexact result an honest one."""
+"""Words near a claim which say that the result is not exact."""
 _BEFORE_SIGN = _words(
     "is was are be get gets got have has so then thus therefore equals equal that since because "
     "hence becomes now compute calculate evaluate gives means find value where"
 )
-"""After these a minus sign that touches its operand belongs to it."""
+"""Words after which a minus sign is a negative sign, if no space follows the minus."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Two expressions that stand beside a relation, each readable or not."""
+    """A relation and the expressions on its two sides, which may be readable or not."""
 
     left: tuple[Token, ...]
     relation: str  # one of = ~ < > <= >= !=, where ~ is "approximately"
     right: tuple[Token, ...]
-    doubtful: bool = False  # the words around it allow another reading: true, but never false
+    doubtful: bool = False  # nearby words allow another reading, so it never counts as false
     hedged: bool = False  # a word near it says that the result is not exact
-    bullet: bool = False  # a dash of a list, or a minus sign, stands before it
+    bullet: bool = False  # a dash before it is a list mark or a minus sign
 
     def __str__(self) -> str:
         left, right = ("".join(token.text for token in side) for side in (self.left, self.right))
@@ -93,7 +93,7 @@ class Claim:
 
 
 def find_claims(text: str) -> list[Claim]:
-    """Every relation of the text, at most `MAX_CLAIMS`, that has an expression on both sides."""
+    """Returns the claims among the first `MAX_CLAIMS` relations: those with two expressions."""
     tokens = _with_operators(_tokens(text))
     relations = [place for place, token in enumerate(tokens) if token.kind == "relation"]
     claims = (_claim(tokens, place) for place in relations[:MAX_CLAIMS])
@@ -101,7 +101,7 @@ def find_claims(text: str) -> list[Claim]:
 
 
 def decimal_places(side: tuple[Token, ...]) -> int | None:
-    """The decimal places of a number that stands alone; None for anything else."""
+    """Returns the decimal places of a single number (a per cent sign adds two); otherwise None."""
     side = stripped(side)
     if side and side[0].kind == "operator" and side[0].text in "+-":
         side = stripped(side[1:])
@@ -112,7 +112,7 @@ def decimal_places(side: tuple[Token, ...]) -> int | None:
 
 
 def _tokens(text: str) -> list[Token]:
-    """The tokens of an action: prose, and what stands in ``$...$`` and the like, as mathematics."""
+    """Returns the tokens of an action; text in ``$...$`` and the like is read as mathematics."""
     cut = len(text) > MAX_ACTION_CHARACTERS
     text = text[:MAX_ACTION_CHARACTERS]
     tokens: list[Token] = []
@@ -129,7 +129,7 @@ def _tokens(text: str) -> list[Token]:
             tokens.append(Token("break", "display"))
         at = end
     tokens += _piece(text, at, len(text), tokens, math=False)
-    if cut:  # the last expression may go on
+    if cut:  # the last expression may continue
         tokens.append(Token("other", ""))
     return tokens
 
@@ -150,7 +150,7 @@ _PROSE = re.compile(
 
 
 def _math_regions(text: str) -> Iterable[tuple[int, int, int, int]]:
-    """Start, inner start, inner end and end of every stretch of mathematics, in order."""
+    """Yields start, inner start, inner end and end of every region of mathematics, in order."""
     at = 0
     while match := _DELIMITER.search(text, at):
         sign = match.group()
@@ -175,9 +175,10 @@ def _math_regions(text: str) -> Iterable[tuple[int, int, int, int]]:
 
 
 def _is_math(inside: str, after: str) -> bool:
-    """Whether what stands between two dollar signs is mathematics and not a price.
+    """Returns whether the text between two dollar signs is mathematics and not between prices.
 
-    "0.2 x 50 = $10 and $5" has an operator, a relation or a word at the end, or a digit behind.
+    As in "0.2 x 50 = $10 and $5", text between prices contains an English word or an empty line,
+    ends with an operator or a relation, or is followed by a digit.
     """
     if not inside.strip() or after.isdigit() or "\n\n" in inside:
         return False
@@ -187,7 +188,7 @@ def _is_math(inside: str, after: str) -> bool:
 
 
 def _with_operators(tokens: list[Token]) -> list[Token]:
-    """Words that stand for signs (`times`, `percent`, `of`, x) become signs where that is sure."""
+    """Replaces words for signs (`times`, `percent`, `of`, x) by the signs where this is certain."""
     made: list[Token] = []
     place = 0
     while place < len(tokens):
@@ -250,9 +251,9 @@ def _claim(tokens: list[Token], place: int) -> Claim | None:
 
 
 def _left_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool, bool] | None:
-    """The expression that ends at `place`, whether it is doubtful, whether a bullet is before it.
+    """Returns the expression before `place`, whether it is doubtful, and whether a bullet precedes.
 
-    None where there is none, or where something unread belongs to it.
+    None if there is no expression, or if something unreadable belongs to it.
     """
     end = place
     while end > 0 and tokens[end - 1].kind == "break" and tokens[end - 1].text in {"\n", "\\\\"}:
@@ -266,7 +267,7 @@ def _left_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool
         if end - start > MAX_TOKENS:
             return None
     run = tuple(tokens[start:end])
-    if depth > 0:  # "1) 3 + 4" and "(in May) 3 + 4" have a label in front
+    if depth > 0:  # "1) 3 + 4" and "(in May) 3 + 4" begin with a label
         run, start = _after_label(run, start)
     if not run:
         return None
@@ -303,7 +304,7 @@ def _left_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool
 
 
 def _after_label(run: tuple[Token, ...], start: int) -> tuple[tuple[Token, ...], int]:
-    """What stands behind "1)" or "(in May)"; empty where the bracket is part of a calculation."""
+    """Returns the run after "1)" or "(in May)"; empty if the bracket is part of a calculation."""
     closing = next((place for place in (0, 1) if run[place : place + 1] and
                     run[place].kind == "close"), None)  # fmt: skip
     if closing is None or (closing == 1 and run[0].kind not in {"number", "letter"}):
@@ -314,7 +315,7 @@ def _after_label(run: tuple[Token, ...], start: int) -> tuple[tuple[Token, ...],
 
 
 def _word_doubts(tokens: list[Token], start: int) -> bool:
-    """Whether a word shortly before the expression takes it as an operand."""
+    """Returns whether a word shortly before the expression takes it as an operand."""
     for place in range(start - 1, max(start - 4, -1), -1):
         token = tokens[place]
         if token.kind != "word":
@@ -330,7 +331,7 @@ def _word_doubts(tokens: list[Token], start: int) -> bool:
 
 
 def _after_relation(tokens: list[Token], place: int) -> bool:
-    """Whether the operand before `place` is the right side of a relation."""
+    """Returns whether the operand before `place` is the right side of a relation."""
     for back in range(place - 1, max(place - CONTEXT, -1), -1):
         if tokens[back].kind == "relation":
             return True
@@ -340,7 +341,7 @@ def _after_relation(tokens: list[Token], place: int) -> bool:
 
 
 def _listed(tokens: list[Token], start: int) -> bool:
-    """Whether the expression may be the last of a list: "the sum of 3, 4 and 5 * 2 = 17"."""
+    """Returns whether the expression may end a list: "the sum of 3, 4 and 5 * 2 = 17"."""
     edge = tokens[start - 1]
     if edge.text not in {",", "and"} or start < 2 or tokens[start - 2].kind not in _OPERAND_ENDS:
         return False
@@ -354,7 +355,7 @@ def _listed(tokens: list[Token], start: int) -> bool:
 
 
 def _right_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], bool] | None:
-    """The expression that begins after `place`, and whether the words behind make it doubtful."""
+    """Returns the expression after `place`, and whether the words after it make it doubtful."""
     start = end = place + 1
     opened: list[int] = []
     while end < len(tokens) and tokens[end].kind in _EXPRESSION:
@@ -391,7 +392,10 @@ def _right_side(tokens: list[Token], place: int) -> tuple[tuple[Token, ...], boo
 
 
 def _doubt_behind(tokens: list[Token], end: int, edge: Token | None) -> bool | None:
-    """Whether what follows the right side makes it doubtful; None where it goes on calculating."""
+    """Returns whether the text after the right side makes it doubtful.
+
+    None if that text continues the calculation.
+    """
     if edge is None or edge.kind == "relation":
         return False
     after = [token for token in tokens[end : end + CONTEXT] if token.text != "("]
@@ -399,7 +403,7 @@ def _doubt_behind(tokens: list[Token], end: int, edge: Token | None) -> bool | N
         goes_on = edge.text in {"\n", "\\\\"} and len(after) > 1 and after[1].kind == "operator"
         return None if goes_on else False
     if edge.kind == "close":
-        # "(3 + 4 = 7)": only a closed aside is over, ")^2" and ") * 3" are not.
+        # "(3 + 4 = 7)" is complete, but ")^2" and ") * 3" continue the calculation.
         return None if len(after) > 1 and after[1].kind in {"operator", "superscript"} else False
     words: list[str] = []
     unit = True
@@ -427,7 +431,7 @@ def _doubt_behind(tokens: list[Token], end: int, edge: Token | None) -> bool | N
 
 
 def _hedged(tokens: list[Token], place: int) -> bool:
-    """Whether a word of the same sentence says that the result is not exact."""
+    """Returns whether a word of the same sentence says that the result is not exact."""
     for direction in (-1, 1):
         for token in tokens[place + direction :: direction][:CONTEXT]:
             if token.kind in {"break", "relation", "other"}:
@@ -438,7 +442,7 @@ def _hedged(tokens: list[Token], place: int) -> bool:
 
 
 def stripped(side: tuple[Token, ...]) -> tuple[Token, ...]:
-    """The tokens without currency and without brackets around the whole of them."""
+    """Returns the tokens without currency signs and without brackets around the whole side."""
     side = tuple(token for token in side if token.kind != "currency")
     while len(side) > 2 and side[0].kind == "open" and _closing(side, 0) == len(side) - 1:
         side = side[1:-1]

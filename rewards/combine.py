@@ -1,14 +1,17 @@
-"""Several step rewards as one number, and what each of them said.
+"""Combines several step rewards into one number and keeps the value of each.
 
-A weight of 0 records a reward without optimising it. Every name stands in the scores from the
-start as None, so a reward that does not apply (or was never asked, because the completion broke
-the format) shows as unscored and never as 0.
+A weight of 0 records a reward without optimising it. The scores contain every reward's name, with
+None as the initial value. So a reward that does not apply, or was not called because the completion
+broke the format, appears as unscored and never as 0.
 
-A function of the user's that fails stops the run, with the row saved: an exception silently read as
-a reward of 0 would train the policy on the bug. `errors="record"` makes it a null that is counted.
-A call that outlives its deadline is a null that is counted, for everybody; so is a built-in that
-trips over what a policy wrote, because no text may stop a run. A null adds nothing to the sum.
-But `answer` is 0 then: a check that had to be killed has verified nothing.
+- If a user's function fails, the run stops, and `failed_rows` says where the row is saved. An
+  exception that silently counts as a reward of 0 would train the policy on the bug. With
+  `errors="record"` the failure becomes a null and is counted.
+- Any call that exceeds its deadline becomes a null and is counted.
+- A built-in that fails on a policy's text becomes a null and is counted, because no text may stop a
+  run.
+
+A null adds nothing to the sum. Exception: a failed `answer` is 0, because nothing was verified.
 """
 
 from __future__ import annotations
@@ -32,26 +35,26 @@ from rewards.settings import read_settings
 from rewards.types import StepContext, StepReward
 
 FORMAT_FAILURE_REWARD = -1.0
-"""What a completion that breaks the format earns (arXiv 2510.25992, section 3)."""
+"""The reward of a completion that breaks the format (arXiv 2510.25992, section 3)."""
 
 Errors = Literal["stop", "record"]
 
-# In what broken formats earn by reason: all reasons that are not named.
+# The key, in a mapping from reason to reward, for all reasons that are not named.
 _OTHERS = "default"
 
-# A check that had to be killed has verified nothing.
+# The value of a built-in that failed: an `answer` check that failed has verified nothing.
 _AFTER_FAILURE: dict[str, float] = {"answer": 0.0}
 
-# Every score says what the step gains over a copy of the one before it, whatever is optimised.
+# Every score records the gain over a copy of the previous step, whatever is optimised.
 _LIFT = RewardSpec("(lift)", "progress")
 
-# Steps that one worker gets at a time, at most: neighbours share an expert's step.
+# The most steps that one worker gets at a time. Neighbouring steps share an expert step.
 _CHUNK = 16
 
-# A week, in seconds; timers refuse far larger ones.
+# A week, in seconds. Timers refuse much larger values.
 _LONGEST_DEADLINE = 604_800.0
 
-# The largest sum that a step may earn.
+# The largest absolute value of the weighted sum of a step.
 _LARGEST = 1e30
 
 # sympy and its parsers take 0.4 GB of address space.
@@ -61,32 +64,32 @@ _log = logging.getLogger(__name__)
 
 
 class RewardError(RuntimeError):
-    """A reward function failed; the message names the function, the problem and the step."""
+    """A reward function failed. The message names the function, the problem and the step."""
 
 
 @dataclass(frozen=True)
 class StepScore:
-    """What one step earned."""
+    """The scores of one step."""
 
     rewards: dict[str, float | None]
-    """Name -> unweighted value; None where the reward does not apply or was not asked."""
+    """Name -> unweighted value; None where the reward does not apply, failed or was not called."""
     reward: float
-    """The weighted sum, which is what the policy is trained on."""
+    """The weighted sum, on which the policy is trained."""
     lift: float | None = None
-    """Similarity minus that of a copy of the previous step; None at the first step."""
+    """The similarity minus that of a copy of the previous step; None at the first step."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Name -> "deadline" or what went wrong, for rewards that failed."""
+    """Name -> "deadline" or a description of the failure, for rewards that failed."""
 
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """A reward tried on a real row, the expert's own step, before anything is trained."""
+    """The result of a reward tried on a real row, the expert's own step, before training."""
 
     name: str
     weight: float
     value: float | None
-    seconds: float  # how long one step took
-    at_once: int  # steps asked about at a time: 1 if batched or in this process, else the workers
+    seconds: float  # duration of one step
+    at_once: int  # steps scored in parallel: 1 if batched or in this process, else `workers`
 
 
 class RewardSum:
@@ -103,25 +106,26 @@ class RewardSum:
         for_training: bool = True,
         format_failure: float | Mapping[str, float] = FORMAT_FAILURE_REWARD,
     ) -> None:
-        """Take the rewards with their weights. Nothing is imported or started yet.
+        """Takes the rewards with their weights. Nothing is imported or started yet.
 
         Args:
-            rewards: built-in name, `file.py:name`, `package.module:name` or function -> weight, or
-                -> {weight, options, name}: then the key is what the log calls it, and `name` (by
-                default the key) what it is. Weight 0 records only; a negative one punishes.
-            deadline: seconds that one call may take, of one step or of a whole batch. Not for
-                functions given as such, which run in this process, one call after another.
-            workers: processes for named rewards; None: one a core, less one, from 1 to 8.
+            rewards: a mapping. A key is a built-in name, `file.py:name`, `package.module:name` or a
+                function. A value is a weight or {weight, options, name}. If `name` is given, it is
+                the reward, and the key is its name in the log. Weight 0 records only; a negative
+                weight is a penalty.
+            deadline: seconds that one call may take, for one step or for a whole batch. It does not
+                apply to functions given directly, which run in this process one after another.
+            workers: processes for named rewards; None: the number of cores less one, from 1 to 8.
             errors: what to do when a user's function fails: "stop" or "record".
-            failed_rows: where rows are saved on which a function failed, for each function its own
-                file: `runs/one.failed` makes `runs/one.failed.NAME.jsonl`.
+            failed_rows: where to save rows on which a function failed, in one file per function:
+                `runs/one.failed` makes `runs/one.failed.NAME.jsonl`.
             for_training: refuse weights that are all 0.
-            format_failure: what a completion that breaks the format earns as a whole: one number,
-                or reason -> number, with `default` for all other reasons (-1 where it is absent).
+            format_failure: the reward of a completion that breaks the format: one number, or
+                reason -> number, with `default` for all other reasons (-1 where it is absent).
 
         Raises:
-            ValueError: an unknown or doubled name, a weight that is no finite number, nothing to
-                optimise, or a number that cannot be.
+            ValueError: a name is unknown or used twice, a weight is not a finite number, there is
+                nothing to optimise, or another number is invalid.
         """
         if not isinstance(rewards, Mapping):
             raise ValueError(f"rewards are {rewards!r}; give names with weights: {{name: 1.0}}")
@@ -167,11 +171,13 @@ class RewardSum:
         self._start_pools()
 
     def _start_pools(self) -> None:
-        """Two of them: a user's function that hangs takes no built-in down with it, and only what
-        reads hostile text is bounded in memory. No process is started yet."""
+        """Makes one pool for built-ins and one for users' functions; starts no process yet.
+
+        So a user's function that hangs does not affect the built-ins, and only the built-ins have a
+        memory limit."""
         built_in = [*(spec for spec in self._specs.values() if spec.built_in), _LIFT]
         read = {one for spec in built_in for one in READS.get(spec.target, ("metadata",))}
-        # Metadata cannot be compared, so a built-in that may look at them is asked about each step.
+        # Metadata cannot be compared. If a built-in may read them, every step is scored separately.
         self._read = None if "metadata" in read else sorted(read)
         theirs = [spec for spec in self._specs.values() if not spec.built_in]
         self._built_in = RewardPool(
@@ -180,7 +186,7 @@ class RewardSum:
         self._theirs = RewardPool(theirs, workers=self.workers, deadline=self.deadline)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the workers: another process starts its own."""
+        """Returns the state without the worker pools; another process makes its own."""
         own = vars(self).items()
         return {name: value for name, value in own if name not in ("_built_in", "_theirs")}
 
@@ -190,16 +196,16 @@ class RewardSum:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the rewards, in the order they were given."""
+        """Returns the names of the rewards, in the order in which they were given."""
         return tuple(self._weights)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Name -> weight."""
+        """Returns the weights: name -> weight."""
         return dict(self._weights)
 
     def check(self, step: StepContext) -> list[RewardCheck]:
-        """Try every reward, twice, on a real row; the second time is what a call takes.
+        """Tries every reward twice on a real row, and returns the value and time of the second try.
 
         Raises:
             ValueError: a reward cannot be found, failed, or took longer than the deadline.
@@ -222,25 +228,25 @@ class RewardSum:
         return checks
 
     def load(self) -> None:
-        """Find and import every reward now rather than with the first step.
+        """Finds and imports every named reward now instead of with the first step.
 
         Raises:
-            ValueError: one of them cannot be found or used.
+            ValueError: a reward cannot be found or used.
         """
         for pool in (self._built_in, self._theirs):
             pool.batched()
 
     def submit(self, steps: Sequence[StepContext]) -> PendingScores:
-        """Start to score steps beside whatever comes next; `result()` waits for the scores.
+        """Starts to score steps in the background; `result()` waits for the scores.
 
-        Functions that were given as such are called only then, in the caller's thread.
+        Functions that were given directly are called only by `result()`, in the caller's thread.
 
         Raises:
             ValueError: a reward cannot be found.
         """
-        # Plain mappings: others may not survive the way to another process.
+        # A plain dict can be sent to another process; other mappings may fail.
         batch = [replace(step, metadata=dict(step.metadata)) for step in steps]
-        # Rollouts often repeat a step: what is equal to all built-ins here is scored once.
+        # Rollouts often repeat a step. Built-ins score steps with equal input only once.
         places: dict[object, int] = {}
         once: list[StepContext] = []
         which: list[int] = []
@@ -250,43 +256,43 @@ class RewardSum:
                 places[key] = len(once)
                 once.append(step)
             which.append(places[key])
-        # Evenly, since these may be slow.
+        # Users' functions may be slow, so their steps are spread evenly over the workers.
         chunk = max(1, min(_CHUNK, math.ceil(len(batch) / self.workers)))
         asked = _ask(self._built_in, once, which, _CHUNK)
         asked += _ask(self._theirs, batch, range(len(batch)), chunk)
         return PendingScores(self, batch, asked)
 
     def score(self, steps: Sequence[StepContext]) -> list[StepScore]:
-        """Ask every reward about each of these steps; one score a step.
+        """Returns one score per step, from all rewards.
 
-        Where no weighted reward applies, the sum is the empty one, 0.0. Whether a reward applies
-        mostly depends on the problem, so such a group is flat and dynamic sampling drops it.
+        If no weighted reward applies, the sum is 0.0. Whether a reward applies mostly depends on
+        the problem, so all rollouts of such a group earn the same and dynamic sampling drops it.
 
         Raises:
-            RewardError: a user's function failed (unless errors are recorded); names the function,
-                the problem and the step.
+            RewardError: a user's function failed (unless errors are recorded). The message names
+                the function, the problem and the step.
             ValueError: a reward cannot be found.
         """
         return self.submit(steps).result()
 
     def failed(self, reason: str) -> StepScore:
-        """The score of a completion that broke the format: no reward is asked.
+        """Returns the score of a completion that broke the format; no reward is called.
 
         Args:
-            reason: how it broke the format.
+            reason: how the completion broke the format.
         """
         others = self._by_reason.get(_OTHERS, FORMAT_FAILURE_REWARD)
         earned = self._by_reason.get(reason, others)
         return StepScore(dict.fromkeys(self._weights, None), earned)
 
     def forget_failed_rows(self) -> None:
-        """Remove what an earlier run with these rewards has saved of rows that one failed on."""
+        """Removes the files of failed rows that an earlier run with these rewards saved."""
         for name in self._weights:
             if (file := self._failed_file(name)) is not None and file.is_file():
                 file.unlink()
 
     def close(self) -> None:
-        """Kill the worker processes. Otherwise done with the last reference to this."""
+        """Kills the worker processes, as also happens when the object is garbage-collected."""
         for pool in (self._built_in, self._theirs):
             pool.close()
 
@@ -314,7 +320,7 @@ class RewardSum:
         return name in self._specs and self._specs[name].built_in
 
     def _notice(self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome]) -> None:
-        """A reward failed: stop, or record it, with one warning."""
+        """Raises RewardError if a failure stops the run; otherwise warns once per reward."""
         failed = [place for place, outcome in enumerate(said) if outcome.failure is not None]
         stops = [place for place in failed if said[place].failure != DEADLINE]
         if stops and self._errors == "stop" and not self._is_built_in(name):
@@ -328,7 +334,7 @@ class RewardSum:
             )
 
     def _failed_file(self, name: str) -> Path | None:
-        """Where the rows are saved that a reward failed on."""
+        """Returns the file for rows on which a reward failed; None if rows are not saved."""
         if self._failed_rows is None:
             return None
         ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
@@ -337,7 +343,7 @@ class RewardSum:
     def _told(
         self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome], place: int
     ) -> str:
-        """The failure at `place` in words; the first of each reward is saved, to be repeated."""
+        """Returns a message about the failure at `place`; saves its rows, to repeat the failure."""
         self._told_of.add(name)
         step, outcome = steps[place], said[place]
         failure = outcome.failure or ""
@@ -349,13 +355,13 @@ class RewardSum:
         file = self._failed_file(name)
         if file is None:
             return message
-        # A batched function fails with all that it was given.
+        # A batched function fails on the whole batch, so all of its rows are saved.
         batched = name in self._theirs.batched_names
         rows = (
             [vars(one) for one in steps] if batched else [vars(step) | {"traceback": outcome.trace}]
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Keys of JSON are texts; what else there is in the metadata does not matter here.
+        # JSON keys are strings. Metadata that do not fit do not matter here.
         lines = [json.dumps(row, default=str, skipkeys=True) + "\n" for row in rows]
         file.write_text("".join(lines), encoding="utf-8")
         saved = f"{message}. The {'rows are' if batched else 'row is'} saved"
@@ -368,7 +374,7 @@ class RewardSum:
 
 
 class _Asked(NamedTuple):
-    """One reward under way: its place in its pool, its calls, and what each step asked for."""
+    """A submitted reward: its index in the pool, its jobs, and which result each step uses."""
 
     name: str
     place: int
@@ -383,7 +389,7 @@ class _Asked(NamedTuple):
 def _ask(
     pool: RewardPool, steps: list[StepContext], which: Sequence[int], chunk: int
 ) -> list[_Asked]:
-    """Single rewards in chunks over the workers, each batched one as a job of its own."""
+    """Submits single rewards in chunks over the workers, and each batched reward as one job."""
     batched = pool.batched() if steps else [False] * len(pool.specs)
     single = [place for place, takes_all in enumerate(batched) if not takes_all]
     starts = range(0, len(steps), chunk) if single else ()
@@ -396,27 +402,27 @@ def _ask(
 
 
 class PendingScores:
-    """Scores on their way."""
+    """Scores that are being computed."""
 
     def __init__(self, rewards: RewardSum, steps: list[StepContext], asked: list[_Asked]) -> None:
         self._rewards, self._steps, self._asked = rewards, steps, asked
 
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """Name -> one outcome a step; waits for them.
+        """Waits for the outcomes and returns them: name -> one outcome per step.
 
         Raises:
-            RewardError: the steps cannot be handed over, or a worker had to be replaced and a
-                reward is not what it was.
+            RewardError: the steps cannot be sent to a worker, or a worker had to be replaced and a
+                reward could not be loaded again or has changed.
         """
         local = self._rewards._local
         found = {name: call(reward, self._steps) for name, reward in local.items()}
         try:
             return found | {asked.name: asked.outcomes() for asked in self._asked}
-        except CodeNameError as error:  # it was there at the start
+        except CodeNameError as error:  # the reward could be loaded at the start
             raise RewardError(str(error)) from error
 
     def result(self) -> list[StepScore]:
-        """One score a step; waits for them.
+        """Waits for the scores and returns one per step.
 
         Raises:
             RewardError: see `RewardSum.score`.

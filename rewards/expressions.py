@@ -1,10 +1,10 @@
-"""A strict grammar in front of sympy: text of a policy becomes sympy objects, or is refused.
+"""Parses a policy's text into sympy objects by a strict grammar, or refuses it.
 
-What a policy writes is hostile input. sympy's own readers evaluate code, and its constructors
-compute towers of powers until the memory is gone; so the text is cut into tokens here, read by a
-small recursive-descent parser, and sympy sees only constructors whose results were bounded before.
-Whatever the grammar does not know (functions, factorials, |x|, sums, unknown commands, look-alike
-letters and digits) is refused with `UnreadableError` and never guessed at.
+A policy's text is hostile input. sympy's own parsers evaluate code, and its constructors compute
+towers of powers until the memory is full. So this module splits the text into tokens and reads them
+with a small recursive-descent parser. It calls a sympy constructor only after it has bounded the
+size of the result. Text outside the grammar (functions, factorials, |x|, sums, unknown commands,
+look-alike letters and digits) raises `UnreadableError`; the parser never guesses.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ import sympy
 from rewards.tokens import Token, tokenize
 
 MAX_CHARACTERS = 2_000
-"""Longest text `parse_expression` reads; a line of real mathematics has some 200."""
+"""The longest text that `parse_expression` reads; a line of real mathematics has some 200."""
 MAX_TOKENS = 200
-"""Most tokens, and so most nodes, of one expression: sums of 50 terms still pass."""
+"""The most tokens, and so the most nodes, of one expression: sums of 50 terms still pass."""
 MAX_DIGITS = 40
-"""Most digits of a number. Converting digits is quadratic, and no word problem needs more."""
+"""The most digits of a number. Conversion is quadratic, and no word problem needs more."""
 MAX_DEPTH = 20
-"""Deepest nesting. One level costs six Python frames, so the recursion limit is far away."""
+"""The deepest nesting. One level takes six Python frames, far below the recursion limit."""
 MAX_BITS = 8_192
-"""Bits a number may reach, known before it is computed: 2^2000 passes, 9^9^9 is refused."""
+"""The most bits of a number, checked before it is computed: 2^2000 passes, 9^9^9 is refused."""
 MAX_EXPONENT = 10_000
-"""Largest exponent; with a base of one bit or with x as base, `MAX_BITS` alone bounds nothing."""
+"""The largest exponent. `MAX_BITS` alone is not enough for a base of one bit or for x."""
 MAX_SUM_EXPONENT = 64
-"""Largest exponent of a sum that is not a plain number."""
+"""The largest exponent of a sum that is not a plain number."""
 MAX_ROOT = 12
-"""Largest degree of a root."""
+"""The largest degree of a root."""
 MAX_RADICAND_BITS = 160
-"""Largest number under a root, because sympy looks for its small factors."""
+"""The most bits of a number under a root, because sympy searches for its small factors."""
 HUNDREDTH = sympy.Rational(1, 100)
 PRECISION = 60
 """Decimal digits to which roots and pi are computed where no exact answer exists."""
 EQUAL = sympy.Rational(1, 10**45)
 UNEQUAL = sympy.Rational(1, 10**25)
-"""Relative differences below EQUAL are none, above UNEQUAL are some, in between nobody knows."""
+"""Limits of relative differences: values are equal up to EQUAL and different above UNEQUAL.
+
+In between the expression is refused."""
 
 
 class UnreadableError(ValueError):
-    """The text is outside the grammar, ambiguous, without a value, or past one of the bounds."""
+    """The text is outside the grammar, is ambiguous, has no value, or exceeds a bound."""
 
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
@@ -54,10 +56,10 @@ _FUNCTION_LETTERS = frozenset("fghFGHPQ")
 
 @dataclass(frozen=True)
 class _Term:
-    """A value with a bound on what computing with it can cost."""
+    """A value with its size, which bounds the cost of computing with it."""
 
     value: sympy.Expr
-    bits: int  # of numerator and denominator together, and the size of what is not rational
+    bits: int  # of numerator and denominator together; a bound on the size if not rational
     percent: bool = False  # it has a per cent sign
 
 
@@ -66,7 +68,7 @@ def _rational(value: sympy.Rational, *, percent: bool = False) -> _Term:
 
 
 def _made(value: sympy.Expr, bits: int) -> _Term:
-    """The term of a computed value, whose bound is the real size where that is known."""
+    """Returns the term of a computed value, with its exact size if it is rational, else `bits`."""
     if value.is_Rational:
         return _rational(value)
     if value.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I):
@@ -81,7 +83,7 @@ def _within(bits: int) -> int:
 
 
 def _sum(a: _Term, b: _Term) -> _Term:
-    # "50 + 20%" is 60 to a cashier and 50.2 to a mathematician; 1 - 20% is the same to both.
+    # "50 + 20%" is ambiguous: 60 in a shop, 50.2 in mathematics. 1 - 20% has only one meaning.
     if a.percent != b.percent and 1 not in (a.value, b.value):
         raise UnreadableError("a percentage added to a plain number")
     percent = a.percent and b.percent
@@ -96,7 +98,7 @@ def _product(a: _Term, b: _Term) -> _Term:
 
 
 def _power(base: _Term, exponent: sympy.Expr) -> _Term:
-    """`base ** exponent`, bounded before it is computed; the exponent is a rational number."""
+    """Returns `base ** exponent`, bounded before it is computed; the exponent must be rational."""
     if not exponent.is_Rational:
         raise UnreadableError("an exponent that is not a rational number")
     times, root = int(exponent.p), int(exponent.q)
@@ -114,7 +116,7 @@ def _power(base: _Term, exponent: sympy.Expr) -> _Term:
         if bits > MAX_RADICAND_BITS:
             raise UnreadableError(f"a root of {bits} bits; the most is {MAX_RADICAND_BITS}")
         if value.is_negative:
-            # sympy takes the complex root; school takes the real one, where there is one.
+            # sympy takes the complex root; school mathematics takes the real root if it exists.
             if root % 2 == 0:
                 raise UnreadableError("an even root of a negative number")
             return _made((-1) ** times * sympy.Pow(-value, exponent), bits)
@@ -122,7 +124,7 @@ def _power(base: _Term, exponent: sympy.Expr) -> _Term:
 
 
 class _Parser:
-    """Recursive descent over tokens; `depth` is bounded, so Python's stack is never the limit."""
+    """A recursive-descent parser over tokens; `depth` is bounded to protect Python's stack."""
 
     def __init__(self, tokens: Sequence[Token], percent: sympy.Rational) -> None:
         self.tokens = [token for token in tokens if token.kind != "currency"]
@@ -140,7 +142,7 @@ class _Parser:
         return term.value
 
     def _next(self, kind: str, *texts: str) -> Token | None:
-        """The next token if it is of the kind (and one of the texts), which is then behind us."""
+        """Consumes and returns the next token if its kind (and text) match; otherwise None."""
         if self.at < len(self.tokens):
             token = self.tokens[self.at]
             if token.kind == kind and (not texts or token.text in texts):
@@ -149,7 +151,7 @@ class _Parser:
         return None
 
     def _terms(self, depth: int) -> _Term:
-        """sum = [sign] product {sign product}"""
+        """Reads sum = [sign] product {sign product}."""
         total = self._factors(depth)
         while sign := self._next("operator", "+", "-"):
             term = self._factors(depth)
@@ -157,7 +159,7 @@ class _Parser:
         return total
 
     def _factors(self, depth: int) -> _Term:
-        """product = factor {[* or /] factor}"""
+        """Reads product = factor {[* or /] factor}."""
         product = self._signed(depth)
         divided = False
         while True:
@@ -174,7 +176,7 @@ class _Parser:
                 return product
 
     def _implicit(self) -> bool:
-        """Whether a factor follows without a sign; False at the end, refused where not certain."""
+        """Returns whether a factor follows without a sign; raises UnreadableError if uncertain."""
         if self.at >= len(self.tokens):
             return False
         before, token = self.tokens[self.at - 1], self.tokens[self.at]
@@ -202,7 +204,7 @@ class _Parser:
         return True
 
     def _argument_ahead(self) -> bool:
-        """Whether a bracket with nothing but a number in it follows: p(0) is a value of p."""
+        """Returns whether a bracket with only a number in it follows: p(0) is a value of p."""
         kinds = [token.kind for token in self.tokens[self.at : self.at + 4]]
         return kinds[1:3] == ["number", "close"] or kinds[1:4] == ["operator", "number", "close"]
 
@@ -212,7 +214,7 @@ class _Parser:
         return _negative(term) if sign and sign.text == "-" else term
 
     def _raised(self, depth: int) -> _Term:
-        """factor = atom [^ exponent] [%]"""
+        """Reads factor = atom [^ exponent] [%]."""
         term = self._atom(depth)
         if raised := self._next("superscript"):
             term = _power(term, sympy.Integer(int(raised.text)))
@@ -266,7 +268,7 @@ class _Parser:
         return _power(radicand, sympy.Rational(1, degree))
 
     def _argument(self, depth: int, *, split: bool = True) -> _Term:
-        r"""What a command takes: a group in braces, or one character as in ``\frac12``."""
+        r"""Reads the argument of a command: a group in braces, or one sign as in ``\frac12``."""
         if self.at < len(self.tokens):
             token = self.tokens[self.at]
             if token.kind == "number" and len(token.text) > 1:
@@ -291,24 +293,24 @@ def _number(text: str) -> _Term:
 
 
 def parse_tokens(tokens: Sequence[Token], *, percent: sympy.Rational = HUNDREDTH) -> sympy.Expr:
-    """The expression the tokens write, all of them; see `parse_expression`."""
+    """Returns the expression that all of the tokens form; see `parse_expression`."""
     return _Parser(tokens, percent).whole()
 
 
 def parse_expression(text: str, *, math: bool = True) -> sympy.Expr:
-    r"""The sympy expression that a plain or LaTeX text writes.
+    r"""Returns the sympy expression of a plain or LaTeX text.
 
     Ambiguous cases, and what was decided:
-        ``-2^2`` is -4 as everywhere, ``2^10`` is 1024 in LaTeX too, ``2^3^2`` is refused.
+        ``-2^2`` is -4 as usual, ``2^10`` is 1024 in LaTeX too, ``2^3^2`` is refused.
         ``1 1/2`` and ``1\frac12`` (mixed numbers or products), ``1/2x``, ``f(x)`` and ``p(0)``,
         ``AB`` (the name of a line), ``50 + 20%`` and ``\sqrt16`` are refused, and so is a number
         after an operand, ``x2``. In prose ``5 m`` and ``12 (3)`` are refused too.
-        An odd root of a negative number is the real one; an even root is refused.
-        A currency sign means nothing, a per cent sign a hundredth.
+        An odd root of a negative number is the real root; an even root is refused.
+        A currency sign is ignored; a per cent sign divides by a hundred.
 
     Raises:
-        UnreadableError: the text is outside the grammar, is ambiguous, has no value, or is
-            past one of the bounds above; nothing past a bound is computed.
+        UnreadableError: the text is outside the grammar, is ambiguous, has no value, or exceeds
+            one of the bounds above; nothing beyond a bound is computed.
     """
     if len(text) > MAX_CHARACTERS:
         raise UnreadableError(f"{len(text)} characters; the most is {MAX_CHARACTERS}")
@@ -316,21 +318,20 @@ def parse_expression(text: str, *, math: bool = True) -> sympy.Expr:
 
 
 def difference(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
-    """What left - right is for all values of the variables; None if it depends on them.
+    """Returns left - right if it is the same for all values of the variables; otherwise None.
 
-    Variables are given fractions with large denominators: all positive, all negative, and mixed,
-    the same in every call. Where the difference is the same each time, it is taken for that of all
-    values. Rational numbers are compared exactly; roots and pi are computed to `PRECISION` digits,
-    and 0 means equal to 45 of them.
+    The variables get fractions with a large denominator: all positive, all negative, and mixed. The
+    fractions are the same in every call. If the difference is the same each time, it counts as the
+    difference for all values. Rational numbers are compared exactly. Roots and pi are computed to
+    `PRECISION` digits, and the result is 0 if 45 of them agree.
 
     Raises:
-        UnreadableError: a value is not real or infinite, or the two are so near each other that
-            nobody knows.
+        UnreadableError: a value is infinite or not real, or the precision is too low to decide.
     """
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     if not letters:
         return _gap(left, right)
-    # Computing with fractions would let roots of them grow without bound.
+    # Roots of fractions would grow without bound, so expressions with roots get decimal values.
     exact = not any(side.has(sympy.pi) or _has_root(side) for side in (left, right))
     gaps = []
     draw = Random(0)
@@ -352,7 +353,7 @@ def _has_root(expression: sympy.Expr) -> bool:
 
 
 def _gap(left: sympy.Expr, right: sympy.Expr, *, real: bool = True) -> sympy.Expr:
-    """left - right, both without variables."""
+    """Returns left - right; both are without variables."""
     if left.is_Rational and right.is_Rational:
         return left - right
     a, b = (side.evalf(PRECISION) for side in (left, right))

@@ -1,7 +1,7 @@
-"""The outward form of a step: is it written cleanly, and is it about as long as the expert's?
+"""Rewards the form of a step: clean writing, and a length close to the expert's.
 
-Neither looks at what the step says, so neither should carry much weight: both are for seeing, in
-the log, that a policy drifts into clutter or into writing far too much or too little.
+Neither reward looks at the content of the step, so neither should have a large weight. Both make
+drift visible in the log: a policy that writes clutter, or far too much or too little.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 
 
 def format_reward(step: StepContext) -> float:
-    r"""The step reward `format`: the share of four checks on the written form that a step passes.
+    r"""Returns the step reward `format`: the share of four checks that the step passes.
 
     1. There is a thought. (The parser allows an empty one.)
     2. Brackets pair up, and dollar signs come in twos; escaped ones (``\$``, ``\{``) do not count.
-    3. No tags, role markers or end-of-text tokens stand in the step.
-    4. No invisible or control characters, no halves of surrogate pairs, no replacement characters.
+    3. The step contains no tags, role markers or end-of-text tokens.
+    4. The step contains no invisible, control, private-use or unassigned characters, no halves of
+       surrogate pairs and no replacement characters. Line ends and tabs are allowed.
 
     Ambiguous cases, and what was decided:
-        A completion that breaks the format altogether is no step: it earns -1 as a whole and is
-        asked for no reward, this one included. A dollar sign before a digit and not closed is a
-        price (``$5``) and counts as paired; intervals such as ``[0, 1)`` count as not paired, as
-        they cannot be told from a slip.
+        A completion that breaks the required format is not a step: it earns -1 by default, and
+        no reward is computed for it. An unclosed dollar sign before a digit is a price (``$5``)
+        and counts as paired. An interval such as ``[0, 1)`` counts as not paired, because it
+        cannot be distinguished from a mistake.
     """
     text = step.action
     checks = (
@@ -41,16 +42,16 @@ def format_reward(step: StepContext) -> float:
 
 
 def length_reward(step: StepContext, *, low: float = 0.5, high: float = 2.0) -> float:
-    """The step reward `length`: 1.0 in a band around the expert's length, less outside it.
+    """Returns the step reward `length`: 1.0 in a band around the expert's length, less outside.
 
-    With r the action's characters over the expert's (both normalised): 1.0 for low <= r <= high,
-    r / low below the band, and high / r above it, so that it falls steadily and never below 0.0.
-    An expert's step of no characters counts as one of one character.
+    Let r be the action's length divided by the expert's, in characters, both normalised. The
+    reward is 1.0 for low <= r <= high, r / low below the band, and high / r above it. It falls
+    steadily and is never below 0.0. An empty expert step counts as one character long.
 
     Args:
         step: the step.
         low: lower end of the band, in expert lengths; above 0.
-        high: upper end of it.
+        high: upper end of the band.
 
     Raises:
         ValueError: not 0 < low <= high.

@@ -1,8 +1,8 @@
-"""From a reward's name to a function: a built-in, `file.py:name` or `package.module:name`.
+"""Loads a reward from its name: a built-in, `file.py:name` or `package.module:name`.
 
-Built-ins stand in one literal dict, as places to import from: sympy is loaded only where a reward
-needs it. Everything that can be wrong with a name, a function or its options is said here, with
-what there is instead.
+`BUILT_INS` names the module and function of each built-in, so that sympy is loaded only if a reward
+needs it. This module checks names, functions and their options. Its error messages say what is
+wrong and, where possible, list what is allowed.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ READS: dict[str, tuple[str, ...]] = {
     "format": ("action", "thought"),
     "length": ("action", "expert_step"),
 }
-"""The fields of a step that a built-in looks at: steps that are equal in these share its score. One
-that is not listed looks at everything."""
+"""The fields of a step that a built-in reads. Steps that are equal in these fields share a score. A
+built-in that is not listed may read every field."""
 
 
-# What evaluating a user's annotations may raise: then they say nothing, and nothing is refused.
+# Errors that evaluating a user's annotations may raise. Such annotations are not checked.
 _UNREADABLE = (NameError, TypeError, AttributeError, SyntaxError, ValueError)
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """How to find a reward; plain values, so that another process can.
+    """A description of where to find a reward, in plain values that another process can use.
 
     Attributes:
-        name: what the log calls it.
+        name: its name in the log.
         target: a name in `BUILT_INS`, `file.py:name` or `package.module:name`.
-        options: keyword arguments, of the function or of the class.
+        options: keyword arguments of the function or of the class.
     """
 
     name: str
@@ -69,19 +69,20 @@ class RewardSpec:
 
     @property
     def file(self) -> Path | None:
-        """The file it stands in, where one was named."""
+        """Returns the file of the reward, or None if the target names no file."""
         place = self.target.rpartition(":")[0]
         return Path(place) if place.endswith(".py") else None
 
 
 @dataclass(frozen=True)
 class LoadedReward:
-    """A reward that can be called: with one step, or batched, with a list of them.
+    """A reward that can be called with one step or, if it is batched, with a list of steps.
 
     Attributes:
-        function: what is called.
-        batched: it takes a list.
-        options: as the settings have them: they name secrets, which the function was given.
+        function: the function to call.
+        batched: the function takes a list.
+        options: the options as in the settings, with references to secrets. The function has the
+            secrets themselves.
     """
 
     function: StepReward
@@ -90,12 +91,12 @@ class LoadedReward:
 
 
 def found_target(target: str) -> str:
-    """The target, with a file's whole path; refuses what no process could find.
+    """Returns the target, with the absolute path of its file; refuses an invalid target.
 
     Nothing is imported.
 
     Raises:
-        CodeNameError: an unknown built-in, a file that is not there, or no function named.
+        CodeNameError: the built-in is unknown, the file is missing, or no function is named.
     """
     if target in BUILT_INS:
         return target
@@ -112,11 +113,11 @@ def found_target(target: str) -> str:
 
 
 def load_reward(spec: RewardSpec) -> LoadedReward:
-    """Import a reward and bind its options, with the secrets that they name.
+    """Imports a reward and binds its options, with the secrets that they name.
 
     Raises:
-        CodeNameError: it is not there, cannot be imported, or is no step reward; or a secret is
-            missing.
+        CodeNameError: the reward is missing, cannot be imported or is not a step reward; or a
+            secret is missing.
     """
     found = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
     options = {name: revealed(value) for name, value in spec.options.items()}
@@ -127,13 +128,13 @@ def load_reward(spec: RewardSpec) -> LoadedReward:
 
 
 def bind(found: object, options: Mapping[str, object], what: str) -> LoadedReward:
-    """A function, a class or any callable, with its options, as a reward.
+    """Returns a reward made from a function, a class or any callable, with its options.
 
-    Options of a function are its keyword-only parameters; those of a class are what it is made
-    with, and its instances are called with the step.
+    The options of a function are its keyword-only parameters. The options of a class are the
+    arguments of its constructor, and its instance is called with the step.
 
     Raises:
-        CodeNameError: not callable, wrong parameters, or an option it does not have.
+        CodeNameError: it is not callable, or its parameters or an option are wrong.
     """
     if inspect.isclass(found):
         _check_options(found, options, f"{what} (a class)", list(_parameters(found, what)))
@@ -199,10 +200,10 @@ def _check_options(
 
 
 def _takes_batch(function: Callable[..., object], what: str) -> bool:
-    """Whether it wants a list of steps; refuses what can be called with neither.
+    """Returns whether the function takes a list of steps rather than one step.
 
     Raises:
-        CodeNameError: it does not take exactly one step, or is a coroutine.
+        CodeNameError: the function cannot be called with exactly one argument, or is async.
     """
     call = function.func if isinstance(function, partial) else function
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
@@ -244,7 +245,7 @@ def _takes_batch(function: Callable[..., object], what: str) -> bool:
 
 
 def _annotated(function: Callable[..., object]) -> Callable[..., object]:
-    """Where the annotations of a callable stand: those of an instance at its class's call."""
+    """Returns the function that holds the annotations: of an instance, its class's `__call__`."""
     if inspect.isfunction(function) or inspect.ismethod(function):
         return function
     call: Callable[..., object] = getattr(type(function), "__call__", function)  # noqa: B004

@@ -1,13 +1,13 @@
-"""Worker processes that call rewards: beside whatever the caller does, and with a deadline.
+"""Calls rewards in worker processes, in the background and with a deadline.
 
-Policy text is hostile, and users' functions are as they are: either may hang, eat memory or kill
-the process it runs in. So rewards run in processes of their own, which are killed when a call takes
-too long or dies, counted and replaced. Each worker process has a thread here that feeds it, and
-belongs to a process group of its own, so that what it started dies with it.
+Policy text is hostile, and users' functions may have bugs. Either may hang, use up the memory or
+kill its process. So rewards run in separate processes. A process that dies, or whose call takes too
+long, is replaced, and the failure is recorded. A thread in the main process feeds each worker. Each
+worker has its own process group, so that processes it started are killed with it.
 
-Not `multiprocessing` or `concurrent.futures`: their processes import the user's main script again
-(spawn) or copy one with threads and a GPU context (fork), none of them can end one call and go on
-with the rest, and at exit they wait for work that nobody wants any more.
+`multiprocessing` and `concurrent.futures` do not fit. Their processes import the user's main script
+again (spawn) or copy a process with threads and a GPU context (fork). They cannot end one call and
+go on with the rest, and at exit they wait for work that is no longer needed.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ from rewards.loading import RewardSpec
 from rewards.types import StepContext
 
 LOADING_SECONDS = 120.0
-"""How long a worker may take to import its rewards; on a busy machine torch alone takes 20."""
+"""Seconds to import a worker's rewards; on a busy machine torch alone takes 20."""
 
-# A worker is replaced after so many calls: libraries keep caches that only grow.
+# A worker is replaced after this many calls, because libraries keep caches that only grow.
 _CALLS_PER_WORKER = 20_000
 
-# The worker's own alarm ends a call at its deadline; should it have been tampered with, we do.
+# The worker's alarm ends a call at its deadline. If the alarm fails, the parent ends the call this
+# many seconds later.
 _GRACE_SECONDS = 2.0
 
-# `rewards/types.py` must not shadow Python's `types`: never start the file itself.
+# The worker starts this code, not the file, so that `rewards/types.py` does not shadow Python's
+# `types`.
 _START = "import sys; sys.path[:] = {path!r}; from rewards.worker import main; main({descriptor})"
 
 Call = tuple[int, list[int]]
-"""(index of the reward, indices of the steps): one call, of one step unless batched."""
+"""One call: (index of the reward, indices of the steps). It has one step unless batched."""
 
 
 @dataclass
 class _Job:
-    """Steps, and the calls to make about them, for one worker."""
+    """Steps, and the calls to make for them, for one worker."""
 
     steps: list[StepContext]
     calls: list[Call]
@@ -64,9 +66,10 @@ class RewardPool:
 
     Args:
         specs: the rewards.
-        workers: how many processes at most; they are started when there is something to do.
+        workers: the maximum number of processes; they start when there is work.
         deadline: seconds that one call may take.
-        memory_bytes: address space of a worker; None: no bound (CUDA maps more than there is).
+        memory_bytes: limit on the address space of a worker; None: no limit (CUDA maps more than
+            the machine's memory).
     """
 
     def __init__(
@@ -83,10 +86,12 @@ class RewardPool:
         self._end = weakref.finalize(self, _end, self._shared)
 
     def batched(self) -> list[bool]:
-        """Which of the rewards take a list of steps; loads them all, in one worker.
+        """Returns, for each reward, whether it takes a list of steps.
+
+        The first call loads all rewards, in one worker.
 
         Raises:
-            CodeNameError: a reward that cannot be found or used.
+            CodeNameError: a reward cannot be found or used.
         """
         if self._shared.batched is None:
             self._put(_Job([], [])).result()
@@ -94,7 +99,7 @@ class RewardPool:
 
     @property
     def batched_names(self) -> set[str]:
-        """What the log calls those that take a list of steps."""
+        """Returns the names of the rewards that take a list of steps."""
         return {
             spec.name for spec, batched in zip(self.specs, self.batched(), strict=True) if batched
         }
@@ -102,15 +107,15 @@ class RewardPool:
     def submit(
         self, steps: Sequence[StepContext], rewards: Sequence[int] | None = None
     ) -> Future[list[list[Outcome]]]:
-        """Start to call rewards about these steps, in one worker.
+        """Starts to call rewards for these steps, in one worker.
 
         Args:
             steps: the steps.
             rewards: indices of the rewards to call; None: all.
 
         Returns:
-            A future of one list a reward, in their order, of one outcome a step. Rewards that were
-            not asked have outcomes without value.
+            A future of one list per reward, in the order of `specs`, with one outcome per step.
+            Rewards that were not called have outcomes without a value.
         """
         batched = self.batched()
         calls: list[Call] = []
@@ -122,7 +127,7 @@ class RewardPool:
         return self._put(_Job(list(steps), calls))
 
     def close(self) -> None:
-        """Kill the workers, with what they are at. Otherwise done when nobody holds the pool."""
+        """Kills the workers and their current calls, as also happens when the pool is deleted."""
         self._end()
 
     def _put(self, job: _Job) -> Future[list[list[Outcome]]]:
@@ -133,7 +138,7 @@ class RewardPool:
             shared.jobs.put(job)
             shared.waiting += 1
             if shared.waiting > shared.idle and len(shared.threads) < self._most:
-                # A daemon: nobody waits at exit for work that nobody wants any more.
+                # A daemon thread, so that the exit does not wait for work that nobody needs.
                 thread = threading.Thread(target=_work, args=(shared,), name="rewards", daemon=True)
                 shared.threads.append(thread)
                 shared.idle += 1
@@ -142,22 +147,22 @@ class RewardPool:
 
 
 class _Shared:
-    """What the threads share; they hold no reference to the pool, so that it can be dropped."""
+    """The state that the threads share. They do not refer to the pool, so it can be deleted."""
 
     def __init__(self, specs: list[RewardSpec], deadline: float, memory_bytes: int | None) -> None:
         self.specs = specs
         self.deadline = deadline
         self.memory_bytes = memory_bytes
-        self.batched: list[bool] | None = None if specs else []  # known when one was started
+        self.batched: list[bool] | None = None if specs else []  # known once a worker has started
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self.lock = threading.Lock()
         self.threads: list[threading.Thread] = []
         self.workers: set[_Worker] = set()
         self.waiting = 0  # jobs that no thread has taken
-        self.idle = 0  # threads that wait for one
+        self.idle = 0  # threads that wait for a job
         self.closed = False
         self.owner = os.getpid()
-        # `package.module:name` may lie in the current folder, as it may for `python -m`.
+        # `package.module:name` may be in the current folder, as for `python -m`.
         here = os.getcwd()
         path = [entry or here for entry in sys.path if isinstance(entry, str)]
         self.path = path if here in path else [*path, here]
@@ -165,9 +170,9 @@ class _Shared:
 
 
 def _end(shared: _Shared) -> None:
-    """Kill every worker and give up what is still to do."""
+    """Kills every worker and cancels the remaining work."""
     if os.getpid() != shared.owner:
-        return  # a fork of the caller's: the workers are not its own
+        return  # in a fork of the caller: the workers belong to the caller
     with shared.lock:
         shared.closed = True
         workers = list(shared.workers)
@@ -178,7 +183,7 @@ def _end(shared: _Shared) -> None:
 
 
 def _work(shared: _Shared) -> None:
-    """A thread: feeds one worker process with jobs, one after another."""
+    """Feeds a worker process with jobs, one after another; the body of a thread."""
     worker: _Worker | None = None
     while (job := shared.jobs.get()) is not None:
         with shared.lock:
@@ -190,7 +195,7 @@ def _work(shared: _Shared) -> None:
             try:
                 worker, outcomes = _run(shared, worker, job)
                 job.future.set_result(outcomes)
-            except Exception as error:  # noqa: BLE001 - told to whoever waits for the job
+            except Exception as error:  # noqa: BLE001 - passed on to whoever waits for the job
                 job.future.set_exception(error)
                 worker = None
         with shared.lock:
@@ -202,7 +207,7 @@ def _work(shared: _Shared) -> None:
 def _run(
     shared: _Shared, worker: _Worker | None, job: _Job
 ) -> tuple[_Worker | None, list[list[Outcome]]]:
-    """All outcomes of a job, and the worker that is left at the end."""
+    """Returns the worker that is left at the end, or None, and all outcomes of a job."""
     found = [[Outcome()] * len(job.steps) for _ in shared.specs]
     worker = worker or _start(shared)
     calls = job.calls
@@ -216,8 +221,8 @@ def _run(
         calls = calls[len(answered) :]
         if failure is None:
             continue
-        # The worker is gone, or is made to go; the call it was at is the one to blame. But a worker
-        # may have died of something else, so a call that killed one is tried on another.
+        # The worker has died or must be killed, and its current call is probably the cause. But a
+        # worker may die for another reason, so after a death the call is tried once on another.
         worker.end()
         worker = None
         if shared.closed:
@@ -257,7 +262,7 @@ def _start(shared: _Shared) -> _Worker:
 
 
 def _digest(file: Path) -> str:
-    """Of its content; "" if it cannot be read."""
+    """Returns the SHA-256 of a file's content; "" if the file cannot be read."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
@@ -265,7 +270,7 @@ def _digest(file: Path) -> str:
 
 
 class _Worker:
-    """One process and the socket to it."""
+    """One worker process and the socket to it."""
 
     def __init__(self, shared: _Shared) -> None:
         self.calls = 0
@@ -278,17 +283,17 @@ class _Worker:
                 [sys.executable, "-P", "-c", start],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward prints must not mix with what a command prints
+                stdout=2,  # the output of a reward must not mix with that of a command
                 start_new_session=True,
                 # The workers share the machine with each other and with the caller.
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
 
     def load(self, shared: _Shared) -> list[bool]:
-        """Import the rewards; which of them are batched.
+        """Makes the worker import the rewards; returns, for each reward, whether it is batched.
 
         Raises:
-            CodeNameError: one of them cannot be found or used.
+            CodeNameError: a reward cannot be found or used.
         """
         message = (shared.specs, shared.deadline, shared.memory_bytes)
         self._socket.sendall(_pickled(message, "the options of rewards"))
@@ -309,7 +314,7 @@ class _Worker:
     def ask(
         self, steps: list[StepContext], calls: list[Call]
     ) -> tuple[list[list[Outcome]], str | None]:
-        """The outcomes of the calls that were answered, and how the worker ended, or None."""
+        """Returns the outcomes of the answered calls, and how the worker failed, or None."""
         answered: list[list[Outcome]] = []
         message = _pickled((steps, calls), "a step")
         try:
@@ -328,7 +333,7 @@ class _Worker:
         return answered, None
 
     def end(self) -> None:
-        """Kill the process and what it has started. May be called again."""
+        """Kills the process and the processes it has started. May be called again."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -338,7 +343,7 @@ class _Worker:
         self._workers.discard(self)
 
     def _reply(self, seconds: float) -> Any:
-        """The next message, or in words (a text) how the worker ended without one."""
+        """Returns the next message, or a string that says why no message came."""
         try:
             self._socket.settimeout(seconds)
             while b"\n" not in self._received:
@@ -356,7 +361,7 @@ class _Worker:
     def _how_it_ended(self) -> str:
         try:
             code = self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:  # alive, but it has closed the socket
+        except subprocess.TimeoutExpired:  # the process is alive, but it has closed the socket
             return "keeps its worker process from answering"
         if code == -signal.SIGALRM:
             return DEADLINE
@@ -379,7 +384,7 @@ def _unplain(what: str, why: str) -> CodeNameError:
 
 
 def cores() -> int:
-    """The cores that this process may use: by its affinity, and by the quota of its container."""
+    """Returns how many cores this process may use, by its affinity and its container's quota."""
     own = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         own = len(os.sched_getaffinity(0))
@@ -388,7 +393,7 @@ def cores() -> int:
 
 
 def _quota(root: Path) -> float | None:
-    """Cores that a container's control group allows, of either version; None without a bound."""
+    """Returns the cores that a container's cgroup (v1 or v2) allows; None without a limit."""
     try:
         words = (root / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

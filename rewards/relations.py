@@ -1,4 +1,4 @@
-r"""Takes relations apart: what only names its right side, and inequalities that are intervals."""
+r"""Splits relations: finds those that only name a value, turns inequalities into intervals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _APPLIED = re.compile(
     r"\\(?:Pr|gcd|lcm|det|deg|max|min)|[A-Za-z]{3,10})"
     rf"{_INDEX}'{{0,2}}(?:\^\{{-1\}})? ?(?=[(\[])"
 )
-"""What a bracket behind it is an argument of: x(x+1) is a product"""
+"""Names after which a bracket is an argument: f(2), P(X=2); but x(x+1) is a product"""
 _SUM = re.compile(r"[A-Za-z](?: ?[-+] ?[A-Za-z])+")
 _SIDE = r"([A-Za-z]\w{0,9}(?:_\{\w{1,9}\})?)"
 _QUOTIENT = re.compile(rf"\\frac\{{{_SIDE}\}}\{{{_SIDE}\}}|{_SIDE} ?[:/] ?{_SIDE}")
@@ -37,7 +37,7 @@ _ARROWS = {"<": (0, "()"), "\\le": (0, "[]"), ">": (1, "()"), "\\ge": (1, "[]")}
 
 
 def split(text: str, marks: frozenset[str]) -> tuple[list[str], list[str]]:
-    """The parts of `text` between `marks` outside of all brackets, and those marks."""
+    """Splits `text` at `marks` outside of all brackets; returns the parts and the marks found."""
     parts, found, depth, start = [], [], 0, 0
     for mark in _MARK.finditer(text):
         depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
@@ -49,7 +49,7 @@ def split(text: str, marks: frozenset[str]) -> tuple[list[str], list[str]]:
 
 
 def unwrap(text: str, openers: frozenset[str]) -> tuple[str, str, str] | None:
-    """The opening bracket, the content and the closing one, if one pair holds all of `text`."""
+    """Returns opening bracket, content, closing bracket if one pair encloses `text`; else None."""
     marks = list(_MARK.finditer(text))
     if len(marks) < 2 or marks[0][0] not in openers or marks[-1][0] not in _CLOSERS:
         return None
@@ -62,26 +62,26 @@ def unwrap(text: str, openers: frozenset[str]) -> tuple[str, str, str] | None:
 
 
 def names_its_right_side(sides: Sequence[str], marks: Sequence[str]) -> bool:
-    """Whether a relation only gives a name to its right side, as in x = 5 or (x,y) = (3,4)."""
+    """Returns whether the relation only names its right side, as in x = 5 or (x,y) = (3,4)."""
     if list(marks) not in (["="], ["\\in"]):
         return False
     if _NAMES.fullmatch(sides[0]):
-        # In another order than everybody's it says something else: (y,x) = (3,4).
+        # Letters out of alphabetical order have another meaning: (y,x) = (3,4).
         letters = re.findall("[A-Za-z]", sides[0])
         return letters == sorted(set(letters))
     return _is_a_value(sides[0]) or any(shape.fullmatch(sides[0]) for shape in (_NAME, _FIGURE))
 
 
 def _is_a_value(text: str) -> bool:
-    r"""Whether it is a function or an operator with what it is applied to: P(X=2), \gcd(12,18)."""
+    r"""Returns whether the text is a function or operator with its argument, as \gcd(12,18)."""
     applied = _APPLIED.match(text)
     return applied is not None and unwrap(text[applied.end() :], frozenset(["(", "["])) is not None
 
 
 def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
-    """Whether an answer such as m + n = 25 or AB:CD = 2:3 gives the value of what was asked for.
+    """Returns whether an answer such as m + n = 25 or AB:CD = 2:3 gives the value asked for.
 
-    Of a gold it is not known: there x + y = 5 may be a line.
+    This cannot be known of a gold answer: there x + y = 5 may be a line.
     """
     if list(marks) != ["="]:
         return False
@@ -96,7 +96,7 @@ def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
 
 
 def condition_of(text: str) -> str:
-    """The condition of ``x | x > 3``, the inside of a set; anything else as it stands."""
+    """Returns the condition x > 3 of ``x | x > 3``, the inside of a set; other text unchanged."""
     found = _SUCH_THAT.fullmatch(text)
     if found is None or not re.search(rf"(?<![A-Za-z\\]){found[1]}", found[2]):
         return text
@@ -104,7 +104,7 @@ def condition_of(text: str) -> str:
 
 
 def as_interval(text: str) -> tuple[str, str] | None:
-    r"""x and ``(1, 2]`` for ``1 < x \le 2``, ``[3, \infty)`` for ``x \ge 3``; else None."""
+    r"""Returns the letter and the interval: x and ``(1,2]`` for ``1 < x \le 2``; else None."""
     sides, marks = split(text, RELATIONS)
     if not marks or any(mark not in _ARROWS for mark in marks):
         return None
@@ -126,7 +126,7 @@ def as_interval(text: str) -> tuple[str, str] | None:
 
 
 def as_tuple(elements: Sequence[str]) -> str | None:
-    """``(3,4)`` for the elements x = 3 and y = 4, in the order of their letters."""
+    """Returns ``(3,4)`` for the elements x = 3 and y = 4, sorted by letter; else None."""
     values = {}
     for element in elements:
         sides, marks = split(element, RELATIONS)

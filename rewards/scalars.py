@@ -1,11 +1,11 @@
-r"""Whether two scalars have one value: math-verify, behind a whitelist and beside numbers.
+r"""Compares the values of two scalars, with math-verify behind a whitelist and with numbers.
 
-The first of the two is untrusted. It is cut into known tokens, each bounded in size, before sympy
-sees any of it: what is long to compute is refused and never tried. A scalar then counts as equal
-only if math-verify says so and its value also agrees, with 40 digits, wherever the letters are
-given numbers.
+The first scalar is untrusted. It is split into known tokens of bounded size before sympy sees it.
+A scalar that would take long to compute is refused. Scalars that differ as text and as exact
+numbers count as equal only if math-verify says so and their values, computed with 40 digits, agree
+in 20 for several numbers in place of the letters.
 
-No text is evaluated as Python: sympy's `sympify` is reached with unsigned whole numbers alone.
+No text is evaluated as Python: `sympify` of sympy receives unsigned whole numbers only.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from math_verify.parser import NormalizationConfig
 from environments.answers import same_answer
 
 MAX_DIGITS = 20
-"""Digits of one number; the longest in MATH and GSM8K has 9."""
+"""The most characters of one number; the longest in MATH and GSM8K has 9 digits."""
 MAX_EXPONENT = 5000
-"""The largest exponent of a letter or a number, times all those of brackets, since (9^9)^9 is 9^81;
-MATH has 2^{2005}."""
+"""The largest exponent of a letter or a number, multiplied by all exponents of brackets, because
+(9^9)^9 is 9^81. MATH has 2^{2005}."""
 MAX_TERMS = 10_000
-"""Terms that the scalar could have, multiplied out: (x+y+z)^{999} has half a million."""
+"""The most terms that the expanded scalar could have: (x+y+z)^{999} has half a million."""
 MAX_FACTORIAL = 50
 """The largest number whose factorial is read; ``7!!`` and ``(7!)!`` are not."""
 MAX_BINOMIAL_DIGITS = 2
-"""Digits of a number in a binomial coefficient, which sympy computes while reading."""
-# Every command an answer may use in a scalar. What is a sum, a limit or an integral is refused:
-# those compute for as long as one likes.
+"""The most digits of a number in a binomial coefficient, which sympy computes on reading."""
+# All commands that an answer may use in a scalar. Sums, limits and integrals are refused, because
+# they can take any amount of time.
 _GREEK = frozenset([
     "\\alpha", "\\beta", "\\gamma", "\\delta", "\\epsilon", "\\theta", "\\lambda", "\\mu", "\\pi",
     "\\rho", "\\sigma", "\\Delta", "\\Omega", "\\eta", "\\kappa", "\\nu", "\\xi", "\\chi", "\\psi",
@@ -50,21 +50,21 @@ _COMMANDS = _IN_EXPONENTS | _FUNCTIONS | {
 }  # fmt: skip
 _TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_(){}\[\]!:|]")
 _MIXED = re.compile(r"(-?)(\d+) (\d+)/(\d+)")
-# Units are taken off here, with care: math-verify takes any of c, d, g, h, l, m, o, s, t for one.
+# math-verify must not remove units: it takes any of c, d, g, h, l, m, o, s, t for a unit.
 _READING = LatexExtractionConfig(
     normalization_config=NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="last"
     )
 )
-_DIGITS = 40  # of a value; values that differ by less than half of these are the same
+_DIGITS = 40  # of a value; values that agree in half of these are the same
 _POINTS = ((37, 101), (53, 89), (29, 71), (83, 97), (43, 61), (17, 59), (67, 79), (31, 103))
-# They warn, once a process, that no timer was asked for.
+# These loggers warn once per process that no timeout is set.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def same_values(answer: str, gold: str) -> bool:
-    """math-verify's word and the values', on two scalars of which the first is untrusted."""
+    """Returns whether two scalars, the first of them untrusted, are equal (see the module)."""
     if same_answer(answer, gold):
         return True
     tokens, gold_tokens = _tokens(answer), _tokens(gold)
@@ -72,7 +72,7 @@ def same_values(answer: str, gold: str) -> bool:
         return False
     if _ambiguous(tokens) or (gold_tokens and _ambiguous(gold_tokens)):
         return False
-    # The gold is read whatever it is made of: it may be a sum where the answer may not.
+    # The gold is trusted, so it need not pass the whitelist: it may contain a sum.
     right = _expression(_latex(gold_tokens) if gold_tokens else gold)
     left = _expression(_latex(tokens))
     if left is None or right is None or not _agree(left, right):
@@ -81,8 +81,10 @@ def same_values(answer: str, gold: str) -> bool:
 
 
 def same_equations(answer: str, gold: str) -> bool:
-    """Whether two differences of sides, in the same two or more letters, are zero at the same time:
-    one is the other times a number. With one letter, solving may be what was asked."""
+    """Returns whether one difference of sides is a number times the other: they share their zeros.
+
+    Both need the same two or more letters. With one letter, the problem may ask to solve the
+    equation."""
     tokens, gold_tokens = _tokens(answer), _tokens(gold)
     if not tokens or not gold_tokens or not (_harmless(tokens) and _harmless(gold_tokens)):
         return False
@@ -109,7 +111,7 @@ def same_equations(answer: str, gold: str) -> bool:
 
 
 def _tokens(text: str) -> list[str] | None:
-    """The pieces of a scalar, or None where something else is among them."""
+    """Returns the tokens of a scalar, or None if it contains anything else."""
     if mixed := _MIXED.fullmatch(text):
         text = "{}{}\\frac{{{}}}{{{}}}".format(*mixed.groups())
     tokens: list[str] = []
@@ -131,8 +133,8 @@ def _is_number(token: str) -> bool:
 
 
 def _ambiguous(tokens: list[str]) -> bool:
-    """Numbers side by side, which are not one, letters in both cases, which are read as one, and
-    bars that are not one absolute value."""
+    """Returns whether the scalar is ambiguous: two numbers side by side, a letter in both cases
+    (read as one letter), or bars that are not one absolute value."""
     if (bars := tokens.count("|")) and (bars != 2 or not _one_absolute_value(tokens)):
         return True
     letters = {token for token in tokens if token.isalpha()}
@@ -142,7 +144,7 @@ def _ambiguous(tokens: list[str]) -> bool:
 
 
 def _one_absolute_value(tokens: list[str]) -> bool:
-    """Whether the bars are around something: 5|10 says that 5 divides 10."""
+    """Returns whether the two bars enclose something; 5|10 means that 5 divides 10."""
     first = tokens.index("|")
     last = tokens.index("|", first + 1)
     before, after = tokens[first - 1 : first], tokens[last + 1 : last + 2]
@@ -150,7 +152,7 @@ def _one_absolute_value(tokens: list[str]) -> bool:
 
 
 def _harmless(tokens: list[str]) -> bool:
-    """The whitelist: whether sympy can be trusted to compute this scalar in little time."""
+    """Returns whether the whitelist allows the scalar, so that sympy computes it quickly."""
     largest = compound = 1
     exponent_ends = -1
     for i, token in enumerate(tokens):
@@ -165,7 +167,7 @@ def _harmless(tokens: list[str]) -> bool:
             if len(token) > MAX_DIGITS:
                 return False
         elif token == "^":
-            # A power of a power without brackets begins where the first one ends.
+            # A power of a power without brackets begins where the first power ends.
             if i <= exponent_ends or not (after == "{" or after.isalpha() or _is_number(after)):
                 return False
             exponent_ends = _closing(tokens, i + 1) + 1
@@ -184,7 +186,7 @@ def _harmless(tokens: list[str]) -> bool:
             if inside or not (small or before.isalpha()) or after == "!":
                 return False
         elif token == "[":
-            # A root is an exponent too, and \sqrt[1/9999]{9} is a large one.
+            # A root is an exponent too, and \sqrt[1/9999]{9} has a large exponent.
             if before != "\\sqrt" or not after.isdigit() or tokens[i + 2 : i + 3] != ["]"]:
                 return False
             compound *= max(int(after), 1)
@@ -196,7 +198,7 @@ def _harmless(tokens: list[str]) -> bool:
 
 
 def _size(exponent: list[str]) -> int:
-    """No less than the exponent itself: the product of its numbers, those in fractions too."""
+    """Returns an upper bound of the exponent: the product of its numbers, also of fractions."""
     size = 1
     for token in exponent:
         if _is_number(token):
@@ -206,7 +208,7 @@ def _size(exponent: list[str]) -> int:
 
 
 def _closing(tokens: list[str], start: int) -> int:
-    """The place of the brace that closes the one at `start`, or `start` if there is none there."""
+    """Returns the index of the brace that closes the brace at `start`; `start` if none is there."""
     if tokens[start] != "{":
         return start
     depth = 0
@@ -226,8 +228,8 @@ def _small_binomial(tokens: list[str], start: int) -> bool:
 
 
 def _latex(tokens: list[str]) -> str:
-    """The scalar as math-verify is to read it: decimals as fractions, every product of brackets
-    written out (it takes 2(3) for a mixed number)."""
+    """Returns the scalar as LaTeX for math-verify: decimals as fractions, and every product with
+    brackets written out (math-verify reads 2(3) as a mixed number)."""
     written: list[str] = []
     for i, token in enumerate(tokens):
         before = tokens[i - 1] if i else ""
@@ -247,13 +249,13 @@ def _latex(tokens: list[str]) -> str:
             if before == "^":
                 token = f"{{{token}}}"
         written.append(token)
-    # Glued, since math-verify takes square brackets between blanks for a formula of their own.
+    # No blank here, because math-verify reads square brackets between blanks as a formula.
     return " ".join(written).replace("\\sqrt [", "\\sqrt[")
 
 
 @lru_cache(maxsize=1024)
 def _expression(latex: str) -> sympy.Expr | None:
-    """What math-verify reads, its letters under one assumption and e and i as the numbers."""
+    """Returns what math-verify reads, with real letters, and with e and i as the constants."""
     found = parse(
         f"\\boxed{{{latex}}}", (_READING,), fallback_mode="no_fallback", parsing_timeout=None
     )
@@ -269,7 +271,7 @@ def _expression(latex: str) -> sympy.Expr | None:
 
 
 def _agree(left: sympy.Expr, right: sympy.Expr) -> bool:
-    """Whether two expressions have the same value wherever it is asked."""
+    """Returns whether two expressions have the same values at up to three points."""
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     if len(letters) > len(_POINTS):
         return False
@@ -287,7 +289,7 @@ def _agree(left: sympy.Expr, right: sympy.Expr) -> bool:
 
 
 def _at(letters: list[sympy.Symbol], shift: int) -> dict[sympy.Symbol, sympy.Rational]:
-    """A number for every letter, others for every shift."""
+    """Returns a number for every letter; they differ from shift to shift."""
     return {
         letter: sympy.Rational(*_POINTS[(i + shift) % len(_POINTS)])
         for i, letter in enumerate(letters)

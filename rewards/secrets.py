@@ -1,7 +1,7 @@
-"""Secrets that settings name and do not hold: `${SRL_NAME}` is read from the environment at use.
+"""Reads secrets from the environment: settings hold only the reference `${SRL_NAME}`.
 
-Only variables whose names begin with `SRL_` can be named, so that settings from elsewhere cannot
-ask for a machine's other secrets.
+The name of the variable must begin with `SRL_`, so that settings from another person cannot read
+other secrets of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REFERENCE = re.compile(r"\$\{(SRL_[A-Z0-9_]+)\}")
 
 
 def revealed(value: object) -> object:
-    """Returns `value` with every `${SRL_NAME}` in its texts replaced by that variable.
+    """Returns `value` with every `${SRL_NAME}` in its strings replaced by that variable's value.
 
     Raises:
         CodeNameError: the environment has no such variable.
@@ -29,7 +29,7 @@ def revealed(value: object) -> object:
 
 
 def concealed(text: str, value: object) -> str:
-    """Returns `text` without the secrets that `value` names: messages may repeat them."""
+    """Returns `text` with each secret that `value` names replaced by its `${SRL_NAME}`."""
     for name in set(_names(value)):
         if secret := os.environ.get(name):
             text = text.replace(secret, f"${{{name}}}")

@@ -1,4 +1,4 @@
-"""A reward as people write it, checked: `similarity: 0.5`, `{name: mine.py:units, weight: 1}`."""
+"""Checks rewards as users write them: `similarity: 0.5`, `{name: mine.py:units, weight: 1}`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rewards.types import StepReward
 class WeightedReward:
     """One reward of a sum."""
 
-    name: str  # what the log calls it
-    weight: float  # finite; 0 records only, a negative one punishes
-    reward: RewardSpec | LoadedReward  # to be found by its name, or given as a function
-    shown: str  # how to write it in a message
+    name: str  # its name in the log
+    weight: float  # finite; 0: recorded only; negative: a penalty
+    reward: RewardSpec | LoadedReward  # a name to load later, or a function
+    shown: str  # how messages show it
 
 
 def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
-    """What stands under one key of `rewards`.
+    """Reads and checks one entry of the `rewards` setting.
 
     Args:
         reward: the key: a name, or a function.
-        settings: its weight, or a mapping of weight, options and name.
+        settings: the weight, or a mapping of weight, options and name.
 
     Raises:
-        ValueError: something in it is unknown, missing or cannot be.
+        ValueError: something in the entry is unknown, missing or invalid.
     """
     weight, target, key = settings, reward, None
     options: object = {}
@@ -61,14 +61,14 @@ def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
 
 
 def name_of(reward: object) -> str:
-    """What the log calls a reward that was given without a name of its own.
+    """Returns the log's name for a reward that was given without an explicit name.
 
-    A built-in keeps its name, however it was passed; `file.py:name` is called by its last part, a
-    function by its own name, a `partial` by that of the function inside, and an instance by its
-    class.
+    A built-in keeps its name, whether given by name or as a function. `file.py:name` gets its last
+    part, a function its own name, a `partial` the name of the wrapped function, and an instance the
+    name of its class.
 
     Raises:
-        CodeNameError: neither a name nor callable.
+        CodeNameError: `reward` is neither a name nor callable.
     """
     if isinstance(reward, str):
         return reward if reward in BUILT_INS else reward.rpartition(":")[2]
@@ -86,14 +86,14 @@ def name_of(reward: object) -> str:
 
 
 def _built_in_of(function: object) -> str | None:
-    """The name of a built-in that was passed as a function."""
+    """Returns the name of a built-in that was passed as a function; None for anything else."""
     place = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
     return next((name for name, target in BUILT_INS.items() if target == place), None)
 
 
 def _finite_weight(name: str, weight: object) -> float:
     try:
-        # YAML reads 1e-1 as text.
+        # YAML reads 1e-1 as a string.
         number = float(weight) if isinstance(weight, Real | str) else math.nan
     except (ValueError, OverflowError):
         number = math.nan

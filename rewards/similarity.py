@@ -1,10 +1,13 @@
-"""How much of the expert's step stands in the policy's step: R = 2M / T over characters.
+"""Measures how similar the policy's step is to the expert's step: R = 2M / T over characters.
 
-M is the number of characters in the matching blocks of `difflib.SequenceMatcher`, T the length of
-both strings together (arXiv 2510.25992, section 3). Three choices the paper leaves open are fixed
-here: autojunk is off (difflib's default drops the frequent characters of any string of 200 or more
-as match seeds, a cliff in the reward), a is always the policy's step and b the expert's (the ratio
-is not symmetric), and both sides pass the same `normalize`, so that a copy scores exactly 1.0.
+M is the number of characters in the matching blocks of `difflib.SequenceMatcher`. T is the total
+length of both strings (arXiv 2510.25992, section 3). The paper leaves three choices open:
+
+- autojunk is off. By difflib's default, the frequent characters of any string of 200 or more start
+  no match, which makes the reward jump at that length.
+- a is always the policy's step and b the expert's, because the ratio is not symmetric.
+- Both sides pass the same `normalize`, so that a copy scores exactly 1.0.
+
 cydifflib gives the same bits faster and is used where it is installed.
 """
 
@@ -30,39 +33,41 @@ except ImportError:
 
 Unit = Literal["character", "word", "token"]
 
-# Pairs of equal elements that one comparison may visit, at 5 ns each in cydifflib and 60 to 160 in
-# difflib. Matching is cubic when both texts loop, and a policy that loops is a matter of time:
-# `abc` against `acb`, 200 times each, needs 24 million. Ordinary English needs .6 times the product
-# of the lengths, so it is matched to the end up to some 9,000 characters on both sides.
+# Limits on the pairs of equal elements that one comparison may visit. A visit takes 5 ns in
+# cydifflib and 60 to 160 ns in difflib. Matching takes cubic time when both texts repeat a pattern,
+# and sooner or later a policy does: `abc` against `acb`, 200 times each, needs 24 million visits.
+# Ordinary English needs .6 times the product of the lengths, so it is matched completely up to some
+# 9,000 characters on both sides.
 _ALWAYS_ALLOWED = 1_000_000
 _ALLOWED_PER_CELL = 3
 _NEVER_MORE = 50_000_000
 
-# A whole comparison takes at most half of (visits of the first search) x (shorter length), since
-# every search takes at least one element from both sides; only looping text comes near it. Where
-# that is little, which is all but looping text up to some 400 characters, the library does the
-# comparison in one go; three times as much for text that uses a whole alphabet.
+# A whole comparison takes at most half of (visits of the first search) x (shorter length), because
+# every search removes at least one element from both sides. Only repetitive text comes near this
+# bound. Where the bound is small, the library does the whole comparison in one call; this covers
+# all but repetitive text up to some 400 characters. The limit is three times as high for text that
+# uses a whole alphabet.
 _LITTLE = 2_400_000
 
-# A search also passes over all pairs of elements, equal or not, at .3 ns each, and is made ready at
-# .3 us an element. Where letters repeat, visits cost more than both; where each of them occurs
-# once, in a text that shows every sign there is, these are all that bounds the time.
+# A search also passes over all pairs of elements, equal or not, at .3 ns each. Its preparation
+# takes .3 us per element. Where letters repeat, the visits cost more than both. In a text of
+# thousands of different signs, each of which occurs once, only these two costs bound the time.
 _CELLS_A_VISIT = 16
 _VISITS_AN_ELEMENT = 64
 _SPARSE = 10_000_000_000
 
-# Characters of both texts up to which a comparison is remembered: a cache of megabytes would be
-# gigabytes.
+# A comparison is cached if both texts together have at most this many characters. A cache of texts
+# of megabytes would take gigabytes.
 _REMEMBERED = 20_000
 
-# Pairs of characters that `indel` compares, at .04 ns each.
+# The most pairs of characters that `indel` compares, at .04 ns each.
 _INDEL_PAIRS = 10_000_000_000
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|[^\W\d_]+|\d+|\S")
 
 
 def normalize(text: str) -> str:
-    r"""Line ends become ``\n``, trailing white space of every line goes, and so do outer blanks."""
+    r"""Returns the text with ``\n`` line ends, no white space at line ends and no outer blanks."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()
 
@@ -70,29 +75,31 @@ def normalize(text: str) -> str:
 def similarity(
     action: str, expert_step: str, *, unit: Unit = "character", autojunk: bool = False
 ) -> float:
-    """The share of characters that the two normalised steps have in common, from 0.0 to 1.0.
+    """Returns the share of characters that the normalised steps have in common, from 0.0 to 1.0.
 
-    Equal to ``difflib.SequenceMatcher(None, action, expert_step, autojunk=autojunk).ratio()``.
+    Equal to ``difflib.SequenceMatcher(None, action, expert_step, autojunk=autojunk).ratio()`` for
+    the normalised steps, within the budget below.
 
     Ambiguous cases, and what was decided:
-        Two empty steps score 1.0, as in difflib: they are equal. One empty step scores 0.0.
-        Steps that differ in white space at line ends only are equal; inner spaces and case count.
+        Two empty steps are equal and score 1.0, as in difflib. One empty step scores 0.0.
+        Steps that differ only in white space at line ends are equal; inner spaces and case count.
         Text is compared by code point: a look-alike from another alphabet is another character.
-        Looping text, and text of thousands of different signs, has a budget of visits, quadratic in
-        the lengths: pieces too costly to search count as not matching while T stays the full
-        length, and so does everything where both texts together pass 780,000 characters. The score
-        of such an action is then a lower bound, never a gift.
+        A comparison has a budget of visits, quadratic in the lengths. Repetitive text and text of
+        thousands of different signs may exceed it. Pieces too costly to search then count as not
+        matching, while T stays the full length, so the score is a lower bound. If both texts
+        together have more than some 780,000 characters, nothing matches.
 
     Args:
         action: the policy's step.
-        expert_step: the expert's.
-        unit: what is matched: characters (the paper's formula), words (between white space; then
-            spaces do not count) or tokens (LaTeX commands, words, runs of digits, single signs).
-        autojunk: difflib's default, for comparison only: from 200 elements on, those that make up
-            more than 1 % of the expert's step start no match.
+        expert_step: the expert's step.
+        unit: what is matched: characters (the paper's formula), words (separated by white space,
+            which then does not count) or tokens (LaTeX commands, words, runs of digits, single
+            signs).
+        autojunk: difflib's default, for comparison only: if the expert's step has 200 elements or
+            more, elements that make up more than 1 % of it start no match.
 
     Raises:
-        ValueError: `unit` is none of the three.
+        ValueError: `unit` is not one of the three.
     """
     action, expert_step = normalize(action), normalize(expert_step)
     remembered = len(action) + len(expert_step) <= _REMEMBERED
@@ -102,18 +109,18 @@ def similarity(
 def similarity_reward(
     step: StepContext, *, unit: Unit = "character", autojunk: bool = False
 ) -> float:
-    """The step reward `similarity`: the action against the expert's step."""
+    """Returns the step reward `similarity`: how similar the action is to the expert's step."""
     return similarity(step.action, step.expert_step, unit=unit, autojunk=autojunk)
 
 
 def similarity_lift(
     step: StepContext, *, unit: Unit = "character", autojunk: bool = False
 ) -> float | None:
-    """The step reward `progress`: what the action gains over repeating the step before it.
+    """Returns the step reward `progress`: the action's similarity minus the previous step's.
 
-    From -1.0 to 1.0; None at the first step, which has nothing to repeat. A copy of the previous
-    step already scores about .4 on real data, so similarity alone flatters a policy that learned
-    the shape of a step and not its content; here a copy earns exactly 0.0.
+    From -1.0 to 1.0; None at the first step, which has no previous step. On real data a copy of the
+    previous step already has a similarity of about .4. So similarity alone overrates a policy that
+    learned the form of a step and not its content. Here a copy earns exactly 0.0.
     """
     if not step.previous_steps:
         return None
@@ -122,13 +129,14 @@ def similarity_lift(
 
 
 def matching_blocks(action: str, expert_step: str) -> list[tuple[int, int, int]]:
-    """Where two texts match, character for character, in the way `similarity` counts it.
+    """Returns where two texts match, character by character, as `similarity` counts it.
 
-    Neither is normalised: do that first, so that the places are those of the text you show.
+    The texts are not normalised here. Normalise them first, so that the positions fit the text that
+    you show.
 
     Returns:
-        (start in the action, start in the expert's step, length) of each block, in order; blocks do
-        not touch or overlap.
+        (start in the action, start in the expert's step, length) of each block, in order. Blocks
+        neither touch in both texts nor overlap.
     """
     merged: list[tuple[int, int, int]] = []
     for i, j, size in sorted(_blocks(action, expert_step, autojunk=False)):
@@ -140,11 +148,11 @@ def matching_blocks(action: str, expert_step: str) -> list[tuple[int, int, int]]
 
 
 def novelty(step: StepContext) -> float | None:
-    """The step reward `novelty`: one minus the similarity to the previous step, from 0.0 to 1.0.
+    """Returns the step reward `novelty`: one minus the similarity to the previous step, 0.0 to 1.0.
 
-    None at the first step. Only the step just before counts: going back to an older one is not
-    seen, and neither is whether the new step is any good. An expert's own steps have about .6.
-    Where both steps loop, similarity is a lower bound, and this an upper one.
+    None at the first step. The reward compares with the previous step only, so it does not detect a
+    copy of an older step. It does not measure whether the new step is good. An expert's own steps
+    have about .6. Where similarity is only a lower bound (repetitive text), this is an upper bound.
     """
     if not step.previous_steps:
         return None
@@ -152,11 +160,12 @@ def novelty(step: StepContext) -> float | None:
 
 
 def indel(step: StepContext) -> float:
-    """The step reward `indel`: rapidfuzz's normalised indel similarity, from 0.0 to 1.0.
+    """Returns the step reward `indel`: rapidfuzz's normalised indel similarity, from 0.0 to 1.0.
 
-    The longest common subsequence in place of difflib's matching blocks: symmetric, never lower
-    than `similarity` and up to .6 higher, and always quadratic. Two empty steps score 1.0. Of texts
-    that both have more than 100,000 characters the beginnings alone are searched: a lower bound.
+    It uses the longest common subsequence in place of difflib's matching blocks. It is symmetric,
+    never lower than `similarity` and up to .6 higher, and always quadratic. Two empty steps score
+    1.0. If the product of the lengths exceeds 10^10, only the first 100,000 characters of each text
+    are searched, and the result is a lower bound.
     """
     action, expert_step = normalize(step.action), normalize(step.expert_step)
     if action == expert_step or len(action) * len(expert_step) <= _INDEL_PAIRS:
@@ -166,7 +175,7 @@ def indel(step: StepContext) -> float:
     return 2.0 * common / (len(action) + len(expert_step))
 
 
-# The rollouts of a group often repeat an action, and all of them share one previous step.
+# The rollouts of a group often repeat an action, and all of them have the same previous step.
 @lru_cache(maxsize=8192)
 def _ratio(action: str, expert_step: str, unit: Unit, autojunk: bool) -> float:
     if action == expert_step:
@@ -191,7 +200,7 @@ def _cut(text: str, unit: Unit) -> Sequence[str]:
 def _blocks(
     a: Sequence[str], b: Sequence[str], autojunk: bool, budget: int | None = None
 ) -> list[tuple[int, int, int]]:
-    """difflib's matching blocks, in any order, as far as `budget` visits reach."""
+    """Returns difflib's matching blocks, in any order, as far as `budget` visits allow."""
     if budget is None:
         budget = min(max(_ALWAYS_ALLOWED, _ALLOWED_PER_CELL * len(a) * len(b)), _NEVER_MORE)
     if _VISITS_AN_ELEMENT * (len(a) + len(b)) > _NEVER_MORE:
@@ -212,10 +221,10 @@ def _blocks(
         in_one_go = not dense and cells * shorter <= _SPARSE
         if not in_one_go:
             visits = sum(count * counts[element] for element, count in Counter(a).items())
-            # A whole alphabet makes no loop of a few letters, and those are the costly ones.
+            # Repetition of a few letters is costly; text that uses a whole alphabet has none.
             little = _LITTLE if visits * 8 > cells else 3 * _LITTLE
             in_one_go = visits * shorter <= 2 * little and cells * shorter <= _SPARSE
-        # In one go ordinary text takes less than that.
+        # Ordinary text, done in one call, costs less than this.
         price = cells
         if not in_one_go:
             price = visits + cells // _CELLS_A_VISIT + _VISITS_AN_ELEMENT * (len(a) + len(b))
@@ -231,7 +240,7 @@ def _blocks(
             continue
         i, j, size = matcher.find_longest_match(0, len(a), 0, len(b))
         found.append((i + a_start, j + b_start, size))
-        # Autojunk off, the matches within a piece depend on nothing outside it.
+        # Without autojunk, the matches within a piece do not depend on the rest of the text.
         if i and j:
             pieces.append((a[:i], _Searched.of(b[:j], False), a_start, b_start))
         i, j = i + size, j + size
@@ -241,7 +250,7 @@ def _blocks(
 
 
 class _Searched(NamedTuple):
-    """An expert's step, or a piece of it, made ready for actions."""
+    """An expert's step, or a piece of it, prepared for comparison with actions."""
 
     matcher: SequenceMatcher
     b: Sequence[str]
@@ -257,14 +266,14 @@ class _Searched(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _searched(b: str, autojunk: bool, thread: int) -> _Searched:
-    """The rollouts of a group share it. One a thread: the matcher holds an action as it works."""
+    """Returns a cached `_Searched`, one per thread because its matcher holds the current action."""
     return _Searched.of(b, autojunk)
 
 
 def _blocks_in_ranges(
     a: Sequence[str], whole: _Searched, budget: int
 ) -> list[tuple[int, int, int]]:
-    """The same under autojunk: what is frequent follows from all of b, so b cannot be cut."""
+    """Returns the blocks under autojunk. All of b decides what is frequent, so b is not cut."""
     whole.matcher.set_seq1(a)
     length = len(whole.b)
     in_b = {x: n for x, n in whole.counts.items() if n <= length // 100 + 1}
@@ -273,7 +282,8 @@ def _blocks_in_ranges(
     ranges = [(0, len(a), 0, length)]
     while ranges:
         a_low, a_high, b_low, b_high = ranges.pop()
-        # Also where nothing starts a match: difflib then extends one from the corner.
+        # The search is made even if no element starts a match: difflib may extend one from the
+        # corner of the range.
         price = before[a_high] - before[a_low] + a_high - a_low
         if price > budget:
             continue

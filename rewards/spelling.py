@@ -1,10 +1,11 @@
-r"""One spelling for mathematics that can be spelled in several ways.
+r"""Rewrites mathematics that can be spelled in several ways into one spelling.
 
-What a command *means* is for `rewards.scalars`, which knows a closed list of what is cheap to
-compute. How it *looks* must not matter, so what only moves, sizes or colours is taken out by its
-kind: spaces, styles, fonts, boxes, invisible characters. Plain forms and Unicode become LaTeX.
+`rewards.scalars` handles what a command *means*; it has a closed list of commands that are cheap
+to compute. How it *looks* must not matter. So this module removes what only moves, sizes or colours
+text: spaces, styles, fonts, boxes, invisible characters. Plain forms and Unicode become LaTeX.
 
-Every pattern is linear in the text, and is applied to both sides of a comparison.
+The rules are applied to both sides of a comparison. The limited length of the text bounds the time
+of the patterns.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 _MOST_CHARACTERS = 1_000
-"""Of a gold; an answer that is looked at here has 200."""
+"""The longest text that is rewritten, as a gold may be; most answers are limited to 200."""
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
     "varsigma sigma tau upsilon phi chi psi omega"
@@ -59,7 +60,7 @@ _TEXT = (
 _FONT = r"\\(?:math(?:rm|bf|it|sf|tt|cal|scr|frak|normal)|boldsymbol|bm|operatorname)\s*"
 _BLANK_SIGN = r"(?:\\[,;:>! ]|~)"
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-# Each pair is applied in this order.
+# The rules are applied in this order.
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # Layout
     (r"^\s*(\*\*|__|\*|`|_)(.*)\1\s*$", r"\2"),
@@ -82,7 +83,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (_TEXT, r"\\text"),
     (r"\\text\s*\{\s*:\s*\}|\{:\}|\\colon" + _END, ":"),
     (r"^\\text ?\{ ?(-?\d[\d.,]*) ([^{}]*)\}$", r"\1 \\text{ \2}"),
-    # Names of one thing
+    # Different names of the same thing
     (r"\\(?:[dtc]frac|nicefrac|[sx]frac)" + _END, r"\\frac"),
     (r"\\[dt]binom" + _END, r"\\binom"),
     (rf"(?<!\\)\{{([^{{}}]*)\\over{_END}([^{{}}]*)(?<!\\)\}}", r"\\frac{\1}{\2}"),
@@ -155,7 +156,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=\d) ?(?:\\text ?\{ ?)?\(?base(?: ?\} ?|[- ]?)(\d{1,2})\)? ?\}?$", r"_\1"),
     (r"(?<=\d) ?_ ?\{ ?\((\d{1,2})\) ?\}", r"_\1"),
     (r"^\((\d+)\) ?(?=_)", r"\1"),
-    # Digits that recur, intervals as in French
+    # Recurring digits, intervals in French notation
     (r"\.(\d{0,9})\\dot ?\{(\d)\} ?(\d{0,9}) ?\\dot ?\{(\d)\}", r".\1\\overline{\2\3\4}"),
     (r"^\] ?([^\[\]()]*,[^\[\]()]*)([\[\]])$", lambda found: f"({found[1]}{')]'[found[2] == ']']}"),
     (r"^\[ ?([^\[\]()]*,[^\[\]()]*)\[$", r"[\1)"),
@@ -169,7 +170,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # Equations below each other
     (r"^(?:\\\{ ?)?\\begin\{(cases|aligned|align|gathered|split|array)\*?\} ?(?:\{[clr| ]*\})?"
      r"(.*)\\end\{\1\*?\}$", lambda found: ", ".join(found[2].replace("&", "").split(r"\\"))),
-    # Marks around an answer
+    # Marks at the end of an answer
     (r"[. ]+$|\\ ?$", ""),
 ]  # fmt: skip
 _REWRITING = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
@@ -191,7 +192,7 @@ _DECIMAL_COMMA = re.compile(r"([-+]?\d{1,20}),(\d{1,2}|\d{4,20})")
 
 @lru_cache(maxsize=2048)
 def tidy(text: str) -> str | None:
-    """Returns the text in one spelling, or None if a character in it is none of mathematics'."""
+    """Returns the text in one spelling; None if it is too long or has an unknown character."""
     if len(text) > _MOST_CHARACTERS:
         return None
     text = _in_ascii(text)
@@ -202,7 +203,7 @@ def tidy(text: str) -> str | None:
         return None
     text = _GOES_ON.sub(lambda found: _as_fraction(*found.groups()), text)
     if _INEQUALITY.search(text):
-        text = _AND.sub(r"\\wedge ", text)  # x > 1 and x < 2 is no list
+        text = _AND.sub(r"\\wedge ", text)  # x > 1 and x < 2 is not a list
     for pattern, replacement in _REWRITING:
         text = pattern.sub(replacement, text)
     text = _RECURRING.sub(_recurring, text)
@@ -214,7 +215,7 @@ def tidy(text: str) -> str | None:
 
 
 def _in_ascii(text: str) -> str:
-    """LaTeX and ASCII for the Unicode of mathematics; what cannot be seen is left out."""
+    """Replaces mathematical Unicode by LaTeX and ASCII, and removes invisible characters."""
     if text.isascii():
         return text
     made = []
@@ -246,10 +247,10 @@ def _script(mark: str, run: str) -> str:
 
 
 def local_number(text: str, gold: str) -> str | None:
-    """Returns a number written as in another country, without its marks; None if it is none.
+    """Returns a number in another country's format without thousands marks; None for other text.
 
-    ``1 234``, ``1.234.567``, ``1'234`` and ``12,34,567`` have marks of thousands. A comma is
-    a decimal one only where the gold has a decimal point, since 3,4 is a list too.
+    ``1 234``, ``1.234.567``, ``1'234`` and ``12,34,567`` have thousands marks. A comma is a decimal
+    comma only if the gold has a decimal point, because 3,4 may also be a list.
     """
     if _LOCAL_NUMBER.fullmatch(text):
         point = max(text.rfind("."), text.rfind(","))
@@ -274,7 +275,7 @@ def _as_fraction(whole: str, fixed: str, period: str) -> str:
 
 
 def _brace(text: str, command: str) -> str:
-    """``^(x)`` and ``\\sqrt(x)`` become ``^{x}`` and ``\\sqrt{x}``."""
+    """Replaces ``^(x)`` and ``\\sqrt(x)`` by ``^{x}`` and ``\\sqrt{x}``."""
     start = -1
     while (start := text.find(command, start + 1)) >= 0:
         opening = start + len(command)

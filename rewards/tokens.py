@@ -1,6 +1,6 @@
-"""Text of a policy cut into tokens: the first half of the strict grammar in front of sympy.
+"""Splits a policy's text into tokens, the first half of the strict grammar in front of sympy.
 
-Plain mathematics and simple LaTeX, in prose or alone. Nothing is guessed at: what is not known
+It reads plain mathematics and simple LaTeX, in prose or alone. It never guesses: unknown text
 becomes a token of the kind `other`, which no expression contains. See `rewards.expressions`.
 """
 
@@ -13,16 +13,16 @@ from typing import NamedTuple
 class Token(NamedTuple):
     r"""One piece of a text.
 
-    Its kind is number, letter, pi, operator, open, close, fraction, root, percent, superscript (all
-    of an expression), currency, relation, word, break, or other (nothing known). Its text has one
-    form: ``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``.
+    Its kind is number, letter, pi, operator, open, close, fraction, root, percent, superscript
+    (these form expressions), currency, relation, word, break, or other (unknown). Its text is in
+    normal form: ``×`` is ``*``, ``\leq`` is ``<=``, ``1,200`` is ``1200``.
     """
 
     kind: str
     text: str
-    spaced: bool = False  # white space stands before it
-    gap: bool = False  # a column, a wide space or the border of $...$: never an implicit product
-    math: bool = False  # it stands inside $...$ or the like, where every letter is a variable
+    spaced: bool = False  # white space is before it
+    gap: bool = False  # after a column, wide space or $...$ border: no implicit product
+    math: bool = False  # it is inside $...$ or the like, where every letter is a variable
 
 
 _TEXT = re.compile(
@@ -48,7 +48,7 @@ _SUBSCRIPT = re.compile(r"_(?:([0-9A-Za-z])|\{([0-9A-Za-z]{1,8})\})(?![0-9A-Za-z
 _ENVIRONMENT = re.compile(r"\s*\{[A-Za-z]{1,20}\*?\}")
 _AFTER_FULL_STOP = re.compile(r"""\s|$|[)\]}"'”’$]|\\[)\]\\]|\\end\b|\*\*(?!\s*[0-9A-Za-z(])""")
 _OPERAND_AHEAD = re.compile(r"\s*[0-9A-Za-z(\[{\\$.√π-]")
-# Signs and commands that are a token each: its kind, and its text in normal form.
+# Signs and commands that are one token each: the kind and the text in normal form.
 _SIGNS = {
     **dict.fromkeys("+", ("operator", "+")),
     **dict.fromkeys("-−", ("operator", "-")),
@@ -96,7 +96,7 @@ _GREEK = {
 
 
 class _Tokenizer:
-    """Cuts one piece of text, left to right, in time linear in its length."""
+    """Splits one piece of text, left to right, in time linear in its length."""
 
     def __init__(self, text: str, *, math: bool, line_start: bool) -> None:
         self.text = text
@@ -123,14 +123,14 @@ class _Tokenizer:
         return end
 
     def _newline(self, piece: str, at: int, end: int) -> int:
-        if self.math:  # white space to LaTeX
+        if self.math:  # LaTeX reads it as white space
             self.gap = True
         else:
             self.add("break", "\n")
         return end
 
     def _number(self, piece: str, at: int, end: int) -> int:
-        # 1.2.3 and 1,2 are versions, lists or other people's decimals, not numbers.
+        # 1.2.3 and 1,2 are versions, lists or decimals with a comma; they are not read as numbers.
         before = self.text[at - 1] if at else " "
         glued = piece[0] == "." and (before.isalnum() or before in ")]}")
         if glued or re.match(r"[.,][0-9]", self.text[end : end + 2]):
@@ -166,11 +166,11 @@ class _Tokenizer:
         self.add("other", piece)
         return end
 
-    # Two dashes are minus a negative number to one writer and a pause to the other.
+    # Two dashes are ambiguous: minus a negative number, or a pause.
     _dashes = _dots
 
     def _stars(self, piece: str, at: int, end: int) -> int:
-        """`2 ** 3` is a power, `**24** clips` is bold: a power has the same space on both sides."""
+        """Reads `2 ** 3` as a power, with equal space on both sides, and `**24** clips` as bold."""
         before = at > 0 and not self.text[at - 1].isspace()
         after = end < len(self.text) and not self.text[end].isspace()
         if before == after and _OPERAND_AHEAD.match(self.text, end):
@@ -194,7 +194,7 @@ class _Tokenizer:
         return end
 
     def _ends(self, piece: str, before: str, after: str, end: int) -> bool:
-        """Whether a sign ends an expression for certain, as against being part of it unread."""
+        """Returns whether a sign certainly ends an expression and is not an unread part of it."""
         if piece == ",":
             return not (before.isdigit() and after.isdigit())
         if piece == ".":
@@ -224,7 +224,7 @@ class _Tokenizer:
         elif name in _GREEK:
             return self._variable(piece, end)
         elif name == "boxed" and re.match(r"\s*\{", self.text[end : end + 3]):
-            return end  # adds no token of its own: its brace is the bracket
+            return end  # it adds no token; its brace is the bracket
         elif name in _TEXT_COMMANDS and (inside := self._braced(end)) is not None:
             end += len(inside)
             words = inside.strip()[1:-1].strip()
@@ -237,7 +237,7 @@ class _Tokenizer:
         return end
 
     def _braced(self, at: int) -> str | None:
-        """The text in braces from `at` on, spaces before it included; None if it never ends."""
+        """Returns the braced text at `at`, with leading spaces; None if none ends in 200 signs."""
         depth = 0
         for end in range(at, min(at + 200, len(self.text))):
             character = self.text[end]
@@ -250,12 +250,13 @@ class _Tokenizer:
 
 
 def tokenize(text: str, *, math: bool = True, line_start: bool = False) -> list[Token]:
-    """All tokens of a text; what nothing is known about becomes a token of the kind `other`.
+    """Returns all tokens of a text; unknown text becomes a token of the kind `other`.
 
     Args:
-        text: any text whatever.
-        math: every letter is a variable; otherwise runs of letters are words, and so are a lone
+        text: any text.
+        math: every letter is a variable; otherwise runs of letters are words, and so are a single
             "a", "A" and "I".
-        line_start: a dash or star in front is the mark of a list, not a sign.
+        line_start: the text begins a line, so a dash or star in front of it is a list mark and not
+            an operator.
     """
     return _Tokenizer(text, math=math, line_start=line_start).run()

@@ -1,9 +1,11 @@
-"""What a step reward sees, and what it returns.
+"""Defines what a step reward receives and what it returns.
 
 A step reward is a plain function ``def my_reward(step: StepContext) -> float | None``. ``None``
-means "does not apply to this step"; it is logged as null and counts nothing towards the sum. A
-batched one takes all steps of a batch at once, ``def my_reward(steps: list[StepContext]) ->
-list[float | None]``, and is told apart by the name of its parameter, ``steps``, or its annotation.
+means "does not apply to this step"; it is logged as null and adds nothing to the sum.
+
+A batched reward takes all steps of a batch at once:
+``def my_reward(steps: list[StepContext]) -> list[float | None]``. It is recognised by the name of
+its parameter, ``steps``, or by the annotation.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StepContext:
-    """Exactly what a reward may look at: one step of the policy beside the expert's.
+    """The input of a step reward: one step of the policy, the expert's step and their context.
 
     Attributes:
         problem: the problem's text.
-        previous_steps: the steps already taken, which the policy saw in its prompt.
+        previous_steps: the steps before this one, which the policy saw in its prompt.
         action: the step the policy wrote, without its monologue.
         thought: the policy's monologue (the text inside ``<think> ... </think>``).
-        expert_step: the step the expert took at this place.
-        step_index: the place of the step in the expert's solution, counted from 0.
-        num_steps: how many steps the expert's solution has.
+        expert_step: the expert's step at the same position.
+        step_index: the position of the step in the expert's solution, counted from 0.
+        num_steps: the number of steps in the expert's solution.
         answer: the final answer of the problem, or None.
         source: the name of the data set or of the teacher.
         metadata: what the environment recorded about the problem.

@@ -1,7 +1,8 @@
-r"""Takes the unit off a quantity: ``5 \text{ cm}^2``, ``15 m/s``, ``3:15 p.m.``, ``20 ^\circ C``.
+r"""Removes the unit of a quantity: ``5 \text{ cm}^2``, ``15 m/s``, ``3:15 p.m.``, ``20 ^\circ C``.
 
-A unit on one side of a comparison does not matter, two units must be the same. Words that are no
-LaTeX are a unit only where the other side has no letters: 5 xyz may be a product.
+A unit on only one side of a comparison does not matter; two units must be the same. In an answer,
+words outside of LaTeX text are a unit only if the gold has no letters, because 5 xyz may be a
+product. In a gold, such words are a unit only if they are well known.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ _MODULUS = re.compile(
 
 
 def split_unit(text: str, *, plain: bool = False, known: bool = False) -> tuple[str, str]:
-    """Returns a quantity without its unit, and the unit, or "" where there is none.
+    """Returns a quantity without its unit, and the unit, or "" if there is none.
 
     Args:
         text: a tidied scalar.
         plain: words outside of ``\\text{..}`` may be a unit too.
-        known: those of them that everybody knows.
+        known: of such words, accept only well-known units.
     """
     if found := _MODULUS.fullmatch(text):
         return found[1].strip(), f"mod {found[2]}"

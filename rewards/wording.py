@@ -1,4 +1,4 @@
-r"""Answers in words: a choice with its letter, a number written out."""
+r"""Compares answers in words: the letter of a choice, and numbers written as words."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ for _place, _ten in enumerate(_TENS.split(), 2):
 
 
 def same_choice(answer: str, gold: str) -> bool:
-    r"""Whether the gold is the letter of a choice and the answer names it, content or not.
+    r"""Returns whether the gold answer is the letter of a choice and the answer names that choice.
 
-    ``(B) 12`` and ``option B`` are B; ``(B) or (C)`` is not.
+    The answer may add the content: ``(B) 12`` and ``option B`` are B; ``(B) or (C)`` is not.
     """
     wanted, given = _LETTER.fullmatch(gold), _CHOICE.fullmatch(answer)
     if wanted is None or given is None or given[1].upper() != wanted[1]:
@@ -34,12 +34,12 @@ def same_choice(answer: str, gold: str) -> bool:
 
 
 def without_label(text: str) -> str:
-    r"""Returns the 12 of ``\text{(B)} 12``."""
+    r"""Returns the text without a choice label in front: 12 for ``\text{(B)} 12``."""
     return _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
 
 
 def number_in_words(text: str) -> str | None:
-    """Returns the number that a word below one hundred names, in digits."""
+    """Returns a number below one hundred, written in words, as digits; None for other text."""
     words = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip().lower().replace(" ", "-")
     value = _NUMBERS.get(words)
     return None if value is None else str(value)
