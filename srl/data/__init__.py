@@ -1,1 +1,1 @@
-"""From expert solutions to rows: steps, prompts, splits, and which row comes next."""
+"""Turns expert solutions into rows: steps, prompts, splits, and the order of the rows."""

@@ -1,7 +1,7 @@
-"""The words with which a policy is asked why an expert took a step, and what becomes of the answer.
+"""Asks a policy why an expert took a step, and puts the answer before the step as its thought.
 
-The answer is to stand before the step as its thought, so the question asks for what one thinks
-before one knows the step.
+A thought comes before its step. So the question asks what the policy thinks before it knows the
+step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ INSTRUCTION = (
     "one or two short sentences what has to be found out next and how, as if the next step had not "
     "been written yet. Do not repeat the next step."
 )
-"""What the policy is asked for, as its system prompt."""
+"""The system prompt that asks the policy for an explanation."""
 
 _QUESTION = "Why is this the next step?"
 
-# Shown before every question: a small model that is only told what to do writes anything.
+# Shown before every question, because a small model does not follow the instruction alone.
 EXAMPLES = (
     (
         "Tom reads 15 pages a day. How many pages does he read in 2 weeks?",
@@ -49,7 +49,7 @@ EXAMPLES = (
 
 
 def worked_examples() -> list[StepExample]:
-    """Questions with their answers, as a prompt's `shots`."""
+    """Returns questions with their answers, for the argument `shots` of `PromptFormat`."""
     return [
         StepExample(Trajectory(question(problem, so_far, step), (Step(explanation),)), 0)
         for problem, so_far, step, explanation in EXAMPLES
@@ -57,12 +57,12 @@ def worked_examples() -> list[StepExample]:
 
 
 def question(problem: str, so_far: Sequence[str], step: str) -> str:
-    """What the policy is asked about one step.
+    """Returns the question about one step.
 
     Args:
         problem: the problem's text.
-        so_far: the steps before, with what was observed after them.
-        step: the expert's.
+        so_far: the texts of the steps before it and of their observations.
+        step: the expert's step.
     """
     before = "\n".join(part.strip() for part in so_far if part.strip()) or "(nothing yet)"
     return (
@@ -72,7 +72,7 @@ def question(problem: str, so_far: Sequence[str], step: str) -> str:
 
 
 def with_thought(example: StepExample, thought: str) -> StepExample:
-    """The row with another thought before its step."""
+    """Returns the row with `thought` as the thought before its step."""
     steps = list(example.trajectory.steps)
     steps[example.step_index] = replace(steps[example.step_index], thought=thought)
     return replace(example, trajectory=replace(example.trajectory, steps=tuple(steps)))
@@ -81,10 +81,11 @@ def with_thought(example: StepExample, thought: str) -> StepExample:
 def cut_around(
     completion: list[int], step: str, read: Callable[[Sequence[int]], str]
 ) -> tuple[list[int], list[int]] | None:
-    """The tokens before the step, and the fewest in which it stands whole; None if it does not.
+    """Returns the tokens before the step and the step's own tokens; None if there is no step.
 
-    Found from the end, because a thought may hold the step too. A token that holds the end of the
-    tag and the beginning of the step belongs to the step.
+    The step's tokens are the fewest that hold its whole text. The search starts at the end, because
+    a thought may hold the step too. A token that holds the end of the tag and the beginning of the
+    step belongs to the step.
 
     Args:
         completion: a thought, the step and the end token.
@@ -100,9 +101,9 @@ def cut_around(
 
 
 def in_thought(step: str, thought: str) -> float:
-    """The longest piece of the step that stands in the thought, as a share of the step.
+    """Returns the length of the step's longest piece in the thought, over the step's length.
 
-    White space and case do not count.
+    Case and the amount of white space do not matter.
     """
     wanted, written = (" ".join(normalize(text).lower().split()) for text in (step, thought))
     if not wanted:

@@ -1,13 +1,13 @@
-"""Several sources in one run: whose row comes next, by an exact ratio.
+"""Mixes the rows of several sources in an exact ratio.
 
-Of the sources that are not ahead of their share, the one whose next unit would be due first is
-taken (worst-case fair queueing: Bennett and Zhang, "WF2Q", INFOCOM 1996). So at every place of the
-stream what was taken of a source differs from its share of all that was taken by less than one
-unit, whatever the weights and the units' sizes. Sources drawn at random would be off by the square
-root of the number of draws.
+The next unit comes from a source that is not ahead of its share. Among these sources, the source
+whose next unit is due first is chosen (worst-case fair queueing: Bennett and Zhang, "WF2Q",
+INFOCOM 1996). So at every place of the stream, the amount taken from a source differs from its
+share of the total by less than one unit, whatever the weights and the units' sizes. Random draws
+of sources would differ by the square root of the number of draws.
 
-Long solutions have more steps, so a share can mean three things: of rows, of trajectories, of the
-expert's tokens. `mix_by` names which; what a source's share is by the other two follows from it.
+Long solutions have more steps, so a share can be of rows, of trajectories or of the expert's
+tokens. `mix_by` chooses one of these measures; the shares by the other two follow from it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from srl.data.steps import StepExample, trajectory_numbers
 from srl.data.stream import PromptStream, check_state, permuted
 from srl.errors import UsageError
 
-# A source is ahead of its share from here on: sums of shares are rounded.
+# A source counts as ahead of its share only beyond this tolerance, because sums are rounded.
 _ROUNDING = 1e-9
 
 
 class MixedStream:
-    """An endless stream of row indices that mixes sources; in place of a `PromptStream`.
+    """An endless stream of row indices that mixes sources; it replaces a `PromptStream`.
 
-    Every source has an order of its own, another one each time it starts again.
+    Every source has its own order, and a new order each time it starts again.
 
     Args:
-        examples: the rows; the source of each is in the mixture.
+        examples: the rows; each row's source is in the mixture.
         mixture: the shares.
-        seed: the orders' seed.
-        tokens: of each row how many tokens its expert wrote.
+        seed: the seed of the orders.
+        tokens: the number of the expert's tokens in each row.
         in_order: the rows of a trajectory come one after another, and count as one unit.
-        data: a digest of the rows, as `digest_of` makes it.
+        data: a digest of the rows, as `digest_of` returns it.
 
     Attributes:
         cursor: how many rows were handed out.
-        drawn, kept: how much was handed out of each source, and how much of it was trained on.
-        is_over: a source has been seen whole, and that ends the training.
-        takes_any_state: whether it also goes on from the state of other rows or another seed.
+        drawn, kept: the amounts of each source in all rows given to `count`, and in those of them
+            that were trained on.
+        is_over: all rows of a source have been handed out, and the mixture stops training then.
+        takes_any_state: whether the stream accepts the state of other rows or another seed.
 
     Raises:
         UsageError: a row's source has no weight, or a source has no rows.
@@ -82,15 +83,15 @@ class MixedStream:
         self._whole.add([row for one in self._sources.values() for row in chain(*one.units)])
         self._lags = dict.fromkeys(mixture.weights, 0.0)
         self._waiting: set[str] = set()
-        self._rest: list[int] = []  # of the unit that was begun
+        self._rest: list[int] = []  # rows of the current unit that were not handed out yet
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Source -> its share of the next units."""
+        """Returns the share of each source in the next units."""
         return self._shares if self.adaptive is None else self.adaptive.shares
 
     def take(self, n: int) -> list[int]:
-        """The next `n` rows."""
+        """Returns the indices of the next `n` rows."""
         if n < 0:
             raise UsageError(f"{n} rows asked of the prompt stream; ask for 0 or more")
         rows = []
@@ -104,16 +105,17 @@ class MixedStream:
     def count(
         self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
     ) -> dict[str, float]:
-        """Count rows of an optimiser step, and which of them were trained on.
+        """Counts the rows of an optimiser step and those trained on, and updates adaptive shares.
 
         Args:
             rows: the rows.
-            kept: of each whether it was.
-            spreads: of each the standard deviation of its attempts' rewards, where there are any.
+            kept: whether each row was trained on.
+            spreads: the standard deviation of the rewards of each row's attempts, if there are any.
 
         Returns:
-            The shares of all rows since the start, as figures of the log: `share/row/NAME`,
-            `kept_share/row/NAME`, and so on for trajectories and tokens.
+            Figures for the log. `share/row/NAME` and `kept_share/row/NAME`, and the same for
+            trajectories and tokens, are shares since the start. Adaptive shares with `spreads` add
+            `next_share/NAME` and `signal/NAME`.
         """
         self.drawn.add(rows)
         self.kept.add([row for row, is_kept in zip(rows, kept, strict=True) if is_kept])
@@ -129,11 +131,11 @@ class MixedStream:
 
     @property
     def rows_an_epoch(self) -> int:
-        """Rows of all sources, those that another one tells left out."""
+        """Returns the number of rows of all sources, without rows that `same_problem` drops."""
         return int(math.fsum(self._whole.amounts["row"].values()))
 
     def nominal(self) -> dict[MixBy, dict[str, float]]:
-        """Measure -> source -> its share, if the shares that were asked for hold."""
+        """Returns measure -> source -> share, as they follow from the configured shares."""
         asked = self.mixture.mix_by
         totals = self._whole.amounts
         found: dict[MixBy, dict[str, float]] = {}
@@ -147,7 +149,7 @@ class MixedStream:
         return found
 
     def line(self) -> str:
-        """The shares in words, for the start of a run."""
+        """Returns the shares in words, for the start of a run."""
         nominal, by = self.nominal(), self.mixture.mix_by
         words = {"row": "rows", "trajectory": "trajectories", "token": "the expert's tokens"}
         parts = []
@@ -168,7 +170,7 @@ class MixedStream:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep, fit for JSON."""
+        """Returns the state for a checkpoint, as JSON values."""
         return {
             **self._identity(),
             "cursor": self.cursor,
@@ -183,17 +185,17 @@ class MixedStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` stopped.
+        """Continues where `state` stopped.
 
         Raises:
-            UsageError: the state is of other data, another mixture or another seed, and this was
-                not asked for.
+            UsageError: the state is incomplete; or it is of other data, another mixture or another
+                seed, and `takes_any_state` is False.
         """
         ours = self._identity()
         check_state(state, ours, unless=self.takes_any_state)
         self.cursor = state["cursor"]
         if any(state[name] != value for name, value in ours.items()):
-            return  # other rows, or another mixture: every source starts anew
+            return  # other rows, mixture or seed: every source starts again
         if self.adaptive is not None:
             self.adaptive.load_state_dict(state["adaptive"])
         self._lags = dict(state["lags"])
@@ -221,7 +223,7 @@ class MixedStream:
         }
 
     def _next_unit(self) -> list[int]:
-        """Rows of the unit that is due first, among the sources that are not ahead."""
+        """Returns the rows of the unit that is due first, of the sources that are not ahead."""
         present = [name for name in self._sources if name not in self._waiting]
         total = math.fsum(self.shares[name] for name in present)
         shares = {name: self.shares[name] / total for name in present}
@@ -245,7 +247,7 @@ class MixedStream:
             self._waiting.add(source)
             if len(self._waiting) == len(self._sources):
                 self._waiting.clear()
-            # Those that are left share anew: who waits has nothing owed to it.
+            # The remaining sources start again without lags, and a waiting source builds up none.
             self._lags = dict.fromkeys(self._lags, 0.0)
 
 
@@ -253,30 +255,30 @@ Stream = PromptStream | MixedStream
 
 
 class _Source:
-    """Units of one source, in a new order every epoch."""
+    """The units of one source, in a new order every epoch."""
 
     def __init__(self, seed: str) -> None:
         self.seed = seed
-        self.units: list[list[int]] = []  # the rows of each
+        self.units: list[list[int]] = []  # the rows of each unit
         self.sizes: list[float] = []
-        # Of each unit, its problem is told in the epochs e with (e + first) % number == 0.
+        # (first, number) of each unit: it comes in the epochs e with (e + first) % number == 0.
         self.turns: list[tuple[int, int]] = []
         self.epoch, self.place = 0, 0
-        self.was_seen_whole = False  # with the unit that was handed out last
+        self.was_seen_whole = False  # the last unit handed out completed the source
         self._order: list[int] = []
 
     @property
     def size(self) -> float:
-        """Of the unit that comes next."""
+        """Returns the size of the next unit."""
         return self.sizes[self._now()]
 
     def pop(self) -> list[int]:
-        """The rows of the next unit."""
+        """Returns the rows of the next unit, and moves on."""
         rows = self.units[self._now()]
         self.place += 1
         self.was_seen_whole = False
         if self.place == len(self._order):
-            # Problems that are told in turn take several epochs until all have been told.
+            # If sources take turns with a problem, it takes several epochs to hand out all units.
             rounds, before = max(number for _, number in self.turns), self.epoch
             self.go_to(self.epoch + 1, 0)
             self._now()
@@ -284,7 +286,7 @@ class _Source:
         return list(rows)
 
     def go_to(self, epoch: int, place: int) -> None:
-        """Go on at a place of an epoch."""
+        """Moves to a place of an epoch."""
         self.epoch, self.place, self._order = epoch, place, []
 
     def _now(self) -> int:
@@ -292,16 +294,16 @@ class _Source:
             told = [(self.epoch + first) % number == 0 for first, number in self.turns]
             order = permuted(len(self.units), f"{self.seed}-{self.epoch}")
             self._order = [unit for unit in order if told[unit]]
-            if not self._order:  # all its problems are another's this time
+            if not self._order:  # other sources have the turn for all problems of this epoch
                 self.epoch += 1
         return self._order[self.place]
 
 
 class Amounts:
-    """How much there was of each source, by every measure.
+    """The amount counted for each source, by every measure.
 
     Attributes:
-        amounts: measure -> source -> how much.
+        amounts: measure -> source -> amount.
     """
 
     def __init__(
@@ -316,13 +318,13 @@ class Amounts:
         }
 
     def add(self, rows: Sequence[int]) -> None:
-        """Count rows."""
+        """Adds rows to the amounts of their sources."""
         for measure, sizes in self._sizes.items():
             for row in rows:
                 self.amounts[measure][self._examples[row].source] += sizes[row]
 
     def figures(self, name: str) -> dict[str, float]:
-        """`name/measure/source` -> its share; NaN where nothing was counted."""
+        """Returns `name/measure/source` -> share; NaN if nothing was counted."""
         found = {}
         for measure, amounts in self.amounts.items():
             total = math.fsum(amounts.values())
@@ -332,7 +334,7 @@ class Amounts:
 
 
 def _sizes(examples: Sequence[StepExample], tokens: Sequence[int]) -> dict[MixBy, list[float]]:
-    """Measure -> of each row, how much it is: one row, a part of a trajectory, some tokens."""
+    """Returns measure -> size of each row: 1 row, its part of a trajectory, or its tokens."""
     numbers = trajectory_numbers(examples)
     rows = Counter(numbers)
     return {
@@ -383,7 +385,7 @@ def _by_source(
 
 
 def _tellers(examples: Sequence[StepExample], order: Sequence[str]) -> dict[str, list[str]]:
-    """Problem -> the sources that solve it, in the order of the mixture."""
+    """Returns problem -> the sources that solve it, in the given order."""
     found: dict[str, set[str]] = {}
     for example in examples:
         found.setdefault(example.problem_id, set()).add(example.source)
@@ -391,7 +393,7 @@ def _tellers(examples: Sequence[StepExample], order: Sequence[str]) -> dict[str,
 
 
 def _drawn(problem: str, who: Sequence[str], shares: Mapping[str, float], seed: int) -> str:
-    """One of the sources of a problem, by their shares; the same one whenever it is asked."""
+    """Returns one source of a problem, drawn by the shares; always the same for one seed."""
     place = _fraction(f"{seed}:once:{problem}") * math.fsum(shares[name] for name in who)
     for name in who:
         place -= shares[name]
@@ -401,5 +403,5 @@ def _drawn(problem: str, who: Sequence[str], shares: Mapping[str, float], seed: 
 
 
 def _fraction(text: str) -> float:
-    """A number from 0 to 1 that follows from the text."""
+    """Returns a number from 0 to below 1 that the text determines."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

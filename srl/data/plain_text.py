@@ -1,9 +1,9 @@
-"""Text to token ids, piece by piece; text that is data never becomes a control token.
+"""Encodes text piece by piece, so that text from data never becomes a control token.
 
-A problem may hold `<|im_end|>`: a question about chat formats, or an attack. Tokenizers turn such
-text into the token of that name, which would end the user's turn in the middle of a prompt and a
-step in the middle of a target. Where that happens, and only there, the text of the token is cut
-apart before it is encoded, so that the policy reads the same characters as ordinary tokens.
+A problem may hold `<|im_end|>`, in a question about chat formats or in an attack. Tokenizers turn
+such text into the token of that name. That token would end the user's turn in the middle of a
+prompt, or a step in the middle of a target. Only where that happens, the text of the token is split
+before it is encoded, so that the policy reads the same characters as ordinary tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# More texts than a solution has steps.
+# The most texts in the cache: more than a solution has steps.
 _MOST_KNOWN = 4096
 
 
@@ -32,20 +32,20 @@ class PlainText:
         self._control = frozenset(control)
         texts = sorted(filter(None, map(self._text_of, self._control)), key=len, reverse=True)
         self._texts = re.compile(f"({'|'.join(map(re.escape, texts))})") if texts else None
-        # Llama 2 and its kin put a space before every text they encode, so before every piece.
+        # Llama 2 and similar tokenizers put a space before each text they encode, so each piece.
         self._adds_space = " " in tokenizer.decode(self._ids("a") * 2)
-        # The steps of a solution are read again in the prompt of every later one.
+        # A cache: the prompt of every later step holds the earlier steps again.
         self._known: dict[str, tuple[int, ...]] = {}
 
     def first(self, frame: str, data: str) -> list[int]:
-        """Ids of what begins a prompt: a template's words, and data behind them."""
+        """Returns the ids of a prompt's beginning: a template's words, then data."""
         ids = self._ids(frame + data)
         if not data or self._controls(ids) == self._controls(framed := self._ids(frame)):
             return ids
         return [*framed, *self.data(data)]
 
     def next(self, text: str) -> list[int]:
-        """Ids of a template's words behind others: no space of the tokenizer's own before them."""
+        """Returns the ids of a template's words after other text, without an added space."""
         if not text or not self._adds_space:
             return self._ids(text)
         line_end = self._ids("\n")
@@ -55,7 +55,7 @@ class PlainText:
         return self._ids(text)
 
     def data(self, text: str) -> tuple[int, ...]:
-        """Ids of data behind other text, without control tokens."""
+        """Returns the ids of data after other text, without control tokens."""
         if text not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -63,7 +63,7 @@ class PlainText:
         return self._known[text]
 
     def holds_control(self, text: str) -> bool:
-        """Whether a tokenizer would read a control token in a text."""
+        """Returns whether the tokenizer finds a control token in a text."""
         return bool(text) and self._controls(self._ids(text)) > 0
 
     def _encoded(self, text: str) -> tuple[int, ...]:
@@ -72,13 +72,13 @@ class PlainText:
             return tuple(ids)
         pieces = self._texts.split(text) if self._texts is not None else [text]
         if len(pieces) > 1:
-            # Every second piece is the text of a token: its first character is set apart.
+            # Every second piece is the text of a token: its first character is encoded alone.
             parts = (
                 (*self.next(piece[:1]), *self.data(piece[1:])) if place % 2 else self.data(piece)
                 for place, piece in enumerate(pieces)
             )
             ids = [token for part in parts for token in part]
-        if self._controls(ids):  # the tokenizer reads other signs as the token's, or folds case
+        if self._controls(ids):  # the tokenizer maps other characters to the token, or folds case
             ids = list(
                 self._tokenizer.encode(
                     text, add_special_tokens=False, verbose=False, split_special_tokens=True
@@ -98,7 +98,7 @@ class PlainText:
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens, a BOS if any, that the tokenizer puts before a text of its own accord."""
+    """Returns the tokens, such as a BOS, that the tokenizer itself puts before a text."""
     bare = list(tokenizer.encode("a", add_special_tokens=False))
     full = list(tokenizer.encode("a", add_special_tokens=True))
     starts = range(len(full) - len(bare) + 1)

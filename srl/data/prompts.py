@@ -1,14 +1,13 @@
-"""The words around a step: context to prompt tokens, and completion tokens to thought and action.
+"""Turns contexts into prompt tokens, and completion tokens into thoughts and actions.
 
-Every part of a context (problem, each step, what was observed after it, the template's tail) is
+Every part of a context (problem, each step, the observation after it, the template's tail) is
 tokenised on its own. So the prompt of step k without its tail is a token prefix of the prompt of
-step k+1: shared work can be computed once, and no merge across a border makes one context read
-differently in another.
+step k+1. Shared work can be computed once, and no token merges across the border of two parts.
 
-Completions are decoded with their special tokens, because `<think>` is one for some policies and
-plain text for others, and some chat templates end the prompt with the opening tag. The format is
-one leading ``<think>...</think>`` followed by one step that is not empty (arXiv 2510.25992,
-section 3 and its appendix of prompts); anything else is a failure with a name.
+Completions are decoded with their special tokens, because `<think>` is a special token for some
+policies and plain text for others, and some chat templates end the prompt with the opening tag.
+The format is one leading ``<think>...</think>`` followed by one step that is not empty (arXiv
+2510.25992, section 3 and its appendix of prompts). Anything else is a format failure with a name.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ _STEP_MARK = re.compile(r"^(?P<indent>[ \t]*)(?P<number>\d{1,4})\.[ \t]+\*\*(?=\
 
 @dataclass(frozen=True)
 class ParsedStep:
-    """A completion taken apart.
+    """A completion, split into its thought and its action.
 
     Attributes:
         thought: the monologue between the tags; it may be empty.
         action: the step after the monologue.
-        failure: None, or one of `FAILURES`; thought and action are then as far as they can be
+        failure: None, or one of `FAILURES`. After a failure, thought and action hold what could be
             read, for the log only.
     """
 
@@ -55,14 +54,14 @@ class ParsedStep:
 
 
 class PromptFormat:
-    """Prompts for one policy, and the way back from its completions.
+    """Encodes the prompts of one policy, and parses its completions.
 
     Attributes:
         opens_thought: the prompt already ends in `<think>`, so completions lack it.
         think: the policy writes a monologue before its step.
         template: "chat" or "plain", after "auto" was resolved.
-        end_id: the token that ends the expert's text where it is trained on.
-        stop_ids: tokens that end a completion, `end_id` among them.
+        end_id: the token that ends the expert's text as a training target.
+        stop_ids: tokens that end a completion, including `end_id`.
     """
 
     def __init__(
@@ -82,35 +81,35 @@ class PromptFormat:
         source_tag: str | None = None,
         solve_as: str | None = None,
     ) -> None:
-        """Read the tokenizer's template once and cut it around the user's words.
+        """Reads the tokenizer's template once and splits it around the user's words.
 
         Args:
             tokenizer: the policy's.
             system_prompt: for one step; None sends no system message (a template may still add
-                one of its own). A template that cannot show it gets it in front of the user's
+                one of its own). If a template cannot show it, it is put in front of the user's
                 words.
             template: "chat" needs a chat template, "plain" is text alone, "auto" takes "chat" if
-                there is one.
+                there is a chat template.
             think: False for a policy without monologue: the whole completion is the step.
             whole_system_prompt: the same as `system_prompt`, for whole solutions.
-            stop_ids: tokens that end a completion, beside the one that the chat template writes
-                after an assistant's words; by default the tokenizer's EOS alone, though a
+            stop_ids: tokens that end a completion, besides the token that the chat template writes
+                after an assistant's words. The default is the tokenizer's EOS alone, though a
                 generation config often lists more.
-            prompt_date: the day that a template which asks for the date is told, YYYY-MM-DD.
+            prompt_date: the date, YYYY-MM-DD, for templates that ask for it.
             open_thought: prompts end in `<think>`, whether the template writes it or not.
             think_budget: tokens after which a thought that is still open is closed; 0 is never.
-            step_ends_at: what ends a step beside an end token.
-            shots: worked examples. In front of every prompt for a step stands each one's context
-                and step, as a message of the user's and one of the policy's; in front of a prompt
-                for a whole solution, its problem and the expert's whole solution.
-            source_tag: a tag of solutions that is told behind the problem, such as "length"; None
-                tells none.
-            solve_as: the value that is told where the policy solves a problem by itself; None is
-                that of the solution at hand.
+            step_ends_at: what ends a step besides an end token.
+            shots: worked examples. A prompt for a step starts with the context and the step of
+                each example, as one message of the user and one of the policy. A prompt for a
+                whole solution starts with the problem and the whole expert solution of each.
+            source_tag: the tag of solutions that prompts show after the problem, such as "length";
+                None shows no tag.
+            solve_as: the tag's value in prompts where the policy solves a problem by itself; None
+                takes the value of the given solution.
 
         Raises:
-            UsageError: no token ends a completion, the chat template cannot be used, or a thought
-                is to be closed that is not opened in the prompt.
+            UsageError: `template` is unknown, no token ends a completion, the chat template is
+                missing or cannot be used, or `think_budget` is set but no prompt opens a thought.
         """
         if template not in get_args(Template):
             raise UsageError(f"template is {template!r}; allowed: {', '.join(get_args(Template))}")
@@ -162,7 +161,7 @@ class PromptFormat:
             )
         self._outer_ids = self.stop_ids | _special_ids(tokenizer)
         self._text = PlainText(tokenizer, _control_ids(tokenizer, self._outer_ids))
-        # As the template writes it: some put a space or a line end before the token.
+        # Some templates put a space or a line end before the end token.
         self._end_ids = [*self._text.next(before_end), self.end_id]
         opens_itself = self.opens_thought and not template_opens
         self._opening = list(self._text.next(f"{OPEN}\n")) if opens_itself else []
@@ -175,18 +174,18 @@ class PromptFormat:
             think_budget=think_budget,
             close_ids=tuple(self._text.next(f"\n{CLOSE}\n")) if think_budget else (),
         )
-        self._starts: dict[Frame, list[int]] = {}  # what all prompts of a frame begin with
+        self._starts: dict[Frame, list[int]] = {}  # the tokens that all prompts of a frame share
 
     def encode(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
     ) -> list[int]:
-        """The prompt for the step after `previous_steps`, as token ids.
+        """Returns the prompt for the step after `previous_steps`, as token ids.
 
         Args:
             problem: the problem's text.
-            previous_steps: the steps so far, the expert's or the policy's own, as texts or with
-                what was observed after them. Thoughts are left out.
-            title: the next step's title where it is given.
+            previous_steps: the steps so far, by the expert or by the policy, as texts or as steps
+                with their observations. Thoughts are left out.
+            title: the next step's title, if prompts show it.
         """
         return [
             token
@@ -197,9 +196,10 @@ class PromptFormat:
     def encode_segments(
         self, problem: str, previous_steps: Sequence[Step | str], title: str | None = None
     ) -> list[Sequence[int]]:
-        """The same in parts: [template and problem, step 1, ..., step k, title and template].
+        """Returns the prompt of `encode` in parts.
 
-        An observation is a part of its own behind its step; there is none where it is empty.
+        The parts are [template and problem, step 1, ..., step k, title and template]. An
+        observation that is not empty is a part of its own after its step.
         """
         return [
             self._start(self._step_frame, problem),
@@ -208,18 +208,18 @@ class PromptFormat:
         ]
 
     def encode_example(self, example: StepExample) -> list[int]:
-        """The prompt of one row."""
+        """Returns the prompt of one row, as token ids."""
         problem = self.asked(example.trajectory)
         if example.whole:
             return self.encode_whole(problem)
         return self.encode(problem, example.previous, example.title)
 
     def asked(self, trajectory: Trajectory, *, solving: bool = False) -> str:
-        """A problem as a prompt tells it: its text, and the tag of the solution that is wanted.
+        """Returns a problem as prompts show it: its text, then the tag of the wanted solution.
 
         Args:
             trajectory: a solution of the problem, with its tags.
-            solving: the policy is to solve it by itself, as `solve_as` says.
+            solving: the policy solves the problem by itself; `solve_as` then sets the tag's value.
         """
         if self.source_tag is None:
             return trajectory.problem
@@ -229,17 +229,18 @@ class PromptFormat:
         return f"{trajectory.problem.strip()}{beside}"
 
     def encode_whole(self, problem: str) -> list[int]:
-        """The prompt for a whole solution, as token ids."""
+        """Returns the prompt for a whole solution, as token ids."""
         frame = self._whole_frame
         return self._start(frame, problem) + self._tail(frame)
 
     def encode_expert(self, example: StepExample, *, thoughts: bool = True) -> list[int]:
-        """What the expert wrote, as the completion of a policy, end token included.
+        """Returns the expert's text as a completion, as token ids that include the end token.
 
-        A step has its thought before it, in tags; an empty one where the data has none and the
-        policy is to think, so that `parse` accepts it. Whole solutions may do without thoughts, and
-        have none where the data has none; but one that the prompt has opened must be closed.
-        Without `thoughts` none is written: the shortest completion that copies the expert.
+        If the policy thinks, a step has its thought before it, in tags. The thought is empty where
+        the data has none, so that `parse` accepts the text. A whole solution has thoughts only
+        where the data has some, but a thought that the prompt has opened is always closed. If
+        `thoughts` is False, every thought is empty or missing. That is the shortest completion
+        that copies the expert.
         """
         text = self._expert_text(example, thoughts=thoughts)
         if self.opens_thought:
@@ -247,18 +248,18 @@ class PromptFormat:
         return [*self._text.data(text), *self._end_ids]
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a text of the expert's has, without tags and end."""
+        """Returns how many tokens a text of the expert has, without tags and end token."""
         return len(self._text.data(text))
 
     def parse(
         self, completion_ids: Sequence[int], truncated: bool, *, whole: bool = False
     ) -> ParsedStep:
-        """Take a completion apart.
+        """Splits a completion into thought and action.
 
         Args:
             completion_ids: the tokens that the policy wrote; end and padding tokens may follow.
-            truncated: the length limit cut it before an end token.
-            whole: the action is a whole solution, under `parse_whole`'s rules.
+            truncated: the length limit cut the completion before an end token.
+            whole: the action is a whole solution, parsed by the rules of `parse_whole`.
         """
         parse = parse_whole if whole else parse_text
         text = self.read(completion_ids)
@@ -270,7 +271,7 @@ class PromptFormat:
         )
 
     def read(self, completion_ids: Sequence[int]) -> str:
-        """A completion as text, think tags included, without what ends or pads it."""
+        """Returns a completion as text, with think tags, without end and padding tokens."""
         text: str = self.tokenizer.decode(
             self._without_outer_tokens(completion_ids),
             skip_special_tokens=False,
@@ -279,17 +280,17 @@ class PromptFormat:
         return text
 
     def limits(self, *, whole: bool = False) -> TextLimits | None:
-        """What bounds a completion by its text; None where only tokens do.
+        """Returns the limits on a completion's text; None if there are none.
 
         Args:
-            whole: of a whole solution, which goes on behind the end of a step.
+            whole: the completion is a whole solution, which the end of a step does not end.
         """
         own = self._step_limits
         found = replace(own, ends_at="turn", end_ids=frozenset()) if whole else own
         return found if found.think_budget or found.ends_at != "turn" else None
 
     def ends_early(self, step: str) -> bool:
-        """Whether a step would be taken as over before its end: what is left could not be read."""
+        """Returns whether `step_ends_at` would end a step too early and cut off the rest."""
         text = f"{OPEN}{CLOSE}\n{step.strip()}" if self.think else step.strip()
         return self._step_limits.cut(text) != text
 
@@ -302,7 +303,7 @@ class PromptFormat:
         return [*self._starts[frame], *self._text.data(words)]
 
     def _first(self, frame: Frame, words: str) -> list[int]:
-        """The frame's head and the user's first words behind it."""
+        """Returns the tokens of the frame's head and of the user's first words after it."""
         if not self._text.holds_control(frame.said):
             return self._first_ids + self._text.first(frame.head, words)
         before, _, after = frame.head.rpartition(frame.said)
@@ -310,7 +311,7 @@ class PromptFormat:
         return [*self._first_ids, *ids, *self._text.data(words)]
 
     def _examples(self, frame: Frame) -> list[int]:
-        """The worked examples, up to where the user's own words begin."""
+        """Returns the tokens of the worked examples, up to where the user's words begin."""
         ids: list[int] = []
         for number, shot in enumerate(self.shots):
             if frame is self._whole_frame:
@@ -328,7 +329,7 @@ class PromptFormat:
         return ids
 
     def _steps(self, previous_steps: Sequence[Step | str]) -> list[tuple[int, ...]]:
-        """The steps so far, and what was observed after them, a segment each."""
+        """Returns one segment for each step so far, and one for each observation."""
         return [
             self._text.data(SEPARATOR + text.strip())
             for step in as_steps(previous_steps)
@@ -342,7 +343,7 @@ class PromptFormat:
         return [*self._text.next(frame.tail), *self._opening]
 
     def _expert_text(self, example: StepExample, *, thoughts: bool = True) -> str:
-        """What the expert wrote, in the policy's format, tags included."""
+        """Returns the expert's text in the policy's format, with tags."""
         pieces = []
         for step in example.expert_steps:
             thought = step.thought if thoughts else ""
@@ -352,7 +353,7 @@ class PromptFormat:
         return "\n".join(pieces).strip()
 
     def _without_outer_tokens(self, ids: Sequence[int]) -> list[int]:
-        """Drop end, padding and role tokens at both ends; inside they stay and are seen."""
+        """Drops end, padding and role tokens at both ends; those inside the text stay."""
         inner = [place for place, token in enumerate(ids) if token not in self._outer_ids]
         return [int(token) for token in ids[inner[0] : inner[-1] + 1]] if inner else []
 
@@ -364,20 +365,20 @@ def parse_text(
     think: bool = True,
     opens_thought: bool = False,
 ) -> ParsedStep:
-    """Take a step's completion apart. Never raises.
+    """Splits the completion of one step into thought and action. Never raises.
 
-    Ambiguous cases, and what was decided:
+    Ambiguous cases are decided as follows:
         White space around tags, thought and action is dropped. An empty thought is allowed.
-        If the prompt opened the thought, one more opening tag at the very start is accepted, as
-        policies trained on both kinds of template write it again.
+        If the prompt opened the thought, one more opening tag at the very start is accepted,
+        because policies trained on both kinds of template write the tag again.
         Any text that names a tag counts as the tag: a thought that quotes ``</think>`` ends there.
-        A step is "several" when its first ``k. **`` line is followed by a ``k+1. **`` line that
-        stands no deeper, the rule by which the expert's solution was cut: inner lists are fine.
+        An action holds several steps when a ``k+1. **`` line follows its first ``k. **`` line and
+        is not indented deeper. The same rule splits the expert's solution. Inner lists are allowed.
 
     Args:
         text: the completion without end tokens.
-        truncated: the length limit cut it.
-        think: the policy is to write a monologue; otherwise the whole text is the action.
+        truncated: the length limit cut the completion.
+        think: the policy writes a monologue; otherwise the whole text is the action.
         opens_thought: the prompt ended in ``<think>``.
     """
     if think and opens_thought and not text.lstrip().startswith(OPEN):
@@ -405,11 +406,12 @@ def parse_text(
 def parse_whole(
     text: str, truncated: bool, *, think: bool = True, opens_thought: bool = False
 ) -> ParsedStep:
-    """Take a whole solution's completion apart. Never raises.
+    """Splits the completion of a whole solution into thought and action. Never raises.
 
-    The paper's evaluation prompt allows thoughts anywhere, so there may be any number of them, or
-    none. The action is what stands outside of them, a piece a line; the thought, what stands
-    inside, likewise. Args as in `parse_text`. A thought that is never closed takes all the rest.
+    The paper's evaluation prompt allows thoughts anywhere, so there may be any number of thoughts,
+    or none. The action joins the pieces outside of the thoughts, one piece a line; the thought
+    joins the pieces inside in the same way. A thought that is never closed takes all the rest.
+    Args as in `parse_text`.
     """
     if think and opens_thought and not text.lstrip().startswith(OPEN):
         text = OPEN + text
@@ -439,9 +441,9 @@ def parse_whole(
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let EOS pad where the tokenizer has no padding token.
+    """Makes EOS the padding token if the tokenizer has no padding token.
 
-    Harmless here: masks are built from lengths, never by comparing with the padding token.
+    This is safe: masks are built from lengths, never by comparing with the padding token.
 
     Raises:
         UsageError: there is no EOS token either.
@@ -457,10 +459,10 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def why_uncopyable(step: str, *, think: bool) -> str | None:
-    """Why a perfect copy of an expert's step breaks the format; None if it does not.
+    """Returns why a perfect copy of an expert's step breaks the format; None if it does not.
 
     Args:
-        step: the expert's.
+        step: the expert's step.
         think: the policy writes a monologue before its step.
 
     Returns:
@@ -483,8 +485,8 @@ def _holds_several_steps(action: str) -> bool:
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase, outer_ids: Collection[int]) -> frozenset[int]:
-    """The tokens that no text may hold: those that end or pad one, and those that the chat
-    template writes. The think tags, which belong to the format, are none of them."""
+    """Returns the tokens that data must not hold: added tokens that are in `outer_ids` or that the
+    chat template writes. The think tags belong to the format and are not among them."""
     ordinary = {tokenizer.unk_token_id, *_tag_ids(tokenizer)}
     written = tokenizer.get_chat_template() if tokenizer.chat_template else ""
     return frozenset(
@@ -497,17 +499,17 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, outer_ids: Collection[int])
 
 
 def tokens_with(tokenizer: PreTrainedTokenizerBase, signs: str) -> frozenset[int]:
-    """The tokens whose text holds one of these signs."""
+    """Returns the tokens whose text holds at least one of these characters."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return frozenset(token for token, text in enumerate(texts) if not set(signs).isdisjoint(text))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every special token but the think tags, which belong to the format."""
+    """Returns all special tokens except the think tags, which belong to the format."""
     marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset({*marked, *tokenizer.all_special_ids} - _tag_ids(tokenizer))
 
 
 def _tag_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
     tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
-    return tags - {tokenizer.unk_token_id}  # what a tag is called by a tokenizer that lacks it
+    return tags - {tokenizer.unk_token_id}  # a tokenizer without the tag returns the unknown token

@@ -1,6 +1,6 @@
-"""Rows with their prompts, for training and for the figures of held-out steps.
+"""Builds rows with their prompts, for training and for the figures of held-out steps.
 
-What no policy can be paid for in full is left out, counted and named: a row that does not fit the
+Rows that cannot earn the full reward are dropped and counted by reason: a row that does not fit the
 policy's context, and a step of which even a perfect copy would count as a format failure.
 """
 
@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         examples: the rows.
         prompts: token ids of each row's prompt.
-        dropped: why rows were left out -> how many.
+        dropped: reason for dropping rows -> number of rows.
     """
 
     examples: list[StepExample]
@@ -48,18 +48,19 @@ class Rows:
         most: int | None = None,
         also_whole: bool = False,
     ) -> Rows:
-        """The rows of expert solutions, as the settings want them.
+        """Returns the rows of expert solutions, built as the settings say.
 
         Args:
             trajectories: the expert solutions.
             form: the words around a step.
             args: the settings.
-            context_limit: tokens that the policy can read and write together; None is no limit.
-            most: as many rows at most; None is all.
-            also_whole: of each solution a row for the whole of it, too.
+            context_limit: the most tokens of a prompt and its completion together; None is no
+                limit.
+            most: the largest number of rows; None is all.
+            also_whole: adds one row for each whole solution.
 
         Raises:
-            UsageError: there are rows, and none fits the policy's context.
+            UsageError: no row is left, and at least one was too long for the policy's context.
         """
         rows = cls([], [], Counter())
         shortest = None
@@ -91,8 +92,9 @@ def _judged(
     args: RowSettings,
     context_limit: int | None,
 ) -> Iterator[tuple[StepExample, list[int] | None, str | None]]:
-    """Yields each row, its prompt (None where it is not needed), and why it is left out."""
-    outgrown: Trajectory | None = None  # its prompts only grow, and one was too long
+    """Yields each row, its prompt (None if not needed), and the reason to drop it or None."""
+    # A solution with a prompt that was too long, whose later prompts are only longer.
+    outgrown: Trajectory | None = None
     for example in examples:
         if example.trajectory is outgrown and not example.whole:
             yield example, None, TOO_LONG
@@ -109,9 +111,9 @@ def _judged(
 
 
 def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) -> str | None:
-    """Why even a perfect copy of the expert's step would count as a format failure.
+    """Returns why even a perfect copy of the expert's step would fail; None if it would not.
 
-    A whole solution need not be copied: another one with the same answer is paid for.
+    A whole solution need not be copied: another solution with the same answer is rewarded too.
     """
     if not example.trajectory.is_unicode:
         return "text that is not Unicode (a lone surrogate)"
@@ -128,12 +130,12 @@ def _why_unpayable(example: StepExample, form: PromptFormat, args: RowSettings) 
 
 
 def uncopyable(failure: str) -> str:
-    """Why a row is left out, where a copy of its step has this format failure."""
+    """Returns the reason to drop a row if a copy of its step has this format failure."""
     if failure == "several_steps":
         return "the expert's step reads as several"
     return f"a copy of the expert's step breaks the format ({failure})"
 
 
 def dropped(drops: Mapping[str, int]) -> str:
-    """The drops in brackets, or nothing."""
+    """Returns the reasons and counts of dropped rows in brackets; "" if there are none."""
     return f" ({', '.join(f'{n:,} dropped: {why}' for why, n in drops.items())})" if drops else ""

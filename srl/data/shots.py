@@ -1,7 +1,7 @@
 """Draws the worked examples of `few_shot` from the training problems.
 
-They stand in front of every prompt, so they come from problems that are neither held out nor
-trained on: a row whose own step is shown would teach copying.
+The examples stand in front of every prompt. So their problems are neither held out nor trained on:
+a row whose own step is shown in its prompt would teach copying.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ def draw_shots(
 ) -> tuple[list[StepExample], list[Trajectory]]:
     """Returns the worked examples, and the trajectories of all other problems.
 
-    Each example is of another problem. The first shows a first step, the second a second step
-    where its solution has one, and so on, so that a policy sees how solutions begin and go on.
+    Each example is of another problem. The first example shows the first usable step of its
+    solution. The second shows the second usable step if its solution has one, and so on. So a
+    policy sees how solutions begin and continue.
 
     Args:
         trajectories: the expert solutions to train on.
-        args: `few_shot` says how many examples; `targets`, `step_title` and `think` which steps.
+        args: `few_shot` is the number of examples; `targets`, `step_title` and `think` determine
+            which steps are usable.
         seed: chooses the problems.
 
     Raises:
@@ -57,9 +59,10 @@ def draw_shots(
 def _in_turn(
     trajectories: Sequence[Trajectory], args: RowSettings, seed: int
 ) -> Sequence[Trajectory]:
-    """The solutions, of each problem the one first that is to be shown.
+    """Returns the solutions, ordered so that the first of each problem is the one to show.
 
-    Of several sources each is shown now and then, or with `solve_as` those of that style.
+    With several sources, solutions of the style `solve_as` come first, if it is set, and a hash
+    then chooses the source for each problem.
     """
     wanted = getattr(args, "solve_as", None)
     if wanted is None and len({one.source for one in trajectories}) < 2:
@@ -74,7 +77,7 @@ def _in_turn(
 
 
 def _rows(trajectory: Trajectory, args: RowSettings) -> list[StepExample]:
-    """The rows of a solution that a policy could copy."""
+    """Returns the rows of a solution that a policy could copy without a format failure."""
     if not trajectory.is_unicode:
         return []
     return [

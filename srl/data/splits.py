@@ -1,4 +1,4 @@
-"""The data of a run: what is trained on, what picks the checkpoint, and what is tested."""
+"""Splits the data of a run into training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from srl.console import say
 from srl.data.steps import split_by_problem
 from srl.errors import UsageError
 
-# A share of the held-out problems above which something is worth a line.
+# A remark is printed only if it concerns more than this share of the held-out problems.
 _MANY = 0.1
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Trajectories by what they are for; no problem is in two of them."""
+    """The trajectories to train on, to validate and to test; no problem is in two parts."""
 
     train: list[Trajectory]
     validation: list[Trajectory]
@@ -28,10 +28,10 @@ class Splits:
 
 
 def load_splits(experiment: Experiment, console: Console) -> Splits:
-    """Read the experiment's data and hold out whole problems.
+    """Reads the experiment's data and holds out whole problems.
 
     Raises:
-        DataError, UsageError: data that cannot be used, or too little of it.
+        DataError, UsageError: the data cannot be used, or there is too little of it.
     """
     report = LoadReport()
     trajectories = experiment.load_trajectories(report)
@@ -68,7 +68,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
         )
     if 0 < args.train_problems < left:
         train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
-    if (mixture := experiment.mixture) is not None:  # others are there to be held out alike
+    if (mixture := experiment.mixture) is not None:  # sources of weight 0 are only held out
         train = [one for one in train if one.source in mixture.weights]
     for line in report.read_as:
         say(console, f"data: {line}")
@@ -85,7 +85,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
 
 
 def _remarks(held_out: Sequence[Trajectory], max_steps: int) -> Iterator[str]:
-    """Why problems would not count as solved, though a policy wrote what the expert did."""
+    """Yields reasons why even a copy of the expert's solution would not count as solved."""
     count = len(held_out)
     endless = sum(not is_finished(one, one.steps) for one in held_out)
     if endless > _MANY * count:

@@ -1,12 +1,13 @@
-"""One training row per expert step: the problem and the steps so far, then the step to write.
+"""Builds one training row per expert step: the problem, the steps so far, and the step to write.
 
-Or one per problem, `whole`: the whole solution is the one step. Rewarded for its final answer that
-is RLVR; rewarded for its similarity, the paper's one-step baseline.
+With targets `whole` it builds one row per solution, whose single step is the whole solution. A
+reward for the final answer makes that RLVR; a reward for similarity makes it the paper's one-step
+baseline.
 
-The paper's literal reading gives an expert solution of N steps N-1 rows, so that the last step,
-the one with the answer, is never a target (arXiv 2510.25992, section 3); the two other readings in
-use are `all` and `skip_first`. Problems, not rows, are held out: steps of one problem on both
-sides of a split would leak its solution.
+The paper's literal reading gives an expert solution of N steps N-1 rows, so the last step, which
+has the answer, is never a target (arXiv 2510.25992, section 3). The two other readings are `all`
+and `skip_first`. Problems, not rows, are held out: steps of one problem on both sides of a split
+would leak its solution.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class StepExample:
 
     Attributes:
         trajectory: the expert's whole solution.
-        step_index: the place of the target step in it, counted from 0.
+        step_index: the index of the target step in the solution, from 0.
         title: the target step's title if it is part of the context, else None.
-        whole: the target is the whole solution, as one step of one.
+        whole: the target is the whole solution, as a single step.
     """
 
     trajectory: Trajectory
@@ -44,55 +45,55 @@ class StepExample:
 
     @property
     def problem(self) -> str:
-        """The problem's text."""
+        """Returns the problem's text."""
         return self.trajectory.problem
 
     @property
     def problem_id(self) -> str:
-        """The problem's id, equal for equal problems."""
+        """Returns the problem's id, equal for equal problems."""
         return self.trajectory.problem_id
 
     @property
     def source(self) -> str:
-        """The data set or the teacher."""
+        """Returns the name of the data set or of the teacher."""
         return self.trajectory.source
 
     @property
     def answer(self) -> str | None:
-        """The problem's final answer, if the data states one."""
+        """Returns the problem's final answer; None if the data has no answer."""
         return self.trajectory.answer
 
     @property
     def previous(self) -> tuple[Step, ...]:
-        """The expert's steps before the target that the policy reads, with what was observed."""
+        """Returns the expert's steps before the target that the policy reads, with observations."""
         before = self.trajectory.steps[: self.step_index]
         return context_of(self.trajectory, before)
 
     @property
     def previous_steps(self) -> tuple[str, ...]:
-        """Their texts: with the problem and the observations they are the context."""
+        """Returns the texts of `previous`. With problem and observations they are the context."""
         return tuple(step.text for step in self.previous)
 
     @property
     def expert_step(self) -> str:
-        """The target; of a whole solution the steps, one a line."""
+        """Returns the target's text; for a whole solution, its steps joined by line ends."""
         if self.whole:
             return "\n".join(self.trajectory.texts)
         return self.trajectory.steps[self.step_index].text
 
     @property
     def expert_steps(self) -> tuple[Step, ...]:
-        """The target as steps: one, or all of a whole solution."""
+        """Returns the target as steps: one step, or all steps of a whole solution."""
         steps = self.trajectory.steps
         return steps if self.whole else steps[self.step_index : self.step_index + 1]
 
     @property
     def num_steps(self) -> int:
-        """How many steps the expert's solution has; one, where it is the target as a whole."""
+        """Returns the number of steps of the expert's solution; 1 if the target is all of it."""
         return 1 if self.whole else len(self.trajectory.steps)
 
     def context(self, action: str, thought: str) -> StepContext:
-        """What a reward sees when the policy wrote `action` after thinking `thought`."""
+        """Returns what a reward reads if the policy wrote `action` after `thought`."""
         return StepContext(
             problem=self.problem,
             previous_steps=self.previous_steps,
@@ -114,19 +115,19 @@ def build_examples(
     step_title: StepTitle = "off",
     also_whole: bool = False,
 ) -> list[StepExample]:
-    """Turn expert solutions into rows, in the order of the solutions and of their steps.
+    """Returns the rows of expert solutions, in the order of the solutions and of their steps.
 
     Args:
         trajectories: the expert solutions.
         targets: which of the steps 1..N become targets: `literal` 1..N-1, `all` 1..N,
-            `skip_first` 2..N. A solution of one step gives a row under `all` only. `whole` gives
-            one row: the solution as a whole.
+            `skip_first` 2..N. A solution of one step gives a step row under `all` only. `whole`
+            gives one row for the whole solution.
         step_title: `given` puts the target's own title into the context (footnote 1 of the
-            paper); a step without a title then has none.
-        also_whole: behind the steps of each solution a row of the whole of it.
+            paper), if the step has a title.
+        also_whole: adds a row for the whole solution after the step rows of each solution.
 
     Raises:
-        UsageError: `targets` or `step_title` is none of these words, or they exclude each other.
+        UsageError: `targets` or `step_title` has an unknown value, or the two exclude each other.
     """
     _one_of("targets", targets, get_args(Targets))
     _one_of("step_title", step_title, get_args(StepTitle))
@@ -149,7 +150,7 @@ def build_examples(
 
 
 def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:
-    """Of each row, which trajectory it is a step of: 0 for the first one's, and so on."""
+    """Returns the number of each row's trajectory, from 0 in order of first appearance."""
     numbers: dict[int, int] = {}
     return [numbers.setdefault(id(one.trajectory), len(numbers)) for one in examples]
 
@@ -157,18 +158,18 @@ def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:
 def split_by_problem(
     trajectories: Iterable[Trajectory], *, held_out: int, seed: int
 ) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Hold out whole problems, with every solution they have.
+    """Splits solutions into training and held-out parts, by whole problems.
 
-    Problems are ranked by a hash of the seed and their id: the same seed holds out the same
-    problems in whatever order the rows come, and a larger `held_out` only adds to a smaller one.
+    Problems are ranked by a hash of the seed and their id. So the same seed holds out the same
+    problems whatever the order of the input, and a larger `held_out` only adds problems.
 
     Args:
         trajectories: the expert solutions; several may share a problem.
         held_out: how many problems to hold out, at least 0.
-        seed: chooses which.
+        seed: chooses the problems.
 
     Returns:
-        The solutions to train on and those held out, both in the order of the ranking.
+        The solutions to train on and the held-out solutions, both in the order of the ranking.
 
     Raises:
         UsageError: `held_out` is negative or leaves no problem to train on.

@@ -1,8 +1,8 @@
-"""Which row comes next, as a function of (seed, epoch, cursor); pure Python.
+"""Chooses the next row as a function of (seed, epoch, cursor), in pure Python.
 
-Refills draw from the same stream and its state goes into the checkpoint, so a resumed run sees the
-rows an uninterrupted one would have seen. The state names the rows by a digest of their content: a
-data file that was edited in between is noticed.
+Refills draw from the same stream, and its state goes into the checkpoint. So a resumed run sees the
+same rows as an uninterrupted run. The state holds a digest of the rows' content, so that a resumed
+run notices an edited data file.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from srl.errors import UsageError
 
 
 class PromptStream:
-    """An endless stream of row indices: every epoch is its own permutation of all rows.
+    """An endless stream of row indices. Every epoch is a new permutation of all rows.
 
     Args:
         num_rows: how many rows there are.
-        seed: the order's seed.
+        seed: the seed of the order.
         cursor: how many rows were already handed out.
-        units: of every row the number of its unit. A unit's rows come one after another, in their
-            own order, and it is the units that are permuted; by default every row is one.
-        data: a digest of the rows, as `digest_of` makes it.
+        units: the number of each row's unit. The units are permuted, and the rows of a unit follow
+            one another in their own order. By default every row is a unit.
+        data: a digest of the rows, as `digest_of` returns it.
 
     Attributes:
-        takes_any_state: whether it also goes on from the state of other rows or another seed.
-        is_over: whether there is nothing more to train on; never, it starts again.
+        takes_any_state: whether the stream accepts the state of other rows or another seed.
+        is_over: whether there are no more rows; always False, because the stream starts again.
     """
 
     is_over = False
 
     @property
     def rows_an_epoch(self) -> int:
-        """So many rows are handed out before one comes again."""
+        """Returns the number of rows in an epoch."""
         return self.num_rows
 
     def __init__(
@@ -70,17 +70,17 @@ class PromptStream:
 
     @property
     def epoch(self) -> int:
-        """The epoch, from 0, that the next row belongs to."""
+        """Returns the epoch of the next row, from 0."""
         return self.cursor // self.num_rows
 
     def count(
         self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
     ) -> dict[str, float]:
-        """No figures: all rows are of one source."""
+        """Returns no figures, because the stream does not distinguish sources."""
         return {}
 
     def take(self, n: int) -> list[int]:
-        """The next `n` rows; a draw may cross into the next epoch."""
+        """Returns the indices of the next `n` rows, which may cross into the next epoch."""
         if n < 0:
             raise UsageError(f"{n} rows asked of the prompt stream; ask for 0 or more")
         rows = []
@@ -90,7 +90,7 @@ class PromptStream:
         return rows
 
     def state_dict(self) -> dict[str, int | str]:
-        """What a checkpoint has to keep, fit for JSON."""
+        """Returns the state for a checkpoint, as JSON values."""
         return {
             "num_rows": self.num_rows,
             "seed": self.seed,
@@ -99,11 +99,12 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` stopped.
+        """Continues where `state` stopped.
 
         Raises:
             UsageError: the state is of another data set or another seed, so that its cursor would
-                point at different rows, and this was not asked for.
+                point at different rows, and `takes_any_state` is False; or it is incomplete, or
+                its cursor is negative.
         """
         check_state(
             state,
@@ -117,34 +118,34 @@ class PromptStream:
     def _epoch_order(self, epoch: int) -> list[int]:
         if epoch != self._cached_epoch:
             keys = _random_numbers(max(self.units) + 1, f"{self.seed}-{epoch}")
-            # A stable sort: the rows of a unit stay in their order.
+            # The sort is stable, so the rows of a unit stay in their order.
             self._order = sorted(range(self.num_rows), key=lambda row: keys[self.units[row]])
             self._cached_epoch = epoch
         return self._order
 
 
 def permuted(count: int, seed: str) -> list[int]:
-    """The numbers below `count` in an order that follows from the seed."""
+    """Returns the numbers below `count`, in an order that the seed determines."""
     return sorted(range(count), key=_random_numbers(count, seed).__getitem__)
 
 
 def _random_numbers(count: int, seed: str) -> list[float]:
-    # Sorting by random() rather than shuffle(): Python promises the former's sequence across
-    # versions for a given seed, and a run may be resumed under another version.
+    # Rows are sorted by random() and not shuffled by shuffle(). A run may be resumed under another
+    # Python version, and Python promises a stable sequence for a seed only for random().
     rng = random.Random(seed)
     return [rng.random() for _ in range(count)]
 
 
 def check_state(state: Mapping[str, Any], ours: Mapping[str, object], *, unless: bool) -> None:
-    """Refuse a saved stream of other rows, whose cursor would point at others.
+    """Refuses a saved stream of other rows, because its cursor would point at different rows.
 
     Args:
-        state: what was saved.
-        ours: what has to be the same.
-        unless: it may be another.
+        state: the saved state.
+        ours: the values that must be the same.
+        unless: different values are allowed.
 
     Raises:
-        UsageError: something is missing or different.
+        UsageError: a value is missing, or it is different and this is not allowed.
     """
     for key in ("cursor", *ours):
         if key not in state:
@@ -163,7 +164,7 @@ def check_state(state: Mapping[str, Any], ours: Mapping[str, object], *, unless:
 
 
 def digest_of(examples: Iterable[StepExample]) -> str:
-    """16 hexadecimal digits that change with the content or the order of the rows."""
+    """Returns 16 hexadecimal digits that change with the content or the order of the rows."""
     digest = hashlib.sha256()
     numbers: dict[int, int] = {}
     for example in examples:
@@ -177,7 +178,7 @@ def digest_of(examples: Iterable[StepExample]) -> str:
 
 
 def digest_of_trajectories(trajectories: Iterable[Trajectory]) -> str:
-    """16 hexadecimal digits that change with the content or the order of the trajectories."""
+    """Returns 16 hexadecimal digits that depend on the trajectories' content and order."""
     digest = hashlib.sha256()
     for trajectory in trajectories:
         digest.update(_content(trajectory))
@@ -192,5 +193,5 @@ def _content(trajectory: Trajectory) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Of NumPy's values what they hold; of any other its type, for its text may change."""
+    """Returns a NumPy value as Python values; for others the type's name, as texts may change."""
     return value.tolist() if hasattr(value, "tolist") else type(value).__name__

@@ -1,9 +1,9 @@
-"""What a policy's chat template puts around the words of a user and of an assistant.
+"""Finds what a policy's chat template puts around the words of a user and of an assistant.
 
-A template is a program that came with a model. It is asked once, with sentinels in place of the
-words, and never again: prompts are then pieced together from what it wrote (`prompts.py`). Some
-templates read the clock; here it stands still, so that a run resumed tomorrow and an evaluation
-next year read the same prompts.
+A template is a program that comes with a model. It runs at the start only, with sentinels in place
+of the words, and `prompts.py` builds all prompts from its output. Some templates read the clock.
+Here the date is fixed, so that a run resumed tomorrow and an evaluation next year read the same
+prompts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE = "<think>", "</think>"
 SEPARATOR = "\n\n"
-"""Stands between problem, steps, observations and title."""
+"""The text between problem, steps, observations and title."""
 
 TODAY = datetime.fromisoformat(PROMPT_DATE)
-"""The date in every prompt whose template prints one, where the settings name no other."""
+"""The default date for templates that print a date."""
 
 _USER = "TheWordsOfTheUserStandHere"
 _ASSISTANT = "TheWordsOfTheAssistantStandHere"
@@ -32,16 +32,16 @@ _ASSISTANT = "TheWordsOfTheAssistantStandHere"
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands before and after the user's words.
+    """The text before and after the user's words.
 
     Attributes:
-        head: before them.
-        tail: after them.
-        said: the part of the head that is no template's: the system prompt it was given. In plain
-            text there is no template, and a system prompt stands as it is.
-        between: of worked examples, what stands behind each message before the next one: behind a
-            user's, behind the assistant's, behind the next user's, and so on. `head` then stands
-            before the first example.
+        head: the text before them.
+        tail: the text after them.
+        said: the system prompt, the part of the head that does not come from the template. It is
+            empty for plain text, which has no template.
+        between: the text between the messages of worked examples: after a user's message, after
+            the assistant's, after the next user's, and so on. `head` then stands before the first
+            example.
     """
 
     head: str
@@ -51,7 +51,7 @@ class Frame:
 
 
 def plain_frame(system_prompt: str | None, *, examples: int = 0) -> Frame:
-    """The frame of a policy without a chat template; an end token closes each example."""
+    """Returns the frame for plain text, in which an end token closes each example."""
     head = system_prompt.strip() + SEPARATOR if system_prompt else ""
     return Frame(head, SEPARATOR, between=(SEPARATOR, "") * examples)
 
@@ -64,14 +64,16 @@ def chat_frame(
     day: datetime = TODAY,
     examples: int = 0,
 ) -> Frame:
-    """The chat template around the user's words, with the system prompt wherever it can stand.
+    """Returns the chat template's text around the user's words.
+
+    If the template refuses or drops the system prompt, the first user message begins with it.
 
     Args:
         tokenizer: the policy's.
         system_prompt: None sends no system message.
-        think: passed to templates that ask for it.
-        day: what a template is told that asks for the date.
-        examples: earlier turns of a user and an assistant before the user's words.
+        think: passed to templates that use it.
+        day: the date for templates that ask for it.
+        examples: number of earlier turns of a user and an assistant before the user's words.
 
     Raises:
         UsageError: the template fails, drops the words, or shows them twice.
@@ -122,7 +124,7 @@ def chat_frame(
 
 
 def _split_at(text: str, parts: Sequence[str]) -> list[str]:
-    """What stands before, between and behind parts that come one after another."""
+    """Returns the text before, between and after parts that follow one another in `text`."""
     pieces = []
     for part in parts:
         piece, _, text = text.partition(part)
@@ -138,12 +140,12 @@ def _channel(
     think: bool,
     day: datetime,
 ) -> str:
-    """What the template writes between `tail`, which opens the assistant's turn, and its words.
+    """Returns what the template writes between `tail` and the assistant's words.
 
-    Harmony (GPT-OSS) opens a turn with the role alone, and the policy then writes a channel,
-    analysis first. A step is an answer, so the prompt opens the channel of answers, which the
-    template writes before an assistant's words. Empty where tail and words meet, as in most
-    templates, and where only blanks or a thought stand between them.
+    The tail opens the assistant's turn. Harmony (GPT-OSS) opens a turn with the role alone, and the
+    policy then writes a channel, analysis first. A step is an answer, so the prompt opens the
+    channel of answers, which the template writes before an assistant's words. The result is empty
+    if nothing stands between tail and words, as in most templates, or only blanks or a thought.
     """
     answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
     try:
@@ -160,13 +162,13 @@ def _channel(
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """What a template writes behind an assistant's words.
+    """What a template writes after an assistant's words.
 
     Attributes:
-        token: the first token that is no text.
-        before: the blanks before it.
-        closes: it ends the turn; else it begins the next one, as `<|user|>` does, and the policy
-            may never have been taught to write it.
+        token: the first token that is not text.
+        before: the white space before it.
+        closes: the token ends the turn. If False, it begins the next turn, as `<|user|>` does, and
+            the policy may never have learned to write it.
     """
 
     token: int
@@ -177,11 +179,11 @@ class TurnEnd:
 def turn_end(
     tokenizer: PreTrainedTokenizerBase, *, think: bool, day: datetime = TODAY
 ) -> TurnEnd | None:
-    """What shows that an assistant's words are over; None where the template writes no token.
+    """Returns the token that follows an assistant's words; None if the template writes none.
 
-    It is often another one than EOS: `<|im_end|>` where a base model has `<|endoftext|>`, and
-    `<end_of_turn>` or `<|end|>` in other families. Some templates close a turn only when another
-    one follows.
+    It often differs from EOS: `<|im_end|>` where a base model has `<|endoftext|>`, and
+    `<end_of_turn>` or `<|end|>` in other families. Some templates close a turn only if another
+    turn follows.
     """
     user = {"role": "user", "content": _USER}
     assistant = {"role": "assistant", "content": _ASSISTANT}
@@ -203,10 +205,10 @@ def turn_end(
 
 
 def _standing_clock(day: datetime) -> str:
-    """In place of the function that templates ask for the time.
+    """Returns a macro that replaces the time function of templates by a fixed day.
 
-    A macro, because transformers hands no functions to templates; each `replace` writes what the
-    directive means on that day.
+    It is a macro because transformers passes no functions to templates. Each `replace` writes the
+    value of one directive on that day.
     """
     parts = [
         (letter, written)
@@ -227,7 +229,7 @@ def _written(
     answer: bool,
     day: datetime,
 ) -> str:
-    """What the template makes of the messages; `answer` opens the assistant's next turn."""
+    """Returns the template's text for the messages; `answer` opens the assistant's next turn."""
     template = tokenizer.get_chat_template()
     text: str = tokenizer.apply_chat_template(
         list(messages),
@@ -241,7 +243,7 @@ def _written(
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that are no part of words: what may end a turn."""
+    """Returns the added and special tokens, which may end a turn, without the think tags."""
     return frozenset({*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}) - {
         tokenizer.unk_token_id,
         *(tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)),

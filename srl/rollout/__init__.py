@@ -1,1 +1,1 @@
-"""Completions of the current policy, token by token, and what they are worth."""
+"""Samples completions from the current policy, parses them and scores them."""

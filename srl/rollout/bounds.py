@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 
 class TextBounds:
-    """What limits on text do to completions that are being written together.
+    """Applies limits on text to completions that are written together.
 
     Args:
         limits: the limits.
-        written: [completions, length] of tokens, filled by the sampler; -1 where none is.
+        written: tokens [completions, length], filled by the sampler; -1 where no token is.
     """
 
     def __init__(self, limits: TextLimits, written: Tensor) -> None:
         self._limits = limits
         self._written = written
         self._end_ids = torch.tensor(sorted(limits.end_ids), device=written.device)
-        self._looked = 0  # tokens of each completion whose line ends have been seen
+        self._looked = 0  # the number of tokens of each completion that were checked for an end
         n = len(written)
         self._open = torch.zeros(n, dtype=torch.bool, device=written.device)
         self._over = [False] * n
 
     def force(self, token: Tensor, place: int, row_of: Tensor, ended: Tensor) -> Tensor:
-        """The tokens [rows] to write at `place`: the closing tag's where a thought is too long.
+        """Returns the tokens [rows] to write at `place`; too long thoughts get the closing tag.
 
         Args:
-            token: what the policy has drawn.
-            place: of the token in its completion.
+            token: the tokens that the policy drew.
+            place: the place of the tokens in their completions.
             row_of: [rows] -> completion.
-            ended: [rows], completions that are complete.
+            ended: [rows], True for complete completions.
         """
         limits = self._limits
         at = place - limits.think_budget
@@ -54,16 +54,17 @@ class TextBounds:
         return torch.where(forced, limits.close_ids[at], token)
 
     def end(self, length: int, row_of: Tensor) -> Tensor:
-        """Which completions [rows] have ended by their text; what lies behind the end is erased.
+        """Returns which completions [rows] their text has ended, and erases tokens after the end.
 
         Args:
-            length: tokens that each has at most.
+            length: the most tokens of a completion so far.
             row_of: [rows] -> completion.
         """
         found = torch.zeros_like(row_of, dtype=torch.bool)
         if not self._limits.end_ids:
             return found
-        # Since the last look. One that has ended meanwhile may have gone past its end before.
+        # Checks the tokens since the last call. This includes completions that an end token has
+        # ended since then, because their text may have ended earlier.
         can_end = torch.isin(self._written[row_of, self._looked : length], self._end_ids).any(1)
         for place in can_end.nonzero().squeeze(1).tolist():
             row = int(row_of[place])
@@ -78,11 +79,11 @@ class TextBounds:
         return found
 
     def mark(self, group: Sequence[Completion], first: int) -> list[Completion]:
-        """Completions with what the limits did to them.
+        """Returns completions with `truncated` and `forced` set as the limits require.
 
         Args:
-            group: completions.
-            first: the number of the first one.
+            group: the completions.
+            first: the number of the first completion.
         """
         limits, marked = self._limits, []
         opened = self._open[first : first + len(group)].tolist()

@@ -1,8 +1,9 @@
-"""Which decoder a model is sampled with: the fastest whose logits are the plain forward's.
+"""Chooses the fastest decoder whose logits for a model equal those of its plain forward.
 
-Found by trying, once a model: a few tokens are written behind prompts of several lengths, rows
-leave the batch, and every step's logits are compared with those of the plain forward of each row
-alone. So a model whose cache works in another way is sampled slower or refused, never wrongly.
+The choice is made by a trial, once per model. The trial appends a few tokens to prompts of several
+lengths and removes rows from the batch. At every step it compares the logits with those of the
+plain forward of each row alone. So a model whose cache works differently is sampled more slowly or
+refused, but never sampled wrongly.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from srl.rollout.decoding import CachedDecoder, Decoder, SharedDecoder
 from srl.rollout.fallbacks import UncachedDecoder, UnpaddedDecoder
 from srl.rollout.known_prompts import KnownPrompts
 
-_ROOM = 64  # of the known prompts of a trial, in tokens: more than it has
+_ROOM = 64  # the room for known prompts in a trial, in tokens: more than its prompts have
 
 
 @dataclass(frozen=True)
 class Way:
-    """A decoder, and what it asks of those who use it.
+    """A decoder, and the conditions of its use.
 
     Attributes:
-        decoder: makes one from a model, any token id, and the prompts that were read before.
+        decoder: makes a decoder from a model, any token id, and the prompts that were read before.
         shared: completions share their prompt; to be called inside `attending_over_trees`.
         one_length: prompts that are sampled together must be equally long.
-        places: the decoder says where the tokens of prompts stand, so that routes can be recorded.
-        slower: what costs time, and why, for the user; empty where nothing does.
+        places: the decoder knows the places of prompt tokens, so that routes can be recorded.
+        slower: for the user, what makes the decoder slower and why; empty if nothing does.
     """
 
     decoder: Callable[[PreTrainedModel, int, KnownPrompts | None], Decoder]
@@ -47,7 +48,7 @@ class Way:
     slower: str = ""
 
     def line(self) -> str:
-        """What a user reads at the start; empty where nothing costs time."""
+        """Returns the message for the user about slower sampling; empty if it is not slower."""
         return self.slower and f"this model is sampled slower than others, {self.slower}"
 
 
@@ -69,7 +70,7 @@ _ways: WeakKeyDictionary[PreTrainedModel, dict[bool, Way]] = WeakKeyDictionary()
 
 
 def way_of(model: PreTrainedModel, *, share: bool) -> Way:
-    """How this model is sampled; found once a model.
+    """Returns the way to sample from this model. Each model is tried once for each `share`.
 
     Args:
         model: the bare model.
@@ -77,7 +78,7 @@ def way_of(model: PreTrainedModel, *, share: bool) -> Way:
 
     Raises:
         UsageError: no way gives the logits of the plain forward.
-        DivergedError: the model's logits are no numbers.
+        DivergedError: the model's logits are not finite.
     """
     known = _ways.setdefault(model, {})
     if share not in known:
@@ -103,7 +104,7 @@ def _find(model: PreTrainedModel, share: bool) -> Way:
 
 @torch.no_grad()
 def _try(model: PreTrainedModel, way: Way) -> str | None:
-    """Why this way does not give the logits of the plain forward; None if it does."""
+    """Returns why this way does not give the logits of the plain forward; None if it does."""
     prompts, written = _texts(model)
     together = [[0, 1], [2]] if way.one_length else [[0, 1, 2]]
     was_training = model.training
@@ -144,7 +145,8 @@ def _try(model: PreTrainedModel, way: Way) -> str | None:
 
 
 def _texts(model: PreTrainedModel) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Three prompts, two of one length, and for each two continuations of equal length."""
+    """Returns three prompts, two of them equally long, and two continuations of each, all of one
+    length."""
     length = short_length(model, room=5)
     lengths = (length, length, length // 2)
     prompts = [few_tokens(model, 3 * i, count) for i, count in enumerate(lengths)]
@@ -158,16 +160,17 @@ def _decoded(
     chosen: Sequence[int],
     rows: list[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, int], int, Tensor]]:
-    """Each row, the tokens written so far, and its logits; on the way rows leave.
+    """Yields each row, its number of tokens written so far, and its logits, after every step.
 
-    At the end what the prompts' first rows have written is read as prompts, by another decoder.
+    Some rows leave the batch on the way. At the end another decoder reads each prompt together with
+    the tokens of its first row, as a new prompt.
     """
     decoder = make()
     logits = decoder.start([prompts[i] for i in chosen], len(written[0]))
     for length in range(len(written[0][0])):
         for row, own in zip(rows, logits.float(), strict=True):
             yield row, length, own
-        if length == 2:  # the second rollout of the first prompt, and the last prompt, go on
+        if length == 2:  # the second row of the first prompt and the rows of the last prompt stay
             wanted = [row == (chosen[0], 1) or row[0] == chosen[-1] != chosen[0] for row in rows]
             kept = decoder.worth_keeping(torch.tensor(wanted, device=logits.device))
             if kept is not None:

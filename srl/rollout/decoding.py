@@ -1,12 +1,13 @@
-"""Token after token for several completions of each prompt: what a decoder keeps between steps.
+"""Decodes several completions of each prompt, token by token, with cached keys and values.
 
-Decoders do the same and differ in what they cost. `SharedDecoder` computes what prompts share
-once (the nested prompts of a trajectory are one prefix tree), keeps every prompt's keys and values
-once for all its completions, and writes new ones into place. Prompts that go on where earlier ones
-ended can be read from there on (`KnownPrompts`). It needs a model whose attention can
-be replaced (`tree_models.refusal`). `CachedDecoder` is for most others: transformers' own cache,
-which repeats the prompt for every completion and is copied whenever it grows. What remains is in
-`fallbacks.py`, and `choice.py` finds which of them a model is sampled exactly by.
+All decoders compute the same and differ in cost. `SharedDecoder` computes shared parts of prompts
+once (the nested prompts of a trajectory are one prefix tree). It keeps every prompt's keys and
+values once for all its completions, and writes new keys and values into place. A prompt that
+continues an earlier one can be read from the earlier one's end (`KnownPrompts`). It needs a model
+whose attention can be replaced (`tree_models.refusal`). `CachedDecoder` is for most other models.
+It uses the cache of transformers, which repeats the prompt for every completion and is copied
+whenever it grows. `fallbacks.py` has decoders for the rest, and `choice.py` chooses the decoder
+that is exact for a model.
 """
 
 from __future__ import annotations
@@ -22,49 +23,49 @@ from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How, TreePlan, wide
 from srl.rollout.known_prompts import KnownPrompts, Reading
 
-# The first room for keys and values of completions, in tokens; doubled when it is full.
+# The initial room for keys and values of completions, in tokens; it is doubled when full.
 _ROOM = 64
-# Tokens that all prompts must begin with to be kept once for all of them: worked examples are, a
-# system prompt is not, so that rounding there stays what it was.
+# A start that all prompts share is kept once for all of them if it has at least so many tokens.
+# Worked examples are that long, a system prompt is not, so its rounding does not change.
 _WORTH_SHARING = 256
-# Rows that have ended are taken out of the batch when no more than this share would be left.
+# Rows that have ended are removed from the batch if at most this share of the rows is left then.
 _WORTH_A_COPY = 0.75
 
 
 class Decoder(Protocol):
-    """Completions of n prompts, g each, as rows 0 to n * g - 1: a prompt's rows are neighbours."""
+    """Decodes g completions of each of n prompts, as rows 0 to n * g - 1 grouped by prompt."""
 
     def start(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
-        """Read the prompts; logits [n * g, V] of the first tokens."""
+        """Reads the prompts. Returns the logits [n * g, V] of the first tokens."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token [rows] to every row; logits [rows, V] of the next."""
+        """Appends one token [rows] to every row. Returns logits [rows, V] of the next tokens."""
         ...
 
     def worth_keeping(self, wanted: Tensor) -> Tensor | None:
-        """Rows to go on with so that the wanted ones (bool [rows]) are among them, in order.
+        """Returns the rows to keep, in order, which include the wanted rows (bool [rows]).
 
-        None where that saves too little to pay for the copy.
+        Returns None if removing the others saves less than the copy costs.
         """
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, as given by `worth_keeping`."""
+        """Keeps only these rows, as returned by `worth_keeping`."""
         ...
 
 
 def rows_worth_keeping(wanted: Tensor) -> Tensor | None:
-    """The wanted rows (bool [rows]), where enough of the others leave to pay for a copy."""
+    """Returns the indices of the wanted rows (bool [rows]); None if too few other rows leave."""
     kept = wanted.nonzero().squeeze(1)
     return kept if len(kept) <= _WORTH_A_COPY * len(wanted) else None
 
 
 class CachedDecoder:
-    """Any model that takes a `DynamicCache`; every row has its own copy of its prompt.
+    """A decoder for models that accept a `DynamicCache`; every row has a copy of its prompt.
 
     Attributes:
-        places: of each prompt where its tokens stood in the flattened batch that `start` read.
+        places: for each prompt, the places of its tokens in the flattened batch of `start`.
     """
 
     places: list[list[int]] | None = None
@@ -84,7 +85,7 @@ class CachedDecoder:
         ids = torch.tensor(
             [[self.pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts],
             device=device,
-        )  # [n, P], padded on the left: every row's next token is in the same column
+        )  # [n, P], padded on the left, so that every row's next token is in the same column
         column = torch.arange(longest, device=device)
         self.mask = column >= (longest - lengths)[:, None]
         positions = (column - (longest - lengths)[:, None]).clamp(min=0)
@@ -113,7 +114,7 @@ class CachedDecoder:
         self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits [rows, V] of each row's next token; the cache grows by `ids`."""
+        """Returns the logits [rows, V] of each row's next token; the cache grows by `ids`."""
         return self.model(
             input_ids=ids,
             attention_mask=self.mask.long(),
@@ -125,17 +126,17 @@ class CachedDecoder:
 
 
 class SharedDecoder:
-    """A model that attends over prefix trees. Call it inside `attending_over_trees(model)`.
+    """A decoder for models that attend over prefix trees.
 
-    Rows stay in groups of equal size g, one group a prompt, so that a group reads its prompt's keys
-    in one matrix product: rows that have ended leave when their group's others do not need the
-    place.
+    Call it inside `attending_over_trees(model)`. Rows stay in groups of equal size g, one group per
+    prompt, so that a group reads its prompt's keys in one matrix product. A row that has ended
+    leaves only if the group size that the other groups need allows it.
 
     Args:
-        known: prompts that were read before under the same weights; these are added.
+        known: prompts that were read before with the same weights; new prompts are added.
 
     Attributes:
-        places: as of `CachedDecoder`; None where prompts were known and not read.
+        places: as in `CachedDecoder`; None with `known`, as known tokens are not read again.
     """
 
     places: list[list[int]] | None = None
@@ -179,7 +180,7 @@ class SharedDecoder:
         left = needed.nonzero().squeeze(1)
         if len(left) * size > _WORTH_A_COPY * len(wanted):
             return None
-        # Of each group the wanted rows, and others to fill it up, in their old order.
+        # The wanted rows of each group, and other rows that fill up the group, in their old order.
         chosen = groups[left].to(torch.int8).argsort(dim=1, descending=True, stable=True)
         return (left[:, None] * self.memory.g + chosen[:, :size].sort(1).values).flatten()
 
@@ -189,11 +190,11 @@ class SharedDecoder:
 
 
 class _Memory:
-    """Keys and values of n prompts and of their n * g completions; attention of one more token.
+    """Keeps the keys and values of n prompts and n * g completions, and attends for the next token.
 
-    The first S tokens of all prompts, where they are the same in all, are kept once; the rest of a
-    prompt is padded on the right to P tokens. Of the completions, L tokens are written so far.
-    Keys are kept in float32 at least, which scores are summed in; values in the model's type.
+    The first S tokens, which are the same in all prompts, are kept once; the rest of each prompt is
+    padded on the right to P tokens. So far L tokens of each completion are written. Keys are kept
+    in float32 at least, in which scores are summed. Values are kept in the model's type.
     """
 
     def __init__(
@@ -227,11 +228,11 @@ class _Memory:
 
     @property
     def positions(self) -> Tensor:
-        """[n * g] of the token that is being read."""
+        """Returns the positions [n * g] of the tokens that are being read."""
         return (self.lengths + self.written - 1).repeat_interleave(self.g)
 
     def advance(self) -> None:
-        """One more token of every row will be read."""
+        """Prepares for reading one more token of every row."""
         self.written += 1
         self._masks.clear()
 
@@ -240,13 +241,13 @@ class _Memory:
         heads, groups = k.shape[1], q.shape[1] // k.shape[1]
         keys, values = self._write(layer, k, v)  # [n, H_kv, g, L, D]
         prompt_keys, prompt_values = self.prompts[layer]
-        # Scores as exact as in the update: rounded to bf16 they would be another policy's.
+        # Scores are as exact as in the update: rounded to bf16, they would give another policy.
         q = q.to(wide(q)).view(n, g, heads, groups, -1).transpose(1, 2)  # [n, H_kv, g, H / H_kv, D]
         scores = torch.cat(
             [q.flatten(2, 3) @ prompt_keys.mT, (q @ keys.mT).flatten(2, 3)], dim=-1
         )  # [n, H_kv, g * H / H_kv, P + L]
         if layer in self.start:
-            # All prompts' rows in one product: the keys are read once.
+            # The rows of all prompts go through one product, so the keys are read once.
             rows = q.flatten(2, 3).transpose(0, 1)  # [H_kv, n, g * H / H_kv, D]
             first = (rows.flatten(1, 2) @ self.start[layer][0].mT).unflatten(1, rows.shape[1:3])
             scores = torch.cat([first.transpose(0, 1), scores], dim=-1)  # [..., S + P + L]
@@ -265,7 +266,7 @@ class _Memory:
         return out.unflatten(2, (g, groups)).transpose(1, 2).reshape(n * g, 1, heads * groups, -1)
 
     def keep(self, rows: Tensor, g: int) -> None:
-        """Go on with these rows, g of every prompt that is left, in order."""
+        """Keeps these rows, in order: g rows of every prompt that is left."""
         prompts = rows.view(-1, g)[:, 0] // self.g
         self.prompts = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompts.items()}
         n = len(prompts)
@@ -280,7 +281,10 @@ class _Memory:
         self._masks.clear()
 
     def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the new token's key and value [n * g, H_kv, 1, D] behind the others."""
+        """Appends the new token's key and value [n * g, H_kv, 1, D] to the others.
+
+        Returns all keys and values of the completions, [n, H_kv, g, L, D] each.
+        """
         new = [x.view(self.n, self.g, -1, x.shape[-1]).transpose(1, 2) for x in (k.to(wide(k)), v)]
         own = self.own.get(layer)
         if own is None or own[0].shape[3] < self.written:
@@ -294,7 +298,7 @@ class _Memory:
         return own[0][:, :, :, : self.written], own[1][:, :, :, : self.written]
 
     def _mask(self, window: int | None, scores: Tensor) -> Tensor:
-        """[n, 1, 1, S + P + L], minus infinity at what may not be seen."""
+        """Returns the mask [n, 1, 1, S + P + L]: minus infinity where attention is not allowed."""
         if window in self._masks:
             return self._masks[window]
         L = self.written
@@ -310,7 +314,7 @@ class _Memory:
 
 
 def _same_at_start(paths: Sequence[Sequence[int]]) -> int:
-    """How many tokens at the start of all paths to keep once; 0 where that is not worth it."""
+    """Returns how many shared first tokens to keep once; 0 if sharing saves too little."""
     same = 0
     for nodes in zip(*paths, strict=False):
         if len(set(nodes)) > 1:
@@ -320,6 +324,6 @@ def _same_at_start(paths: Sequence[Sequence[int]]) -> int:
 
 
 def _of_prompts(x: Tensor, nodes: Tensor) -> Tensor:
-    """[H_kv, N, D] -> [n, H_kv, P, D]."""
+    """Returns the prompts' keys or values: [H_kv, N, D] -> [n, H_kv, P, D]."""
     lines = x.index_select(1, nodes.flatten()).unflatten(1, nodes.shape)
     return lines.transpose(0, 1).contiguous()

@@ -1,8 +1,8 @@
 """Slower decoders, for models that cannot be sampled with padded prompts and a cache of keys.
 
-`UnpaddedDecoder` reads prompts of one length only, so that nothing is padded, and hands the model
-back whatever cache it made itself: the states of Mamba-like and linear-attention layers too.
-`UncachedDecoder` keeps nothing: it reads every row again for each token, as it is scored.
+`UnpaddedDecoder` reads only prompts of one length, so nothing is padded. It passes the cache that
+the model made back to the model, including the states of Mamba-like and linear-attention layers.
+`UncachedDecoder` keeps no cache: it reads every row again for each token, as scoring does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from srl.models.scoring import accepted_by
 from srl.rollout.decoding import rows_worth_keeping
 
-# What models call the cache that they make.
+# The names that models use for the cache in their output.
 _CACHES = ("past_key_values", "cache_params")
 
 
 class UnpaddedDecoder:
-    """A model with a cache of its own kind; prompts of one length."""
+    """A decoder for a model with its own kind of cache; all prompts must have one length."""
 
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
         self.model = model
@@ -53,7 +53,7 @@ class UnpaddedDecoder:
 
 
 class UncachedDecoder:
-    """Any causal model; rows are padded on the right, where no token looks."""
+    """A decoder for any causal model. Rows are padded on the right, which no token attends to."""
 
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
         self.model = model
@@ -88,7 +88,7 @@ class UncachedDecoder:
         self.ids, self.lengths = self.ids[rows], self.lengths[rows]
 
     def _forward(self) -> Tensor:
-        """Logits [rows, V] of each row's next token."""
+        """Returns the logits [rows, V] of each row's next token."""
         column = torch.arange(self.ids.shape[1], device=self.ids.device)
         last = self.lengths - 1
         inputs: dict[str, object] = {
@@ -99,7 +99,7 @@ class UncachedDecoder:
         inputs = accepted_by(self.model.forward, inputs)
         at = last
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            # Those of every token would be gigabytes, of which one a row is looked at.
+            # Logits of all tokens would take gigabytes, and only one token per row is used.
             inputs["logits_to_keep"] = wanted = last.unique()
             at = torch.searchsorted(wanted, last)
         logits = self.model(**inputs, use_cache=False).logits

@@ -1,7 +1,7 @@
-"""Reading prompts, and what of earlier ones need not be read again.
+"""Reads prompts, and reuses the keys and values of earlier prompts.
 
-A policy that solves a problem step by step is asked again after every step, with a prompt that is
-a few tokens longer: read anew, most of its tokens are read once a step.
+A policy that solves a problem step by step gets a new prompt after every step, which is only a few
+tokens longer. Without reuse, most tokens would be read again at every step.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ _ROOT, _NEW = -1, -2  # in place of a known token's number
 
 
 class KnownPrompts:
-    """Keys and values of prompts that were read, for later prompts that begin like one of them.
+    """Keys and values of earlier prompts, for later prompts with the same beginning.
 
-    Valid as long as the policy's weights are what they were.
+    They are valid as long as the policy's weights do not change.
 
     Args:
-        room: so many tokens are kept at most; what comes later is read again.
+        room: the most tokens to keep; tokens beyond it are read again.
     """
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self._children: dict[tuple[int, int], int] = {}  # (known token or _ROOT, token id) -> one
-        # Layer -> keys and values [H_kv, at least so many, D] of the known tokens.
+        # (number of the known token before it, or _ROOT; token id) -> number of the known token.
+        self._children: dict[tuple[int, int], int] = {}
+        # Layer -> keys and values [H_kv, room of at least len(self), D] of the known tokens.
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._children)
 
     def places(self, tree: PrefixTree, *, but: Sequence[int] = ()) -> list[int]:
-        """Of each of the tree's nodes the known token that it is, or a negative number.
+        """Returns each tree node's number as a known token, or a negative number.
 
-        `but` these: their logits are wanted, so they are read again.
+        The nodes in `but` get a negative number: their logits are needed, so they are read again.
         """
         found: list[int] = []
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
@@ -49,12 +50,12 @@ class KnownPrompts:
         return found
 
     def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [H_kv, n, D] of known tokens [n]."""
+        """Returns a layer's keys and values [H_kv, n, D] of known tokens [n]."""
         keys, values = self._kept[layer]
         return keys[:, places], values[:, places]
 
     def add(self, tree: PrefixTree, seen: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """Keep what is new of a tree, as far as there is room; `seen` as a reading has it."""
+        """Adds a tree's new tokens, as far as there is room; `seen` is as in `Reading`."""
         first, new = len(self), []
         places: list[int] = []
         for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
@@ -79,9 +80,9 @@ class KnownPrompts:
 
 
 class Reading:
-    """Attention over the prompts' tree that remembers every layer's keys and values.
+    """Attention over the prompts' tree that keeps every layer's keys and values.
 
-    Only nodes that are `fresh` [n] go through the model; those of the others are known.
+    Only the `fresh` nodes [n] go through the model; keys and values of the others are known.
     """
 
     def __init__(
@@ -97,15 +98,15 @@ class Reading:
         self.places = where[where >= 0].to(device)
 
     def place_of(self, nodes: Sequence[int]) -> Tensor:
-        """Where among the fresh nodes these are."""
+        """Returns the places of these nodes among the fresh nodes."""
         return torch.searchsorted(self.fresh, torch.tensor(nodes, device=self.fresh.device))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        """Of the fresh nodes: [1, H, n, D] each, as a model has them, becomes [1, n, H, D]."""
+        """Returns the attention output [1, n, H, D] of the fresh nodes, from [1, H, n, D] each."""
         if self.known is None:
             self.seen[layer] = k[0], v[0]
             return self.plan.attend(layer, q, k, v, how)
-        # Queries of known nodes are zeros: attending for them costs little beside the layers.
+        # Queries of known nodes are zeros. Their attention costs little compared with the layers.
         q, k, v = (self._of_all(x) for x in (q, k, v))
         for x, old in zip((k, v), self.known.read(layer, self.places), strict=True):
             x[0, :, self.old] = old
@@ -113,6 +114,6 @@ class Reading:
         return self.plan.attend(layer, q, k, v, how)[:, self.fresh]
 
     def _of_all(self, x: Tensor) -> Tensor:
-        """[1, H, n, D] of the fresh nodes -> [1, H, N, D]."""
+        """Returns [1, H, N, D] of all nodes from [1, H, n, D] of the fresh nodes; others are 0."""
         out = x.new_zeros(*x.shape[:2], len(self.plan.positions), x.shape[3])
         return out.index_copy(2, self.fresh, x)

@@ -1,6 +1,6 @@
-"""A rollout: one completion of one row, parsed and scored; training and evaluation share it.
+"""Samples, parses and scores rollouts, for training and for evaluation.
 
-Solving whole problems is `srl/evaluation/solving.py`.
+A rollout is one completion of one row. `srl/evaluation/solving.py` solves whole problems.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from srl.errors import UsageError
 from srl.models.replay import Routes
 from srl.rollout.samplers import Completion, Prompt, Sampler, SamplingParams
 
-# So many steps at least are handed to the rewards at once, if there are as many.
+# The smallest number of steps to send to the rewards at once; the last batch may be smaller.
 _STEPS_AT_ONCE = 16
 
 
@@ -30,17 +30,18 @@ class Rollout:
     Attributes:
         example: the row.
         prompt_ids: the prompt's tokens.
-        completion_ids: what the policy wrote, the token that ended it included.
-        log_probs: the sampler's log-probability of each token; none for greedy decoding.
-        loss_mask: of each token whether the loss counts it.
-        policy_version: optimiser steps that the policy had taken when it wrote this.
-        truncated: the length limit cut it.
+        completion_ids: the completion's tokens, including the token that ended it.
+        log_probs: the sampler's log-probability of each token; empty for greedy decoding.
+        loss_mask: whether the loss counts each token.
+        policy_version: optimiser steps that the policy had taken when it wrote the completion.
+        truncated: the length limit cut the completion.
         parsed: thought, action, failure.
-        score: what it earned, and each reward's value.
-        metrics: any further figure of it by name; None where the figure does not apply.
-        observation: what the environment says after the step; empty for nothing.
-        advantage: its reward relative to its group's; None before that is known, or when dropped.
-        routes: of a sparse policy the experts that its tokens went to, where they were recorded.
+        score: the total reward, and each reward's value.
+        metrics: further figures by name; None where a figure does not apply.
+        observation: the environment's text after the step; empty if there is none.
+        advantage: the reward relative to the group's rewards; None until it is known, and for a
+            dropped rollout.
+        routes: the experts of each token of a sparse policy, if they were recorded.
     """
 
     example: StepExample
@@ -59,12 +60,12 @@ class Rollout:
 
     @property
     def reward(self) -> float:
-        """The weighted sum of the rewards, or what a format failure earns."""
+        """Returns the weighted sum of the rewards, or the reward of a format failure."""
         return self.score.reward
 
     @property
     def is_valid(self) -> bool:
-        """Whether the completion kept to the format."""
+        """Returns whether the completion has no format failure."""
         return self.parsed.failure is None
 
 
@@ -79,14 +80,16 @@ def sample_rollouts(
     num_samples: int,
     policy_version: int = 0,
 ) -> list[list[Rollout]]:
-    """`num_samples` rollouts of each row, in the order of the rows; scored beside the generation.
+    """Returns `num_samples` rollouts of each row, in the order of the rows.
+
+    Finished completions are scored while others are still being generated.
 
     Args:
-        sampler: the policy.
-        form: the words around a step.
+        sampler: samples from the policy.
+        form: encodes prompts and parses completions.
         examples: the rows.
         prompts: each row's prompt.
-        rewards: what steps are worth.
+        rewards: the rewards of steps.
         params: how tokens are chosen.
         num_samples: rollouts of each row.
         policy_version: optimiser steps that the policy has taken.
@@ -112,7 +115,7 @@ def sample_rollouts(
         if len(waiting) >= _STEPS_AT_ONCE:
             submit()
     submit()
-    # Scores come in the order of the submissions: that in which the rows were ready.
+    # Scores come in the order of the submissions, which is the order in which rows were ready.
     scores = (score for part in pending for score in part.result())
     groups = {
         row: [
@@ -156,7 +159,7 @@ def _rollout(
 
 
 def _metrics(example: StepExample, parsed: ParsedStep, score: StepScore) -> dict[str, float | None]:
-    """A new figure of a rollout is one line here: the record holds it, and every view shows it."""
+    """Returns the figures of a rollout. The record and every view show each figure added here."""
     exact = float(normalize(parsed.action) == normalize(example.expert_step))
     return {
         "lift": score.lift,
@@ -165,14 +168,14 @@ def _metrics(example: StepExample, parsed: ParsedStep, score: StepScore) -> dict
 
 
 def _observe(example: StepExample, parsed: ParsedStep) -> str:
-    """What the environment says after the policy's step; a finished solution gets no answer."""
+    """Returns the environment's text after the policy's step; "" if the solution is finished."""
     trajectory = example.trajectory
     steps = (*trajectory.steps[: example.step_index], Step(parsed.action, parsed.thought))
     return "" if is_finished(trajectory, steps) else observation_of(trajectory, steps)
 
 
 def try_rewards(rewards: RewardSum, example: StepExample) -> list[RewardCheck]:
-    """What every reward gives the expert's own step at `example`, before anything rests on it.
+    """Returns each reward's result for the expert's own step, as a check before a run.
 
     Raises:
         UsageError: a reward cannot be found, failed, or took too long.
@@ -184,10 +187,10 @@ def try_rewards(rewards: RewardSum, example: StepExample) -> list[RewardCheck]:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over rollouts.
+    """Returns means over rollouts.
 
-    Reward counts failures. Rewards by name and `metrics` count the valid ones that have a value,
-    because a few -1 would hide what the steps are worth.
+    The mean of `reward` includes format failures. Means of rewards by name and of `metrics` include
+    only valid rollouts that have a value, because a few -1 would hide the rewards of the steps.
     """
     valid = [one for one in rollouts if one.is_valid]
     metrics = {
@@ -202,7 +205,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for name in names:
         values = [one.score.rewards[name] for one in valid]
         metrics[f"rewards/{name}"] = _mean([value for value in values if value is not None])
-        # Only where there are any: most rewards never fail.
+        # These figures exist only if a reward has failed; most rewards never fail.
         failures = [why for one in valid if (why := one.score.failures.get(name))]
         if failures:
             late = failures.count(DEADLINE)

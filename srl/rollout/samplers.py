@@ -1,13 +1,14 @@
-"""Completions from the current policy, with `transformers` models and nothing else.
+"""Samples completions from the current policy, with `transformers` models and nothing else.
 
 A prompt is read once for all its completions (`decoding.py`), and rows that have ended leave the
-batch, so a step costs about what its longest completions cost. The sampling parameters are those
-passed in and no others: `model.generate` would inherit top_p, top_k and a repetition penalty from
-the model's own `generation_config`, and sampling would silently be off-policy.
+batch, so a step costs about what its longest completions cost. Only the sampling parameters passed
+in are used: `model.generate` would inherit top_p, top_k and a repetition penalty from the model's
+own `generation_config`, and sampling would silently be off-policy.
 
-Each token is drawn with a random number of its own (`uniforms.py`), by inverting the distribution:
-the numbers depend on the seed and the prompt's key, and on nothing that is computed beside it. What
-is sampled does neither, up to the rounding of logits: in bf16 another batch may round otherwise.
+Each token is drawn with its own random number (`uniforms.py`), by inverting the distribution. The
+numbers depend on the seed and the prompt's key, but not on the rest of the batch. So the sampled
+tokens do not depend on it either, except through rounding: in bf16 another batch may round the
+logits differently.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ from srl.rollout.known_prompts import KnownPrompts
 from srl.rollout.routes import RouteRecorder
 from srl.rollout.uniforms import Uniforms
 
-# After how many tokens one looks which completions have ended. Looking waits for a GPU, which has
-# work queued up meanwhile.
+# The number of tokens between two checks for completions that have ended. A check must wait for the
+# work that is queued on a GPU.
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 8
-# Of the tokens that are sampled together, so many are remembered where prompts go on.
+# The token budget over this number is the most tokens that are kept of prompts already read.
 _KNOWN_PART = 2
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """The sampling parameters.
 
     Attributes:
         max_new_tokens: the longest completion, in tokens.
@@ -66,8 +67,9 @@ class SamplingParams:
         top_k: 0 is off.
         min_p: None is off.
         stop_ids: every token that ends a completion; the token stays in the completion.
-        seed: of the random numbers.
-        limits: what ends a completion, or closes its thought, by its text; None is nothing.
+        seed: the seed of the random numbers.
+        limits: the limits on a completion's text, which end it or close its thought; None is no
+            limits.
     """
 
     max_new_tokens: int
@@ -89,7 +91,7 @@ class SamplingParams:
         stop_ids: frozenset[int],
         limits: TextLimits | None = None,
     ) -> SamplingParams:
-        """Sampled, as the settings have it."""
+        """Returns the parameters with the settings' temperature, top_p, top_k and min_p."""
         return cls(
             max_new_tokens=max_new_tokens,
             temperature=settings.temperature,
@@ -102,7 +104,7 @@ class SamplingParams:
         )
 
     def warpers(self) -> LogitsProcessorList:
-        """The library's logits processors for these parameters; empty for greedy decoding."""
+        """Returns the logits processors of transformers for these parameters; none if greedy."""
         warpers = LogitsProcessorList()
         if self.temperature == 0:
             return warpers
@@ -119,12 +121,12 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a sampler continues.
+    """A prompt for a sampler to continue.
 
     Attributes:
         ids: the prompt's tokens.
-        key: names the prompt's place, in the training stream or in an evaluation: 64 bits that
-            its random numbers follow from, so each place needs its own.
+        key: 64 bits that identify the prompt's place in the training stream or in an evaluation.
+            The random numbers depend on the key, so each place needs its own.
     """
 
     ids: Sequence[int]
@@ -133,16 +135,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the policy wrote.
+    """A completion that the policy wrote.
 
     Attributes:
-        ids: the tokens, the one that ended it included.
-        truncated: True if the length limit ended it.
+        ids: the tokens, including the token that ended the completion.
+        truncated: True if the length limit ended the completion.
         log_probs: each token's log-probability at the sampling temperature, before top_p, top_k
-            and min_p; none for greedy decoding.
-        forced: of each token whether it was written in the policy's place, to close its thought;
-            none where no token was.
-        routes: of a sparse policy the experts of every token, where they were recorded.
+            and min_p; empty for greedy decoding. At a forced token it is that of the drawn token,
+            which the forced one replaced.
+        forced: whether each token was forced, to close the thought, instead of drawn; empty if
+            none was.
+        routes: the experts of every token of a sparse policy, if they were recorded.
     """
 
     ids: list[int]
@@ -153,7 +156,7 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """A generation back end."""
+    """The interface of a generation engine."""
 
     def sample(
         self,
@@ -165,27 +168,27 @@ class Sampler(Protocol):
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yields the index of each prompt with all of its completions, as soon as they are ready.
 
-        So they can be scored beside the generation of the others. The policy must not be used
-        otherwise until the iterator has ended.
+        So they can be scored while others are generated. Until the iterator has ended, nothing
+        else may use the policy.
 
         Args:
-            prompts: what to continue.
+            prompts: the prompts to continue.
             num_samples: completions of each prompt.
-            params: how tokens are chosen.
-            first_sample: the number of the first completion, where a prompt is sampled in parts.
+            params: the sampling parameters.
+            first_sample: the number of the first completion, if a prompt is sampled in parts.
         """
         ...
 
     def remembering(self) -> AbstractContextManager[None]:
-        """Inside, prompts may be read from where they leave those that were sampled before.
+        """Returns a context in which later prompts may reuse what they share with earlier ones.
 
-        The policy must not change meanwhile.
+        The policy must not change inside the context.
         """
         ...
 
 
 def key_of(*parts: str | int) -> int:
-    """A prompt's key, 64 bits, out of what names its place."""
+    """Returns a prompt's key, 64 bits, made from the parts that identify its place."""
     text = "|".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
@@ -198,7 +201,7 @@ def complete(
     *,
     first_sample: int = 0,
 ) -> list[list[Completion]]:
-    """All completions, in the order of the prompts; arguments as in `Sampler.sample`."""
+    """Returns all completions, in the order of the prompts; arguments as in `Sampler.sample`."""
     done = dict(sampler.sample(prompts, num_samples, params, first_sample=first_sample))
     return [done[index] for index in range(len(prompts))]
 
@@ -206,13 +209,13 @@ def complete(
 def make_sampler(
     model: PreTrainedModel, *, pad_id: int, settings: SamplingSettings, record_routes: bool = False
 ) -> Sampler:
-    """The sampler of a policy: training, validation, evaluation and benchmarks get theirs here.
+    """Returns the sampler of a policy, for training, validation, evaluation and benchmarks.
 
     Args:
         model: the bare model.
         pad_id: any token id; padding is masked out.
-        settings: `rollout_token_budget` and `prefix_tree` matter.
-        record_routes: note the experts of every token of a sparse policy.
+        settings: `rollout_token_budget` and `prefix_tree` are used.
+        record_routes: record the experts of every token of a sparse policy.
     """
     return LocalSampler(
         model,
@@ -229,11 +232,11 @@ class LocalSampler:
     Args:
         model: a causal language model.
         pad_id: any token id; padding is masked out.
-        token_budget: prompts are sampled together while their completions' prompt and completion
-            tokens, at full length, stay within it. Bounds the memory of the cache.
-        share: let completions share their prompts, where the model can.
-        record_routes: note the experts of every token, where the model has any, its way of
-            decoding says where tokens stand, and all prompts are read.
+        token_budget: the most prompt and completion tokens, at full length, of prompts that are
+            sampled together; one prompt is always allowed. Bounds the memory of the cache.
+        share: let completions share their prompts, if the model can.
+        record_routes: record the experts of every token, if the model is sparse, its decoder knows
+            the places of prompt tokens, and all prompts are read in full.
     """
 
     def __init__(
@@ -254,8 +257,8 @@ class LocalSampler:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """See `Sampler.remembering`. On a GPU, where reading is cheap and memory dear, nothing is
-        kept. Keeps half of `token_budget` at most, beside what is sampled."""
+        """See `Sampler.remembering`. Keeps at most half of `token_budget`, in addition to tokens
+        being sampled. Keeps none on a GPU, where reading is cheap and memory is scarce."""
         before = self._known
         if self.model.device.type == "cpu" and may_read_on(self.model):
             self._known = KnownPrompts(self.token_budget // _KNOWN_PART)
@@ -283,7 +286,7 @@ class LocalSampler:
             "the length of a completion": params.max_new_tokens,
         }
         advice = f"one prompt and its {num_samples} completions are always sampled together"
-        # Dropout off, and gradient checkpointing out of the way of the cache.
+        # This turns off dropout, and gradient checkpointing, which would prevent a cache.
         was_training = self.model.training
         self.model.eval()
         try:
@@ -318,7 +321,7 @@ def _decode(
     params: SamplingParams,
     recorder: RouteRecorder | None,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """All completions of prompts that fit into memory together, each prompt's when complete."""
+    """Yields all completions of prompts that are sampled together, each prompt's when complete."""
     num_samples = len(samples)
     with recorder.listening() if recorder else nullcontext():
         logits = decoder.start([prompt.ids for prompt in prompts], num_samples)
@@ -330,7 +333,7 @@ def _decode(
     warpers = params.warpers()
     cut = bool(params.top_k or params.top_p < 1.0 or params.min_p is not None)
     numbers = Uniforms(params.seed, [prompt.key for prompt in prompts], samples, device)
-    # No processor in use looks at the tokens so far.
+    # The logits processors in use do not read earlier tokens.
     no_ids = torch.empty(0, dtype=torch.long, device=device)
     n = len(prompts)
     shape = n * num_samples, params.max_new_tokens
@@ -348,7 +351,7 @@ def _decode(
         else:
             probabilities = warpers(no_ids, logits).softmax(-1)
             token = _draw(probabilities, numbers.at(length - 1)[row_of.to(numbers.device)])
-            if cut:  # what was drawn from is not the whole distribution
+            if cut:  # the token was drawn from a part of the distribution
                 probabilities = (logits / params.temperature).softmax(-1)
             log_probs[row_of, length - 1] = probabilities.gather(1, token[:, None])[:, 0].log()
         if bounds is not None:
@@ -357,7 +360,7 @@ def _decode(
         ended = ended | torch.isin(token, stop)
         last = length == params.max_new_tokens
         if last or length % look_every == 0:
-            # Both are no numbers if one logit is none; `isfinite` of all takes ten times as long.
+            # Not finite if any logit is not; `isfinite` of all logits takes ten times as long.
             if not bool(torch.stack(torch.aminmax(logits)).isfinite().all()):
                 raise DivergedError(NOT_FINITE)
             if bounds is not None:
@@ -389,30 +392,30 @@ def _decode(
 
 
 def _completion(ids: list[int], log_probs: list[float], params: SamplingParams) -> Completion:
-    """Without the filling behind its end."""
+    """Returns the completion without the fill values after its end."""
     written = [token for token in ids if token >= 0]
     sampled = log_probs[: len(written)] if params.temperature else []
     return Completion(written, written[-1] not in params.stop_ids, sampled)
 
 
 def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """One token [rows] from each line of [rows, V]: where a number [rows] falls.
+    """Returns one token [rows] from probabilities [rows, V] and random numbers [rows].
 
-    In float64, because in float32 words less likely than 1e-7 would never come. Probabilities that
-    are no numbers give some token, so that no assertion ends a GPU's work before the message.
+    It computes in float64, because in float32 tokens less likely than 1e-7 would never be drawn.
+    NaN probabilities give some token, so that no GPU assertion fails before the error message.
     """
     with _any_algorithm():
         cumulative = probabilities.to(numbers.device).double().cumsum(-1)
     reached = numbers[:, None] * cumulative[:, -1:]
-    # The first place above it: a word of probability 0 is never the first.
+    # The first place above the number, so a token of probability 0 is never drawn.
     found = torch.searchsorted(cumulative, reached, right=True)
     return found.squeeze(1).clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
 
 
 @contextmanager
 def _any_algorithm() -> Iterator[None]:
-    """Inside, `full_determinism` does not refuse CUDA's cumsum, whose float64 sums may differ by
-    the last digit."""
+    """Lets `full_determinism` accept CUDA's cumsum inside the context. Its float64 sums may differ
+    in the last digit."""
     if not torch.are_deterministic_algorithms_enabled():
         yield
         return
@@ -431,13 +434,13 @@ def _chunks(
     token_budget: int,
     way: Way,
 ) -> Iterator[list[int]]:
-    """Indices of prompts to sample together: of like length, within the budget, one at least.
+    """Yields indices of prompts to sample together: similar lengths, within the budget, at least 1.
 
-    A prompt counts once where its completions share it, else once for each of them.
+    A prompt counts once if its completions share it, else once for each completion.
     """
     chunk: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # The first one is the longest: the others are padded to it.
+        # The first prompt of a chunk is the longest; the others are padded to its length.
         longest = lengths[chunk[0] if chunk else index]
         tokens = num_samples * max_new_tokens + longest * (1 if way.shared else num_samples)
         other = way.one_length and lengths[index] != longest

@@ -1,10 +1,10 @@
-"""The random numbers of sampling: one for each token, as a function of where the token stands.
+"""Draws one random number for each sampled token, as a function of the token's place.
 
-Each is drawn by Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a
-counter-based generator: from (seed, prompt's key) and (sample, token's place) alone. So they
-depend neither on which rows are sampled together and in which order, nor on when a row leaves the
-batch, nor on how many processes share the work. NumPy keeps Philox's stream of raw
-numbers stable across its versions and platforms.
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter-based
+generator, draws each number from (seed, prompt's key) and (sample, token's place) alone. So the
+numbers do not depend on which rows are sampled together or in which order, on when a row leaves
+the batch, or on how many processes share the work. NumPy keeps Philox's stream of raw numbers
+stable across its versions and platforms.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Numbers drawn at once for each row; Philox gives four at a count.
+# Numbers drawn at once for each row; Philox gives four numbers for each count.
 _BLOCK = 64
 _NUMBERS_A_COUNT = 4
 
 
 def uniforms(seed: int, key: int, sample: int, first: int, count: int) -> np.ndarray:
-    """Numbers from 0 to below 1 for the tokens `first`, `first` + 1, … of one completion; float64.
+    """Returns float64 numbers in [0, 1) for tokens `first`, `first` + 1, … of one completion.
 
     Args:
-        seed: the run's.
-        key: the prompt's, 64 bits.
+        seed: the run's seed.
+        key: the prompt's key, 64 bits.
         sample: the completion's number among those of its prompt.
-        first: a multiple of 4.
-        count: how many.
+        first: the place of the first token, a multiple of 4.
+        count: how many numbers to return.
     """
     bits = np.random.Philox(
         key=np.array([seed, key], dtype=np.uint64),
@@ -38,13 +38,13 @@ def uniforms(seed: int, key: int, sample: int, first: int, count: int) -> np.nda
 
 
 class Uniforms:
-    """The numbers of n prompts with g completions each, token after token.
+    """The random numbers of n prompts with g completions each, token by token.
 
     Args:
-        seed: the run's.
-        keys: one a prompt.
+        seed: the run's seed.
+        keys: the key of each prompt.
         samples: the numbers of the g completions.
-        device: where they are used.
+        device: the device that uses the random numbers.
     """
 
     def __init__(
@@ -52,12 +52,15 @@ class Uniforms:
     ) -> None:
         self._seed = seed
         self._rows = [(key, sample) for key in keys for sample in samples]
-        # Apple's GPUs have no float64: there numbers stay on the CPU, and tokens are drawn there.
+        # Apple's GPUs have no float64, so numbers stay on the CPU, and tokens are drawn there.
         self.device = torch.device("cpu") if device.type == "mps" else device
         self._block = torch.empty(0)
 
     def at(self, place: int) -> Tensor:
-        """Float64 [n * g], of the tokens at `place`; places are asked for in turn, from 0."""
+        """Returns the numbers, float64 [n * g], of the tokens at `place`.
+
+        Callers must ask for the places in order, from 0.
+        """
         if place % _BLOCK == 0:
             drawn = [uniforms(self._seed, *row, first=place, count=_BLOCK) for row in self._rows]
             self._block = torch.from_numpy(np.stack(drawn, axis=1)).to(self.device)
