@@ -1,4 +1,4 @@
-"""The same rows and the same rewards for TRL's stock `GRPOTrainer`.
+"""Provides the same rows and the same rewards for TRL's stock `GRPOTrainer`.
 
     ours = adapt(load_trajectories("gsm8k"), {"similarity": 1.0}, tokenizer)
     GRPOTrainer(
@@ -7,12 +7,12 @@
         args=GRPOConfig(reward_weights=ours.reward_weights, ...),
     )
 
-TRL's asynchronous trainer adds up all functions without weights: give it the first one alone,
-`reward_funcs=ours.reward_funcs[:1]`. It sends them to a process of its own, as they can be.
+TRL's asynchronous trainer adds up all reward functions without weights. Give it only the first one:
+`reward_funcs=ours.reward_funcs[:1]`. It sends the functions to another process; ours can be sent.
 
-What it learns from is then what `SRLTrainer` learns from, format failures at -1 included. What TRL
-does not have stays out: dynamic sampling, and prompts cut into tokens part by part (TRL cuts a
-whole prompt at once, which a tokenizer may do differently at the borders of parts).
+TRL then learns from the same rows and rewards as `SRLTrainer`, with -1 for format failures. It does
+not have dynamic sampling. It also tokenizes a whole prompt at once, where `SRLTrainer` tokenizes
+part by part. The tokens may differ at the borders of parts.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ from srl.errors import UsageError
 from srl.rollout.rollouts import try_rewards
 
 RewardFunc = Callable[..., list[float | None]]
-"""As TRL calls it: keyword arguments `prompts`, `completions`, `completion_ids` and the columns."""
+"""A reward function for TRL.
+
+TRL passes the keyword arguments `prompts`, `completions`, `completion_ids` and the columns.
+"""
 
 
 @dataclass(frozen=True)
 class ForTRL:
-    """What TRL's `GRPOTrainer` and `GRPOConfig` take.
+    """The arguments for TRL's `GRPOTrainer` and `GRPOConfig`.
 
     Attributes:
         dataset: one row per expert step: `prompt` as plain text, and columns for the rewards.
-        reward_funcs: the weighted sum, called `step_reward`, then every reward by its own name.
+        reward_funcs: the weighted sum, named `step_reward`, then every reward by its own name.
         reward_weights: 1.0 for the sum and 0.0 for the others, which are only logged.
     """
 
@@ -66,18 +69,19 @@ def adapt(
     think: bool = True,
     stop_ids: Collection[int] | None = None,
 ) -> ForTRL:
-    """Expert solutions and step rewards, in TRL's terms.
+    """Converts expert solutions and step rewards into arguments for TRL's trainer.
 
     Args:
         trajectories: the expert solutions.
         step_rewards: as for `SRLTrainer`.
         tokenizer: the policy's.
         targets, step_title, system_prompt, whole_system_prompt, template, think: as in `SRLConfig`.
-        stop_ids: every token that ends a completion, where the model's generation config lists
-            more than the tokenizer's EOS.
+        stop_ids: every token that ends a completion; needed if the model's generation config
+            lists more than the tokenizer's EOS.
 
     Raises:
-        UsageError: no rows, a reward that cannot be, or a tokenizer that cannot write prompts.
+        UsageError: there are no rows, a reward cannot be used, or the tokenizer cannot write
+            prompts.
     """
     form = PromptFormat(
         tokenizer,
@@ -110,7 +114,7 @@ def adapt(
 
 
 def _text(form: PromptFormat, example: StepExample, before: Sequence[int]) -> str:
-    """The prompt as text, without the tokens that TRL's call of the tokenizer puts before it."""
+    """Returns the prompt as text, without the tokens that TRL's tokenizer call adds in front."""
     ids = form.encode_example(example)
     if before and ids[: len(before)] == list(before):
         ids = ids[len(before) :]
@@ -121,7 +125,7 @@ def _text(form: PromptFormat, example: StepExample, before: Sequence[int]) -> st
 
 
 def _columns(example: StepExample) -> dict[str, object]:
-    """What a reward may see of a row; metadata as JSON, because a column has one type."""
+    """Returns the columns of a row for the rewards; metadata is JSON, as a column has one type."""
     return {
         "problem": example.problem,
         "previous_steps": list(example.previous_steps),
@@ -135,17 +139,17 @@ def _columns(example: StepExample) -> dict[str, object]:
 
 
 class _Reward:
-    """One function as TRL calls it; a class, so that it can be sent to another process.
+    """A reward function for TRL. It is a class so that it can be sent to another process.
 
     Args:
-        scorer: what all functions ask.
-        name: the reward, unweighted, None where it does not apply; without a name the weighted
-            sum, and for a completion that breaks the format what that earns.
+        scorer: the scorer that all functions share.
+        name: the reward to return, unweighted and None where it does not apply. With None for a
+            name, the function returns the weighted sum, or what a format failure earns.
     """
 
     def __init__(self, scorer: _Scorer, name: str | None) -> None:
         self._scorer, self._name = scorer, name
-        self.__name__ = name or "step_reward"  # what TRL's log calls it
+        self.__name__ = name or "step_reward"  # the name in TRL's log
 
     def __call__(
         self, completion_ids: list[list[int]], **columns: Sequence[object]
@@ -157,7 +161,7 @@ class _Reward:
 
 
 class _Scorer:
-    """Scores a batch once for all the functions that TRL calls about it."""
+    """Scores a batch once for all the functions that TRL calls on it."""
 
     def __init__(self, rewards: RewardSum, form: PromptFormat, *, whole: bool) -> None:
         self._rewards = rewards
@@ -166,7 +170,7 @@ class _Scorer:
         self._start()
 
     def _start(self) -> None:
-        # TRL's asynchronous trainer calls every function in a thread of its own.
+        # TRL's asynchronous trainer calls each function in a separate thread.
         self._lock = Lock()
         self._scored: tuple[list[list[int]], list[StepScore]] = ([], [])
 
@@ -181,14 +185,14 @@ class _Scorer:
     def scores(
         self, completion_ids: list[list[int]], columns: Mapping[str, Sequence[object]]
     ) -> list[StepScore]:
-        """The score of each completion.
+        """Returns the score of each completion.
 
         Args:
-            completion_ids: their tokens.
-            columns: of the data set, a value a completion.
+            completion_ids: the tokens of each completion.
+            columns: the data set's columns, with one value per completion.
         """
         with self._lock:
-            # By identity: the same batch is asked about once for every function.
+            # Compared by identity: TRL passes the same batch to every function.
             if self._scored[0] is not completion_ids:
                 self._scored = (completion_ids, self._score(completion_ids, columns))
             return self._scored[1]

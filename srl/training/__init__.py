@@ -1,1 +1,1 @@
-"""The trainers: groups, advantages, loss, batches, checkpoints, and what a training writes down."""
+"""The trainers: groups, advantages, losses, batches, checkpoints and the logs of a training."""

@@ -1,10 +1,11 @@
-"""From the rewards of a step's groups of rollouts to their advantages; pure Python.
+"""Computes advantages from the rewards of a step's groups of rollouts; pure Python.
 
 GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1) centres the G rewards of one prompt and divides
-them by their spread. Two spreads are in use, 7 % apart at G = 8, and both occur here on purpose:
+them by their standard deviation. There are two kinds, which differ by 7 % at G = 8. Both are used
+here on purpose:
 
 - the *advantage* divides by the sample std (n - 1) plus 1e-4, as TRL's `GRPOTrainer` does, so that
-  our updates can be held against TRL's;
+  our updates can be compared with TRL's;
 - the *filter* of dynamic sampling (`groups.py`) and the step record's `group_std` use the
   population std (n), as the SRL paper (arXiv 2510.25992) does.
 """
@@ -19,18 +20,18 @@ from srl.errors import UsageError
 
 ScaleRewards = Literal["group", "batch", "none"]
 
-# TRL's `GRPOTrainer` adds the same constant, which keeps a flat group at zero instead of 0 / 0.
+# TRL's `GRPOTrainer` adds the same constant. A flat group gets 0 with it, instead of 0 / 0.
 ADVANTAGE_EPS = 1e-4
 
 
 def group_stats(rewards: Sequence[float]) -> tuple[float, float]:
-    """Mean and population std of one group's rewards.
+    """Returns the mean and the population std of one group's rewards.
 
-    Equal rewards give a std of exactly 0.0: summing [0.1, 0.1, 0.1] in floating point leaves a
-    residue of 1e-17, and with an epsilon of 0 that residue would pass for a spread.
+    Equal rewards give a std of exactly 0.0. Summing [0.1, 0.1, 0.1] in floating point would leave a
+    residue of 1e-17, which would count as a difference if epsilon is 0.
 
     Raises:
-        UsageError: no rewards, or one that is not finite.
+        UsageError: there are no rewards, or one is not finite.
     """
     _check_rewards(rewards)
     if min(rewards) == max(rewards):
@@ -42,16 +43,16 @@ def group_stats(rewards: Sequence[float]) -> tuple[float, float]:
 def step_advantages(
     groups: Sequence[Sequence[float]], *, scale: ScaleRewards = "group", eps: float = ADVANTAGE_EPS
 ) -> list[list[float]]:
-    """One advantage per rollout of the groups that an optimiser step trains on.
+    """Returns one advantage per rollout of the groups that an optimiser step trains on.
 
     "group" gives `(r - group mean) / (group's sample std + eps)`: the GRPO paper's form with TRL's
     constants. "batch" divides by the sample std of all the step's rewards instead (Lite PPO, arXiv
-    2508.08221). "none" gives `r - group mean`, which Dr. GRPO (arXiv 2503.20783) asks for: dividing
-    by the group's std weighs prompts that are nearly always or nearly never solved more than the
-    rest. The names are those of TRL's `scale_rewards`. A flat group has advantages of exactly 0.
+    2508.08221). "none" gives `r - group mean`, as Dr. GRPO (arXiv 2503.20783) does: dividing by the
+    group's std would give more weight to prompts that are nearly always or nearly never solved. The
+    names are those of TRL's `scale_rewards`. A flat group has advantages of exactly 0.
 
     Raises:
-        UsageError: fewer than two rewards, one that is not finite, or an unknown scale.
+        UsageError: a group has fewer than two rewards, one is not finite, or the scale is unknown.
     """
     if scale not in get_args(ScaleRewards):
         allowed = ", ".join(get_args(ScaleRewards))
@@ -79,24 +80,24 @@ def decoupled_advantages(
     *,
     eps: float = ADVANTAGE_EPS,
 ) -> list[list[float]]:
-    """Advantages from rewards that are normalised one by one before they are summed.
+    """Returns advantages from rewards that are normalised one by one before they are summed.
 
-    TRL's `multi_objective_aggregation: normalize_then_sum` (GDPO, arXiv 2601.05242): each reward is
-    centred and divided by its sample std in the group, the results are summed by weight, and the
-    sums are centred and divided by their sample std over the step.
+    This is TRL's `multi_objective_aggregation: normalize_then_sum` (GDPO, arXiv 2601.05242). Each
+    reward is centred and divided by its sample std in the group. The results are summed by weight.
+    The sums are centred and divided by their sample std over the step.
 
-    A null counts neither in the mean nor in the std of its reward and adds nothing to the sum. A
-    reward with fewer than two values in a group adds nothing there. A format failure, which no
-    reward has seen, counts as what it earned in every reward (and as its opposite in one of
-    negative weight), so that it is worth as little in each as in the sum.
+    A value of None counts neither in the mean nor in the std, and adds nothing to the sum. A reward
+    with fewer than two values in a group adds nothing there. No reward scores a format failure. So
+    the value that the failure earned is used for every reward, with its sign changed if the weight
+    is negative. The failure is then worth as little in each reward as in the sum.
 
     Args:
-        groups: each rollout's rewards by name, or what it earned as a format failure.
-        weights: of each reward.
+        groups: each rollout's rewards by name, or the value that it earned as a format failure.
+        weights: the weight of each reward.
         eps: added to every std.
 
     Raises:
-        UsageError: a reward that is not finite.
+        UsageError: a reward is not finite.
     """
     sums = []
     for group in groups:
@@ -122,7 +123,7 @@ def decoupled_advantages(
 
 
 def _sample_std(values: Sequence[float]) -> float:
-    """The std with n - 1; 0 of equal values, and of none or one."""
+    """Returns the std with n - 1; 0 for equal values, and for fewer than two."""
     if len(values) < 2:
         return 0.0
     return group_stats(values)[1] * math.sqrt(len(values) / (len(values) - 1))

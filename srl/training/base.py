@@ -1,4 +1,4 @@
-"""What both trainers share: prompts, validation, the log."""
+"""The common base of both trainers: prompts, validation and the log."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ _log = logging.getLogger(__name__)
 class StepTrainer(ResumableTrainer):
     """A trainer whose rows are expert steps. `SRLTrainer` and `ExpertTrainer` extend it.
 
-    An `__init__` calls `_prepare`, then the library's own, then `_attach`.
+    The `__init__` of a subclass calls `_prepare`, then the library's `__init__`, then `_attach`.
 
     Attributes:
         form: the words around a step.
         context_limit: tokens that the policy can read and write together; None is no limit.
-        validation_trajectories: expert solutions of problems for `evaluate`.
-        rewards: what steps are worth.
+        validation_trajectories: expert solutions of the problems for `evaluate`.
+        rewards: the rewards of a step.
         prompts: token ids of each training row's prompt.
-        routers: those of a sparse policy.
-        start_lines: what a user reads at the start.
-        tree_refusal: why what rows share is computed for each of them; None if it is only once.
+        routers: the routers of the policy; a dense policy has none.
+        start_lines: functions that return the lines for the user at the start.
+        tree_refusal: why shared prefixes are computed again for each row; None if only once.
     """
 
     control: TrainerControl
@@ -98,16 +98,16 @@ class StepTrainer(ResumableTrainer):
         *,
         best_by: Sequence[str],
     ) -> list[Trajectory]:
-        """Refuse what cannot be, and read the policy's prompts.
+        """Checks the model and the settings, and makes the prompt format.
 
         Returns:
-            The expert solutions to train on: all but those of worked examples.
+            The expert solutions to train on: all except those of the worked examples' problems.
 
         Raises:
-            UsageError: wrong use, in words.
+            UsageError: the model or the settings cannot be used; the message says why.
         """
-        # A trainer that had the model before may have left its autocast around the forward, which
-        # would round what the model is tried with here.
+        # An earlier trainer of this model may have left its autocast around the forward. It would
+        # round the numbers of the trials here.
         extract_model_from_parallel(model, keep_fp32_wrapper=False)
         check_adapter(model)
         self.weights_line = use_float32(model)
@@ -133,12 +133,12 @@ class StepTrainer(ResumableTrainer):
         drops: Mapping[str, int],
         count_tokens: Callable[[], Sequence[int]],
     ) -> None:
-        """Make the stream over the training rows.
+        """Makes the stream over the training rows.
 
         Args:
             examples: the rows.
-            drops: why others were left out -> how many.
-            count_tokens: of each row how many tokens its expert wrote; asked where it matters.
+            drops: why other rows were dropped -> how many.
+            count_tokens: returns the number of the expert's tokens in each row; called if needed.
 
         Raises:
             UsageError: there are fewer rows than one step takes.
@@ -171,15 +171,16 @@ class StepTrainer(ResumableTrainer):
             )
 
     def _attach(self, *, first_lines: Sequence[Callable[[], str]]) -> None:
-        """After the library's `__init__`: our progress and checkpoints in place of its own.
+        """Replaces the library's progress and checkpoints by ours, after its `__init__`.
 
         Args:
-            first_lines: what a user reads at the start.
+            first_lines: functions that return lines for the user at the start.
 
         Raises:
-            UsageError: the policy cannot be sampled or scored exactly.
+            UsageError: the policy cannot be sampled or scored exactly, or its routes cannot be
+                recorded.
         """
-        # The library's accounting would call a step of 64 rollouts one sample.
+        # The library would count a step of 64 rollouts as one sample.
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self._saving = Saving(self.state_dict)
@@ -197,7 +198,7 @@ class StepTrainer(ResumableTrainer):
         self.callback_handler.callbacks.insert(0, over)
         if settings.save_every_minutes is not None:
             saves = SaveEveryMinutes(settings.save_every_minutes, multiple_of=times)
-            # Before the others: they look at whether this step is saved.
+            # It comes before the callbacks that read whether this step is saved.
             self.callback_handler.callbacks.insert(1, saves)
         model = self.accelerator.unwrap_model(self.model)
         check_scoring(model, pad_id=int(self.processing_class.pad_token_id))
@@ -222,25 +223,25 @@ class StepTrainer(ResumableTrainer):
         ]
         shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
         if not self.settings.disable_tqdm and not shown:
-            # What the command line shows, but for signals, which stay the script's own.
+            # The command line shows the same, but signals are left to the user's script.
             self.add_callback(ProgressReport(Console(), first=self.start_lines))
 
     # -- documented methods of Trainer -----------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        """Ticks, one for every optimiser step: the prompt stream decides what a step is about."""
+        """Returns a loader of ticks, one per optimiser step; the prompt stream chooses the rows."""
         return DataLoader(Ticks(self.args.max_steps), batch_size=1)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the policy; one that computes no numbers is never saved.
+        """Saves the policy if its numbers are finite.
 
         Raises:
-            DivergedError: it is one.
-            RunError: the run's folder is gone.
+            DivergedError: weights, optimiser state or logits are not finite.
+            RunError: a log of the run is not at its path any more.
         """
         with self.accelerator.autocast():
             refuse_policy(self.model, self.optimizer, self.prompts[0])
-        if _internal_call and output_dir is not None:  # a checkpoint's first files
+        if _internal_call and output_dir is not None:  # the first files of a checkpoint
             self.run_log.positions()
             self._saving.begin(Path(output_dir), self.args)
         super().save_model(output_dir, _internal_call)
@@ -252,7 +253,7 @@ class StepTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Greedy accuracy on the validation problems, and the method's own held-out figures."""
+        """Logs and returns greedy validation accuracy and the method's own held-out figures."""
         if not self.validation_trajectories:
             raise UsageError("evaluation needs validation_trajectories: set validation_problems")
         started = time.perf_counter()
@@ -274,20 +275,20 @@ class StepTrainer(ResumableTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The library's figures together with those of the step."""
+        """Logs the library's figures together with those of the step."""
         if "loss" in logs:
             logs = {**logs, **self.run_log.take_noted()}
-        if "train_loss" in logs:  # the library's is of this process alone
+        if "train_loss" in logs:  # the library's mean covers this process only
             logs = {**logs, "train_loss": mean_loss(self.state.log_history)}
-        super().log(logs, start_time)  # TRL adds its own to `logs`, transformers an epoch
-        # The epoch that transformers counts is a share of all steps, not of the rows.
+        super().log(logs, start_time)  # transformers adds the epoch to `logs`
+        # transformers computes its epoch from the steps, not from the rows.
         figures = {name: value for name, value in logs.items() if name != "epoch"}
         self.run_log.write_metrics(self.state.global_step, figures)
 
     # -- parts -----------------------------------------------------------------------------------
 
     def _choose_experts(self) -> None:
-        """Those that train, by what the policy as it starts makes of the first training rows."""
+        """Chooses the experts to train by how the starting policy uses them on the first rows."""
         how = self.routers.selection
         if how is None:
             return
@@ -315,7 +316,7 @@ class StepTrainer(ResumableTrainer):
         *,
         fresh: bool = True,
     ) -> None:
-        """Before the micro-batches of a step: see `Routers.begin`."""
+        """Starts the routing of a step, before its micro-batches; see `Routers.begin`."""
 
         def look(number: int) -> None:
             rows, tree = parts[number]
@@ -325,7 +326,7 @@ class StepTrainer(ResumableTrainer):
         self.routers.begin(parts, look, self.args.device, routes, fresh=fresh)
 
     def _end_routing(self) -> None:
-        """After the micro-batches of a step: its load is written down, and the biases move."""
+        """Ends the routing of a step: logs the load, moves the biases, warns of collapse."""
         figures, counts = self.routers.end()
         if not counts:
             return
@@ -357,7 +358,7 @@ class StepTrainer(ResumableTrainer):
         )
 
     def _fits_into_memory(self) -> AbstractContextManager[None]:
-        """Around training; sampling has its own words."""
+        """Returns a context that explains out-of-memory errors of training, not of sampling."""
         checkpointing = self.settings.gradient_checkpointing
         return fits_into_memory(
             "training",
@@ -368,7 +369,7 @@ class StepTrainer(ResumableTrainer):
         )
 
     def sampler(self) -> Sampler:
-        """Completions from the policy as it is now."""
+        """Returns a sampler of the policy as it is now."""
         return make_sampler(
             self.accelerator.unwrap_model(self.model),
             pad_id=int(self.processing_class.pad_token_id),
@@ -379,13 +380,13 @@ class StepTrainer(ResumableTrainer):
     def _count(
         self, rows: Sequence[int], kept: Sequence[bool], spreads: Sequence[float] = ()
     ) -> None:
-        """Count the rows of an optimiser step: see `MixedStream.count`."""
+        """Counts the rows of an optimiser step; see `MixedStream.count`."""
         self.run_log.note_last(self.stream.count(rows, kept, spreads))
         if self._row_tokens:
             self.expert_tokens += sum(self._row_tokens[row] for row in rows)
 
     def _attention(self, model: nn.Module, tree: bool) -> AbstractContextManager[None]:
-        """How the model attends to a micro-batch, forward and backward."""
+        """Returns the context for attention over a micro-batch, forward and backward."""
         return attending_over_trees(self.accelerator.unwrap_model(model)) if tree else nullcontext()
 
     def _score(
@@ -399,8 +400,8 @@ class StepTrainer(ResumableTrainer):
         entropy_gradient: bool = False,
         with_top: bool = False,
     ) -> CompletionScores:
-        """What the model thinks of a micro-batch's completions, inside `_attention`."""
-        # Accelerate autocasts the model's own forward, but the scores come from its parts.
+        """Returns the scores of a micro-batch's completions; call it inside `_attention`."""
+        # Accelerate autocasts the model's own forward, but the model's parts make the scores.
         with self.accelerator.autocast():
             return completion_log_probs(
                 model,
@@ -416,7 +417,7 @@ class StepTrainer(ResumableTrainer):
 
     @abstractmethod
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
-        """One greedy attempt at each validation problem, and further figures for the log."""
+        """Returns one greedy attempt at each validation problem, and further log figures."""
 
     def _attempts(self) -> list[Attempt]:
         with self.accelerator.autocast():
@@ -430,7 +431,7 @@ class StepTrainer(ResumableTrainer):
 
 
 class Ticks(Dataset[dict[str, int]]):
-    """A data set of nothing but its length: one item for every optimiser step."""
+    """A data set without content: one item for every optimiser step."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -1,4 +1,4 @@
-"""What an optimiser step trains on: the kept groups as rows, cut into micro-batches."""
+"""Builds the batch of an optimiser step: kept rollouts, cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from srl.models.replay import Routes
 from srl.rollout.rollouts import Rollout
 from srl.training.loss import LossScale
 
-# A tree's attention is in more pieces than that of padded rows. It pays where padded rows have so
-# many times its tokens; measured, docs/prefix_tree.md.
+# The attention of a tree runs in more pieces than that of padded rows. A tree pays off where padded
+# rows have at least this many times its tokens (measured, docs/prefix_tree.md).
 _WORTH_A_TREE = 1.35
 
 
 @dataclass
 class Batch:
-    """What one or several optimiser steps train on.
+    """The rollouts that one or several optimiser steps train on.
 
     Attributes:
         rollouts: the kept rollouts that have tokens to train on, with their advantages.
         scale: the totals that the loss is divided by.
-        micro_batches: which of them go through the model together.
-        old_log_probs: a micro-batch's [B, C] log-probabilities when it was sampled; empty until
-            the first pass has computed them.
+        micro_batches: which of the rollouts go through the model together.
+        old_log_probs: per micro-batch, the [B, C] log-probabilities of the policy that sampled;
+            empty until the first of several passes has computed them.
     """
 
     rollouts: list[Rollout]
@@ -43,9 +43,9 @@ class Batch:
         micro_batch_tokens: int,
         trees: bool,
     ) -> Batch:
-        """The kept rollouts, cut into micro-batches.
+        """Makes a batch of the kept rollouts, cut into micro-batches.
 
-        A rollout without any token that counts stands in no micro-batch, but counts as a rollout.
+        A rollout without any token that counts is in no micro-batch, but `scale` counts it.
         """
         lengths = [sum(one.loss_mask) for one in rollouts]
         counted = [one for one, length in zip(rollouts, lengths, strict=True) if length]
@@ -58,39 +58,39 @@ class Batch:
         )
 
     def parts(self) -> list[tuple[list[Row], bool]]:
-        """The rows of each micro-batch, and whether they are a tree."""
+        """Returns the rows of each micro-batch, and whether they go through the model as a tree."""
         return [
             ([row_of(self.rollouts[i]) for i in part.rows], part.tree)
             for part in self.micro_batches
         ]
 
     def routes(self) -> list[list[Routes | None]]:
-        """Of each of these rows the experts that its tokens went to when it was sampled."""
+        """Returns, for each of these rows, the experts of its tokens when it was sampled."""
         return [[self.rollouts[i].routes for i in part.rows] for part in self.micro_batches]
 
 
 def without_loss(rollout: Rollout) -> Rollout:
-    """The same rollout, none of whose tokens enters the loss."""
+    """Returns the same rollout with no token in the loss."""
     return replace(rollout, loss_mask=[False] * len(rollout.loss_mask))
 
 
 def row_of(rollout: Rollout) -> Row:
-    """Its tokens, as the prefix tree takes them."""
+    """Returns the tokens of a rollout in the form that the prefix tree takes."""
     return rollout.prompt_ids, rollout.completion_ids
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rollouts that go through the model together, as indices, and whether as a prefix tree."""
+    """The indices of rollouts that go through the model together, and whether as a prefix tree."""
 
     rows: list[int]
     tree: bool
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[MicroBatch]:
-    """Every row once, in micro-batches of at most `max_tokens`; a longer row has one of its own.
+    """Puts each row into one micro-batch of at most `max_tokens`; a longer row gets its own.
 
-    Where a tree saves too little to pay for its upkeep, its rows are padded instead.
+    Where a tree would save too little to pay off, its rows are padded instead.
     """
     if not trees:
         return [MicroBatch(part, tree=False) for part in pack_rows(rows, max_tokens)]
@@ -107,6 +107,6 @@ def micro_batches(rows: Sequence[Row], max_tokens: int, *, trees: bool) -> list[
 
 
 def _padded_tokens(rows: Sequence[Row], max_tokens: int) -> int:
-    """What the same rows would take without a tree."""
+    """Returns how many tokens the same rows take without a tree."""
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     return sum(len(part) * max(lengths[i] for i in part) for part in pack_rows(rows, max_tokens))

@@ -1,4 +1,4 @@
-"""Checkpoints and the end of a training: by the clock, or where the rows are over."""
+"""Saves checkpoints by the clock, and ends a training by the clock or when the rows are used up."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SaveEveryMinutes(TrainerCallback):
-    """Asks for a checkpoint after the step with which the time since the last one is over.
+    """Requests a checkpoint once `minutes` have passed since the last one, after a step.
 
     Args:
-        minutes: how long.
-        multiple_of: only steps that are a multiple of this can be gone on from.
+        minutes: the time between checkpoints.
+        multiple_of: a run can resume only from steps that are a multiple of this.
     """
 
     def __init__(self, minutes: float, *, multiple_of: int) -> None:
@@ -40,17 +40,17 @@ class SaveEveryMinutes(TrainerCallback):
 
 
 class StopAfterMinutes(TrainerCallback):
-    """Makes the step with which the time for training is over the last one.
+    """Ends training with the step at which the time for training is used up.
 
-    Only the steps count: neither evaluations and checkpoints, nor the time between two sessions.
-    Stands in front of the library's own callback, which does at the last step what is due there.
+    Only the time of steps counts, not that of evaluations, of checkpoints or between two sessions.
+    This callback must come before the library's own, which handles the last step.
 
     Args:
-        minutes: how long.
+        minutes: the time for training.
         multiple_of: only a step that is a multiple of this can be the last.
 
     Attributes:
-        seconds: that the steps have taken so far, those of earlier sessions included.
+        seconds: the time that the steps have taken so far, including earlier sessions.
     """
 
     def __init__(self, minutes: float, *, multiple_of: int) -> None:
@@ -61,7 +61,7 @@ class StopAfterMinutes(TrainerCallback):
 
     @property
     def is_over(self) -> bool:
-        """Whether the steps have taken all of the time."""
+        """Returns whether the steps have used up the time."""
         return self.seconds >= self._limit
 
     def on_step_begin(
@@ -78,10 +78,10 @@ class StopAfterMinutes(TrainerCallback):
 
 
 class StopWhenOver(TrainerCallback):
-    """Makes the step with which the rows are over the last one, as `StopAfterMinutes` does.
+    """Ends training with the step at which the rows are used up, as `StopAfterMinutes` does.
 
     Args:
-        is_over: whether they are.
+        is_over: returns whether the rows are used up.
         multiple_of: only a step that is a multiple of this can be the last.
     """
 

@@ -1,4 +1,4 @@
-"""What makes transformers' checkpoints ours: the state of our trainers, and a manifest."""
+"""Adds the state of our trainers and a manifest to transformers' checkpoints."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def read_state(
     logs: Collection[str],
     may_hold: Mapping[str, type] | None = None,
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """The state in a checkpoint's folder, and how far each log was written.
+    """Returns the state in a checkpoint's folder, and how far each log was written.
 
     Args:
         checkpoint: the folder.
-        holds: what the state must hold beside the positions of the logs, and of which type.
+        holds: what the state must hold besides the positions of the logs: name -> type.
         logs: names of the logs.
-        may_hold: what it holds under some settings only.
+        may_hold: what the state holds under some settings only: name -> type.
 
     Raises:
-        UsageError: it was not saved by this trainer, or is damaged.
+        UsageError: the checkpoint was not saved by this trainer, or is damaged.
     """
     path = checkpoint / STATE_FILE
     try:
@@ -46,7 +46,7 @@ def read_state(
         for name, value in found.items():
             if type(value) is not kinds[name]:
                 raise TypeError(f"{name} is {value!r}")
-        positions = {"experts": 0, **state["positions"]}  # older ones know no experts.jsonl
+        positions = {"experts": 0, **state["positions"]}  # older ones have no experts.jsonl
         return found, {name: int(positions[name]) for name in logs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -56,11 +56,11 @@ def read_state(
 
 
 def why_kept(state: TrainerState, metric: str) -> str:
-    """A line on the best checkpoint, and on others that validation could not tell from it.
+    """Returns a line on the best checkpoint, and on others with the same validation result.
 
     Args:
-        state: of a finished training with a best checkpoint.
-        metric: what it was chosen by, with or without `eval_`.
+        state: the state of a finished training with a best checkpoint.
+        metric: the metric that chose it, with or without `eval_`.
     """
     step = int(str(state.best_model_checkpoint).rpartition("-")[2])
     name = f"eval_{metric.removeprefix('eval_')}"
@@ -79,19 +79,20 @@ def why_kept(state: TrainerState, metric: str) -> str:
 
 
 class Saving(TrainerCallback):
-    """Makes every checkpoint whole, and only then deletes those it replaces.
+    """Completes every checkpoint, and only then deletes those it replaces.
 
-    transformers writes the files of a checkpoint, deletes older ones and tells its callbacks. Our
-    state and the manifest come after that, so its deleting is off while it saves, and done here.
+    transformers writes the files of a checkpoint, deletes older ones and calls its callbacks. Our
+    state and the manifest are written after that. So its deletion is off while it saves, and this
+    class deletes instead.
 
-    Before a checkpoint and at the end the log gets its line, whatever `logging_steps` says: figures
-    that wait for their line are in no checkpoint.
+    A line is logged before a checkpoint or an evaluation and at the end, whatever `logging_steps`
+    says, because a checkpoint does not hold figures that are not yet logged.
 
     Args:
-        state_dict: gives our state.
+        state_dict: returns our state.
 
     Attributes:
-        best: of a training that goes on, the best checkpoint so far.
+        best: the best checkpoint so far of a resumed training.
         unfinished: the folder of a checkpoint that is being written, else None.
     """
 
@@ -102,20 +103,20 @@ class Saving(TrainerCallback):
         self.unfinished: Path | None = None
 
     def attach(self, trainer: Trainer) -> None:
-        """Have the checkpoints of `trainer` made whole."""
-        # The first callback is transformers' own, which says when to save. Trackers stand behind it
-        # and may upload for minutes: what they find is to be whole.
+        """Adds this callback to `trainer`."""
+        # The first callback is transformers' own, which decides when to save. Trackers come after
+        # it and may upload for minutes, so the checkpoint must be complete before they run.
         trainer.callback_handler.callbacks.insert(1, self)
 
     def begin(self, checkpoint: Path, args: TrainingArguments) -> None:
-        """Before the first file of a checkpoint is written."""
+        """Prepares the folder and the library, before the first file of a checkpoint is written."""
         self.unfinished = checkpoint
-        if checkpoint.exists():  # damaged, cut off, or of a training that took another way
+        if checkpoint.exists():  # damaged, incomplete, or from another course of training
             remove(checkpoint)
         self._limit, args.save_total_limit = args.save_total_limit, None
 
     def end(self, args: TrainingArguments) -> None:
-        """After the last one, or when there will be none."""
+        """Ends a checkpoint, complete or not: the library may delete again."""
         if self.unfinished is not None:
             args.save_total_limit = self._limit
             self.unfinished = None
@@ -124,7 +125,7 @@ class Saving(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         sweep(Path(str(args.output_dir)))
-        # transformers kept a path, which is that of another folder once the run's was moved.
+        # transformers stored a path, which is wrong after the run's folder was moved.
         if self.best is not None:
             state.best_model_checkpoint = str(self.best)
 

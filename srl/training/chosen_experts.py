@@ -1,9 +1,9 @@
-"""Training chosen experts of a sparse policy and nothing else (ESFT, arXiv 2407.01906).
+"""Trains chosen experts of a sparse policy and nothing else (ESFT, arXiv 2407.01906).
 
-transformers keep all experts of a layer in one tensor, so `requires_grad` cannot choose among them,
-and a mask of the gradient alone lets weight decay and old momentum move the others. So gradients
-are masked, which also keeps the others out of the clipped norm, and after every update the other
-experts get back the values that they had, to the bit.
+transformers keeps all experts of a layer in one tensor, so `requires_grad` cannot choose among
+them. A mask of the gradient alone would let weight decay and old momentum move the other experts.
+So gradients are masked, which also keeps the other experts out of the clipped norm. After every
+update the other experts get their old values back, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from srl.models.experts import SparseLayer
 
 
 class ChosenExperts(TrainerCallback):
-    """Lets only some experts of a policy move.
+    """Lets only the chosen experts of a policy train.
 
     Args:
-        model: the policy; its parameters are frozen but for those of sparse layers with a choice.
-        layers: its sparse layers.
-        chosen: of each of them the experts that train.
+        model: the policy; its parameters are frozen, except in sparse layers with chosen experts.
+        layers: the sparse layers of the policy.
+        chosen: the experts that train in each of these layers.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ChosenExperts(TrainerCallback):
     ) -> None:
         self.total = sum(one.numel() for one in model.parameters())
         self.moving = 0
-        self._rest: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # others' numbers and values
+        self._rest: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # other experts and their values
         model.requires_grad_(False)
         for layer, experts in zip(layers, chosen, strict=True):
             others = sorted(set(range(layer.num_experts)) - set(experts))
@@ -60,7 +60,7 @@ class ChosenExperts(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Remember the others, once the weights of a checkpoint are loaded."""
+        """Stores the values of the other experts, after a checkpoint's weights are loaded."""
         self._rest = [
             (weight, at, weight.detach()[at.to(weight.device)].clone())
             for weight, at, _ in self._rest
@@ -73,13 +73,13 @@ class ChosenExperts(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Give them back their values."""
+        """Restores the values of the other experts."""
         with torch.no_grad():
             for weight, at, values in self._rest:
                 weight.index_copy_(0, at.to(weight.device), values)
 
     def line(self) -> str:
-        """What a user reads at the start."""
+        """Returns a line for the user at the start."""
         return (
             f"train_experts: {self.moving:,} of {self.total:,} parameters train "
             f"({self.moving / self.total:.1%}), all others stay as they are"
@@ -87,14 +87,14 @@ class ChosenExperts(TrainerCallback):
 
 
 def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
-    """The experts that `experts select` wrote down, of each sparse layer.
+    """Returns the experts of each sparse layer that `experts select` wrote to a file.
 
     Args:
         path: a file {"layers": [[numbers of experts], …]}.
-        layers: the policy's.
+        layers: the sparse layers of the policy.
 
     Raises:
-        UsageError: there is no such file, or it is not one for this policy.
+        UsageError: the file cannot be read, or does not fit this policy.
     """
     write = "write one with: python -m srl experts select --help"
     try:

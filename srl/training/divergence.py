@@ -1,7 +1,7 @@
-"""Whether a policy still computes numbers: looked at in every step, and before anything is saved.
+"""Checks that a policy's numbers are finite, in every step and before anything is saved.
 
-Gradients and weights that are no numbers, or beyond every number, spread in one update and stay.
-So a step that has them ends the run, and no checkpoint is made of them.
+A NaN or an infinity in gradients or weights spreads in one update and stays. So a step that has one
+ends the run, and no checkpoint is saved with it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch.optim import Optimizer
 
 from srl.errors import DivergedError
 
-# A policy that computes numbers shows in its first tokens.
+# The logits of this many tokens are enough for the check.
 _TOKENS = 16
 _SO = ": training has diverged, and nothing is saved"
 
 
 def refuse_step(model: nn.Module, loss: Tensor, step: int) -> None:
-    """Raise DivergedError unless a step's loss and gradient are finite.
+    """Raises DivergedError unless a step's loss and gradient are finite.
 
     Args:
         model: after the backward passes, before the gradients are clipped.
-        loss: of the whole step.
-        step: its number, from 1.
+        loss: the loss of the whole step.
+        step: the number of the step, from 1.
     """
     gradients = [one.grad for one in model.parameters() if one.grad is not None]
     norm = float(get_total_norm(gradients)) if gradients else 0.0
@@ -39,7 +39,7 @@ def refuse_step(model: nn.Module, loss: Tensor, step: int) -> None:
 
 
 def refuse_policy(model: nn.Module, optimizer: Optimizer | None, prompt: list[int]) -> None:
-    """Raise DivergedError unless weights, optimiser state and logits are finite.
+    """Raises DivergedError unless weights, optimiser state and logits are finite.
 
     Args:
         model: the policy.

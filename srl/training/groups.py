@@ -1,10 +1,10 @@
-"""Which groups are worth training on; pure Python.
+"""Decides which groups are worth training on; pure Python.
 
 `collect_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2; SRL, arXiv 2510.25992,
-section 3.2): a group whose rewards hardly differ says nothing about which rollout was better, so it
-is dropped whole and replaced by further prompts. With a continuous reward "std == 0" would filter
-next to nothing, hence the explicit epsilon; and the refill is bounded, so a policy that fails
-everywhere ends the step instead of looping for ever.
+section 3.2). A group whose rewards hardly differ does not show which rollout was better. So the
+whole group is dropped, and a further prompt replaces it. With a continuous reward, "std == 0" would
+filter almost nothing, so the limit is an explicit epsilon. The number of rounds is bounded, so the
+step also ends if the policy fails everywhere.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Group:
 
     @property
     def rewards(self) -> list[float]:
-        """One reward a rollout, for dynamic sampling."""
+        """Returns one reward per rollout, for dynamic sampling."""
         return [one.reward for one in self.rollouts]
 
     def with_advantages(self, advantages: Sequence[float]) -> Group:
-        """The same group, each rollout with its advantage."""
+        """Returns the same group, each rollout with its advantage."""
         pairs = zip(self.rollouts, advantages, strict=True)
         return Group([replace(rollout, advantage=value) for rollout, value in pairs])
 
 
 class RewardedGroup(Protocol):
-    """All that dynamic sampling needs to know of a group: one reward per rollout."""
+    """What dynamic sampling needs from a group: one reward per rollout."""
 
     @property
     def rewards(self) -> Sequence[float]: ...
@@ -49,11 +49,11 @@ GroupT = TypeVar("GroupT", bound=RewardedGroup)
 
 @dataclass(frozen=True)
 class FilterDecision:
-    """What became of one group, with the figures the decision rests on.
+    """The decision to keep or to drop one group, with its figures.
 
     Attributes:
         mean: the mean of the group's rewards.
-        std: their population std.
+        std: the population std of the rewards.
         dropped_because: None for a kept group, else the reason (`flat_group`).
     """
 
@@ -69,10 +69,10 @@ class FilterDecision:
 def filter_groups(
     groups_rewards: Sequence[Sequence[float]], epsilon: float
 ) -> list[FilterDecision]:
-    """One decision per group: it is kept if and only if its population std is above `epsilon`.
+    """Returns one decision per group: keep it if and only if its population std is above `epsilon`.
 
     Raises:
-        UsageError: a negative epsilon, an empty group, or a reward that is not finite.
+        UsageError: epsilon is negative, a group is empty, or a reward is not finite.
     """
     if not epsilon >= 0:
         raise UsageError(f"dynamic sampling's epsilon is {epsilon}; it must be 0 or more")
@@ -85,9 +85,9 @@ def filter_groups(
 
 @dataclass(frozen=True)
 class Collected(Generic[GroupT]):
-    """The outcome of one collection: every group tried, in the order drawn, and what became of it.
+    """The result of one collection: every group tried, in the order drawn, and its decision.
 
-    `decisions` runs parallel to `groups`, so that dropped groups can be recorded as well.
+    `decisions` has one entry per group, so that dropped groups can be recorded as well.
     """
 
     groups: list[GroupT]
@@ -96,7 +96,7 @@ class Collected(Generic[GroupT]):
 
     @property
     def kept(self) -> list[GroupT]:
-        """The groups to train on; fewer than needed when the rounds ran out, perhaps none."""
+        """Returns the groups to train on: fewer than needed, or none, if the rounds ran out."""
         return [g for g, d in zip(self.groups, self.decisions, strict=True) if d.kept]
 
 
@@ -108,21 +108,21 @@ def collect_groups(
     epsilon: float,
     dynamic_sampling: bool = True,
 ) -> Collected[GroupT]:
-    """Draw groups until `needed` of them are kept or `max_rounds` rounds are spent.
+    """Draws groups until `needed` of them are kept or `max_rounds` rounds are used.
 
-    Every round draws exactly as many prompts as are still missing. So there is never a surplus to
-    throw away or to carry over, at the price of ever smaller rounds. The caller decides what an
-    incomplete or empty batch means; nothing here loops without a bound.
+    Every round draws exactly as many prompts as are still missing. So no group is left over, but
+    the rounds become smaller. The caller decides what an incomplete or empty batch means. Every
+    loop here is bounded.
 
     Args:
-        draw: `draw(n)` gives the next n prompts' groups, rolled out and scored.
+        draw: `draw(n)` returns the groups of the next n prompts, sampled and scored.
         needed: groups wanted for this optimiser step.
         max_rounds: rounds in all, the first included; 1 means "filter, but do not refill".
         epsilon: a group is kept if the population std of its rewards is above it.
         dynamic_sampling: False draws one round and keeps every group, flat ones too.
 
     Raises:
-        UsageError: sizes below 1, or a `draw` that does not give what it was asked for.
+        UsageError: a size is below 1, or `draw` returns another number of groups than n.
     """
     if needed < 1 or max_rounds < 1:
         raise UsageError(

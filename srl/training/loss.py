@@ -1,4 +1,4 @@
-"""What an update minimises: a micro-batch's tensors and the step's totals in, loss and figures out.
+"""The losses: each turns a micro-batch's tensors and the step's totals into a loss and figures.
 
 For token t of rollout i with advantage A, `log_r = log_prob - old_log_prob`, `r = exp(log_r)` (or,
 with `importance_sampling_level: sequence`, exp of the mean of log_r over the rollout's tokens):
@@ -6,18 +6,19 @@ with `importance_sampling_level: sequence`, exp of the mean of log_r over the ro
     grpo, dapo, dr_grpo   l[i,t] = -min(min(r, delta) A, clip(r, 1 - epsilon, 1 + epsilon_high) A)
     cispo                 l[i,t] = -min(r, epsilon_high) A log_prob, no gradient through the ratio
 
-and `beta * k3` is added, with k3 = exp(ref - log_prob) - (ref - log_prob) - 1, times r unless
-`use_bias_correction_kl` is off (DeepSeek-V3.2, arXiv 2512.02556). Then the tokens are summed:
+Then `beta * k3` is added, with k3 = exp(ref - log_prob) - (ref - log_prob) - 1. k3 is multiplied by
+r unless `use_bias_correction_kl` is off (DeepSeek-V3.2, arXiv 2512.02556). Then the tokens are
+summed:
 
     grpo          sum_i (1 / |o_i|) sum_t l[i,t] / rollouts          DeepSeekMath, arXiv 2402.03300
     dapo, cispo   sum_i sum_t l[i,t] / tokens                        arXiv 2503.14476, 2506.13585
     dr_grpo       sum_i sum_t l[i,t] / (rollouts * longest allowed)  Dr. GRPO, arXiv 2503.20783
 
-The divisors belong to the whole optimiser step, not to the tensors at hand. So the losses of its
+The divisors are totals of the whole optimiser step, not of the micro-batch. So the losses of the
 micro-batches *add up* to the step's loss, however the step was cut.
 
-A loss is one function, `(inputs, scale)` or `(inputs, scale, settings)`; a user's own is named by
-its place and called as the built-in ones are (docs/losses.md).
+A loss is a function `(inputs, scale)` or `(inputs, scale, settings)`. A user's own loss is named by
+its place in the code, and it is called like a built-in one (docs/losses.md).
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from rewards.by_path import CodeNameError, find
 from srl.config.parts import LossSettings
 from srl.errors import UsageError
 
-# Two such exponentials may be multiplied, and float32 ends at exp(88.7): beyond it `min` hands back
-# a gradient of 0 * inf = NaN. A token that is 17 orders of magnitude off gets no gradient instead.
+# Two exponentials of this size may be multiplied, and float32 ends at exp(88.7). Beyond that, `min`
+# gives a gradient of 0 * inf = NaN. With this limit, a token that is off by 17 orders of magnitude
+# gets no gradient.
 _LOG_RATIO_LIMIT = 40.0
 
-# Settings that act inside a loss: one that does not ask for `settings` cannot follow them.
+# Settings that act inside a loss. A loss without the parameter `settings` cannot follow them.
 _INSIDE = (
     "importance_sampling_level",
     "epsilon",
@@ -52,10 +54,10 @@ _INSIDE = (
 
 @dataclass(frozen=True)
 class LossScale:
-    """Totals of the whole optimiser step that the loss is divided by.
+    """The totals of a whole optimiser step that the loss is divided by.
 
-    Under data parallelism gradients are averaged over processes: give each process the totals over
-    all processes divided by their number (which is why the counts are floats).
+    Data parallelism averages gradients over processes. So each process needs the totals over all
+    processes, divided by the number of processes. This is why the counts are floats.
 
     Attributes:
         num_sequences: rollouts in the step.
@@ -69,7 +71,7 @@ class LossScale:
 
     @classmethod
     def of(cls, completion_lengths: Sequence[int], max_completion_length: int) -> LossScale:
-        """The totals of a step whose rollouts have these lengths."""
+        """Returns the totals of a step whose rollouts have these lengths."""
         return cls(len(completion_lengths), sum(completion_lengths), max_completion_length)
 
 
@@ -77,14 +79,14 @@ class LossScale:
 class LossInputs:
     """The tensors of one micro-batch of B rollouts, padded to C tokens.
 
-    What stands at masked positions must not be used: sum with `torch.where(mask, values, 0)`.
+    Do not use values at positions where the mask is off: sum with `torch.where(mask, values, 0)`.
 
     Attributes:
         log_probs: [B, C] of the policy under training, with gradient.
         advantages: [B], one per rollout.
         mask: [B, C], True at the tokens that count.
-        old_log_probs: [B, C] of the policy that sampled; None in the first update after sampling,
-            where both are the same policy (the ratio is 1, its gradient is not 0).
+        old_log_probs: [B, C] of the policy that sampled; None in the first update after sampling.
+            There both are the same policy: the ratio is 1, but its gradient is not 0.
         ref_log_probs: [B, C] of the reference policy; None where `beta` is 0.
         entropy: [B, C] of the predictions, in nats; it has a gradient if `entropy_coef` is not 0.
     """
@@ -114,41 +116,41 @@ class LossInputs:
             )
 
     def row(self, number: int) -> LossInputs:
-        """One rollout alone, as a micro-batch."""
+        """Returns one rollout as a micro-batch of its own."""
         rows = slice(number, number + 1)
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         return replace(self, **{name: x[rows] for name, x in given.items() if x is not None})
 
     @property
     def log_ratio(self) -> Tensor:
-        """[B, C] log_probs less old_log_probs, float32 at least; 0 where masked."""
+        """Returns log_probs minus old_log_probs, [B, C], at least float32, 0 where masked."""
         old = self.log_probs.detach() if self.old_log_probs is None else self.old_log_probs
         return _difference(self.log_probs, old, self.mask)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of [B, C] or [B, 1] values over the tokens that count; a figure, so detached."""
+        """Returns the detached sum of [B, C] or [B, 1] values over the tokens that count."""
         return torch.where(self.mask.bool(), values.detach(), 0).sum()
 
 
-# Sums over the counted tokens of a micro-batch by name, and maxima, whose names begin with `max_`.
+# Name -> sum over the counted tokens of a micro-batch, or maximum if the name begins with `max_`.
 Figures = Mapping[str, Tensor]
 LossResult = tuple[Tensor, Figures]
 Loss = Callable[[LossInputs, LossScale], LossResult]
 
 
 def is_maximum(name: str) -> bool:
-    """Whether a figure of that name is a maximum, not a sum."""
+    """Returns whether a figure of that name is a maximum, not a sum."""
     return name.rpartition("/")[2].startswith("max_")
 
 
 class FigureSums:
-    """Gathers the figures of a step's micro-batches, without waiting for the device."""
+    """Collects the figures of a step's micro-batches without waiting for the device."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
 
     def add(self, figures: Figures) -> None:
-        """Take one micro-batch's figures."""
+        """Adds the figures of one micro-batch."""
         for name, value in figures.items():
             value, before = value.detach(), self._totals.get(name)
             if before is not None:
@@ -157,7 +159,7 @@ class FigureSums:
             self._totals[name] = value
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
-        """Means per counted token of the step, and maxima, as plain numbers for the log."""
+        """Returns means per counted token of the step, and maxima, as numbers for the log."""
         return {
             name: value.item() / (1.0 if is_maximum(name) else max(num_tokens, 1.0))
             for name, value in self._totals.items()
@@ -168,26 +170,29 @@ class FigureSums:
 
 
 def grpo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
-    """Every rollout counts the same, whatever its length."""
+    """Returns the GRPO loss: every rollout counts the same, whatever its length."""
     losses, figures = _clipped(inputs, settings)
     lengths = inputs.mask.bool().to(losses.dtype).sum(1).clamp(min=1)
     return (losses.sum(1) / lengths).sum() / scale.num_sequences, figures
 
 
 def dapo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
-    """Every token of the step counts the same."""
+    """Returns the DAPO loss: every token of the step counts the same."""
     losses, figures = _clipped(inputs, settings)
     return losses.sum() / scale.num_tokens, figures
 
 
 def dr_grpo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
-    """Every token counts the same, in every step."""
+    """Returns the Dr. GRPO loss: every token counts the same, in every step."""
     losses, figures = _clipped(inputs, settings)
     return losses.sum() / (scale.num_sequences * scale.max_completion_length), figures
 
 
 def cispo(inputs: LossInputs, scale: LossScale, settings: LossSettings) -> LossResult:
-    """REINFORCE weighed by the bounded ratio: no token loses its gradient to the bound."""
+    """Returns the CISPO loss: REINFORCE weighted by the bounded ratio.
+
+    The bound takes no token's gradient away.
+    """
     ratio, advantage = _ratio(inputs, settings), _column(inputs)
     weight = ratio.clamp(max=settings.clip_high).detach()
     log_probs = torch.where(inputs.mask.bool(), _wide(inputs.log_probs), 0)
@@ -205,7 +210,7 @@ BUILT_INS: dict[str, Callable[[LossInputs, LossScale, LossSettings], LossResult]
 
 
 def _clipped(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped loss of each token, [B, C], 0 where masked."""
+    """Returns PPO's clipped loss of each token, [B, C], 0 where masked, and its figures."""
     low, high = 1 - settings.epsilon, 1 + settings.clip_high
     ratio, advantage = _ratio(inputs, settings), _column(inputs)
     bounded = ratio if settings.delta is None else ratio.clamp(max=settings.delta)
@@ -221,7 +226,7 @@ def _clipped(inputs: LossInputs, settings: LossSettings) -> tuple[Tensor, dict[s
 def _with_kl(
     inputs: LossInputs, settings: LossSettings, losses: Tensor, ratio: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[B, C] losses with the KL term, 0 where masked."""
+    """Returns the [B, C] losses with the KL term, 0 where masked, and the KL figure."""
     weight = inputs.mask.bool().to(ratio.dtype)
     if settings.beta == 0.0 or inputs.ref_log_probs is None:
         return losses * weight, {"kl": torch.zeros_like(weight.sum())}
@@ -233,9 +238,9 @@ def _with_kl(
 
 
 def _ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
-    """[B, C] by token, or [B, 1] by sequence: how much likelier than when it was sampled.
+    """Returns the ratio to the sampling probability: [B, C] by token or [B, 1] by sequence.
 
-    One ratio a sequence is that of GSPO (arXiv 2507.18071).
+    The ratio by sequence is that of GSPO (arXiv 2507.18071).
     """
     log_ratio = inputs.log_ratio
     if settings.importance_sampling_level == "sequence":
@@ -245,7 +250,7 @@ def _ratio(inputs: LossInputs, settings: LossSettings) -> Tensor:
 
 
 def _column(inputs: LossInputs) -> Tensor:
-    """The advantages, [B, 1]."""
+    """Returns the advantages, [B, 1]."""
     return inputs.advantages.to(_wide(inputs.log_probs)).unsqueeze(1)
 
 
@@ -254,7 +259,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """`a - b` where the mask is on, and 0 elsewhere, within what exp() can bear; [B, C]."""
+    """Returns `a - b`, [B, C], 0 where the mask is off, clamped to a safe range for exp()."""
     difference = torch.where(mask.bool(), _wide(a) - _wide(b), 0.0)
     return difference.clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
 
@@ -265,12 +270,12 @@ def _difference(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 def step_loss(
     loss: Loss, inputs: LossInputs, scale: LossScale, *, entropy_coef: float = 0.0
 ) -> LossResult:
-    """This micro-batch's share of the step's loss, with the bonus for entropy, and all figures.
+    """Returns this micro-batch's share of the step's loss with the entropy bonus, and all figures.
 
-    The bonus is `entropy_coef` times the mean entropy over the step's tokens, whatever the loss.
+    The bonus is `entropy_coef` times the mean entropy over the step's tokens, for every loss.
 
     Raises:
-        UsageError: a total that is 0, or a bonus without entropies.
+        UsageError: a total is not above 0, or there is a bonus but the inputs have no entropy.
     """
     if min(scale.num_sequences, scale.num_tokens, scale.max_completion_length) <= 0:
         raise UsageError(f"{scale}: every total must be above 0; an empty step has no loss")
@@ -288,13 +293,13 @@ def step_loss(
 
 
 def load_loss(settings: LossSettings) -> Loss:
-    """The loss that the settings name, ready to be called; a user's own is tried first.
+    """Returns the loss that the settings name. A user's own loss is tested first.
 
-    The figures of a user's loss are called `loss/NAME`, so that they meet no others of the log.
+    The figures of a user's loss are renamed `loss/NAME`, so they do not clash with others.
 
     Raises:
-        UsageError: it cannot be found, does not take what it is given or does not return what it
-            must, or leaves a setting unused.
+        UsageError: the loss cannot be found, does not accept its arguments, returns something
+            wrong, or ignores a setting.
     """
     if settings.loss_type in BUILT_INS:
         built_in = BUILT_INS[settings.loss_type]
@@ -337,10 +342,10 @@ def _with_settings(found: object, settings: LossSettings, what: str) -> Loss:
 
 
 def _try(loss: Loss, what: str) -> None:
-    """Call a user's loss on tiny tensors, as in a first and in a later update.
+    """Calls a user's loss on tiny tensors, as in a first and in a later update.
 
     Raises:
-        UsageError: what came, and what must come.
+        UsageError: the loss fails or returns something wrong; the message says what is needed.
     """
     scale = LossScale(num_sequences=2, num_tokens=5, max_completion_length=4)
     for later in (False, True):

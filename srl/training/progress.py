@@ -1,7 +1,7 @@
-"""Live progress of a run: a bar with the figures that matter on a terminal, else plain lines.
+"""Shows the progress of a run: a bar with the main figures on a terminal, else plain lines.
 
-It also ends a training that a signal asks to stop, with a checkpoint at the end of the step, and
-warns when the proxy runs away (similarity rises while solved problems fall).
+It also ends a training when a signal asks for it, with a checkpoint at the end of the step. It
+warns when similarity, the proxy, rises while fewer problems are solved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.trainer_utils import SaveStrategy
 from srl.console import clock, say
 from srl.runs.stopping import StopSignals
 
-# Changes smaller than this are noise on some sixty validation problems.
+# Smaller changes than these are noise on about sixty validation problems.
 _RISE, _FALL = 0.01, 0.03
 
 
@@ -26,10 +26,10 @@ class ProgressReport(TrainerCallback):
     """Shows a run while it trains.
 
     Args:
-        console: where.
+        console: where the progress is shown.
         save_every_multiple_of: a signal stops the training after a step that is a multiple of this.
-        first: lines to print when training begins.
-        signals: what may ask the training to stop; None leaves signals alone.
+        first: functions that return lines to print when training begins.
+        signals: the signals that may ask the training to stop; None handles no signals.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ProgressReport(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **_: object,
     ) -> None:
-        if not logs or "seconds/update" not in logs:  # no line about a step
+        if not logs or "seconds/update" not in logs:  # not a line about steps
             return
         done = state.global_step - self._first_step
         seconds_a_step = (time.monotonic() - self._started) / max(1, done)
@@ -92,7 +92,7 @@ class ProgressReport(TrainerCallback):
                 f"  failures {_share(logs['format_failures'])}"
                 f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
             )
-        else:  # fine-tuning has no rollouts, and a further pass over the same ones no new ones
+        else:  # no new rollouts: fine-tuning, or a further pass over the same ones
             words = f"loss {_number(logs['loss'])}"
         if "tokens" in logs:
             words += f"  {logs['tokens'] / max(seconds, 1e-9):,.0f} tokens/s"
@@ -113,7 +113,7 @@ class ProgressReport(TrainerCallback):
         if self._signals is not None and (
             control.should_save or args.save_strategy == SaveStrategy.BEST
         ):
-            self._signals.hold()  # saved is what comes next
+            self._signals.hold()  # a checkpoint is saved next
         if not metrics or "eval_accuracy" not in metrics:
             return
         words = (
@@ -154,9 +154,9 @@ class ProgressReport(TrainerCallback):
         self._signals.release()
         if self._signals.asked is not None and state.global_step % self._multiple == 0:
             control.should_save = True
-            control.should_log = True  # what waits for its line is in no checkpoint
+            control.should_log = True  # a checkpoint lacks figures that are not logged
             control.should_training_stop = True
-            # Else this checkpoint is only saved if it is the best, and taken away at the end.
+            # Otherwise it would be saved only if it is the best, or be deleted at the end.
             if args.save_strategy == SaveStrategy.BEST:
                 args.save_strategy = SaveStrategy.STEPS
             if args.save_total_limit == 1:
@@ -176,7 +176,7 @@ class ProgressReport(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back; safe to call twice."""
+        """Stops the progress bar; safe to call twice."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

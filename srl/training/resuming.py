@@ -1,4 +1,4 @@
-"""Going on where a training was stopped: what a checkpoint keeps, and what it gives back."""
+"""Resumes a stopped training: what a checkpoint keeps, and how it is restored."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from srl.training.run_log import RunLog
 
 
 class ResumableTrainer(Trainer):
-    """A trainer whose run goes on from a checkpoint as if it had not been stopped.
+    """A trainer whose run resumes from a checkpoint as if it had not been stopped.
 
     Attributes:
-        settings: `args`, there before the library has them.
-        stream: which row comes next.
+        settings: the same as `args`, but set before the library sets `args`.
+        stream: chooses the next rows.
         run_log: the logs in the run's folder.
-        expert_tokens: of the rows drawn so far, where they are counted.
+        expert_tokens: the expert's tokens in the rows drawn so far, if they are counted.
     """
 
     settings: TrainerConfig
@@ -43,19 +43,19 @@ class ResumableTrainer(Trainer):
     _row_tokens: Sequence[int]
     _saving: Saving
     _clock: StopAfterMinutes | None
-    # What `state_dict` of the method adds: name -> type.
+    # What a subclass adds to `state_dict`: name -> type.
     _further_state: Mapping[str, type] = {}
 
     @abstractmethod
     def _fits_into_memory(self) -> AbstractContextManager[None]:
-        """Around training: out of memory is told in words."""
+        """Returns a context around training that explains out-of-memory errors."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
-        """Train; with a checkpoint's folder, or True for the newest, go on where it was saved.
+        """Trains; given a checkpoint's folder, or True for the newest one, resumes from it.
 
         Raises:
-            UsageError: there is no checkpoint to go on from.
-            DivergedError: the policy computes no numbers any more; the last checkpoint is good.
+            UsageError: there is no checkpoint to resume from, or a new run finds another's log.
+            DivergedError: the policy's numbers are not finite; the last checkpoint is good.
             RunError: a checkpoint cannot be saved.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
@@ -64,7 +64,7 @@ class ResumableTrainer(Trainer):
         else:
             self._load_state(checkpoint)
             self._saving.best = best_so_far(checkpoint)
-            # The evaluation at the start of a training that has started is in the log already.
+            # The log already has the evaluation from the start of this training.
             self.args.eval_on_start = False
             if self._rows_are_over() or (self._clock is not None and self._clock.is_over):
                 self.args.max_steps = int(checkpoint.name.rpartition("-")[2])
@@ -96,8 +96,8 @@ class ResumableTrainer(Trainer):
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
 
-    # The library's own, which it has no documented place to change: it loads the experts of a
-    # sparse policy from nowhere.
+    # This overrides undocumented methods, because the library offers no other way: its own would
+    # not load the experts of a sparse policy.
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
@@ -116,10 +116,10 @@ class ResumableTrainer(Trainer):
         load_bias(bare, folder)
 
     def _checkpoint(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint to go on from, whole; None to start.
+        """Returns the checkpoint to resume from, after a check that it is whole; None to start.
 
         Raises:
-            UsageError: there is none, or it is damaged.
+            UsageError: there is no checkpoint, or it is damaged.
         """
         with_best = self.args.load_best_model_at_end
         if not asked:
@@ -134,7 +134,7 @@ class ResumableTrainer(Trainer):
         return found
 
     def _why_diverged(self, error: DivergedError) -> str:
-        """What became of the training, why, and what to do."""
+        """Returns a message: when training stopped, why, and what to do."""
         step = self.state.global_step
         if step == 0:
             when = "before any update"
@@ -156,7 +156,7 @@ class ResumableTrainer(Trainer):
         return "There is no checkpoint yet" if last is None else f"The last good checkpoint: {last}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the Trainer's own state."""
+        """Returns what a checkpoint keeps in addition to the Trainer's own state."""
         seconds = {} if self._clock is None else {"seconds": self._clock.seconds}
         stream, positions = self.stream.state_dict(), self.run_log.positions()
         if self._row_tokens:
@@ -164,10 +164,10 @@ class ResumableTrainer(Trainer):
         return {"stream": stream, "positions": positions, **seconds}
 
     def _load_state(self, checkpoint: Path) -> dict[str, Any]:
-        """Go on from a checkpoint; returns the whole state.
+        """Restores the state of a checkpoint, and returns it.
 
         Raises:
-            UsageError: it is damaged, or of other data or another seed.
+            UsageError: the checkpoint is damaged, or was saved with other data or another seed.
         """
         holds = {"stream": dict, **self._further_state}
         state, positions = read_state(
@@ -183,17 +183,17 @@ class ResumableTrainer(Trainer):
         return state
 
     def _seconds_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> float:
-        """Of the steps before a checkpoint, whether the clock ran then or not."""
+        """Returns the time of the steps before a checkpoint, even if the clock did not run."""
         if "seconds" in saved:
             return float(saved["seconds"])
         history = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
         return sum(_seconds_of(line) for line in history)
 
     def _tokens_so_far(self, saved: Mapping[str, Any], checkpoint: Path) -> int:
-        """Of the rows drawn before a checkpoint, whether they were counted then or not.
+        """Returns the expert's tokens in the rows before a checkpoint, even if it has no count.
 
         Raises:
-            UsageError: they were not, and nobody knows which rows of a mixture they were.
+            UsageError: it has no count, and the rows that were drawn from a mixture are not known.
         """
         counted = saved.get("expert_tokens")
         if isinstance(counted, int):

@@ -1,18 +1,19 @@
-"""What a training does with the routers of a sparse policy: watch, balance, freeze.
+"""Watches, balances and freezes the routers of a sparse policy during training.
 
-The load of an expert is the share of tokens that go to it. A token that several rows of a step
-begin with counts once, and padding never, whatever micro-batches the step was cut into.
+The load of an expert is the share of tokens that go to it. A token in a prefix that several rows of
+a step share counts once. Padding never counts. The way in which the step was cut into micro-batches
+does not matter.
 
-With f_i the share of the step's tokens that expert i of a layer gets (they sum to top_k), and P_i
-the mean of its softmax probability, the losses are, with E experts and L layers,
+Let f_i be the share of the step's tokens that go to expert i of a layer (the f_i sum to top_k), and
+P_i the mean of its softmax probability. With E experts and L layers, the losses are
 
     loss           (1 / L) sum over layers of E sum_i f_i P_i
     library_loss   E sum_i mean_l(f_i) mean_l(P_i)        transformers' load_balancing_loss_func
 
-Both are top_k where all experts are used alike. The second is also top_k where every layer has
-collapsed on experts of its own, because it looks at the layers' sum; the first is E then. f has no
-gradient, so a step needs its own f before its first gradient: where it has several micro-batches,
-they go through the model once more, without gradients.
+Both are top_k if all experts are used alike. The second is also top_k if every layer has collapsed
+on different experts, because it uses means over the layers; the first is E then. f has no gradient,
+so a step needs its own f before its first gradient. If a step has several micro-batches, they go
+through the model once more for this, without gradients.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ from srl.training.chosen_experts import ChosenExperts, read_choice
 
 
 class Routers:
-    """The routers of one policy in training; of a dense policy every method does nothing.
+    """The routers of one policy in training; for a dense policy every method does nothing.
 
-    A step calls `begin`, then for each micro-batch `following` around its forward and backward,
-    `watching` around its forward, and `add_loss`, then `end`.
+    A step first calls `begin`. For each micro-batch it enters `following` around forward and
+    backward, enters `watching` around the forward, and calls `add_loss`. It ends with `end`.
 
     Args:
         model: the policy, bare or with an adapter.
-        settings: what to do.
+        settings: the settings of the routers.
 
     Attributes:
-        layers: the sparse layers; none of a dense policy.
-        chosen: a callback that lets only chosen experts move, where that is asked for.
+        layers: the sparse layers that are watched; a dense policy has none.
+        chosen: a callback that lets only chosen experts train; None if no choice is made.
 
     Raises:
-        UsageError: settings that this policy has no use for, or routers that cannot be read.
+        UsageError: a setting does not apply to this policy, or needs routers that can be read.
     """
 
     def __init__(self, model: nn.Module, settings: RouterSettings) -> None:
@@ -117,16 +118,16 @@ class Routers:
 
     @property
     def selection(self) -> Mapping[str, Any] | None:
-        """How the experts that train are yet to be chosen: by, threshold, rows; None if not."""
+        """Returns how experts are still to be chosen: by, threshold, rows; None if they are not."""
         wanted = self.settings.train_experts
         return wanted if isinstance(wanted, dict) and self.chosen is None else None
 
     def choose(self, experts: Sequence[Sequence[int]]) -> None:
-        """Let only these experts of each layer train."""
+        """Lets only these experts of each layer train."""
         self.chosen = ChosenExperts(self._model, self.layers, experts)
 
     def line(self) -> str:
-        """What a user reads at the start; nothing of a dense policy."""
+        """Returns a line for the user at the start; it is empty for a dense policy."""
         if self._unread is not None:
             return f"sparse, but {self._unread}, so its load is not watched"
         if not self.layers:
@@ -161,15 +162,15 @@ class Routers:
         *,
         fresh: bool = True,
     ) -> None:
-        """Start a step.
+        """Starts a step.
 
         Args:
-            parts: its micro-batches.
-            look: puts one of them through the model, without gradients.
-            device: where the model is.
-            routes: of each row of each micro-batch, where it was sampled.
-            fresh: the policy is still the one that sampled, so that other routes are the
-                computation's and not those of another policy.
+            parts: the micro-batches of the step.
+            look: puts one of them through the model; it is called without gradients.
+            device: the device of the model.
+            routes: the sampler's routes of each row of each micro-batch.
+            fresh: the policy is still the one that sampled. Then a different route comes from the
+                computation, not from another policy.
         """
         self._loads, self._losses, self._shares, self._found = [], {}, None, []
         self._parts, self._routes, self._device, self._fresh = parts, routes, device, fresh
@@ -192,8 +193,10 @@ class Routers:
 
     @contextmanager
     def following(self, number: int) -> Iterator[None]:
-        """Around forward and backward of micro-batch `number`: the sampler's routes, if there are
-        any, are compared with the update's, and replayed if that is asked for."""
+        """Compares the sampler's routes of micro-batch `number` with the update's, if recorded.
+
+        It also replays them if the settings ask for it. Enter it around forward and backward.
+        """
         with self._following(number) as found:
             yield
         if found is not None and self._fresh:
@@ -214,18 +217,18 @@ class Routers:
 
     @contextmanager
     def watching(self, number: int) -> Iterator[None]:
-        """Around the forward of micro-batch `number`."""
+        """Watches the routers in the forward of micro-batch `number`; enter it around that."""
         if not self.layers:
             yield
             return
         with watching(self.layers, self._counted[number], **self._wanted) as watch:
             yield
         self._loads.append(watch.loads)
-        if self._wanted["probability"] and self._shares is None:  # of the only micro-batch
+        if self._wanted["probability"] and self._shares is None:  # there is one micro-batch
             self._shares = self._share(self._loads)
 
     def add_loss(self, loss: Tensor) -> Tensor:
-        """The loss of the micro-batch that was watched last, with what its routing adds to it."""
+        """Returns the loss of the micro-batch that was watched last, plus its routing losses."""
         if not self.layers:
             return loss
         settings, loads = self.settings, self._loads[-1]
@@ -240,16 +243,16 @@ class Routers:
             z = torch.stack([cast(Tensor, load.z) for load in loads]).mean() / self._tokens
             z = self._taught(z)
             loss = loss + self._noted("z_loss", z) * settings.router_z_loss_coef
-        # Only the counts are needed from here on, not the graphs behind the others.
+        # Only the counts are needed later, so the graphs of the other values are freed.
         self._loads[-1] = [LayerLoad(load.counts, None, None) for load in loads]
         return loss
 
     def end(self) -> tuple[dict[str, float], list[list[int]]]:
-        """End a step: move the biases.
+        """Ends a step: moves the biases.
 
         Returns:
-            Its figures, and of each layer how many tokens went to each expert; both empty where
-            nothing was routed.
+            The figures of the step, and for each layer how many tokens went to each expert. Both
+            are empty if nothing was routed.
         """
         if not self._loads:
             return {}, []
@@ -266,7 +269,7 @@ class Routers:
         return {**load_figures(whole), **losses}, whole
 
     def collapsed(self, counts: Sequence[Sequence[int]]) -> list[int]:
-        """Layers, from 0, that have collapsed and were not told of before."""
+        """Returns the layers, from 0, that have collapsed and were not reported before."""
         found = [
             number
             for number, (layer, count) in enumerate(zip(self.layers, counts, strict=True))
@@ -276,7 +279,7 @@ class Routers:
         return found
 
     def collapse(self, number: int, counts: Sequence[int]) -> str:
-        """What became of a layer that has collapsed, and what to do."""
+        """Returns a message about a layer that has collapsed: its load, and what to do."""
         layer = self.layers[number]
         order = sorted(range(len(counts)), key=lambda expert: -counts[expert])[: layer.top_k]
         share = sum(counts[expert] for expert in order) / sum(counts)
@@ -293,10 +296,10 @@ class Routers:
         )
 
     def _taught(self, value: Tensor) -> Tensor:
-        """A loss of the routers, if it has a gradient.
+        """Returns a loss of the routers after a check that it has a gradient.
 
         Raises:
-            UsageError: it has none, where a loss is being computed.
+            UsageError: it has no gradient although gradients are enabled.
         """
         if torch.is_grad_enabled() and not value.requires_grad:
             raise UsageError(
@@ -311,7 +314,7 @@ class Routers:
         return value
 
     def _counts(self, loads: Sequence[Sequence[LayerLoad]]) -> list[Tensor]:
-        """[E] of each layer: tokens that went to each expert."""
+        """Returns [E] for each layer: the number of tokens that went to each expert."""
         return [
             torch.stack([load.counts for load in parts]).sum(0)
             for parts in zip(*loads, strict=True)
@@ -324,7 +327,7 @@ class Routers:
 def per_layer_loss(
     shares: Sequence[Tensor], means: Sequence[Tensor], experts: Sequence[int]
 ) -> Tensor:
-    """The load-balancing loss of each layer, their mean.
+    """Returns the mean of the layers' load-balancing losses.
 
     Args:
         shares: f of each layer, [E]; they sum to top_k.
@@ -338,5 +341,5 @@ def per_layer_loss(
 def over_layers_loss(
     shares: Sequence[Tensor], means: Sequence[Tensor], experts: Sequence[int]
 ) -> Tensor:
-    """The loss as transformers computes it: of the means over all layers. Args as above."""
+    """Returns the loss of transformers, from means over all layers; Args as `per_layer_loss`."""
     return experts[0] * (torch.stack(list(shares)).mean(0) * torch.stack(list(means)).mean(0)).sum()

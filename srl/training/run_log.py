@@ -1,7 +1,9 @@
-"""What a training writes down: `steps.jsonl`, every rollout; `problems.jsonl`, the expert solutions
-they are about; `metrics.jsonl`, figures; `experts.jsonl`, of a sparse policy its experts' load.
+"""Writes the logs of a training.
 
-`records.py` is how a log lies on the disk; here is what the trainer puts into it.
+`steps.jsonl` has every rollout, `problems.jsonl` the expert solutions of these rollouts,
+`metrics.jsonl` the figures, and `experts.jsonl` the load of a sparse policy's experts.
+
+`records.py` defines how a log is stored on the disk. This module defines its content.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from srl.training.loss import is_maximum
 
 
 class RunLog:
-    """Writes the logs of one training, between `open` and `close`; before and after, nothing.
+    """Writes the logs of one training between `open` and `close`, and nothing at other times.
 
     Args:
-        folder: where the logs lie.
+        folder: the folder of the logs.
         log_completions: whether `steps.jsonl` and `problems.jsonl` are written.
-        sparse: whether `experts.jsonl` is.
+        sparse: whether `experts.jsonl` is written.
 
     Attributes:
-        listeners: told the rollouts of each optimiser step, once they are written.
+        listeners: called with the rollouts of each optimiser step, after they are written.
     """
 
     def __init__(self, folder: Path, *, log_completions: bool, sparse: bool = False) -> None:
@@ -45,10 +47,10 @@ class RunLog:
         self.listeners: list[Callable[[Sequence[StepRecord]], None]] = []
 
     def refuse_another(self) -> None:
-        """Before a fresh training.
+        """Refuses a fresh training in a folder that has a log.
 
         Raises:
-            UsageError: a log is there already.
+            UsageError: a log exists already.
         """
         for path in self.paths.values():
             if path.is_file() and path.stat().st_size:
@@ -58,29 +60,29 @@ class RunLog:
                 )
 
     def cut_back(self, positions: Mapping[str, int]) -> None:
-        """To where a checkpoint was written: what came after it will be written again.
+        """Cuts the logs back to a checkpoint; the later lines will be written again.
 
         Raises:
-            UsageError: a log is not the one of that checkpoint.
+            UsageError: a log does not belong to that checkpoint.
         """
         truncate_to({path: positions[name] for name, path in self.paths.items()})
 
     def open(self) -> None:
-        """Start to write, at the end of what is there."""
+        """Starts to write at the end of the existing logs."""
         for name in self._written:
             self.paths[name].parent.mkdir(parents=True, exist_ok=True)
             self._writers[name] = RecordWriter(self.paths[name])
-        if "problems" in self._writers:  # a resumed run goes on with those told before
+        if "problems" in self._writers:  # a resumed run has written some before
             self._told = {_digest(row) for row in read_rows(self.paths["problems"])}
 
     def close(self) -> None:
-        """Stop to write."""
+        """Stops writing."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
 
     def positions(self) -> dict[str, int]:
-        """Name of a log -> its length in bytes, for a checkpoint."""
+        """Returns log name -> length in bytes, for a checkpoint."""
         return {
             name: self._writers[name].position()
             if name in self._writers
@@ -91,34 +93,34 @@ class RunLog:
     # -- figures ---------------------------------------------------------------------------------
 
     def note(self, figures: Mapping[str, float]) -> None:
-        """Keep figures for the next line about training."""
+        """Keeps figures for the next line about training."""
         for name, value in figures.items():
             self._pending.setdefault(name, []).append(value)
 
     def note_last(self, figures: Mapping[str, float]) -> None:
-        """Keep figures of all steps so far for the next line: the last ones are told."""
+        """Keeps figures of all steps so far for the next line; new values replace old ones."""
         self._pending.update({name: [value] for name, value in figures.items()})
 
     def take_noted(self) -> dict[str, float]:
-        """The figures noted since the last call, one value each."""
+        """Returns the figures noted since the last call, one value each."""
         merged = {name: _merge(name, values) for name, values in self._pending.items()}
         self._pending = {}
         return merged
 
     def write_metrics(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`."""
+        """Writes one line of `metrics.jsonl`."""
         if "metrics" in self._writers:
             self._writers["metrics"].write([{"step": step, **figures}])
 
     def write_load(self, step: int, counts: Sequence[Sequence[int]]) -> None:
-        """One line of `experts.jsonl`: of each sparse layer how many tokens its experts got."""
+        """Writes one line of `experts.jsonl`: the tokens of each expert of each sparse layer."""
         if "experts" in self._writers:
             self._writers["experts"].write([{"step": step, "layers": counts}])
 
     # -- records ---------------------------------------------------------------------------------
 
     def write_groups(self, train_step: int, collected: Collected[Group]) -> None:
-        """Every rollout sampled for an optimiser step, kept or not."""
+        """Writes every rollout sampled for an optimiser step, kept or not."""
         if "steps" not in self._writers:
             return
         self._tell([group.rollouts[0] for group in collected.groups])
@@ -141,7 +143,7 @@ class RunLog:
             listener(rows)
 
     def write_evaluation(self, train_step: int, rollouts: Sequence[Rollout]) -> None:
-        """The rollouts of an evaluation that follows an optimiser step, each a group of its own."""
+        """Writes the rollouts of an evaluation after an optimiser step, each as its own group."""
         if "steps" in self._writers:
             self._tell(rollouts)
             self._writers["steps"].write(
@@ -150,7 +152,7 @@ class RunLog:
             )
 
     def _tell(self, rollouts: Sequence[Rollout]) -> None:
-        """Write down each expert solution before the first record about it."""
+        """Writes each expert solution before the first record about it."""
         new: list[Mapping[str, object]] = []
         for rollout in rollouts:
             row = problem_row(rollout.example.trajectory)
@@ -161,7 +163,7 @@ class RunLog:
 
 
 def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
-    """The figures of one step's sampling, those of every format failure among them."""
+    """Returns the figures of one step's sampling, including each kind of format failure."""
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
     failures = Counter(rollout.parsed.failure for rollout in rollouts)
     return {
@@ -176,7 +178,7 @@ def collect_metrics(collected: Collected[Group]) -> dict[str, float]:
 
 
 def mean_loss(history: Sequence[Mapping[str, float]]) -> float:
-    """The mean over all steps of the log's lines, each of which is a mean since the line before."""
+    """Returns the mean loss over all steps; each log line has the mean since the line before."""
     total, before = 0.0, 0
     for line in history:
         if "loss" in line:
@@ -186,7 +188,7 @@ def mean_loss(history: Sequence[Mapping[str, float]]) -> float:
 
 
 def _merge(name: str, values: Sequence[float]) -> float:
-    """One figure for several steps; NaN, a step without that figure, does not count."""
+    """Returns one figure for several steps; NaN, a step without that figure, does not count."""
     known = [value for value in values if not math.isnan(value)]
     if name.startswith(SUMMED):
         return sum(known)
@@ -200,7 +202,7 @@ def _digest(row: Mapping[str, object]) -> bytes:
 
 
 def problem_row(trajectory: Trajectory) -> Mapping[str, object]:
-    """The line of `problems.jsonl` about one expert solution."""
+    """Returns the line of `problems.jsonl` about one expert solution."""
     row: dict[str, object] = {
         "problem_id": trajectory.problem_id,
         "source": trajectory.source,
@@ -225,7 +227,10 @@ def _record(
     number: int,
     decision: FilterDecision | None = None,
 ) -> StepRecord:
-    """Args: `number` is the rollout's place in its group; an evaluation decides nothing."""
+    """Returns a rollout's record; `number` is its place in its group.
+
+    An evaluation has no `decision`.
+    """
     example = rollout.example
     return StepRecord(
         train_step=train_step,

@@ -1,8 +1,8 @@
-"""How far the sampler's log-probabilities are from the update's, token by token.
+"""Measures how far the sampler's log-probabilities are from the update's, token by token.
 
-Both are of the same policy, so what differs is arithmetic: about 1e-6 in float32. In bf16, through
-another engine or with routed experts the rollouts come from a policy that is not quite the one
-that is trained, and this figure says by how much. Dropout shows in it too: it is on in the update.
+Both are of the same policy, so they differ by arithmetic only: about 1e-6 in float32. In bf16, with
+another engine or with routed experts, the policy that samples is not exactly the policy that is
+trained. This figure measures the difference. It also includes dropout, which is on in the update.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srl.models.scoring import CompletionScores
 
 
 class SamplerGap:
-    """Gathers the gap over the micro-batches of a step, without waiting for the device."""
+    """Collects the gap over the micro-batches of a step without waiting for the device."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []  # [3] each: sum, largest, tokens
@@ -28,12 +28,12 @@ class SamplerGap:
         sampled: Sequence[Sequence[float]],
         counted: Sequence[Sequence[bool]] | None = None,
     ) -> None:
-        """Take one micro-batch.
+        """Adds one micro-batch.
 
         Args:
-            scores: the update's.
+            scores: the scores of the update.
             sampled: the sampler's log-probabilities of the same tokens.
-            counted: of each token whether the policy wrote it; None is every token.
+            counted: for each token, whether the policy wrote it; None counts every token.
         """
         with torch.no_grad():
             mask = scores.mask if counted is None else scores.padded(counted)
@@ -41,7 +41,7 @@ class SamplerGap:
             self._parts.append(torch.stack([gap.sum(), gap.max(), mask.sum()]))
 
     def metrics(self) -> dict[str, float]:
-        """Mean over tokens and the largest, in nats; nothing where nothing was sampled."""
+        """Returns the mean over tokens and the largest gap, in nats; empty if none was added."""
         if not self._parts:
             return {}
         parts = torch.stack(self._parts)

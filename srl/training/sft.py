@@ -1,12 +1,13 @@
 """The supervised baseline: fine-tuning on the expert's own text.
 
-Rows and prompts are those of SRL; the completion is what the expert wrote, in the policy's format:
-with the expert's thoughts where the data has them. The loss is the mean cross-entropy of the
-completion tokens of an optimiser step, whatever micro-batches it was cut into: TRL's `SFTTrainer`
-computes the same (a test holds both side by side).
+Rows and prompts are those of SRL. The completion is the expert's text in the policy's format, with
+the expert's thoughts where the data has them. The loss is the mean cross-entropy of the completion
+tokens of an optimiser step, however the step was cut into micro-batches. TRL's `SFTTrainer`
+computes the same loss (a test compares both).
 
-It goes through the model as SRL's update does, so that minutes of the two compare: prefix trees
-instead of padding, and logits of completion tokens alone. TRL makes those of every token on a CPU.
+The update runs through the model as SRL's does, so that their times can be compared: with prefix
+trees instead of padding, and with logits of completion tokens only. On a CPU, TRL computes the
+logits of every token.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from srl.training.divergence import refuse_step
 from srl.training.run_log import RunLog
 from srl.training.start_lines import steps_line
 
-# Metrics of `ExpertTrainer.evaluate` that a best checkpoint may be chosen by.
+# Metrics of `ExpertTrainer.evaluate` by which the best checkpoint can be chosen.
 BEST_BY = ("eval_accuracy", "eval_loss")
 
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """What the expert wrote, as prompt and completion.
+    """The expert's text as prompts and completions.
 
     Attributes:
         examples: the rows.
-        prompts: token ids of each row's prompt, SRL's.
+        prompts: token ids of each row's prompt, as in SRL.
         completions: token ids of each row's completion, the end token included.
         dropped: why rows were left out -> how many.
     """
@@ -72,7 +73,7 @@ class ExpertRows:
         require_thoughts: bool = False,
         also_whole: bool = False,
     ) -> ExpertRows:
-        """The rows that SRL would train on, less those whose completion cannot be trained on.
+        """Returns the rows that SRL would train on, without those whose completion cannot be used.
 
         Args:
             trajectories: the expert solutions.
@@ -80,10 +81,10 @@ class ExpertRows:
             args: the settings.
             limit: tokens that the policy can read and write together; None is no limit.
             require_thoughts: leave out rows whose step has no thought.
-            also_whole: of each solution a row for the whole of it, too.
+            also_whole: add a row for the whole of each solution.
 
         Raises:
-            UsageError: no row fits.
+            UsageError: no row fits the context, or none can be trained on.
         """
         rows = Rows.of(trajectories, form, args, limit, also_whole=also_whole)
         found = cls([], [], [], Counter(rows.dropped))
@@ -93,12 +94,12 @@ class ExpertRows:
             if require_thoughts and not any(map(str.strip, thoughts)):
                 found.dropped["no thought before the step"] += 1
             elif args.think and any(map(TAG.search, thoughts)):
-                # It would end its own thought, and teach what follows as a step.
+                # The tag would end the thought, and the rest would be learned as the step.
                 found.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
                 found.dropped["too long for the policy's context"] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
-                # Trained on, it would teach what every evaluation counts as a failure.
+                # The row would teach what every evaluation counts as a failure.
                 found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
             else:
                 found.examples.append(example)
@@ -109,28 +110,28 @@ class ExpertRows:
         return found
 
     def row(self, number: int) -> Row:
-        """Its prompt's and its completion's tokens."""
+        """Returns the tokens of one row: its prompt and its completion."""
         return self.prompts[number], self.completions[number]
 
 
 class ExpertTrainer(StepTrainer):
     """Fine-tunes a causal language model on the expert's steps, or whole solutions.
 
-    The order of the rows is that of SRL's prompts without refills: a function of the seed, known
-    beforehand, so a resumed run sees the rows an uninterrupted one would have seen.
+    The order of the rows is that of SRL's prompts without refills. It is a function of the seed, so
+    a resumed run sees the same rows as an uninterrupted one.
 
     Args:
         model: a loaded model, or a model with an adapter.
-        args: the settings; those of sampling and scoring serve evaluation alone.
+        args: the settings; those of sampling and scoring are used in evaluation only.
         train_trajectories: expert solutions to train on.
         validation_trajectories: expert solutions of other problems, for `evaluate`.
-        step_rewards: what the figures of held-out steps are measured with.
+        step_rewards: the rewards that measure held-out steps.
         processing_class: the tokenizer.
         callbacks: further callbacks of transformers.
-        mixture: how much is trained on of which source of trajectories; None takes all rows alike.
+        mixture: the share of each source of trajectories; None treats all rows alike.
 
     Raises:
-        UsageError: wrong use, in words.
+        UsageError: the model, the data or the settings cannot be used; the message says why.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class ExpertTrainer(StepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         mixture: Mixture | None = None,
     ) -> None:
-        args = copy.copy(args)  # numbers of this training are written into it
+        args = copy.copy(args)  # this training writes its own values into it
         train_trajectories = self._prepare(
             model,
             args,
@@ -195,7 +196,7 @@ class ExpertTrainer(StepTrainer):
         )
 
     def arithmetic(self) -> str:
-        """One line: the sizes of a step, and how often the rows are seen."""
+        """Returns a line with the sizes of a step and how often the rows are seen."""
         args, count = self.settings, len(self.prompts)
         thinking = sum(any(step.thought for step in row.expert_steps) for row in self.rows.examples)
         thoughts = f", {thinking:,} with thoughts" if thinking else ""
@@ -214,7 +215,7 @@ class ExpertTrainer(StepTrainer):
     def training_step(
         self, model: nn.Module, inputs: object, num_items_in_batch: object = None
     ) -> Tensor:
-        """One optimiser step up to the gradients; the Trainer clips and updates."""
+        """Runs one optimiser step up to the gradients; the Trainer clips them and updates."""
         started = time.perf_counter()
         model.train()
         drawn = self.stream.take(self.args.prompts_per_step)
@@ -253,13 +254,13 @@ class ExpertTrainer(StepTrainer):
     # -- parts -----------------------------------------------------------------------------------
 
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
-        """Greedy attempts at the validation problems, as SRL's, and the loss of their rows."""
+        """Returns greedy attempts at the validation problems, as in SRL, and their rows' loss."""
         self.model.eval()
         return self._attempts(), {"loss": self._held_out_loss()}
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        """Mean cross-entropy of the completion tokens of all held-out rows; NaN without any."""
+        """Returns the mean cross-entropy of all held-out completion tokens; NaN without rows."""
         rows = [self.held_out.row(number) for number in range(len(self.held_out.prompts))]
         if not rows:
             return float("nan")

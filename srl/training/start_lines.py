@@ -1,4 +1,4 @@
-"""The lines that say what a training is about to do, and the one for when nothing is left to do."""
+"""Writes the lines about a training at its start, and messages for when it cannot learn."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from srl.training.groups import Collected, Group
 if TYPE_CHECKING:
     from srl.config.settings import SRLConfig, TrainerConfig
 
-# Such a share of a step's rollouts is nearly all of them.
+# This share of a step's rollouts counts as nearly all of them.
 _MOSTLY = 0.9
-# Characters of a completion in a message.
+# The most characters of a completion that a message shows.
 _SHOWN = 160
-# Rewards that would take longer than this a step are named at the start.
+# Rewards that would take longer than this per step are named at the start.
 _SLOW_SECONDS = 1.0
 
 
 def arithmetic(
     args: SRLConfig, rows: int, drops: Mapping[str, int], tree_refusal: str | None
 ) -> str:
-    """The sizes of a step, and how often the rows are seen.
+    """Returns the sizes of a step, and how often the rows are seen.
 
     Args:
         args: the settings.
@@ -50,7 +50,7 @@ def arithmetic(
 
 
 def steps_line(args: TrainerConfig, rows: float) -> str:
-    """How long a training is, of so many rows an epoch."""
+    """Returns how long a training is, if an epoch has this many rows."""
     if args.max_expert_tokens is not None:
         return (
             f"until {args.max_expert_tokens:,} of the expert's tokens were drawn, or for "
@@ -61,7 +61,7 @@ def steps_line(args: TrainerConfig, rows: float) -> str:
 
 
 def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
-    """Each reward, its weight, what it gives an expert's own step, and its price."""
+    """Returns each reward's weight, and its value and time on an expert's own step."""
     parts, slow = [], []
     completions = args.prompts_per_step * args.num_generations
     for check in checks:
@@ -77,9 +77,9 @@ def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
 def broken_format(
     args: SRLConfig, collected: Collected[Group], read: Callable[[Sequence[int]], str]
 ) -> str | None:
-    """What to do about a policy that hardly ever keeps the format; None if it often does.
+    """Returns advice if nearly all rollouts break the format, else None.
 
-    Where every such rollout earns the same, its groups are flat and teach nothing.
+    If all these rollouts earn the same, their groups are flat and teach nothing.
 
     Args:
         args: the settings.
@@ -87,7 +87,7 @@ def broken_format(
         read: a completion's tokens -> its text.
 
     Returns:
-        At most five lines: how many, the commonest reason, an example, and what to try.
+        At most five lines: how many, the most common reason, an example, and what to try.
     """
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
     failed = [rollout for rollout in rollouts if rollout.parsed.failure is not None]
@@ -116,7 +116,7 @@ def broken_format(
 
 
 def _settings_against(reason: str, args: SRLConfig) -> list[str]:
-    """Settings that are not in use yet and help against a format failure, the first one most."""
+    """Returns unused settings that help against a format failure, the most helpful first."""
     budget = max(1, args.completion_length // 2)
     shots = [] if args.few_shot else ["few_shot: 3"]
     without = ["think: false"] if args.think else []
@@ -139,12 +139,12 @@ def _settings_against(reason: str, args: SRLConfig) -> list[str]:
 
 
 def nothing_left(args: SRLConfig, collected: Collected[Group], broken: str | None) -> str:
-    """Why a training stops whose groups were all dropped, step after step.
+    """Returns why a training stops after several steps with all groups dropped.
 
     Args:
         args: the settings.
         collected: the groups of the last step.
-        broken: what `broken_format` says of them.
+        broken: the result of `broken_format` for these groups.
     """
     message = (
         f"nothing to train on: for {args.max_empty_steps} steps in a row every group was dropped, "

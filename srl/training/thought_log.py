@@ -1,4 +1,4 @@
-"""What is written of explanations: step records, and solutions with the thoughts that helped."""
+"""Builds the output about explanations: step records, and solutions with useful thoughts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from srl.training.thoughts import Explanation, Row
 
 
 def records_of(row: Row, explanations: Sequence[Explanation]) -> list[StepRecord]:
-    """The explanations of a row as step records: what was written stands in place of a step.
+    """Returns the explanations of a row as step records, with the explanation as the action.
 
-    Views take a group for kept if its first record is; the explanations come in that order.
+    Views treat a group as kept if its first record is kept. So the used explanation comes first.
     """
     example = row.example
     mean, std = group_stats([one.lift for one in explanations])
@@ -57,7 +57,7 @@ def records_of(row: Row, explanations: Sequence[Explanation]) -> list[StepRecord
 
 
 def trajectories_with(thoughts: Mapping[int, str], rows: Sequence[Row]) -> list[dict[str, object]]:
-    """The solutions that have a thought, as lines of a file that `source: files` reads.
+    """Returns the solutions that have a thought, as lines of a file that `source: files` reads.
 
     Args:
         thoughts: number of a row -> the thought before its step.
@@ -91,7 +91,7 @@ def trajectories_with(thoughts: Mapping[int, str], rows: Sequence[Row]) -> list[
 
 
 def summary_of(log: Path, rows: Sequence[Row]) -> dict[str, object]:
-    """What came out, from the log of all explanations."""
+    """Returns the counts and the mean lift from the log of all explanations."""
     fates: Counter[str] = Counter()
     lifts = []
     for one in read_records(log):

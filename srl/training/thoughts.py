@@ -1,14 +1,14 @@
-"""Thoughts of the policy's own for an expert's steps: rationalisation (STaR, arXiv 2203.14465).
+"""Makes a policy's own thoughts for an expert's steps: rationalisation (STaR, arXiv 2203.14465).
 
-The policy is shown the problem, the steps so far and the expert's next step, and is asked why this
-is the next step. What it writes becomes the thought before the step if, as such, it makes the step
-more likely: the mean log-probability of the step's tokens in the prompt of the later training must
-be higher after `<think>explanation</think>` than after an empty thought.
+The policy reads the problem, the steps so far and the expert's next step. It is asked why this is
+the next step. Its answer becomes the thought before the step if it makes the step more likely: in
+the prompt of the later training, the mean log-probability of the step's tokens must be higher after
+`<think>explanation</think>` than after an empty thought.
 
-Nothing but the step's own tokens is scored: not the thought, the tags or the end token. The mean is
-over tokens, so that one threshold serves short and long steps; at a threshold of 0 it decides as
-the sum does. An explanation that repeats the step makes the step likely and explains nothing.
-`in_thought` measures how much of the step stands in it, and `max_in_thought` bounds that.
+Only the step's own tokens are scored, not the thought, the tags or the end token. The score is a
+mean over tokens, so that one threshold serves short and long steps. At a threshold of 0 the mean
+decides as the sum does. An explanation that repeats the step makes the step likely but explains
+nothing. `in_thought` measures how much of the step it repeats, and `max_in_thought` bounds that.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from srl.models.tree_models import attending_over_trees, refusal
 from srl.rollout.choice import way_of
 from srl.rollout.samplers import Completion, Prompt, SamplingParams, complete, key_of, make_sampler
 
-# Explanations that are made and written together, at most: what an interruption can lose.
+# At most this many explanations are made and written together. An interruption can lose them.
 _EXPLANATIONS_A_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class ThoughtSettings:
-    """How thoughts are made and chosen.
+    """The settings for making and choosing thoughts.
 
     Attributes:
         samples: explanations sampled for each step.
         max_thought_length: the longest explanation, in tokens.
         min_lift: an explanation is kept if it raises the mean log-probability of the step's tokens
             by more than this, in nats a token.
-        max_in_thought: the largest share of the step that may stand in its explanation word for
+        max_in_thought: the largest share of the step that its explanation may repeat word for
             word, from 0 to 1; 1 allows everything.
-        instruction: what the policy is asked for.
+        instruction: the system prompt that asks for an explanation.
     """
 
     samples: int = 4
@@ -85,19 +85,19 @@ class ThoughtSettings:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One explanation of one step, and what it does to the step's likelihood.
+    """One explanation of one step, and its effect on the step's likelihood.
 
     Attributes:
         text: what the policy wrote, without white space around it.
-        prompt_tokens: of the prompt that asked for it.
-        tokens: what the policy wrote, in tokens, the end token included.
+        prompt_tokens: number of tokens of the prompt that asked for it.
+        tokens: number of tokens that the policy wrote, including the end token.
         truncated: the length limit cut it.
         log_prob: mean log-probability of the step's tokens with this thought before them.
         log_prob_empty: the same after an empty thought.
-        in_thought: the share of the step that stands in the explanation, see `in_thought`.
-        length: tokens of thought and step as a completion.
-        thought_length: of them, tokens of the thought.
-        dropped_because: None, or why it is not used.
+        in_thought: the share of the step that the explanation repeats, see `in_thought`.
+        length: number of tokens of thought and step as a completion.
+        thought_length: how many of these tokens belong to the thought.
+        dropped_because: why the explanation is not used; None if it is used.
     """
 
     text: str
@@ -113,13 +113,13 @@ class Explanation:
 
     @property
     def lift(self) -> float:
-        """What the explanation adds to the step's mean log-probability, in nats a token."""
+        """Returns the rise of the step's mean log-probability, in nats per token."""
         return self.log_prob - self.log_prob_empty
 
 
 @dataclass(frozen=True)
 class Row:
-    """A step to be explained: its number among the rows, and its prompt of the later training."""
+    """A step to explain: its number among the rows, and its prompt in the later training."""
 
     number: int
     example: StepExample
@@ -130,14 +130,14 @@ class ThoughtWriter:
     """Asks a policy for explanations, and scores them.
 
     Args:
-        model: where it is to compute already.
-        tokenizer: its own.
+        model: the policy, already on its device.
+        tokenizer: the policy's tokenizer.
         args: the settings of the training that the thoughts are for: prompts, sampling, seed.
         settings: how thoughts are made and chosen.
         shots: worked examples in front of every prompt of that training.
 
     Raises:
-        UsageError: the policy is not to think, or is to write whole solutions.
+        UsageError: `think` is false, or `targets` is whole.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class ThoughtWriter:
             template=args.template,
             think=False,
             system_prompt=settings.instruction,
-            step_ends_at="blank_line",  # a small model writes on and on
+            step_ends_at="blank_line",  # a small model does not stop
             prompt_date=args.prompt_date,
         )
         self.asking = prompt_format(model, tokenizer, asking, shots=worked_examples())
@@ -175,11 +175,11 @@ class ThoughtWriter:
     def rows(
         self, trajectories: Sequence[Trajectory], *, most: int | None = None
     ) -> tuple[list[Row], Counter[str]]:
-        """The rows to explain, those of the later training, and why others are left out.
+        """Returns the rows to explain, as in the later training, and why others are left out.
 
         Args:
             trajectories: the expert solutions to train on.
-            most: the first so many rows; None is all.
+            most: explain at most this many rows; None is all.
 
         Raises:
             UsageError: no row fits the policy's context.
@@ -198,17 +198,17 @@ class ThoughtWriter:
         return rows, found.dropped
 
     def prompt(self, example: StepExample) -> list[int]:
-        """The prompt that asks for an explanation, as token ids."""
+        """Returns the token ids of the prompt that asks for an explanation."""
         so_far = [part for step in example.previous for part in (step.text, step.observation)]
         return self.asking.encode(question(example.problem, so_far, example.expert_step), ())
 
     def _fits(self, row: Row) -> bool:
-        """Whether an explanation has room behind the prompt that asks for it."""
+        """Returns whether an explanation has room behind the prompt that asks for it."""
         most = len(self.prompt(row.example)) + self.settings.max_thought_length
         return self.limit is None or most <= self.limit
 
     def chunks(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Neighbouring rows whose explanations stay within `rollout_token_budget` together."""
+        """Yields neighbouring rows that fit into `rollout_token_budget` together, at least one."""
         settings, budget = self.settings, self.args.rollout_token_budget
         most = max(1, _EXPLANATIONS_A_CHUNK // settings.samples)
         chunk: list[Row] = []
@@ -225,7 +225,10 @@ class ThoughtWriter:
             yield chunk
 
     def explain(self, chunk: Sequence[Row]) -> list[list[Explanation]]:
-        """All explanations of each row: first the one that is used, if any, then by their lift."""
+        """Returns all explanations of each row: first those that may be used, then the others.
+
+        Each part has the highest lift first. So the first explanation is the used one, if any is.
+        """
         prompts = [
             Prompt(
                 self.prompt(row.example),
@@ -235,7 +238,7 @@ class ThoughtWriter:
         ]
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
             written = complete(self._sampler, prompts, self.settings.samples, self._params)
-        # Scored in float32: what bf16 rounds off would pass for a rise.
+        # The scores are in float32, because a rounding error of bf16 could look like a rise.
         return [
             self._ranked(self._scored(row, len(prompt.ids), completions))
             for row, prompt, completions in zip(chunk, prompts, written, strict=True)
@@ -267,10 +270,10 @@ class ThoughtWriter:
         ]
 
     def _cut(self, whole: list[int], step: str) -> tuple[list[int], list[int]]:
-        """The tokens before the step, and its own; all as the step's where it cannot be found.
+        """Returns the tokens before the step and the step's own.
 
-        What precedes the step might change how its tokens are cut; `rows` has seen that they hold
-        the step behind an empty thought.
+        If the step is not found, all tokens count as its own. A thought before the step may change
+        how the step is tokenized; `rows` has checked it only behind an empty thought.
         """
         return cut_around(whole, step, self.form.read) or ([], whole)
 
@@ -278,7 +281,7 @@ class ThoughtWriter:
     def _step_log_probs(
         self, parts: Sequence[tuple[Sequence[int], list[int], list[int]]]
     ) -> list[float]:
-        """Mean log-probability of each step; a part is prompt, what precedes the step, the step."""
+        """Returns each step's mean log-probability; a part is prompt, tokens before step, step."""
         was_training = self.model.training
         self.model.eval()
         sizes = {"max_thought_length": self.settings.max_thought_length}
@@ -302,7 +305,7 @@ class ThoughtWriter:
         return [total / len(step) for total, (_, _, step) in zip(sums, parts, strict=True)]
 
     def _ranked(self, explanations: Sequence[Explanation]) -> list[Explanation]:
-        """The same with why each is dropped: all but the one that lifts the step most."""
+        """Returns them sorted; all but the valid one with the highest lift are dropped."""
         judged = [replace(one, dropped_because=self._why_dropped(one)) for one in explanations]
         judged.sort(key=lambda one: (one.dropped_because is not None, -one.lift))
         return [
@@ -322,14 +325,14 @@ class ThoughtWriter:
         if one.length > self.args.max_completion_length:
             return "too_long"
         if 0 < self.args.think_budget < one.thought_length:
-            return "too_long"  # it would be closed before its end
+            return "too_long"  # the budget would cut it off
         if one.in_thought > self.settings.max_in_thought:
             return "repeats_the_step"
         return None if one.lift > self.settings.min_lift else "no_lift"
 
 
 def refuse_unthinking(args: TrainerConfig) -> None:
-    """Refuse settings under which a thought before a step would not be trained on.
+    """Refuses settings under which a thought before a step would not be trained on.
 
     Raises:
         UsageError: `think` is false, or `targets` is whole.

@@ -1,8 +1,8 @@
-"""A table of rollouts for the trackers that have tables: wandb, trackio and mlflow.
+"""Sends tables of rollouts to the trackers that have tables: wandb, trackio and mlflow.
 
 Figures reach every tracker of `report_to` through `Trainer.log`, under the names of metrics.jsonl.
-What no figure says is what the policy wrote: that goes to the tracker as a table, with each line of
-figures. `steps.jsonl` has every rollout; a tracker gets a few of each step to look at.
+The texts that the policy wrote go to the tracker as a table, with each line of figures.
+`steps.jsonl` has every rollout; a tracker gets only the newest ones.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from srl.runs.records import StepRecord, finite, utf8
 # The trackers that have tables.
 TABLES = ("wandb", "trackio", "mlflow")
 
-# Rows of one table: enough to see what the policy does, and with texts of 2 KB some 150 KB. All
-# rollouts of a long run would be gigabytes, which trackers send over the net and load into a page.
+# Rows of one table: enough to see what the policy does. With texts of 2 KB they take about 150 KB.
+# All rollouts of a long run would be gigabytes. Trackers send them over the network and load them
+# into a page.
 MAX_ROWS = 64
 
-# Tables that mlflow gets over a whole training, evenly spread. It lists a run's tables in one tag
-# of at most 8000 characters; after some 130 names it cuts that list and can read it no more.
+# Tables that mlflow gets over a whole training, evenly spread. mlflow lists a run's tables in one
+# tag of at most 8000 characters. After about 130 names it cuts that list and cannot read it again.
 MLFLOW_TABLES = 100
 
-# Columns are fields of the step record; those of rewards and metrics stand between, one a name.
+# Columns are fields of the step record. Rewards and metrics stand between, one column per name.
 _BEFORE = (
     "train_step", "source", "problem_id", "step_index", "group_id", "rollout", "thought", "action",
     "expert_step", "format_failure", "reward",
@@ -54,12 +55,12 @@ _log = logging.getLogger(__name__)
 
 
 def names_of(report_to: str | Sequence[str] | None) -> list[str]:
-    """The trackers that are asked for. transformers makes a list of them, which no type says."""
+    """Returns the requested trackers as a list, also for a single name or None."""
     return [report_to] if isinstance(report_to, str) else list(report_to or ())
 
 
 def check_installed(report_to: str | Sequence[str] | None) -> None:
-    """Refuse a tracker that is not there, in words that say what to type.
+    """Refuses a tracker that is not installed; the message says what to type.
 
     Unknown names and rarer trackers are left to transformers.
 
@@ -77,10 +78,10 @@ class RolloutTables(TrainerCallback):
     """Sends a table of the newest rollouts with every line of figures.
 
     Callbacks are called in the order in which they were added. Add this one after those of the
-    trackers: when it sends, their runs have started.
+    trackers, so that their runs have started when it sends.
 
     Args:
-        trackers: names of `TABLES`.
+        trackers: names from `TABLES`.
     """
 
     def __init__(self, trackers: Sequence[str]) -> None:
@@ -89,7 +90,7 @@ class RolloutTables(TrainerCallback):
         self._mlflow_span = -1
 
     def keep(self, records: Sequence[StepRecord]) -> None:
-        """Keep a step's rollouts for the next table; older ones stay where they find room."""
+        """Keeps a step's rollouts for the next table; older ones stay if there is room."""
         self._records = _whole_groups([*records, *self._records])
 
     def on_log(
@@ -103,7 +104,7 @@ class RolloutTables(TrainerCallback):
             try:
                 self._send(name, columns, rows, state)
             except Exception as error:  # noqa: BLE001 - each tracker has errors of its own, from
-                # a full disk to a lost connection, and none is worth a training of hours.
+                # a full disk to a lost connection, and none should end a training of hours.
                 self._trackers.remove(name)
                 lines = str(error).splitlines() or [""]
                 _log.warning(
@@ -122,14 +123,15 @@ class RolloutTables(TrainerCallback):
     ) -> None:
         tracker = import_module(name)
         if name != "mlflow":
-            # The step in the row, as with figures: these trackers count the calls of `log`.
+            # The step is in the row, as with figures, because these trackers count calls of `log`.
             table = tracker.Table(columns=list(columns), data=[list(row) for row in rows])
             tracker.log({"rollouts": table, "train/global_step": state.global_step})
             return
         span = (state.global_step - 1) // math.ceil(max(1, state.max_steps) / MLFLOW_TABLES)
         if span != self._mlflow_span:
             self._mlflow_span = span
-            # A file each: adding to one reads it back first, and takes texts of digits for numbers.
+            # Each table has its own file. To add to a file, mlflow reads it back first, and takes
+            # texts of digits for numbers.
             tracker.log_table(
                 {column: [row[i] for row in rows] for i, column in enumerate(columns)},
                 artifact_file=f"rollouts/step-{state.global_step:06d}.json",
@@ -137,7 +139,7 @@ class RolloutTables(TrainerCallback):
 
 
 def rollout_table(records: Sequence[StepRecord]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows, of texts, numbers, truths and None alone."""
+    """Returns columns and rows, which contain only texts, numbers, booleans and None."""
     named = {
         (kind, name): None
         for kind in ("rewards", "metrics")
@@ -157,7 +159,7 @@ def rollout_table(records: Sequence[StepRecord]) -> tuple[list[str], list[list[o
 
 
 def _whole_groups(records: Sequence[StepRecord]) -> list[StepRecord]:
-    """The first groups, at most `MAX_ROWS` rows, but one group in any case: halves say little."""
+    """Returns the first whole groups, at most `MAX_ROWS` rows, but at least one group."""
     taken: list[StepRecord] = []
     for _, group in groupby(records, lambda record: (record.train_step, record.group_id)):
         rows = list(group)

@@ -6,10 +6,10 @@ One `training_step` of transformers' `Trainer` is one whole SRL step:
     -> drop flat groups and draw others (dynamic sampling) -> advantages inside each group
     -> one forward and backward per micro-batch -> the Trainer's clip, optimiser and schedule
 
-Everything else (checkpoints, schedules, trackers, resuming) is the Trainer's own, and only its
-documented methods are overridden.
+Everything else (checkpoints, schedules, trackers, resuming) is the Trainer's own. Only documented
+methods are overridden, except for two in `resuming.py` that load a checkpoint.
 
-Where this departs from the paper, and why (docs/method.md has the full list):
+Differences from the paper (docs/method.md has the full list and the reasons):
 - difflib's autojunk heuristic is off;
 - refilling is bounded: after `max_sampling_rounds` the step trains on the groups it has, and
   `max_empty_steps` steps without any group stop the run;
@@ -57,25 +57,25 @@ _log = logging.getLogger(__name__)
 
 
 class NothingToTrainOnError(RuntimeError):
-    """Dynamic sampling dropped every group for several steps in a row."""
+    """Raised when dynamic sampling dropped every group for several steps in a row."""
 
 
 class SRLTrainer(StepTrainer):
     """Trains a causal language model to take the expert's steps.
 
     Args:
-        model: a model folder, a hub name, or a loaded model (then `processing_class` is needed).
+        model: a model folder, a hub name, or a loaded model (which needs `processing_class`).
         args: the settings; see `SRLConfig`.
         train_trajectories: expert solutions to train on.
         validation_trajectories: expert solutions of other problems, for `evaluate`.
-        step_rewards: reward -> weight, or a `RewardSum`; similarity alone by default. Rewards are
+        step_rewards: reward -> weight, or a `RewardSum`; by default only similarity. Rewards are
             built-in names, `file.py:name`, `package.module:name` or functions (`rewards`).
-        processing_class: the tokenizer, if `model` is not a name.
+        processing_class: the tokenizer, if `model` is a loaded model.
         callbacks: further callbacks of transformers.
-        mixture: how much is trained on of which source of trajectories; None takes all rows alike.
+        mixture: the share of each source of trajectories; None treats all rows alike.
 
     Raises:
-        UsageError: wrong use, in words.
+        UsageError: the model, the data or the settings cannot be used; the message says why.
     """
 
     _further_state: Mapping[str, type] = {"empty_steps": int}
@@ -93,7 +93,7 @@ class SRLTrainer(StepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         mixture: Mixture | None = None,
     ) -> None:
-        args = copy.copy(args)  # numbers of this training are written into it
+        args = copy.copy(args)  # this training writes its own values into it
         if isinstance(model, str):
             model, processing_class = load_policy(model)
         elif processing_class is None:
@@ -135,7 +135,7 @@ class SRLTrainer(StepTrainer):
         )
         self._batch: Batch | None = None
         self._empty_steps = 0
-        self._drawn: list[int] = []  # rows of the step that is being made
+        self._drawn: list[int] = []  # rows drawn for the current step
         self._told_of_format = False
         with libraries_refuse():
             super().__init__(
@@ -167,13 +167,13 @@ class SRLTrainer(StepTrainer):
     # -- what a user reads at the start ----------------------------------------------------------
 
     def arithmetic(self) -> str:
-        """One line: the sizes of a step, and how often the rows are seen."""
+        """Returns a line with the sizes of a step and how often the rows are seen."""
         return arithmetic(
             self.args, self.stream.rows_an_epoch, self.dropped_rows, self.tree_refusal
         )
 
     def reward_report(self) -> str:
-        """One line: each reward, its weight, what it gives an expert's own step, and its price."""
+        """Returns a line with each reward's weight, and its value and time on an expert's step."""
         return reward_report(self.args, self.reward_checks)
 
     # -- documented methods of Trainer -----------------------------------------------------------
@@ -181,7 +181,7 @@ class SRLTrainer(StepTrainer):
     def training_step(
         self, model: nn.Module, inputs: object, num_items_in_batch: object = None
     ) -> Tensor:
-        """One SRL step up to the gradients; the Trainer clips them and updates."""
+        """Runs one SRL step up to the gradients; the Trainer clips them and updates."""
         started = time.perf_counter()
         first_pass = self.state.global_step % self.args.num_iterations == 0
         if first_pass or self._batch is None:
@@ -214,16 +214,19 @@ class SRLTrainer(StepTrainer):
     # -- evaluation ------------------------------------------------------------------------------
 
     def _validate(self) -> tuple[list[Attempt], dict[str, float]]:
-        """Greedy attempts at the validation problems, and the rewards of their rows."""
+        """Returns greedy attempts at the validation problems, and mean figures of their rows."""
         rows = self.validation_rows
-        prompts = [Prompt(ids, key=0) for ids in rows.prompts]  # greedy: nothing is drawn
+        prompts = [Prompt(ids, key=0) for ids in rows.prompts]  # greedy: the key is not used
         groups = self._sample(rows.examples, prompts, 1, self.greedy)
         rollouts = [rollout for group in groups for rollout in group]
         self.run_log.write_evaluation(self.state.global_step, rollouts)
         return self._attempts_beside(rollouts), rollout_metrics(rollouts)
 
     def _attempts_beside(self, rollouts: Sequence[Rollout]) -> list[Attempt]:
-        """One greedy attempt at every validation problem, whose rows were sampled as `rollouts`."""
+        """Returns one greedy attempt at every validation problem.
+
+        If the rows are whole problems with the same prompts, `rollouts` become the attempts.
+        """
         problems = [one.problem_id for one in one_each(self.validation_trajectories)]
         rows_are_problems = problems == [one.example.problem_id for one in rollouts]
         same_prompts = self.args.solve_as is None
@@ -237,7 +240,7 @@ class SRLTrainer(StepTrainer):
                     sample=0,
                 )
                 for one in rollouts
-            ]  # the rows are the problems: nothing is written twice
+            ]  # the rows are the problems, so nothing is sampled twice
         return self._attempts()
 
     # -- one step --------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ class SRLTrainer(StepTrainer):
             )
 
     def _draw(self, count: int) -> list[Group]:
-        """The next `count` prompts of the stream as scored groups."""
+        """Returns the next `count` prompts of the stream as scored groups."""
         place = self.stream.cursor
         rows = self.stream.take(count)
         self._drawn += rows
@@ -274,7 +277,7 @@ class SRLTrainer(StepTrainer):
         return [Group(rollouts) for rollouts in sampled]
 
     def _collect(self) -> Batch:
-        """Sample until enough groups are worth training on, write them down, make the batch."""
+        """Samples until enough groups are kept, logs all groups, and returns the batch."""
         args = self.args
         self._drawn = []
         collected = collect_groups(
@@ -290,7 +293,7 @@ class SRLTrainer(StepTrainer):
             for group, decision in zip(collected.groups, collected.decisions, strict=True)
         ]
         collected = replace(collected, groups=groups)
-        # The step that is being made counts from 1, as in the log.
+        # The log counts steps from 1.
         self.run_log.write_groups(self.state.global_step + 1, collected)
         self.run_log.note(collect_metrics(collected))
         kept = [decision.kept for decision in collected.decisions]
@@ -315,7 +318,7 @@ class SRLTrainer(StepTrainer):
         )
 
     def _advantages(self, groups: Sequence[Group]) -> list[list[float]]:
-        """One advantage per rollout of each group that is trained on."""
+        """Returns one advantage per rollout of each group that is trained on."""
         args = self.args
         if args.multi_objective_aggregation == "normalize_then_sum":
             return decoupled_advantages(
@@ -335,7 +338,7 @@ class SRLTrainer(StepTrainer):
         micro_batch: MicroBatch,
         gap: SamplerGap,
     ) -> tuple[Tensor, Figures]:
-        """This micro-batch's share of the step's loss."""
+        """Returns this micro-batch's share of the step's loss, and its figures."""
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
         rows, tree = [row_of(one) for one in rollouts], micro_batch.tree
         with self.routers.watching(number):
@@ -378,7 +381,7 @@ class SRLTrainer(StepTrainer):
     # -- resuming --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the Trainer's own state."""
+        """Returns what a checkpoint keeps in addition to the Trainer's own state."""
         return {**super().state_dict(), "empty_steps": self._empty_steps}
 
     def _load_state(self, checkpoint: Path) -> dict[str, Any]:
