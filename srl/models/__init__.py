@@ -1,1 +1,1 @@
-"""Models: loading, adapters, the prefix tree and attention over it, scores of completions."""
+"""Loads models, merges adapters, attends over prefix trees and scores completions."""

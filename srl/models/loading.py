@@ -1,8 +1,9 @@
-"""Loading a policy: a model and its tokenizer, in float32, from a folder or the hub.
+"""Loads a policy from a folder or the hub: a model in float32 and its tokenizer.
 
-An adapter is loaded on its base and merged (`srl/models/lora.py`). Weights are float32 whatever the
-checkpoint's type: they are the master weights of the optimiser, and bf16 is a matter of autocast.
-Pickled weights are refused, because loading them runs their code, and so is code beside a model.
+An adapter is loaded on its base and merged (`srl/models/lora.py`). Weights are float32 whatever
+the checkpoint's dtype is, because they are the master weights of the optimiser. bf16 is used only
+through autocast. Pickled weights are refused, because loading them runs the code in them. A model
+folder that brings its own Python code is refused too.
 """
 
 from __future__ import annotations
@@ -40,23 +41,23 @@ from srl.models.lora import CONFIG, base_of, check_peft, is_adapter_folder, merg
 from srl.models.routing import BIAS_FILE, load_bias
 from srl.models.vocabulary import embeddings, fit_tokenizer
 
-# Of a model's folder, all that a loaded model and its prompts follow from.
+# The files of a model's folder that determine the loaded model and its prompts.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def load_policy(
     name: str, *, experts: ExpertsImplementation = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer called `name`, a folder or a hub name.
+    """Loads the model and the tokenizer called `name`.
 
-    A folder that holds an adapter gives its base with the adapter merged: a whole model.
+    If the folder holds an adapter, the result is a whole model: the base with the adapter merged.
 
     Args:
-        name: the model's.
-        experts: how the experts of a sparse one are computed.
+        name: a folder or a hub name.
+        experts: how the experts of a sparse model are computed.
 
     Raises:
-        UsageError: there is no such thing, or it cannot be used; the message says why.
+        UsageError: the model does not exist or cannot be used; the message says why.
     """
     model, tokenizer = _load(name, adapters=())
     fit_tokenizer(model, tokenizer)
@@ -67,15 +68,15 @@ def load_policy(
 def _load(
     name: str, *, adapters: tuple[Path, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The same, as the base of `adapters`, resolved folders."""
+    """Loads a model and its tokenizer; `adapters` are the resolved folders of adapters on it."""
     path = Path(name)
     if is_adapter_folder(path):
         return _load_adapted(path, adapters)
-    beside = path.parent != Path(".") and path.parent.is_dir()  # runs/nothing is no hub name
+    beside = path.parent != Path(".") and path.parent.is_dir()  # so runs/nothing is not a hub name
     if path.exists() or beside or name.startswith((".", "/")) or name.count("/") != 1:
         check_folder(path, name)
     try:
-        # As text: in a script without a __main__ file, transformers' own check trips over a Path.
+        # `name` is a str: transformers' check fails on a Path in a script without a __main__ file.
         tokenizer = _load_tokenizer(name)
         model, loading = AutoModelForCausalLM.from_pretrained(
             name,
@@ -86,7 +87,7 @@ def _load(
         )
     except UsageError:
         raise
-    except Exception as error:  # of a foreign folder the libraries raise all kinds
+    except Exception as error:  # the libraries raise many kinds of errors
         if "trust_remote_code" in str(error):
             raise _brings_code(name) from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -101,7 +102,7 @@ def _load(
             f"{name!r} is an adapter on the hub; download it and name its folder, so that it is "
             "merged: hf download NAME --local-dir FOLDER"
         )
-    # For both of these transformers makes something up: random weights, an empty vocabulary.
+    # transformers replaces missing weights by random ones, and a missing tokenizer by an empty one.
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"the weights of {name!r} are incomplete: {len(missing)} tensors of its architecture "
@@ -115,12 +116,12 @@ def _load(
         )
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if capped and model.config._attn_implementation == "sdpa":
-        # sdpa has no soft-cap; transformers 5.17 takes it for Gemma 2 and leaves the cap out.
+        # sdpa has no soft-cap. transformers 5.17 uses sdpa for Gemma 2 and leaves the cap out.
         model.set_attn_implementation("eager")
     text = model.config.get_text_config()
     if getattr(text, "output_router_logits", False):
-        # SFT of a sparse model leaves this on. Nobody reads router logits from a policy, and the
-        # auxiliary loss that is computed from them fails where a row goes on from a cache.
+        # SFT of a sparse model leaves this on. No code reads router logits from a policy, and the
+        # auxiliary loss computed from them fails when a row continues from a cache.
         text.output_router_logits = False
     if path.is_dir():
         load_bias(model, path)
@@ -130,17 +131,17 @@ def _load(
 
 
 def _on_hub(name: str, file: str) -> Path | None:
-    """A file of a hub's model, where it has such a file."""
+    """Downloads a file of a model on the hub; returns None if the model has no such file."""
     try:
         return Path(hf_hub_download(name, file))
-    except (OSError, ValueError):  # no such file, or no hub: then it is not in the cache either
+    except (OSError, ValueError):  # no such file, or no hub and no copy in the cache
         return None
 
 
 def _load_adapted(
     folder: Path, adapters: tuple[Path, ...]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An adapter's base, itself perhaps an adapter on another, with the adapter merged.
+    """Loads the base of an adapter and merges the adapter; the base may be an adapter itself.
 
     Raises:
         UsageError: the base cannot be loaded, or the adapter does not fit it.
@@ -165,10 +166,12 @@ def _load_adapted(
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a completion: the tokenizer's EOS and all of the generation config's.
+    """Returns the ids of all tokens that end a completion.
+
+    These are the tokenizer's EOS and every EOS of the generation config.
 
     Raises:
-        UsageError: there is none that the model has.
+        UsageError: there is no EOS token, or the model has no embedding for any of them.
     """
     listed = model.generation_config.eos_token_id if model.generation_config else None
     listed = listed if isinstance(listed, list) else [listed]
@@ -187,9 +190,10 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 
 def end_turns(model: PreTrainedModel, end_id: int) -> None:
-    """Let whoever generates with the saved policy stop where it learns to stop.
+    """Adds `end_id` to the EOS tokens of the generation config, in place.
 
-    A base model's generation config does not know the token that ends a turn of its chat template.
+    A base model's generation config lacks the token that ends a turn of its chat template. With
+    it, generation from the saved policy stops where the policy learned to stop.
     """
     config = model.generation_config
     if config is None:
@@ -201,7 +205,7 @@ def end_turns(model: PreTrainedModel, end_id: int) -> None:
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """The longest text, in tokens, that the model has positions for; None if it has no limit."""
+    """Returns the maximum length of a text in tokens; None if the model has no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
@@ -213,7 +217,10 @@ def prompt_format(
     *,
     shots: Sequence[StepExample] = (),
 ) -> PromptFormat:
-    """The words around a step for this policy; benchmarks, which ask for none, have no prompt."""
+    """Returns the prompt format for this policy.
+
+    Settings that are not `RowSettings` (benchmarks) have no system prompt for steps.
+    """
     steps = settings if isinstance(settings, RowSettings) else None
     return PromptFormat(
         tokenizer,
@@ -233,15 +240,15 @@ def prompt_format(
 
 
 def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A policy's tokenizer and the limit of its context in tokens, without its weights.
+    """Reads a policy's tokenizer and its context limit in tokens, without the weights.
 
     Raises:
-        UsageError: one of them cannot be read.
+        UsageError: the tokenizer or the config cannot be read.
     """
     try:
         tokenizer = _load_tokenizer(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of a foreign folder the libraries raise all kinds
+    except Exception as error:  # the libraries raise many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"cannot read the tokenizer of the model {name!r}: {reason} Give a model's folder, or "
@@ -251,21 +258,21 @@ def read_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int | None]:
 
 
 def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer as it was saved.
+    """Loads the tokenizer exactly as it was saved.
 
-    A tokenizer of no special class is wholly described by its tokenizer.json, but beside a model of
-    type qwen2 and some others `AutoTokenizer` takes it for that model's own, cuts words by other
-    rules and adds tokens: the policy would read other tokens than it was trained on.
+    A tokenizer of a generic class is fully described by its tokenizer.json. But beside a model of
+    type qwen2 and some others, `AutoTokenizer` replaces it by the model's usual class, splits words
+    by other rules and adds tokens. The policy would then read other tokens than in training.
 
     Raises:
-        UsageError: it is of a class that only code beside the model defines.
+        UsageError: only Python code beside the model defines the tokenizer's class.
     """
     config = get_tokenizer_config(name)
     declared = config.get("tokenizer_class")
     if "AutoTokenizer" in (config.get("auto_map") or {}) and not hasattr(
         transformers, str(declared)
     ):
-        raise _brings_code(name)  # else the model's usual tokenizer would stand in for it
+        raise _brings_code(name)  # otherwise the model's usual tokenizer would be used
     if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
         tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name)
         return tokenizer
@@ -304,14 +311,14 @@ def check_folder(path: Path, name: str) -> None:
 
 
 def fingerprint(model: str) -> str | None:
-    """A digest of a model's folder, so that another model under its name is noticed.
+    """Returns a digest of a model's folder; another model under the same name has another digest.
 
-    Of everything that solutions follow from: weights, tokenizer, chat template, the tokens that end
-    a text; and of an adapter's base, likewise. None for a hub name: what was loaded is then the
-    hub's newest.
+    The digest covers everything that determines solutions: weights, tokenizer, chat template and
+    the tokens that end a text. It covers the same files of an adapter's base. The result is None
+    for a hub name, because the hub's newest version is loaded then.
 
     Raises:
-        UsageError: an adapter's folder that cannot be used.
+        UsageError: the folder of an adapter cannot be used.
     """
     files = model_files(model)
     if not files:
@@ -325,16 +332,16 @@ def fingerprint(model: str) -> str | None:
 
 
 def model_files(model: str) -> list[Path]:
-    """The files of a model's folder and of its adapter's bases that solutions follow from.
+    """Returns the files that determine solutions, of a model's folder and its adapter's bases.
 
-    None for a hub name.
+    The list is empty for a hub name.
 
     Raises:
-        UsageError: an adapter's folder that cannot be used.
+        UsageError: the folder of an adapter cannot be used.
     """
     files: list[Path] = []
     folders = [Path(model)] if Path(model).is_dir() else []
-    for folder in folders:  # grows by the bases
+    for folder in folders:  # the loop appends the bases
         files += sorted(one for kind in MODEL_FILES for one in folder.glob(kind))
         if is_adapter_folder(folder):
             base = Path(base_of(folder))

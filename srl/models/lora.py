@@ -1,8 +1,8 @@
-"""LoRA adapters: training one, loading one, and merging it, so that no stage starts without it.
+"""Adds LoRA adapters to models, loads saved adapters, and merges them into their bases.
 
-What a stage hands on is always the whole model. An adapter that is named as a model is loaded on
-its base and merged at once, tensor by tensor accounted for: peft itself only warns of weights that
-an adapter lacks, and would go on with the base.
+The output of a stage is always a whole model. If a given model is an adapter, it is loaded on its
+base and merged at once, so no stage starts without it. Every tensor of the adapter is checked,
+because peft only warns of missing weights and continues with the base.
 
 peft is an extra (`pip install 'stepwise-srl[lora]'`), imported where it is used.
 """
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ALL_LINEAR = "all-linear"
-# Tokens that a merged model is compared on.
+# Number of tokens for the comparison of a merged model.
 _TRIED = 32
 
 
 def check_peft(why: str) -> None:
-    """Raise UsageError where peft is not installed; `why` says what needs it."""
+    """Raises UsageError if peft is not installed; `why` names what needs it."""
     if find_spec("peft") is None:
         raise UsageError(
             f"{why} needs peft, which is not installed: pip install 'stepwise-srl[lora]', "
@@ -44,10 +44,11 @@ def check_peft(why: str) -> None:
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
-    """`model` with a fresh adapter, which alone is trained; at first it changes nothing.
+    """Returns `model` with a new adapter, which at first changes nothing; only it is trained.
 
     Raises:
-        UsageError: peft is missing, or the model has none of these layers.
+        UsageError: peft is missing, the model has none of the target modules, they include the LM
+            head, or `check_adapter` refuses the model.
     """
     check_peft("lora")
     from peft import LoraConfig, get_peft_model
@@ -66,7 +67,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         raise UsageError(f"lora.target_modules {lora.target_modules!r}: {reason}") from error
     head = model.get_output_embeddings()
     if any(part is head for part in adapted.base_model.modules() if hasattr(part, "lora_A")):
-        # The trainers multiply by the head's own weight, past any adapter: it would never learn.
+        # The trainers multiply by the head's own weight, so an adapter on it would never learn.
         raise UsageError(
             f"lora.target_modules {lora.target_modules!r} takes in the LM head, whose adapter "
             f"would never be trained; leave it out, or give {_ALL_LINEAR}"
@@ -76,10 +77,11 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
 
 
 def check_adapter(model: nn.Module) -> None:
-    """Refuse a model whose adapter could not be trained, or not be merged afterwards.
+    """Refuses a model whose adapter cannot be trained, or cannot be merged afterwards.
 
     Raises:
-        UsageError: it puts tokens before the prompt, or changes a weight that two layers share.
+        UsageError: the adapter puts tokens before the prompt, or changes a weight that two layers
+            share.
     """
     adapter = getattr(model, "active_peft_config", None)
     if adapter is None:
@@ -97,7 +99,7 @@ def check_adapter(model: nn.Module) -> None:
 
 
 def _shared_weights(adapted: PeftModel) -> tuple[str, str] | None:
-    """A layer with an adapter whose weight another layer uses too, and that other layer."""
+    """Returns an adapted layer and another layer that uses its weight; None if there are none."""
     users: dict[int, list[str]] = {}
     weights: dict[str, int] = {}
     for name, part in adapted.get_base_model().named_modules():
@@ -115,21 +117,21 @@ def _shared_weights(adapted: PeftModel) -> tuple[str, str] | None:
 
 
 def is_adapted(model: object) -> bool:
-    """Whether `model` is a base with an adapter."""
+    """Returns whether `model` is a base with an adapter."""
     return hasattr(model, "merge_and_unload") and hasattr(model, "peft_config")
 
 
 def is_adapter_folder(path: Path) -> bool:
-    """Whether an adapter lies in this folder; transformers, too, then loads its base."""
+    """Returns whether this folder holds an adapter; transformers then loads its base too."""
     return (path / CONFIG).is_file()
 
 
 def base_of(folder: Path) -> str:
-    """The model that the adapter in `folder` was trained on: a folder or a hub name.
+    """Returns the base of the adapter in `folder`: a folder or a hub name.
 
     Raises:
-        UsageError: the adapter does not say, is of a kind that cannot be merged, or is pickled; or
-            a whole model lies in the same folder.
+        UsageError: the adapter's config cannot be read or names no base; the adapter is not LoRA,
+            is pickled or has no weights; or the folder also holds a whole model.
     """
     if any(folder.glob("model*.safetensors")):
         raise UsageError(
@@ -162,17 +164,17 @@ def base_of(folder: Path) -> str:
 def merged_within(
     adapted: PeftModel, logits_of: Callable[[nn.Module], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """How far merging an adapter may move logits.
+    """Returns how far merging an adapter may move logits.
 
-    As far as rounding does, and a thousandth of what the adapter itself changes: a wrong merge
-    changes as much as that again.
+    The bound is the effect of rounding, plus a thousandth of the change that the adapter makes. A
+    wrong merge moves the logits by about as much as the adapter itself.
 
     Args:
-        adapted: the base with the adapter beside it.
-        logits_of: a model's logits [T, V] of some tokens.
+        adapted: the base with the adapter, not merged.
+        logits_of: computes a model's logits [T, V] of some tokens.
 
     Returns:
-        Of every token how far [T], and the logits with the adapter.
+        The bound for each token [T], and the logits with the adapter.
     """
     with adapted.disable_adapter():
         without = logits_of(adapted)
@@ -185,7 +187,7 @@ def merged_within(
 
 @torch.no_grad()
 def _logits_of(model: PreTrainedModel | PeftModel) -> Tensor:
-    """Logits [T, V] on tokens from all over the vocabulary."""
+    """Returns logits [T, V] on T tokens spread over the whole vocabulary."""
     size = embeddings(model)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TRIED
     ids = torch.linspace(0, size - 1, min(_TRIED, limit, size)).long()
@@ -198,13 +200,14 @@ def _logits_of(model: PreTrainedModel | PeftModel) -> Tensor:
 
 
 def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`model`, the base, with the adapter in `folder` merged into its weights.
+    """Merges the adapter in `folder` into the weights of its base `model`; returns the result.
 
-    The result calls itself by the adapter's folder: an adapter trained on it must not name the
-    base alone as what it belongs to.
+    The result has the adapter's folder as its name. So an adapter that is trained on it does not
+    name only the base as its own base.
 
     Raises:
-        UsageError: peft is missing, or the adapter does not fit the base, every tensor of it.
+        UsageError: peft is missing, a tensor of the adapter does not fit the base, or merging moves
+            the logits by more than `merged_within` allows.
     """
     check_peft(f"{folder}, an adapter,")
     from peft import PeftModel, get_peft_model_state_dict
@@ -213,7 +216,7 @@ def merge_from(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         held = load_file(folder / WEIGHTS)
         adapted = PeftModel.from_pretrained(model, str(folder))
-    except Exception as error:  # of a foreign folder the libraries raise all kinds
+    except Exception as error:  # the libraries raise many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"cannot load the adapter in {folder} on its base: {reason}") from error
     taken = get_peft_model_state_dict(adapted)

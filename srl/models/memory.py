@@ -1,4 +1,4 @@
-"""Says in words what did not fit into memory, and which settings would make it smaller."""
+"""Turns out-of-memory errors into one message that names the settings to lower."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from srl.errors import OutOfMemoryError
 
-# What torch, CUDA and Metal call it where the class of the error does not.
+# The words of torch, CUDA and Metal for errors whose class does not say "out of memory".
 _WORDS = re.compile(
     r"out of memory|can(no|')t allocate memory|ALLOC_FAILED|not enough memory", re.I
 )
@@ -23,16 +23,17 @@ _GIB = 2**30
 def fits_into_memory(
     what: str, device: torch.device, settings: Mapping[str, object], advice: str
 ) -> Iterator[None]:
-    """Inside, running out of memory is one message.
+    """Turns an out-of-memory error inside this context into an error with advice.
 
     Args:
         what: what is computed.
-        device: where.
-        settings: what its size follows from, with the values of now; smaller ones need less.
+        device: the device of the computation.
+        settings: settings that determine the memory, with their current values; smaller values
+            need less.
         advice: what else to do.
 
     Raises:
-        OutOfMemoryError: it did not fit.
+        OutOfMemoryError: the computation did not fit into memory.
     """
     try:
         yield

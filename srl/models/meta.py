@@ -1,7 +1,7 @@
-"""A model's config and modules without its weights: what a model is can be asked before it is read.
+"""Reads a model's config and builds its modules without weights.
 
-The modules are built on torch's meta device, so a model of any size needs no memory, and a folder
-that holds nothing but config.json is enough.
+The modules are built on torch's meta device, so a model of any size needs no memory. A folder that
+holds only config.json is enough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srl.models.lora import base_of, is_adapter_folder
 
 
 def config_of(name: str) -> PretrainedConfig:
-    """Reads the config of the model called `name`: a folder or a hub name; of an adapter, its base.
+    """Reads the config of the model `name`, a folder or a hub name; for an adapter, of its base.
 
     Raises:
         UsageError: there is no such model, or transformers does not know its architecture.
@@ -33,7 +33,7 @@ def config_of(name: str) -> PretrainedConfig:
         raise UsageError(f"{name} is not a model folder: it has no config.json")
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of a foreign config the libraries raise all kinds
+    except Exception as error:  # the libraries raise many kinds of errors
         raise _unreadable(name, error) from error
 
 
@@ -41,14 +41,14 @@ def meta_model(config: PretrainedConfig, name: str) -> PreTrainedModel:
     """Builds the model of `config` without weights.
 
     Args:
-        config: of a causal language model.
-        name: what a message calls the model.
+        config: the config of a causal language model.
+        name: the model's name in messages.
 
     Raises:
         UsageError: the config describes no causal language model that transformers can build.
     """
     values = config.to_dict()
-    values.pop("quantization_config", None)  # how weights are packed, not how many there are
+    values.pop("quantization_config", None)  # it says how weights are packed, not how many
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(

@@ -1,4 +1,4 @@
-"""Position embeddings whose frequencies change with the length of what is read."""
+"""Detects position embeddings whose frequencies change with the length of the input."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from transformers import PreTrainedModel
 
 
 def may_read_on(model: PreTrainedModel) -> bool:
-    """Whether a prompt's keys stay what they are when it grows."""
+    """Returns whether the keys of a prompt stay the same when the prompt grows."""
     return not {one.get("rope_type") for one in _ropes(model)} & {"dynamic", "longrope"}
 
 
 def other_beyond(model: PreTrainedModel) -> int | None:
-    """So many tokens may be read before all of them have other frequencies; None if they never do.
+    """Returns the number of tokens beyond which `longrope` changes the frequencies of all tokens.
 
-    Models of this kind (`longrope`, as Phi-3 and Phi-4-mini have it) choose by the longest row of a
-    batch. A row that long changes the others beside it, and in an update others are beside a row
-    than when it was sampled.
+    The result is None for models without `longrope`. Models with it, such as Phi-3 and Phi-4-mini,
+    choose the frequencies by the longest row of a batch. A longer row changes the other rows of its
+    batch. An update batches a row with other rows than sampling did.
     """
     limits = [
         int(one["original_max_position_embeddings"])
@@ -29,6 +29,6 @@ def other_beyond(model: PreTrainedModel) -> int | None:
 
 
 def _ropes(model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
-    """The model's rotary embeddings, as its config describes them: one, or one a kind of layer."""
+    """Yields the rotary embeddings in the config: one, or one for each kind of layer."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     yield from (one for one in (rope, *rope.values()) if isinstance(one, Mapping))

@@ -1,4 +1,4 @@
-"""The weights that an optimiser updates: float32, whatever a loaded model came in."""
+"""Turns the weights that an optimiser updates into float32, whatever dtype they were loaded in."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _WHOLE = (torch.float32, torch.float64)
 
 
 def use_float32(model: nn.Module) -> str:
-    """Turn bf16 and fp16 weights into float32, in place; returns a line that says so, or nothing.
+    """Turns bf16 and fp16 weights into float32, in place; returns a line that says so, or "".
 
-    In 8 to 11 bits a small update of a large weight rounds to none.
+    With 8 to 11 bits of precision, a small update of a large weight rounds to zero.
 
     Raises:
-        UsageError: the weights are quantised, and no optimiser can update them.
+        UsageError: the weights are quantised, so no optimiser can update them.
     """
     config = getattr(model, "config", None)
     kinds = {tensor.dtype for tensor in model.parameters()}

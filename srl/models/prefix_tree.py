@@ -1,12 +1,12 @@
-"""Rows that share prefixes as one token tree, in which every shared token stands once.
+"""Builds one token tree from rows that share prefixes; the tree holds each shared token once.
 
 The G rollouts of a prompt repeat that prompt, and the prompts of one trajectory are nested prefixes
 of each other. A causal model gives a token the same hidden state wherever the tokens before it are
-the same, so one node of the trie over all rows stands for all of its repetitions: the forward and
-backward run over the nodes, and each row reads its log-probabilities off its own path.
+the same. So one node of the trie over all rows represents all repetitions of its token. The forward
+and backward run over the nodes, and each row reads its log-probabilities along its own path.
 
-Pure Python: what the tree is, how rows are cut into micro-batches, and which stretches of it are
-worth attending to together. `tree_attention.py` computes with it.
+This module is pure Python. It builds the tree, splits rows into micro-batches, and finds the parts
+of the tree that are worth attending to together. `tree_attention.py` computes with the tree.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from itertools import pairwise
 Row = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and completion ids."""
 
-# Where rows leave a trunk within so few tokens of each other, they are cut off it together: the
-# tokens between are attended to once per row, which is cheaper than a further kernel call.
+# Rows that leave a trunk within fewer than this many tokens of each other are cut off together. The
+# tokens between are attended to once per row, which is cheaper than another kernel call.
 _NEAR = 16
-# Rows that leave a trunk together become a trunk of their own from so many shared tokens on.
+# Rows that leave a trunk together become a new trunk if they share at least this many more tokens.
 _TRUNK = 32
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """The trie over B rows, its N nodes in depth-first order: parents come before their children.
+    """The trie over B rows, with N nodes in depth-first order: parents come before their children.
 
     Attributes:
         tokens: [N] token ids.
-        parents: [N] node before each node, -1 where a row begins.
-        positions: [N] how many nodes come before it on its path: its position in every row.
-        ends: [N] the node after the last one of its subtree. Node j is on the path to node i if and
-            only if j <= i < ends[j].
-        paths: for every row the nodes of its prompt and completion, in order.
-        prompt_lengths: [B] how many of them are the prompt's.
+        parents: [N] the node before each node, -1 where a row begins.
+        positions: [N] the number of nodes before each node on its path, which is its position in
+            every row.
+        ends: [N] one more than the last node of each subtree. Node j is on the path to node i if
+            and only if j <= i < ends[j].
+        paths: for every row, the nodes of its prompt and completion, in order.
+        prompt_lengths: [B] the number of prompt tokens of each row.
     """
 
     tokens: list[int]
@@ -48,13 +49,13 @@ class PrefixTree:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> PrefixTree:
-        """The tree of these rows. Rows may be equal, and may end inside one another."""
+        """Builds the tree of these rows. Rows may be equal, and may be prefixes of other rows."""
         texts = [[*prompt, *completion] for prompt, completion in rows]
         tokens: list[int] = []
         parents: list[int] = []
         positions: list[int] = []
         paths: list[list[int]] = [[] for _ in rows]
-        # In lexicographic order a row shares with all rows before it what it shares with the last.
+        # In lexicographic order, no earlier row shares a longer prefix than the row just before.
         last: list[int] = []
         path: list[int] = []
         for index in sorted(range(len(texts)), key=texts.__getitem__):
@@ -83,7 +84,7 @@ class PrefixTree:
 
     @property
     def completion_nodes(self) -> list[int]:
-        """Nodes that are a completion's in some row, in order."""
+        """The nodes that belong to the completion of at least one row, in order."""
         found = {
             node
             for path, start in zip(self.paths, self.prompt_lengths, strict=True)
@@ -93,14 +94,14 @@ class PrefixTree:
 
     @property
     def repeated_tokens(self) -> int:
-        """Tokens that the rows have one by one."""
+        """The number of tokens of all rows, shared tokens counted again for each row."""
         return sum(map(len, self.paths))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two lists of tokens begin with together."""
+    """Returns the length of the common prefix of two token lists."""
     low, high = 0, min(len(a), len(b))
-    # Equality of slices runs in C, token by token in Python does not.
+    # A comparison of slices runs in C. A loop over tokens would run in Python.
     while low < high:
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
@@ -111,10 +112,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
-    """Indices of rows for each micro-batch: rows of like length, so that padding is small.
+    """Groups rows of similar length into micro-batches, so that padding is small.
 
-    A micro-batch is padded to its own longest row and stays within `max_tokens`, padding included;
-    a single row longer than that makes a micro-batch of its own.
+    Returns the indices of the rows of each micro-batch. A micro-batch is padded to its own longest
+    row and has at most `max_tokens` tokens, padding included. A row longer than that makes a
+    micro-batch of its own.
     """
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i))
     batches: list[list[int]] = []
@@ -129,17 +131,18 @@ def pack_rows(rows: Sequence[Row], max_tokens: int) -> list[list[int]]:
 
 
 def pack_trees(rows: Sequence[Row], max_nodes: int) -> list[list[int]]:
-    """Indices of rows for each micro-batch, whose trees have at most `max_nodes` nodes each.
+    """Groups rows into micro-batches whose trees have at most `max_nodes` nodes each.
 
-    Rows that share much stay together: where the next row does not fit, the cut is made where least
-    is shared, among the places that leave at least half of what was gathered. A row that is longer
+    Returns the indices of the rows of each micro-batch. Rows that share long prefixes stay
+    together. If the next row does not fit, the gathered rows are cut where two neighbours share
+    least, among the places with at least half of the gathered nodes before the cut. A row longer
     than `max_nodes` makes a micro-batch of its own.
     """
     texts = [[*prompt, *completion] for prompt, completion in rows]
     order = sorted(range(len(texts)), key=texts.__getitem__)
     batches: list[list[int]] = []
     batch: list[int] = []
-    shared: list[int] = []  # of each row in the batch with the one before it
+    shared: list[int] = []  # tokens that each row in the batch shares with the row before it
     nodes = 0
     for index in order:
         prefix = common_prefix(texts[batch[-1]], texts[index]) if batch else 0
@@ -157,7 +160,7 @@ def pack_trees(rows: Sequence[Row], max_nodes: int) -> list[list[int]]:
 
 
 def _cheapest_cut(shared: Sequence[int], lengths: Sequence[int], nodes: int) -> int:
-    """Before which row to cut, 1 to len(lengths), the last of these being behind all of them."""
+    """Returns the index of the row to cut before: 1 to len(lengths), which is after all rows."""
     best, so_far = len(lengths), 0
     for cut in range(1, len(lengths)):
         so_far += lengths[cut - 1] - shared[cut - 1]
@@ -168,12 +171,12 @@ def _cheapest_cut(shared: Sequence[int], lengths: Sequence[int], nodes: int) -> 
 
 @dataclass(frozen=True)
 class Trunk:
-    """A stretch of the tree that several rows run along.
+    """A part of a path in the tree that several rows share.
 
     Attributes:
-        parent: number of the trunk that it branches off, or -1.
-        start: how many nodes of the parent's path come before it.
-        path: nodes from the root to its end, those `start` included.
+        parent: the number of the trunk that this trunk branches off, or -1.
+        start: the number of nodes of the parent's path before this trunk.
+        path: the nodes from the root to the end of this trunk; the first `start` are the parent's.
     """
 
     parent: int
@@ -183,12 +186,12 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Leaf:
-    """The rest of a row, behind the place where it is cut off a trunk.
+    """The rest of a row after the place where the row is cut off a trunk.
 
     Attributes:
-        trunk: number of that trunk, or -1 for a row that shares nothing.
-        cut: how many nodes of the trunk's path come before the leaf.
-        nodes: the row's other nodes. The first of them may still be the trunk's own.
+        trunk: the number of that trunk, or -1 for a row without a trunk.
+        cut: the number of nodes of the trunk's path before the leaf.
+        nodes: the row's remaining nodes. The first ones may still belong to the trunk.
     """
 
     trunk: int
@@ -197,12 +200,12 @@ class Leaf:
 
 
 def trunks_and_leaves(tree: PrefixTree) -> tuple[list[Trunk], list[Leaf]]:
-    """The tree as trunks, and on them one leaf for each distinct row.
+    """Splits the tree into trunks and one leaf for each distinct row.
 
-    Along the first trunk, wherever rows part, goes the branch with most tokens on it. Rows that
-    leave are leaves, or a further trunk if they share enough with each other.
+    At each fork, a trunk follows the branch whose rows have the most remaining tokens. Rows that
+    leave it become leaves, or a further trunk if they share enough tokens with each other.
     """
-    # Nodes are numbered depth first, so the last one names a row and gives its place in the order.
+    # Nodes are numbered depth first, so a row's last node identifies the row and gives its order.
     paths = [path for _, path in sorted({path[-1]: path for path in tree.paths if path}.items())]
     shared = [0, *(common_prefix(a, b) for a, b in pairwise(paths))]
     trunks: list[Trunk] = []
@@ -211,7 +214,7 @@ def trunks_and_leaves(tree: PrefixTree) -> tuple[list[Trunk], list[Leaf]]:
     while waiting:
         rows, parent, start = waiting.pop()
         parts = _along_the_trunk(paths, shared, rows)
-        # Nodes that rows of a part share with each other, counted from the root.
+        # The number of nodes that all rows of a part share, counted from the root.
         common = [min((shared[i] for i in part[1:]), default=0) for _, part in parts]
         cuts = []
         last = start
@@ -235,12 +238,15 @@ def trunks_and_leaves(tree: PrefixTree) -> tuple[list[Trunk], list[Leaf]]:
 def _along_the_trunk(
     paths: Sequence[Sequence[int]], shared: Sequence[int], rows: range
 ) -> list[tuple[int, range]]:
-    """Which rows leave the trunk of `rows`, and behind how many nodes; the last one ends it.
+    """Returns the groups of rows that leave the trunk of `rows`, each with the nodes before it.
+
+    Each entry is (number of nodes before the group leaves, the group). The last entry ends the
+    trunk.
 
     Args:
-        paths: all rows' nodes, in the order of the tree.
-        shared: how many nodes each has in common with the one before it.
-        rows: those to look at, neighbours in that order.
+        paths: the nodes of all rows, in the order of the tree.
+        shared: the number of nodes that each row shares with the row before it.
+        rows: the rows to look at, which are neighbours in that order.
     """
     parts: list[tuple[int, range]] = []
     depth = 0

@@ -1,7 +1,7 @@
-"""Routes of the sampler beside those of the update: compared, and followed where that is wanted.
+"""Compares the routes of the sampler with those of the update, and can make the update follow them.
 
-A followed route chooses the experts; their weights come from the update's own probabilities, so the
-router is still taught (rollout routing replay, arXiv 2510.11370).
+A followed route determines the chosen experts. The weights of these experts come from the update's
+own probabilities, so the router still learns (rollout routing replay, arXiv 2510.11370).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from srl.models.routing import weighed
 
 
 class Routes(NamedTuple):
-    """Experts of L sparse layers, K for each token, int16 on the CPU.
+    """The experts chosen in L sparse layers, K for each token; int16 on the CPU.
 
     Attributes:
         prompt: [P, L, K]; rollouts of one prompt share it.
-        written: [C - 1, L, K] of a completion of C tokens, whose last one nobody has read.
+        written: [C - 1, L, K] for a completion of C tokens; the model never read the last token.
     """
 
     prompt: Tensor
@@ -33,11 +33,11 @@ class Routes(NamedTuple):
 
 @dataclass
 class Disagreement:
-    """Routes that the update would have chosen otherwise.
+    """Counts of tokens for which the update would have chosen other experts.
 
     Attributes:
-        differ: [L], tokens whose experts are not the same set; on the model's device.
-        compared: tokens with a route on record.
+        differ: [L], the number of tokens whose sets of experts differ; on the model's device.
+        compared: the number of tokens with a recorded route.
     """
 
     differ: Tensor
@@ -45,15 +45,16 @@ class Disagreement:
 
 
 def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool) -> Tensor | None:
-    """Routes as the flattened batch of a micro-batch has its tokens: [T, L, K], -1 for unknown.
+    """Arranges routes in the token order of a flattened micro-batch.
 
     Args:
-        rows: the micro-batch's, B of them.
-        routes: of each row, or None.
-        tree: whether the batch is a line of the rows' tree, or the rows padded to the longest.
+        rows: the B rows of the micro-batch.
+        routes: the routes of each row, or None.
+        tree: True if the batch is one line of the rows' tree, False if the rows are padded to the
+            longest.
 
     Returns:
-        None where no row has routes.
+        [T, L, K], -1 where no route is known; None if no row has routes.
     """
     shape = next((one.prompt.shape[1:] for one in routes if one is not None), None)
     if shape is None:
@@ -71,7 +72,7 @@ def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool
             ],
         )
     found = torch.full((length, *shape), -1, dtype=torch.int16)
-    # Backwards, so that of rows that share a token the first one's route stands.
+    # Backwards, so that where rows share a token the route of the first row remains.
     for at, one in zip(reversed(places), reversed(routes), strict=True):
         if one is not None:
             known = torch.cat([one.prompt, one.written])
@@ -83,15 +84,15 @@ def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool
 def following(
     layers: Sequence[SparseLayer], routes: Tensor, rules: Sequence[bool] | None
 ) -> Iterator[Disagreement]:
-    """Inside, forwards of the model are compared with `routes`, and follow them if told how.
+    """Compares forwards inside this context with `routes`; with `rules`, they follow the routes.
 
-    The backward pass belongs inside too: gradient checkpointing runs the forward again.
+    Run the backward pass inside too, because gradient checkpointing runs the forward again.
 
     Args:
-        layers: of the model.
+        layers: the sparse layers of the model.
         routes: [T, L, K] of the flattened batch, -1 for unknown; on the model's device.
-        rules: of each layer whether the weights of a token's experts sum to 1
-            (`sums_to_one`); None only compares.
+        rules: for each layer, whether the weights of a token's experts sum to 1 (`sums_to_one`).
+            With None, routes are only compared.
     """
     known = routes[:, 0, 0] >= 0
     result = Disagreement(torch.zeros(len(layers), device=routes.device), int(known.sum()))
@@ -104,7 +105,7 @@ def following(
                 f"router {number} read {logits.shape[0]} tokens, {routes.shape[0]} were recorded"
             )
         recorded = routes[:, number].long()
-        if number not in compared:  # once, not again where a backward pass recomputes
+        if number not in compared:  # only once: a backward pass may run the forward again
             compared.add(number)
             other = (recorded.sort(-1).values != own.sort(-1).values).any(-1)
             result.differ[number] = (other & known).sum()

@@ -1,8 +1,8 @@
-"""A checkpoint's weights back into the model that wrote them.
+"""Loads a checkpoint's weights back into the model that wrote them.
 
-transformers save some models under other names than they compute with: the experts of a sparse
-model are one tensor in memory and one for each expert in the file. Its trainer reads a checkpoint
-without that conversion, tells of "missing keys", and goes on with whatever weights the model had.
+transformers saves some models under other tensor names than in memory: the experts of a sparse
+model are one tensor in memory, and one for each expert in the file. Its trainer reads a checkpoint
+without that conversion. It warns of "missing keys" and continues with the model's old weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 
 def is_converted(model: nn.Module, folder: Path) -> bool:
-    """Whether a checkpoint of `model` in `folder` has names that the model has not."""
+    """Returns whether a checkpoint in `folder` has tensor names that `model` does not have."""
     if not isinstance(model, PreTrainedModel):  # an adapter is saved as it is
         return False
     known = set(model.state_dict())
@@ -31,10 +31,10 @@ def _names(file: Path) -> list[str]:
 
 
 def restore(model: PreTrainedModel, folder: Path) -> None:
-    """Put the weights of a checkpoint into `model`, in place; a second copy is in memory meanwhile.
+    """Loads a checkpoint's weights into `model`, in place; needs memory for a second copy.
 
     Raises:
-        RuntimeError: they are not those of this architecture.
+        RuntimeError: the weights do not belong to this architecture.
     """
     saved = type(model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     model.load_state_dict(saved.state_dict())

@@ -1,10 +1,11 @@
-"""How far rounding alone may move a model's logits, so that trials refuse only what is wrong.
+"""Computes how far rounding alone may move a model's logits, so that trials refuse only errors.
 
 A model that is computed in another way (over a tree, with a cache, with an adapter merged) sums the
-same numbers in another order. At most tokens that moves the logits of SmolLM2-135M by a millionth
-of the largest; at one in a thousand, where activations are massive, by 1e-4 and more, and float32
-is as far from float64 there. So no fixed bound tells the two apart: how much a token hangs on last
-digits is measured, by a change of the embeddings in theirs.
+same numbers in another order. For most tokens this moves the logits of SmolLM2-135M by a millionth
+of the largest logit. For one token in a thousand, where activations are massive, it moves them by
+1e-4 and more; float32 is as far from float64 there. So a fixed bound cannot separate rounding from
+errors. Instead the sensitivity of a token to its last digits is measured: the last digits of the
+embeddings are changed, and the logits are compared.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# A change of an embedding in its last digits, relative. TF32 and the half precisions have fewer.
+# Relative size of the change of an embedding. TF32 and half precisions have fewer digits.
 _LAST_DIGITS, _LAST_DIGITS_ROUNDED = 1e-6, 1e-3
-# Layers round as well. Of 1,320 tokens of two models in float32 none was off by more than 22 of
-# these moves. Of rounded models nothing was measured, so no more is allowed than has to be.
+# Allowed multiples of the measured change, because layers round too. Among 1,320 tokens of two
+# models in float32, no error exceeded 22 such changes. Rounded models were not measured, so their
+# factor is no larger than necessary.
 _MOVES, _MOVES_ROUNDED = 30, 3
-# Relative to the largest logit: what is always allowed, and what never is.
+# Errors relative to the largest logit: a smaller one always passes, a larger one never does.
 _ALWAYS, _NEVER = 1e-4, 2e-2
 _ALWAYS_ROUNDED, _NEVER_ROUNDED = 5e-2, 0.15
 
 
 def is_exact(model: nn.Module) -> bool:
-    """Whether the model computes in float32 at least; TF32's products on a GPU do not."""
-    # Not `torch.get_float32_matmul_precision`: it raises where the newer way has set TF32.
+    """Returns whether the model computes in at least float32; TF32 on a GPU does not count."""
+    # Not `torch.get_float32_matmul_precision`: it raises if TF32 was set in the newer way.
     rounded = torch.backends.cuda.matmul.fp32_precision not in ("none", "ieee")
     return all(
         p.dtype == torch.float64 or (p.dtype == torch.float32 and not (rounded and p.is_cuda))
@@ -40,12 +42,12 @@ def is_exact(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def rounding_of(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tensor) -> Tensor:
-    """How far rounding may leave each token's logits from what they should be, [T].
+    """Returns how far rounding may move each token's logits from their true values, [T].
 
     Args:
-        model: any that `get_input_embeddings` has an answer for.
-        logits_of: computes the logits [T, V] once more.
-        logits: what it gave.
+        model: a model with `get_input_embeddings`.
+        logits_of: computes the model's logits [T, V].
+        logits: the result of an earlier call of `logits_of`.
     """
     exact = is_exact(model)
 
@@ -53,7 +55,7 @@ def rounding_of(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tenso
         signs = torch.arange(out.numel(), device=out.device).cos().view_as(out)
         if exact:
             return out * (1 + _LAST_DIGITS * signs)
-        # A smaller change than a type can hold would be none.
+        # A change smaller than the dtype's resolution would have no effect.
         digits = max(_LAST_DIGITS_ROUNDED, 2 * torch.finfo(out.dtype).eps)
         return (out.float() * (1 + digits * signs)).to(out.dtype)
 
@@ -66,9 +68,9 @@ def rounding_of(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tenso
 
 
 def tolerated(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tensor) -> Tensor:
-    """How far off each token's logits may be, [T], relative to the largest of them all.
+    """Returns the largest allowed error of each token's logits, [T], relative to the largest logit.
 
-    Arguments as in `rounding_of`.
+    The arguments are those of `rounding_of`.
     """
     exact = is_exact(model)
     always, never = (_ALWAYS, _NEVER) if exact else (_ALWAYS_ROUNDED, _NEVER_ROUNDED)
@@ -77,12 +79,12 @@ def tolerated(model: nn.Module, logits_of: Callable[[], Tensor], logits: Tensor)
 
 @dataclass
 class WorstError:
-    """Of the tokens of a trial the one whose error exceeds most what rounding explains.
+    """The token of a trial whose error is largest relative to what rounding explains.
 
     Attributes:
-        error: how far it is off, relative to the largest logit; may be no number.
-        allowed: what rounding explains there.
-        excess: the one over the other; infinite where either is no number.
+        error: the error of this token, relative to the largest logit; may be NaN.
+        allowed: the error that rounding explains for this token.
+        excess: `error` divided by `allowed`; infinite if either is NaN.
     """
 
     error: float = 0.0
@@ -90,7 +92,7 @@ class WorstError:
     excess: float = 0.0
 
     def add(self, errors: Tensor, allowed: Tensor) -> None:
-        """More tokens: their errors [T], and what is allowed of each [T]."""
+        """Adds more tokens: their errors [T] and the allowed error of each [T]."""
         excess = (errors / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
         at = int(excess.argmax())
         if excess[at] > self.excess:
@@ -99,7 +101,7 @@ class WorstError:
 
     @property
     def fits(self) -> bool:
-        """Whether rounding explains all of them."""
+        """Whether rounding explains the errors of all added tokens."""
         return self.excess <= 1
 
     def __str__(self) -> str:

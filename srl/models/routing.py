@@ -1,9 +1,9 @@
-"""Which experts the routers of a sparse model choose: watched in a forward, and steered by a bias.
+"""Watches which experts the routers of a sparse model choose, and steers the choice by a bias.
 
 The balancing bias of DeepSeek-V3 (arXiv 2408.15664) is added to the probabilities when experts are
-chosen, and not when they are weighed. Families without one of their own get it by a hook on each
-router; it is saved beside the weights, in `BIAS_FILE`, because a policy without its bias routes
-otherwise.
+chosen. It is not part of the experts' weights. Families without a bias of their own get it by a
+hook on each router. This bias is saved beside the weights, in `BIAS_FILE`, because a policy without
+its bias chooses other experts.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from srl.errors import UsageError
 from srl.models.experts import SparseLayer, sparse_layers
 from srl.models.prefix_tree import PrefixTree, Row
 
-# Beside the weights of a policy whose routers have a bias.
+# The file beside the weights of a policy whose routers got a bias here.
 BIAS_FILE = "router_bias.safetensors"
-# The bias of a router without one of its own, and that of the families that have one.
+# The name of the bias that is added here, and of the bias of families that have their own.
 BIAS, _OWN_BIAS = "selection_bias", "e_score_correction_bias"
 
 Part = tuple[Sequence[Row], bool]
-"""Rows of a micro-batch, and whether they go through the model as a tree."""
+"""The rows of a micro-batch, and whether they go through the model as a tree."""
 
 
 class LayerLoad(NamedTuple):
-    """What the router of one layer did with the tokens that count.
+    """The load of one layer's router, over the tokens that count.
 
     Attributes:
-        counts: [E] float32, how many of them went to each expert.
-        probability: [E] float32, the sum of their softmax probabilities, with gradient; None
-            unless asked for.
-        z: scalar, the sum of their squared log-sum-exps, with gradient; None unless asked for.
+        counts: [E] float32, the number of tokens that went to each expert.
+        probability: [E] float32, the sum of the tokens' softmax probabilities, with gradient; None
+            unless requested.
+        z: scalar, the sum of the tokens' squared log-sum-exps, with gradient; None unless
+            requested.
     """
 
     counts: Tensor
@@ -48,10 +49,10 @@ class LayerLoad(NamedTuple):
 
 @dataclass
 class Watch:
-    """One forward's routing.
+    """The routing of one forward.
 
     Attributes:
-        loads: of each layer in their order, once the forward is over.
+        loads: the load of each layer in order, filled when the `watching` context ends.
     """
 
     loads: list[LayerLoad] = field(default_factory=list)
@@ -65,19 +66,20 @@ def watching(
     probability: bool = False,
     z: bool = False,
 ) -> Iterator[Watch]:
-    """Inside, one forward of the model is watched; recomputation in a backward pass is not.
+    """Watches the routers during one forward inside this context.
 
-    What routers answered is only taken down inside, and computed with afterwards: under gradient
-    checkpointing a layer must do the same when it is run again.
+    Run the backward pass outside, so that recomputation is not watched. Inside, the routers'
+    results are only stored; the loads are computed when the context ends. Under gradient
+    checkpointing a layer must do the same computation when it runs again.
 
     Args:
-        layers: of the model.
+        layers: the sparse layers of the model.
         counted: [T] bool for the T tokens of the flattened batch, padding included.
-        probability: add up probabilities too.
-        z: and squared log-sum-exps.
+        probability: also sum the probabilities.
+        z: also sum the squared log-sum-exps.
 
     Raises:
-        RuntimeError: the forward did not go through every router once, with T tokens.
+        RuntimeError: the forward did not go through every router exactly once, with T tokens.
     """
     watch = Watch()
     seen: dict[int, tuple[Tensor, Tensor]] = {}
@@ -109,8 +111,8 @@ def watching(
 def seeing(
     layers: Sequence[SparseLayer], see: Callable[[int, Tensor, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Inside, `see` is told what each router answers: (number of the layer, logits [T, E], weights
-    [T, k], indices [T, k])."""
+    """Calls `see` inside this context with the result of each router: (index of the layer in
+    `layers`, logits [T, E], weights [T, k], indices [T, k])."""
 
     def told(number: int, output: object) -> None:
         see(number, *cast(tuple[Tensor, Tensor, Tensor], output))
@@ -128,7 +130,8 @@ def seeing(
             hook.remove()
 
 
-# Of logits [T, E], indices [T, k], and weight [T]: 1 for a token that counts, else 0.
+# The functions below take logits [T, E], indices [T, k] and weight [T]: 1 for a token that counts,
+# else 0.
 
 
 def _counts(experts: int, indices: Tensor, weight: Tensor) -> Tensor:
@@ -145,15 +148,16 @@ def _z(logits: Tensor, weight: Tensor) -> Tensor:
 
 
 def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]]]]:
-    """Where the tokens of a step stand that no row had before.
+    """Returns the places of a step's tokens, without tokens of prefixes that earlier rows had.
 
     Args:
-        parts: its micro-batches; each is a line of its tree's nodes, or of its rows padded to the
-            longest of them (`srl/models/scoring.py`).
+        parts: the step's micro-batches. Each is one line of its tree's nodes, or its rows padded to
+            the longest row (`srl/models/scoring.py`).
 
     Returns:
-        Of each micro-batch T, the tokens of its flattened batch, and of each of its rows the place
-        of each token among them; None for a token that a row before begins with too.
+        For each micro-batch: T, the number of tokens of its flattened batch; and for each of its
+        rows, the place of each token in that batch. The place is None if an earlier row has the
+        same token after the same prefix.
     """
     paths = iter(PrefixTree.of([row for rows, _ in parts for row in rows]).paths)
     seen: set[int] = set()
@@ -178,7 +182,7 @@ def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]
 
 
 def first_places(parts: Sequence[Part]) -> list[Tensor]:
-    """The same as a mask [T] of each micro-batch, True at the tokens that count."""
+    """Returns a mask [T] of each micro-batch, True at the tokens that `token_places` gives."""
     masks = []
     for length, rows in token_places(parts):
         mask = torch.zeros(length, dtype=torch.bool)
@@ -188,7 +192,7 @@ def first_places(parts: Sequence[Part]) -> list[Tensor]:
 
 
 def why_unreadable(layers: Sequence[SparseLayer]) -> str | None:
-    """Why what the routers answer cannot be read here; None if it can."""
+    """Returns why the routers' results cannot be read here; None if they can."""
     for layer in layers:
         try:
             with torch.no_grad():
@@ -204,11 +208,11 @@ def why_unreadable(layers: Sequence[SparseLayer]) -> str | None:
     return None
 
 
-_TRIED = 16  # tokens that a router is tried with
+_TRIED = 16  # number of tokens in a trial of a router
 
 
 def _some_states(layer: SparseLayer) -> Tensor:
-    """[16, H] made-up hidden states for a router, the same ones each time."""
+    """Returns random hidden states [16, H] for a router, always the same for one size."""
     weight = next(one for one in layer.router.parameters() if one.dim() == 2)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(_TRIED, weight.shape[1], generator=generator)
@@ -226,10 +230,10 @@ _NEEDED = "router_balancing: bias"
 
 
 def add_bias(layers: Sequence[SparseLayer]) -> None:
-    """Give each router a bias of zeros, [E] float32, unless it has one.
+    """Gives each router a bias of zeros, [E] float32, unless it has a bias.
 
     Raises:
-        UsageError: a router weighs the chosen experts in a way that is not known.
+        UsageError: a router chooses or weighs experts in an unknown way (`sums_to_one`).
     """
     for layer in layers:
         router = layer.router
@@ -243,13 +247,13 @@ def add_bias(layers: Sequence[SparseLayer]) -> None:
 
 
 def biases(layers: Sequence[SparseLayer]) -> list[Tensor]:
-    """The bias of each router that has one, [E], to be changed in place."""
+    """Returns the bias [E] of each router that has one; callers change it in place."""
     found = [(layer.router, _bias_name(layer.router)) for layer in layers]
     return [getattr(router, name) for router, name in found if name is not None]
 
 
 def save_bias(model: nn.Module, folder: Path) -> None:
-    """Write the biases beside the weights, if there are any that the weights do not hold."""
+    """Writes the biases that `add_bias` added, beside the weights; does nothing without such."""
     held = {_key(layer): getattr(layer.router, BIAS, None) for layer in sparse_layers(model)}
     tensors = {name: bias.contiguous() for name, bias in held.items() if bias is not None}
     if tensors:
@@ -257,10 +261,10 @@ def save_bias(model: nn.Module, folder: Path) -> None:
 
 
 def load_bias(model: nn.Module, folder: Path) -> None:
-    """Read the biases beside the weights, if there are any.
+    """Reads the biases beside the weights into the routers, if the file exists.
 
     Raises:
-        UsageError: they are not those of this model.
+        UsageError: the biases do not fit this model.
     """
     path = folder / BIAS_FILE
     if not path.is_file():
@@ -288,7 +292,7 @@ def _bias_name(router: nn.Module) -> str | None:
 
 
 def _choose_by_bias(router: nn.Module, _args: object, output: object) -> tuple[Tensor, ...]:
-    """A router's answer with the experts that its bias chooses; [T, E], [T, k], [T, k]."""
+    """Replaces a router's result by the one with its bias: [T, E], [T, k], [T, k]."""
     logits, weights, indices = cast(tuple[Tensor, Tensor, Tensor], output)
     probabilities = logits.float().softmax(-1)
     biased = probabilities + cast(Tensor, getattr(router, BIAS))
@@ -297,20 +301,21 @@ def _choose_by_bias(router: nn.Module, _args: object, output: object) -> tuple[T
 
 
 def weighed(probabilities: Tensor, chosen: Tensor, sums_to_one: object) -> Tensor:
-    """The weights of the chosen experts, [T, k]."""
+    """Returns the weights of the chosen experts, [T, k]."""
     weights = probabilities.gather(1, chosen)
     return weights / weights.sum(-1, keepdim=True) if sums_to_one else weights
 
 
 def sums_to_one(layer: SparseLayer, what: str) -> bool:
-    """Whether the weights of a token's experts sum to 1, or are their probabilities.
+    """Returns True if the weights of a token's experts sum to 1, False if they are probabilities.
 
     Args:
-        layer: whose router it is.
-        what: the setting that needs to know.
+        layer: the layer of the router.
+        what: the setting that needs the answer.
 
     Raises:
-        UsageError: they are neither, or the experts are not those of the largest probabilities.
+        UsageError: the weights are neither, or the router does not choose the experts with the
+            largest probabilities.
     """
     with torch.no_grad():
         logits, weights, indices = layer.router.forward(_some_states(layer))

@@ -1,13 +1,12 @@
-"""Log-probabilities of completions, and every touch point with TRL's semi-public parts.
+"""Computes log-probabilities of completions. Only this module uses TRL's semi-public parts.
 
-The one part taken from TRL is `trl.kernels.ChunkedLogProbFunction`: log-probabilities (and entropy)
-of given tokens straight from hidden states and the LM head's weight, tile by tile, so that the
-[tokens, V] logits never exist. A test holds its signature and its values, and fails on an upgrade
-that moves either; pyproject.toml admits one minor version of TRL only.
+It uses `trl.kernels.ChunkedLogProbFunction`, which computes log-probabilities (and entropy) of
+given tokens directly from hidden states and the LM head's weight. It works tile by tile, so the
+[tokens, V] logits never exist. A test checks its signature and its values, so an upgrade that
+changes either fails the test. pyproject.toml allows only one minor version of TRL.
 
-Around it: the rows of a micro-batch become one prefix tree, or are padded on the right to the
-longest of them; the backbone runs once, and only the hidden states that predict a completion token
-reach the head.
+The rows of a micro-batch become one prefix tree, or are padded on the right to the longest row. The
+backbone runs once. Only the hidden states that predict a completion token go through the head.
 """
 
 from __future__ import annotations
@@ -31,30 +30,33 @@ from srl.errors import UsageError
 from srl.models.prefix_tree import PrefixTree, Row
 from srl.models.tree_models import attends_over_trees, tree_inputs
 
-# On a CPU the fused head takes about twice as long as log_softmax (it computes the logits again in
-# the backward pass: 173 against 93 ms at 4,000 tokens, hidden size 160, 1,024 words, one thread),
-# so there it only steps in where the float32 logits would take more than 128 MiB.
+# On a CPU the fused head takes about twice as long as log_softmax, because it computes the logits
+# again in the backward pass (173 against 93 ms at 4,000 tokens, hidden size 160, a vocabulary of
+# 1,024, one thread). So a CPU uses it only if the float32 logits would take more than 128 MiB.
 _CPU_LOGITS_LIMIT = 2**25
-# So many tokens' log-probabilities are made into entropies together.
+# Number of tokens whose entropies are computed together.
 _LINES = 64
-# Width of the fused head's vocabulary tiles; they are 4,096 tokens high, and buffers of that size
-# are allocated. TRL's own width on a GPU, less on a CPU, where float32 copies of a tile add up.
+# Width of the fused head's vocabulary tiles. A tile is 4,096 tokens high, and buffers of that size
+# are allocated. A GPU uses TRL's own width. A CPU uses a smaller one, because the float32 copies of
+# a tile add up.
 _TILE_WIDTH = {"cpu": 8192}
 _TILE_WIDTH_ELSEWHERE = 32768
 
-# Names under which the architectures keep the factor between `lm_head(hidden)` and the logits
-# (Cohere, Muse, Falcon-H1, Granite and HyperCLOVA X; the last two read theirs in opposite ways).
+# Config names of the factor between `lm_head(hidden)` and the logits (Cohere, Muse, Falcon-H1,
+# Granite and HyperCLOVA X; Granite divides by its factor, HyperCLOVA X multiplies by it).
 _SCALE_NAMES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class CompletionScores(NamedTuple):
-    """What the policy thinks of given completions.
+    """The policy's scores of B given completions, the longest of C tokens.
 
     Attributes:
-        log_probs: [B, C] float32, with gradient; 0 beyond a completion's end.
+        log_probs: [B, C] float32, with gradient; 0 after a completion's end.
         mask: [B, C] bool, True at completion tokens, made from lengths.
-        entropy: [B, C] float32 without gradient, in nats; None when not asked for.
-        is_top: [B, C] bool, True where no token is likelier; None when not asked for.
+        entropy: [B, C] float32, in nats; None unless requested. It has a gradient only if
+            `entropy_gradient` was set.
+        is_top: [B, C] bool, True where the token is the argmax (the first one in a tie); None
+            unless requested.
     """
 
     log_probs: Tensor
@@ -63,7 +65,7 @@ class CompletionScores(NamedTuple):
     is_top: Tensor | None = None
 
     def padded(self, values: Sequence[Sequence[float]]) -> Tensor:
-        """Values of each row's tokens as [B, C], on the same device; 0 beyond their end."""
+        """Pads the values of each row's tokens with 0 to [B, C], on the device of the mask."""
         B, C = self.mask.shape
         dtype = torch.bool if any(row and isinstance(row[0], bool) for row in values) else None
         found = torch.zeros(B, C, dtype=dtype or torch.float32)
@@ -84,32 +86,34 @@ def completion_log_probs(
     with_top: bool = False,
     tree: bool = False,
 ) -> CompletionScores:
-    """Log-probability of every completion token under `model`, at the sampling temperature.
+    """Computes the log-probability of each completion token at the sampling temperature.
 
-    Logits are divided by `temperature` before the softmax, as they were when sampling. The caller
-    chooses the precision: wrap the call in the accelerator's autocast for bf16.
+    Logits are divided by `temperature` before the softmax, as in sampling. The caller chooses the
+    precision: wrap the call in the accelerator's autocast for bf16.
 
-    The scores are computed inside the model's forward: where the bare model's forward stood, the
-    backbone and the head run over the rows. So a wrapper (DDP, PEFT) does before and after what it
-    does for any forward, and yet all logits never exist. A model whose head is not what it seems
-    (sharded weights, a transformation of the logits we do not know) is scored through its own
-    logits, which is always right and needs memory for them.
+    The scores are computed inside the model's forward. For this call, a function that runs the
+    backbone and the head replaces the bare model's forward. So a wrapper (DDP, PEFT) does its usual
+    work before and after the forward, and yet the full logits never exist. Some heads cannot be
+    used this way (sharded weights, an unknown transformation of the logits). Such a model is scored
+    through its own logits, which is always correct but needs memory for them.
 
     Args:
         model: a causal language model.
         rows: B pairs of prompt ids and completion ids; prompts may differ in length. A completion
-            may be empty, a prompt may not: its last token predicts the first of the completion.
-        pad_id: any valid token id; what it stands for does not matter.
+            may be empty. A prompt may not, because its last token predicts the first token of the
+            completion.
+        pad_id: any valid token id; its meaning does not matter.
         temperature: above 0.
         device: where the model is.
         with_entropy: also return the entropy of every prediction.
-        entropy_gradient: with a gradient; it costs memory for another [N, V].
-        with_top: also return whether each token is the likeliest.
-        tree: compute what the rows share once (`prefix_tree.py`); call it, and run the backward
-            pass, inside `attending_over_trees(model)`, of a model without a `refusal` there.
+        entropy_gradient: give the entropy a gradient; it costs memory for another [N, V].
+        with_top: also return whether each token is the most likely one.
+        tree: compute shared prefixes only once (`prefix_tree.py`). Make this call and run the
+            backward pass inside `attending_over_trees(model)`. The model must have no `refusal`.
 
     Raises:
-        UsageError: no rows, an empty prompt, or a temperature that is not above 0.
+        UsageError: there are no rows, a prompt is empty, or the temperature is not above 0.
+        RuntimeError: `tree` is set outside `attending_over_trees(model)`.
     """
     _check(rows, temperature)
     if tree and not attends_over_trees(model):
@@ -124,7 +128,7 @@ def completion_log_probs(
     own_forward = language_model.forward
 
     def scores(*_: object, **__: object) -> _TokenScores:
-        """Stands in for the language model's forward; what it is given is in `batch`."""
+        """Replaces the language model's forward; ignores its arguments and reads `batch`."""
         if head is None:
             inputs = accepted_by(own_forward, batch.inputs)
             hidden, project = own_forward(**inputs, use_cache=False).logits, nn.Identity()
@@ -157,8 +161,8 @@ def completion_log_probs(
 
 @contextmanager
 def _in_place_of_forward(model: nn.Module, function: Callable[..., object]) -> Iterator[None]:
-    """Inside, a call of `model` runs its hooks and `function`."""
-    before = vars(model).get("forward")  # Accelerate puts one of its own there
+    """Replaces the forward of `model` by `function`; a call of `model` still runs its hooks."""
+    before = vars(model).get("forward")  # Accelerate sets its own forward there
     model.forward = function
     try:
         yield
@@ -171,20 +175,20 @@ def _in_place_of_forward(model: nn.Module, function: Callable[..., object]) -> I
 
 @dataclass(frozen=True)
 class _Batch:
-    """One micro-batch as the model takes it: R lines of T tokens, M completion tokens in all.
+    """The model's input for one micro-batch: R lines of T tokens, with M completion tokens in all.
 
-    All index arithmetic happens on the host, from lengths, so the device is never waited for.
+    All index arithmetic runs on the host, from lengths, so the code never waits for the device.
     """
 
     inputs: dict[str, object]  # input_ids, position_ids: [R, T]; attention_mask, or the tree
-    predictors: Tensor  # [N] into R * T: where the next token is a completion token
+    predictors: Tensor  # [N] into R * T: places whose next token is a completion token
     targets: Tensor  # [N] those next tokens
     sources: Tensor | None  # [M] into N: the prediction of each completion token; None if M is N
-    slots: Tensor  # [M] into B * C: where each completion token stands in the result
+    slots: Tensor  # [M] into B * C: the place of each completion token in the result
     mask: Tensor  # [B, C]
 
     def few(self) -> dict[str, object]:
-        """Inputs of the same kind: a single line of a few tokens."""
+        """Returns inputs of the same kind, with one line of at most 8 tokens."""
         ids = cast(Tensor, self.inputs["input_ids"])[:1, :8]
         if "tree" in self.inputs:
             return tree_inputs(PrefixTree.of([(ids[0].tolist(), [])]), ids.device)
@@ -195,7 +199,7 @@ class _Batch:
         }
 
     def unflatten(self, values: Tensor) -> Tensor:
-        """[N] -> [B, C], with zeros where there is no token."""
+        """Turns values [N] into [B, C], with zeros where there is no token."""
         if self.sources is not None:
             values = values.index_select(0, self.sources)
         empty = values.new_zeros(self.mask.numel())
@@ -207,7 +211,7 @@ def _long(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device)
 
 
 def _slots(completions: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where completion tokens stand in [B, C], as indices [M] and as a mask [B, C]."""
+    """Returns the places of completion tokens in [B, C], as indices [M] and as a mask [B, C]."""
     C = max(map(len, completions))
     slots = [b * C + i for b, completion in enumerate(completions) for i in range(len(completion))]
     mask = torch.zeros(len(completions) * C, dtype=torch.bool)
@@ -231,7 +235,7 @@ def _pad_right(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch
         inputs={
             "input_ids": _long(ids, device),
             "attention_mask": _long(attention, device),
-            # Explicit, because some absolute-position models derive wrong ones from the mask.
+            # Explicit, because some absolute-position models derive wrong positions from the mask.
             "position_ids": torch.arange(T, device=device).expand(len(rows), T),
         },
         predictors=_long(predictors, device),
@@ -243,7 +247,7 @@ def _pad_right(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch
 
 
 def _as_tree(rows: Sequence[Row], device: torch.device) -> _Batch:
-    """One line of all nodes. What predicts a node is its parent, in the trunk as in a leaf."""
+    """Returns a batch with one line of all nodes; the parent of a node predicts it."""
     tree = PrefixTree.of(rows)
     nodes = tree.completion_nodes
     place = {node: i for i, node in enumerate(nodes)}
@@ -267,10 +271,10 @@ def _as_tree(rows: Sequence[Row], device: torch.device) -> _Batch:
 
 @dataclass(frozen=True)
 class _Head:
-    """What stands between a backbone's hidden states and the logits.
+    """The function from the LM head's output to the logits.
 
-    `logits = softcap * tanh(scale * lm_head(hidden) / softcap)`, without the tanh when softcap is
-    None.
+    `logits = softcap * tanh(scale * lm_head(hidden) / softcap)`, or `scale * lm_head(hidden)` if
+    softcap is None.
     """
 
     scale: float
@@ -285,7 +289,7 @@ class _Head:
         return logits
 
 
-# Log-probabilities, entropy, and which are the likeliest: each [N].
+# Log-probabilities, entropy, and whether each target is the most likely token: each [N].
 _TokenScores = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -300,8 +304,8 @@ def _token_log_probs(
     entropy_gradient: bool = False,
     with_top: bool = False,
 ) -> _TokenScores:
-    """What is asked for of `targets` [N] given `hidden` [N, H]."""
-    # Exactly nn.Linear: the weight of an adapter or of a quantised layer is not all there is to it.
+    """Computes the requested scores of `targets` [N] from `hidden` [N, H]."""
+    # Exactly nn.Linear: an adapted or quantised layer computes more than a product with its weight.
     if type(project) is nn.Linear:
         small = hidden.shape[0] * project.out_features <= _CPU_LOGITS_LIMIT
         if hidden.device.type != "cpu" or not small:
@@ -316,7 +320,7 @@ def _token_log_probs(
                 with_top=with_top,
             )
     logits = head.logits(project(hidden))
-    if temperature != 1.0:  # it would be one more [N, V], and another for its gradient
+    if temperature != 1.0:  # the division needs one more [N, V], and another for its gradient
         logits = logits / temperature
     every = F.log_softmax(logits, -1)
     log_probs = -F.nll_loss(every, targets, reduction="none")
@@ -324,7 +328,7 @@ def _token_log_probs(
     if not with_entropy:
         return log_probs, None, is_top
     with nullcontext() if entropy_gradient else torch.no_grad():
-        # Some lines at a time, which stay in the cache, rather than two more [N, V].
+        # A few lines at a time stay in the cache; all at once would need two more [N, V].
         entropy = torch.cat([-(torch.exp(x) * x).sum(-1) for x in every.split(_LINES)])
     return log_probs, entropy, is_top
 
@@ -340,7 +344,7 @@ def _fused(
     entropy_gradient: bool = False,
     with_top: bool = False,
 ) -> _TokenScores:
-    """The same through TRL's kernel, which never holds the [N, V] logits."""
+    """Computes the scores with TRL's kernel, which never holds the [N, V] logits."""
     width = min(_TILE_WIDTH.get(hidden.device.type, _TILE_WIDTH_ELSEWHERE), linear.out_features)
     asked = {"entropy": with_entropy, "is_top1": with_top}
     log_probs, entropy, _, _, is_top = ChunkedLogProbFunction.apply(
@@ -359,32 +363,32 @@ def _fused(
     return log_probs, entropy, is_top
 
 
-# What own logits have behind them.
+# The head for a model that is scored through its own logits: it changes nothing.
 _NO_HEAD = _Head(scale=1.0, softcap=None)
 
 _heads: WeakKeyDictionary[nn.Module, _Head | None] = WeakKeyDictionary()
 
 
 def _head_of(model: nn.Module, batch: _Batch) -> _Head | None:
-    """The model's head, or None if only its own forward may be trusted; found once per model."""
+    """Returns the model's head, computed once per model; None if only its own forward is safe."""
     if model not in _heads:
         _heads[model] = _find_head(model, batch)
     return _heads[model]
 
 
 def _language_model(model: nn.Module) -> nn.Module:
-    """The bare model, out of wrappers (DDP, DeepSpeed) and of PEFT's."""
+    """Returns the bare model without the wrappers of DDP, DeepSpeed and PEFT."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = cast(nn.Module, model.module)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
-    """Work out the head from the config, and believe it only if it gives the model's own logits.
+    """Derives the head from the config; returns None unless it gives the model's own logits.
 
     Only a transformers model qualifies, with or without adapters in its layers. A new architecture
-    that does something else to its logits fails the comparison instead of being trained on wrong
-    probabilities.
+    may change its logits in an unknown way. It then fails the comparison, so it is never trained on
+    wrong probabilities.
     """
     if not isinstance(model, PreTrainedModel):
         return None
@@ -403,7 +407,7 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
 
     few_tokens = batch.few()
     hook = backbone.register_forward_hook(see)
-    # In training mode dropout draws random numbers, which must not depend on this look.
+    # In training mode dropout draws random numbers; this test must not change the later ones.
     cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in cuda]):
@@ -418,7 +422,7 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
     softcap = getattr(config, "final_logit_softcapping", None)
     for scale in _possible_scales(config):
         head = _Head(scale, softcap)
-        # A cast somewhere below (weights, autocast) shows in one of the dtypes.
+        # A cast anywhere in the model (weights, autocast) shows in one of these dtypes.
         exact = logits.dtype == projected.dtype == torch.float32
         tolerance = (1e-4 if exact else 2e-2) * logits.abs().max().item()
         if (head.logits(projected) - logits.float()).abs().max().item() <= tolerance:
@@ -436,7 +440,7 @@ def _possible_scales(config: object) -> list[float]:
 
 
 def accepted_by(forward: Callable[..., object], inputs: Mapping[str, object]) -> dict[str, object]:
-    """Without `position_ids` for the few architectures whose forward does not know them."""
+    """Returns `inputs`, without `position_ids` if the architecture's forward does not take them."""
     parameters = inspect.signature(forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "position_ids" in parameters or takes_any:

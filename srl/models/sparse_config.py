@@ -1,8 +1,8 @@
-"""The config of a sparse model that a dense one becomes, and how it becomes so.
+"""Translates the config of a dense model into the config of its sparse counterpart.
 
-Everything of the dense config is carried over by its name, RoPE, windows and biases too. What the
-sparse architecture cannot do is refused: a setting left at the target's default would make another
-model without a word.
+All values of the dense config are copied by name, including RoPE, windows and biases. A setting
+that the sparse architecture does not support is refused. Otherwise the sparse architecture's
+default would silently give another model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import MixtralConfig, PretrainedConfig, Qwen2MoeConfig, Qwen3M
 
 from srl.errors import UsageError
 
-# Qwen2-MoE has a shared expert, which the dense model has not: one of this part of the dense size.
+# Qwen2-MoE has a shared expert, which the dense model lacks. It gets an eighth of the dense size.
 SHARED_PART = 8
 # The kernels that multiply experts need rows of a multiple of 16 bytes: 8 numbers in bf16.
 _ALIGNED = 8
@@ -25,8 +25,8 @@ class _Family(NamedTuple):
     """The sparse counterpart of a dense architecture.
 
     Attributes:
-        config: the sparse config.
-        size: its name for the size of one expert.
+        config: the class of the sparse config.
+        size: the config's name for the size of one expert.
         also_read: settings that the sparse model reads although its config does not list them.
         ignored: settings of the dense config that change nothing.
     """
@@ -51,16 +51,16 @@ _OF_THE_CLASS = (
 
 @dataclass(frozen=True)
 class Upcycling:
-    """How a dense model becomes sparse.
+    """The settings that turn a dense model into a sparse one.
 
     Attributes:
-        num_experts: E, experts of a layer.
-        top_k: experts of a token.
-        split: S, the parts into which each copy is cut; every part is an expert.
-        reinit: share of each expert's intermediate columns that is drawn anew, from 0 to 1.
-        router_std: standard deviation of the router's weights; None: the config's
+        num_experts: E, the number of experts in a layer.
+        top_k: the number of experts for each token.
+        split: S, the number of parts of each copy; every part is an expert.
+        reinit: the share of each expert's intermediate columns that is redrawn, from 0 to 1.
+        router_std: the standard deviation of the router's weights; None means the config's
             initializer_range.
-        seed: of the router's weights and of what is drawn anew.
+        seed: the seed of the router's weights and of the redrawn columns.
 
     Raises:
         UsageError: the numbers do not fit each other.
@@ -101,11 +101,11 @@ def sparse_config(dense: PretrainedConfig, plan: Upcycling, name: str) -> Pretra
     Args:
         dense: the config of the dense model.
         plan: how many experts, and of what size.
-        name: what a message calls the model.
+        name: the model's name in messages.
 
     Raises:
-        UsageError: the architecture has no counterpart; a setting of the dense model cannot be said
-            in the sparse config; or the sizes cannot be split.
+        UsageError: the architecture has no counterpart; the model is quantised; the sparse config
+            cannot express a setting of the dense model; or the sizes cannot be split.
     """
     family = FAMILIES.get(dense.model_type)
     if family is None:
@@ -140,7 +140,7 @@ def sparse_config(dense: PretrainedConfig, plan: Upcycling, name: str) -> Pretra
 
 
 def _expert_size(dense: PretrainedConfig, plan: Upcycling, name: str) -> int:
-    """The intermediate size of one expert."""
+    """Returns the intermediate size of one expert; refuses sizes that the kernels refuse."""
     size, rest = divmod(dense.intermediate_size, plan.split)
     if rest or size % _ALIGNED or dense.hidden_size % _ALIGNED:
         raise UsageError(
@@ -153,7 +153,7 @@ def _expert_size(dense: PretrainedConfig, plan: Upcycling, name: str) -> int:
 
 
 def _one_window(values: dict[str, object], name: str) -> dict[str, object]:
-    """The sliding window of Qwen3 in the words of Qwen3-MoE, which has one for all layers."""
+    """Translates Qwen3's sliding window to Qwen3-MoE, which has one window for all layers."""
     kinds = values.pop("layer_types")
     del values["max_window_layers"]
     if not isinstance(kinds, list) or len(set(kinds)) > 1:
@@ -168,7 +168,7 @@ def _one_window(values: dict[str, object], name: str) -> dict[str, object]:
 def _refuse_lost(
     dense: PretrainedConfig, values: dict[str, object], family: _Family, name: str
 ) -> None:
-    """Refuses what the dense config says and the sparse architecture cannot do."""
+    """Raises UsageError if the sparse architecture does not support a setting of the dense one."""
     usual, kept = type(dense)().to_dict(), family.config().to_dict()
     lost = [
         f"{key}: {value}"

@@ -1,10 +1,10 @@
-"""The files of a sparse model: which tensor belongs to which expert, and a changed copy of them.
+"""Reads which tensor of a sparse model belongs to which expert, and writes a changed copy.
 
-A model is changed here on the disk, tensor by tensor, because transformers would give every tensor
-one dtype and write its own config: what is not changed stays equal to the bit. Families save the
-experts of a layer in two forms: a tensor for each expert (Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE), or
-one for all of them (Granite-MoE, GPT-OSS). Only tensors whose names are known are touched, and a
-sparse layer that holds others is refused.
+The copy is made on disk, tensor by tensor, because transformers would give all tensors one dtype
+and write its own config. Here all unchanged tensors stay equal to the bit. Families save the
+experts of a layer in two forms: one tensor for each expert (Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE),
+or one tensor for all of them (Granite-MoE, GPT-OSS). Only tensors with known names are changed. A
+sparse layer that holds other tensors is refused.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ _SHARED = re.compile(r"shared_expert(?:_gate)?\..+")
 
 
 class Stored(NamedTuple):
-    """A tensor of an expert or a router, as it lies in a file.
+    """A tensor of an expert or a router in a file.
 
     Attributes:
         layer: the number of the layer in the model.
-        is_router: else it is of an expert.
-        expert: whose it is; None if it holds a row for every expert of the layer.
-        shape: of the tensor.
-        dtype: as safetensors spells it, such as "BF16".
+        is_router: True for a tensor of a router, False for a tensor of an expert.
+        expert: the number of the expert; None if the tensor has a row for every expert of the
+            layer.
+        shape: the shape of the tensor.
+        dtype: the dtype in the notation of safetensors, such as "BF16".
     """
 
     layer: int
@@ -57,21 +58,21 @@ class Stored(NamedTuple):
     dtype: str
 
 
-# What becomes of a tensor: its new name and values; None if it goes.
+# A change of a tensor: its new name, and a function that returns its new values. None drops it.
 Change = tuple[str, Callable[[Tensor], Tensor]] | None
 
 
 @dataclass(frozen=True)
 class SparseFiles:
-    """A sparse model in a folder. Make one with `open`.
+    """A sparse model in a folder; `open` makes one.
 
     Attributes:
-        folder: where it lies.
-        config: its config.
-        num_experts: E, of every sparse layer.
-        top_k: experts of a token.
-        layers: numbers of the sparse layers.
-        tensors: those of experts and routers, by name.
+        folder: the model's folder.
+        config: the model's config.
+        num_experts: E, the number of experts in every sparse layer.
+        top_k: the number of experts for each token.
+        layers: the numbers of the sparse layers.
+        tensors: the tensors of experts and routers, by name.
         shards: the names of all tensors in each weights file.
     """
 
@@ -85,11 +86,10 @@ class SparseFiles:
 
     @classmethod
     def open(cls, folder: Path) -> SparseFiles:
-        """Reads the config and the headers of the weights; no weights.
+        """Reads the config and the headers of the weights files, but no weights.
 
         Raises:
-            UsageError: there is no sparse model in the folder, or its files are not what its config
-                describes.
+            UsageError: the folder holds no sparse model, or its files do not match its config.
         """
         if is_adapter_folder(folder):
             raise UsageError(
@@ -118,7 +118,7 @@ class SparseFiles:
         return files
 
     def _check_whole(self) -> None:
-        """Raises UsageError where experts are missing, or more than the config says."""
+        """Raises UsageError unless each sparse layer has a router and the config's experts."""
         for layer in self.layers:
             of_layer = [one for one in self.tensors.values() if one.layer == layer]
             experts = [one for one in of_layer if not one.is_router]
@@ -135,14 +135,14 @@ class SparseFiles:
                 )
 
     def write(self, folder: Path, changes: Mapping[str, Change]) -> None:
-        """Writes the model with some tensors changed; all others are equal to the bit.
+        """Writes the model with some tensors changed; all others stay equal to the bit.
 
         Args:
             folder: an empty folder to write to.
-            changes: of tensors, by name.
+            changes: the changes, by the names of the tensors.
 
         Raises:
-            UsageError: there is no room.
+            UsageError: the disk has no room.
         """
         check_room(folder, sum(path.stat().st_size for path in self.shards))
         for pattern in MODEL_FILES:
@@ -156,7 +156,7 @@ class SparseFiles:
                 shutil.copyfile(path, folder / path.name)
             else:
                 _write_changed(path, names, folder, changes)
-            if path.name == BIAS_FILE:  # no part of what transformers reads
+            if path.name == BIAS_FILE:  # transformers does not read this file
                 continue
             with safe_open(folder / path.name, "pt") as file:
                 place |= dict.fromkeys(file.keys(), path.name)
@@ -181,13 +181,13 @@ def _write_changed(
 
 
 def _bytes_of_tensors(path: Path) -> int:
-    """A safetensors file is the length of its header in eight bytes, the header, the tensors."""
+    """Returns the size of all tensors: of the file without the 8-byte header length and header."""
     with path.open("rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The weights files, as transformers looks for them, and that of a balancing bias."""
+    """Returns the weights files that transformers would read, and the file of a balancing bias."""
     whole, index = folder / _WHOLE, folder / _INDEX
     bias = [path for path in [folder / BIAS_FILE] if path.is_file()]
     if whole.is_file():
@@ -206,10 +206,10 @@ def _shards(folder: Path) -> list[Path]:
 def _stored(
     name: str, shape: tuple[int, ...], dtype: str, layers: tuple[int, ...], folder: Path
 ) -> Stored | None:
-    """What the tensor is; None if it is no part of a router or a routed expert.
+    """Classifies a tensor; returns None if it is not part of a router or a routed expert.
 
     Raises:
-        UsageError: it is of a sparse layer, and of no known kind.
+        UsageError: the tensor is in a sparse layer, and its kind is unknown.
     """
     match = _BLOCK.fullmatch(name)
     if match is None or (layer := int(match[1])) not in layers or _SHARED.fullmatch(match[2]):

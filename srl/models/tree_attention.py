@@ -1,20 +1,21 @@
-"""Attention over a `PrefixTree`, with the gradients of the repeated computation.
+"""Computes attention over a `PrefixTree`, with the gradients of the repeated computation.
 
-Every node attends to its ancestors and to itself. Never as a dense [N, N] mask: the tree is taken
-apart into trunks and leaves (`prefix_tree.trunks_and_leaves`), and a node's attention into
+Every node attends to its ancestors and to itself. There is never a dense [N, N] mask. The tree is
+split into trunks and leaves (`prefix_tree.trunks_and_leaves`), and a node's attention into pieces:
 
-    self    causal attention inside its own trunk or leaf; all leaves together, padded by length
+    self    causal attention inside the node's own trunk or leaf; batched, padded by length
     prefix  full attention to the trunk before it; one call for all nodes that leave it there
 
-which are joined by their log-sum-exps. The backward pass runs the same pieces with the *joint*
+The pieces are joined by their log-sum-exps. The backward pass runs the same pieces with the *joint*
 output and log-sum-exp, which makes each piece's gradient that of the whole softmax (as in ring
 attention, arXiv 2310.01889; the identity is FlashAttention's, arXiv 2205.14135, section 3.1).
 
-Three ways to compute it, one result: the fused CPU kernel piece by piece; FlexAttention with a
-block mask on a GPU, from so many nodes on that it pays; and plain matrix products piece by piece,
-which do everything else (soft-caps, sliding windows, other devices).
+Three implementations give the same result: the fused CPU kernel, piece by piece; FlexAttention with
+a block mask on a GPU, if there are enough nodes; and plain matrix products, piece by piece, for
+everything else (such as soft-caps and sliding windows on a CPU, small trees on a GPU, and other
+devices).
 
-`tree_models.py` plugs it into transformers' models.
+`tree_models.py` connects it to transformers' models.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from srl.models.prefix_tree import PrefixTree, Row, trunks_and_leaves
 
 _log = logging.getLogger(__name__)
 
-# Leaves are attended to in batches; a new batch begins where padding would take more than this.
+# Self pieces are computed in padded batches. A batch ends before its size exceeds this factor times
+# its number of real tokens.
 _MOST_PADDING = 1.3
 # FlexAttention's blocks are 128 x 128; below this many nodes it loses to the pieces
 # (../docs/prefix_tree.md).
@@ -42,12 +44,12 @@ _FLEX_FROM = 1024
 
 
 class How(NamedTuple):
-    """How a layer attends.
+    """The attention settings of a layer.
 
     Attributes:
-        scale: factor of the scores.
-        softcap: `tanh(scores / softcap) * softcap`, as Gemma 2 does; None is off.
-        window: a token sees so many positions, its own included; None is all of them.
+        scale: the factor of the scores.
+        softcap: scores become `tanh(scores / softcap) * softcap`, as in Gemma 2; None is off.
+        window: the number of positions that a token sees, its own included; None means all.
     """
 
     scale: float
@@ -57,10 +59,11 @@ class How(NamedTuple):
 
 @dataclass(frozen=True)
 class _Self:
-    """Stretches that attend to themselves, causally, as a padded batch of R lines.
+    """Parts of paths that attend to themselves, causally, as a padded batch of R lines.
 
-    `own` are those entries of the batch whose node gets its result from here: no padding, and each
-    node once though several rows may run through it. None if those are all of them.
+    `own` lists the entries of the batch that give their node its result. It leaves out padding and
+    contains each node once, though several rows may run through it. It is None if it would list all
+    entries.
     """
 
     nodes: Tensor  # [R, L]
@@ -69,17 +72,17 @@ class _Self:
     own_nodes: Tensor  # [n]
 
     def take(self, x: Tensor) -> Tensor:
-        """[N, H, D] -> [R, H, L, D], as kernels want it."""
+        """Gathers [N, H, D] into [R, H, L, D], the layout of the kernels."""
         lines = x.index_select(0, self.nodes.flatten()).view(*self.nodes.shape, *x.shape[1:])
         return _heads_first(lines)
 
     def owned(self, x: Tensor) -> Tensor:
-        """[R, H, L, ...] -> [n, H, ...]: of every node that is owned here its own result."""
+        """Selects from [R, H, L, ...] the results [n, H, ...] of the nodes in `own_nodes`."""
         flat = x.transpose(1, 2).flatten(0, 1)
         return flat if self.own is None else flat.index_select(0, self.own)
 
     def take_owned(self, grad: Tensor) -> Tensor:
-        """[N, H, D] -> [R, H, L, D]: a node's gradient counts once, that of padding never."""
+        """Gathers gradients [N, H, D] into [R, H, L, D]; each node counts once, padding never."""
         if self.own is None:
             return self.take(grad)
         lines = grad.new_zeros(self.nodes.numel(), *grad.shape[1:])
@@ -87,7 +90,7 @@ class _Self:
         return _heads_first(lines.view(*self.nodes.shape, *grad.shape[1:]))
 
     def take_sums(self, lse: Tensor) -> Tensor:
-        """[N, H] -> [R, H, L]; infinite at padding, whose exp(score - lse) could overflow."""
+        """Gathers log-sum-exps [N, H] into [R, H, L]; padding, which could overflow, gets inf."""
         sums = lse.index_select(0, self.nodes.flatten()).view(*self.nodes.shape, -1)
         if self.own is not None:
             sums = sums.masked_fill(self.padding[..., None], torch.inf)
@@ -105,16 +108,16 @@ class _Prefix:
 
 @dataclass(frozen=True)
 class TreePlan:
-    """What attention needs to know of a tree, on the device, made once for all layers.
+    """The data of a tree for attention, on the device, made once for all layers.
 
     Attributes:
         positions: [N] position of each node in its row.
         ends: [N] see `PrefixTree.ends`.
-        longest: the longest path.
-        paths: of every trunk, [n] nodes from the root on.
+        longest: the length of the longest path.
+        paths: for every trunk, its [n] nodes from the root on.
         selves: the self pieces; every node gets exactly one result from them.
-        prefixes: the prefix pieces; every node is in one at most.
-        block_masks: for FlexAttention, by window; made when first needed.
+        prefixes: the prefix pieces; every node is in at most one.
+        block_masks: FlexAttention's masks, by window; made when first needed.
     """
 
     positions: Tensor
@@ -127,11 +130,11 @@ class TreePlan:
 
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device | str) -> TreePlan:
-        """The plan of a tree."""
+        """Makes the plan of a tree."""
         trunks, leaves = trunks_and_leaves(tree)
         taken = [False] * len(tree)
-        after: dict[tuple[int, int], list[int]] = {}  # (trunk, cut) -> nodes behind it
-        stretches: list[tuple[list[int], list[bool]]] = []  # nodes, and which of them it owns
+        after: dict[tuple[int, int], list[int]] = {}  # (trunk, cut) -> nodes after it
+        stretches: list[tuple[list[int], list[bool]]] = []  # nodes; True where it gives the result
         for nodes, trunk, cut in [
             *((trunk.path[trunk.start :], trunk.parent, trunk.start) for trunk in trunks),
             *((leaf.nodes, leaf.trunk, leaf.cut) for leaf in leaves),
@@ -177,7 +180,7 @@ class TreePlan:
         )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        """One line of all nodes, [1, H, N, D] and [1, H_kv, N, D] -> [1, N, H, D]."""
+        """Computes attention [1, N, H, D] of all nodes from [1, H, N, D] and [1, H_kv, N, D]."""
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
         return tree_attention(q, k, v, self, how).unsqueeze(0)
 
@@ -199,16 +202,16 @@ def _of_like_length(
 
 
 # ---- attention, in three ways ------------------------------------------------------------------
-# Here q is [N, H, D], k and v are [N, H_kv, D]; H is a multiple of H_kv. All give [N, H, D].
+# Here q is [N, H, D], k and v are [N, H_kv, D]; H is a multiple of H_kv. The results are [N, H, D].
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """[..., L, H, D] -> [B, H, L, D], as kernels want it; a view."""
+    """Returns [..., L, H, D] as a view [B, H, L, D], the layout of the kernels."""
     return (x if x.dim() == 4 else x.unsqueeze(0)).transpose(1, 2)
 
 
 class _Fused(torch.autograd.Function):
-    """The pieces through the CPU's flash attention, forward and backward; float32 or float64."""
+    """Computes the pieces with the CPU's flash attention, and its backward; float32 or float64."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
@@ -279,12 +282,12 @@ class _Fused(torch.autograd.Function):
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The type for sums of many parts: float32 at least."""
+    """Returns the dtype for sums of many parts: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _join(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two parts of one softmax; [n, H, D] each, with their log-sum-exps [n, H]."""
+    """Joins two parts [n, H, D] of one softmax by their log-sum-exps [n, H]."""
     lse = torch.logaddexp(lse_a, lse_b)
     joint = a * torch.exp(lse_a - lse)[..., None] + b * torch.exp(lse_b - lse)[..., None]
     return joint.to(a.dtype), lse
@@ -297,12 +300,12 @@ def _pieces(
     plan: TreePlan,
     how: How,
 ) -> Tensor:
-    """The pieces as plain matrix products, in float32 at least; autograd does the rest."""
+    """Computes the pieces as matrix products in float32 or float64; autograd derives the rest."""
     groups = q.shape[1] // k.shape[1]
     softcap, window = how.softcap, how.window
 
     def piece(queries: Tensor, keys: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """Nodes [..., L] attending to nodes [..., M]: [..., H, L, D] and [..., H, L]."""
+        """Attends from nodes [..., L] to [..., M]: [..., H, L, D], log-sum-exps [..., H, L]."""
         a, b, c = (
             x[nodes].to(wide(x)).transpose(-3, -2)
             for x, nodes in ((q, queries), (k, keys), (v, keys))
@@ -315,7 +318,7 @@ def _pieces(
         if window is not None:
             apart = plan.positions[queries][..., None] - plan.positions[keys][..., None, :]
             hidden = (hidden | (apart >= window)).unsqueeze(-3)
-        # Finite, so that a query that sees nothing here gives numbers, of no weight.
+        # Finite, so that a query that sees nothing in this piece gives finite values of weight 0.
         scores = scores.masked_fill(hidden, -1e30)
         lse = scores.logsumexp(-1)
         part = torch.exp(scores - lse[..., None]) @ c
@@ -341,7 +344,7 @@ def _pieces(
 def _compiled(name: str) -> Callable[..., Any]:
     from torch.nn.attention import flex_attention
 
-    # Whole or not at all: in pieces FlexAttention would hold all scores, silently.
+    # fullgraph: with graph breaks, FlexAttention would silently hold all scores in memory.
     return torch.compile(getattr(flex_attention, name), dynamic=True, fullgraph=True)
 
 
@@ -353,7 +356,7 @@ def _flex(
     how: How,
     compiled: Callable[[str], Callable[..., Any]] = _compiled,
 ) -> Tensor:
-    """All at once, with a mask of blocks: node j is seen by i if and only if j <= i < ends[j]."""
+    """Computes all at once with a block mask; node i sees node j if j <= i < ends[j]."""
     ends, positions = plan.ends, plan.positions
     softcap, window = how.softcap, how.window
 
@@ -365,7 +368,7 @@ def _flex(
         assert softcap is not None
         return torch.tanh(score / softcap) * softcap
 
-    # Lengths vary, but scales and caps are the model's; one compilation for each kind of layer.
+    # Lengths vary; scales and caps are fixed by the model. Each kind of layer compiles once.
     with dynamo.patch(specialize_float=True, recompile_limit=64):
         if window not in plan.block_masks:
             plan.block_masks[window] = compiled("create_block_mask")(
@@ -389,10 +392,10 @@ def _flex_works(
     device: torch.device,
     how: How,
 ) -> bool:
-    """Whether FlexAttention compiles on this GPU and agrees with the pieces, backward too.
+    """Returns whether FlexAttention compiles on this GPU and equals the pieces, gradients included.
 
-    Tried once for every kind of layer. That may happen inside a checkpointed layer, which must not
-    take what is saved here for its own.
+    The trial runs once for every kind of layer. It may run inside a checkpointed layer, so the
+    hooks below keep that layer from taking the saved tensors of the trial as its own.
     """
     tokens = [i % 7 for i in range(_FLEX_FROM)]
     rows: list[Row] = [(tokens[: len(tokens) // 2], [1, 3]), (tokens, [2, 1]), (tokens, [3])]
@@ -412,7 +415,7 @@ def _flex_works(
                 out = attend(q, k, v, plan, how)
                 gradients = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
                 found.append([out.detach(), *gradients])
-    # What a compiler, or the compiler that it calls, may fail with.
+    # Errors that the compiler, or the compiler that it calls, may raise.
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError, SubprocessError) as e:
         _log.warning("FlexAttention is not used: %s", (str(e).splitlines() or ["?"])[0])
         return False
@@ -424,26 +427,26 @@ def _flex_works(
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, how: How) -> Tensor:
-    """Every node's attention to its ancestors and itself.
+    """Computes the attention of every node to its ancestors and itself.
 
     Args:
         q: [N, H, D].
         k, v: [N, H_kv, D].
-        plan: of the tree of N nodes.
+        plan: the plan of the tree of N nodes.
         how: scale, soft-cap and window.
 
     Returns:
-        [N, H, D], of q's type.
+        [N, H, D], of q's dtype.
     """
     if how.window is not None and how.window >= plan.longest:
         how = how._replace(window=None)
-    # Neither kernel takes values of another width (DeepSeek's), nor the CPU's caps and windows.
+    # Neither kernel takes values of another width (DeepSeek). The CPU's has no caps or windows.
     if q.shape[-1] == v.shape[-1]:
         kind = (q.shape[1:], k.shape[1:], q.dtype, q.device, how)
         if q.is_cuda and len(q) >= _FLEX_FROM and _flex_works(*kind):
             return _flex(q, k, v, plan, how)
         if q.device.type == "cpu" and how.softcap is None and how.window is None:
-            # Sums of many parts: rounded to bf16 one by one they would be less exact than rows.
+            # Sums of many parts rounded to bf16 would be less exact than the sums over rows.
             parts = (x.to(wide(q)) for x in (q, k, v))
             return cast(Tensor, _Fused.apply(*parts, plan, how.scale)).to(q.dtype)
     return _pieces(q, k, v, plan, how)

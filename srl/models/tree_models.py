@@ -1,8 +1,7 @@
-"""Prefix trees in a transformers model: how it attends over them, and whether it may.
+"""Makes transformers models attend over prefix trees, and tests which models can.
 
-Attention goes through transformers' `AttentionInterface`; the tree comes as a keyword argument of
-the model's forward. Which models can be trusted with that is found by trying (`refusal`), not by
-their names.
+Attention goes through transformers' `AttentionInterface`. The tree is a keyword argument of the
+model's forward. A trial (`refusal`) decides which models can be trusted with it, not their names.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from srl.models.tree_attention import How, TreePlan
 
 IMPLEMENTATION = "srl_prefix_tree"
 
-# What a forward raises that was never meant for what is tried.
+# The errors that a forward may raise in a trial that it does not support.
 FAILURES = (
     TypeError,
     ValueError,
@@ -36,14 +35,14 @@ FAILURES = (
 
 
 class _CannotFollowError(Exception):
-    """A layer attends in a way that a tree has no counterpart of; the message is the refusal."""
+    """A layer's attention has no counterpart over trees; the message is the refusal."""
 
 
 class Attending(Protocol):
-    """What a model is given as `tree`: it attends in place of every layer's own attention."""
+    """The type of a model's `tree` argument; it computes attention in place of every layer."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
-        """q [R, H, L, D], k and v [R, H_kv, L, D] of the tokens at hand -> [R, L, H, D]."""
+        """Computes attention [R, L, H, D] from q [R, H, L, D], k and v [R, H_kv, L, D]."""
         ...
 
 
@@ -62,18 +61,18 @@ def _attention_interface(
     tree: Attending | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """As transformers calls it; [R, H, L, D] become [R, L, H, D]."""
+    """Turns [R, H, L, D] into [R, L, H, D] with `tree`; transformers calls it for each layer."""
     if tree is None:
         raise RuntimeError("this model attends over prefix trees, and was given none")
     if dropout or s_aux is not None:
         raise _CannotFollowError(f"its attention has {'dropout' if dropout else 'sinks'}")
-    # As autocast does for sdpa; position embeddings come out of it in float32.
+    # Autocast does the same for sdpa; position embeddings leave autocast in float32.
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     how = How(scale, softcap, sliding_window)
-    # What is computed in float32 below is meant to be.
+    # The float32 computations below must stay in float32.
     with torch.autocast(query.device.type, enabled=False):
         return tree.attend(cast(int, module.layer_idx), query, key, value, how), None
 
@@ -82,7 +81,7 @@ AttentionInterface.register(IMPLEMENTATION, _attention_interface)
 
 
 def tree_inputs(tree: PrefixTree, device: torch.device | str) -> dict[str, object]:
-    """What a model's forward takes for a tree: one line [1, N] of all its nodes."""
+    """Returns the inputs of a model's forward for a tree: one line [1, N] of all its nodes."""
     plan = TreePlan.of(tree, device)
     return {
         "input_ids": torch.tensor([tree.tokens], dtype=torch.long).to(device),
@@ -93,9 +92,9 @@ def tree_inputs(tree: PrefixTree, device: torch.device | str) -> dict[str, objec
 
 @contextmanager
 def attending_over_trees(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's forward wants a `tree`, as `tree_inputs` gives it.
+    """Makes the model attend over trees; its forward then needs a `tree`, as from `tree_inputs`.
 
-    The backward pass belongs inside too: gradient checkpointing runs the forward again.
+    Run the backward pass inside too, because gradient checkpointing runs the forward again.
     """
     before = model.config._attn_implementation  # type: ignore[union-attr]
     model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
@@ -106,13 +105,16 @@ def attending_over_trees(model: nn.Module) -> Iterator[None]:
 
 
 def attends_over_trees(model: nn.Module) -> bool:
-    """Whether inside `attending_over_trees(model)`; outside, a tree would be read as one row."""
+    """Returns whether the caller is inside `attending_over_trees(model)`.
+
+    Outside, the model would read a tree as one row.
+    """
     while isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
         model = cast(nn.Module, model.module)
     return bool(model.config._attn_implementation == IMPLEMENTATION)  # type: ignore[union-attr]
 
 
-# What a layer may be: others mix tokens in ways that a tree does not follow.
+# The allowed kinds of layers; other kinds mix tokens in ways that a tree does not support.
 _LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -120,11 +122,11 @@ _refusals: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Why this model cannot attend over prefix trees, in a few words; None if it can.
+    """Returns why this model cannot attend over prefix trees, in a few words; None if it can.
 
-    Found by trying, once a model: on a few tokens its logits over a tree must be those over rows.
-    So a model that computes its attention by itself, or mixes tokens by other means, is never
-    trained wrongly.
+    Each model is tried once: on a few tokens, its logits over a tree must equal its logits over
+    rows. So a model that computes its own attention, or mixes tokens in other ways, is never
+    trained on wrong results.
     """
     if model not in _refusals:
         _refusals[model] = _try(model)
@@ -159,7 +161,7 @@ def _try(model: nn.Module) -> str | None:
             if config._attn_implementation != IMPLEMENTATION:
                 return "its attention does not go through transformers' AttentionInterface"
             model.train()
-            model(**inputs, use_cache=False)  # dropout of attention shows in training only
+            model(**inputs, use_cache=False)  # attention dropout is active only in training mode
             model.eval()
             logits = model(**inputs, use_cache=False).logits[0].float()
         with torch.autocast(device.type, enabled=False):
@@ -177,20 +179,20 @@ def _try(model: nn.Module) -> str | None:
         model.train(was_training)
     if not worst.fits:
         return f"its logits over a tree differ from those over rows {worst}"
-    # One longer than these few tokens would not have shown.
+    # A window longer than these few tokens does not change the logits above.
     if _windows(text) > sum(window is not None for window in watched.windows.values()):
         return "it has sliding windows that its attention is not told of"
     return None
 
 
 def _plain_logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """[1, T] -> [T, V]."""
+    """Computes the logits [T, V] of one row of ids [1, T], in float32."""
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits.float()
 
 
 class _Watched:
-    """A plan that notes every layer's window."""
+    """A tree plan that records every layer's window."""
 
     def __init__(self, plan: TreePlan) -> None:
         self.plan = plan
@@ -202,7 +204,7 @@ class _Watched:
 
 
 def _windows(config: PreTrainedConfig) -> int:
-    """How many layers have a sliding window, by their config."""
+    """Returns the number of layers that have a sliding window in the config."""
     if not getattr(config, "sliding_window", None):
         return 0
     kinds = getattr(config, "layer_types", None)
@@ -212,5 +214,5 @@ def _windows(config: PreTrainedConfig) -> int:
 
 
 def devices_of(model: nn.Module) -> list[int]:
-    """The GPUs that it is on, whose random numbers a trial must not use up."""
+    """Returns the model's GPUs, whose random number generators a trial must not change."""
     return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

@@ -1,4 +1,4 @@
-"""Whether a model scores padded rows as its plain forward scores each of them alone."""
+"""Checks that a model scores padded rows like its plain forward scores each row alone."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ NOT_FINITE = (
 
 
 def named(model: nn.Module) -> str:
-    """A model in a message: where it is from, and its class."""
+    """Returns a model's description for messages: its name or path, and its class."""
     return f"the model {getattr(model, 'name_or_path', '') or 'given'} ({type(model).__name__})"
 
 
 def few_tokens(model: nn.Module, start: int, count: int) -> list[int]:
-    """Token ids that the model has, for a trial."""
+    """Returns `count` token ids that the model has, for a trial."""
     size = cast(PreTrainedModel, model).get_input_embeddings().num_embeddings
     return [(start + 7 * i) % (size - 1) + 1 for i in range(count)]
 
 
 def short_length(model: nn.Module, room: int) -> int:
-    """Tokens of a trial's prompt that leave `room` in the model's context."""
+    """Returns the length of a trial's prompt that leaves `room` tokens in the model's context."""
     config = cast(PreTrainedModel, model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 64
     return max(2, min(7, int(limit) - room))
 
 
 def plain_logits(model: nn.Module, ids: Sequence[int]) -> Tensor:
-    """Logits [T, V] of the plain forward of one row, float32.
+    """Computes the logits [T, V] of one row with the plain forward, in float32.
 
     Raises:
-        DivergedError: they are no numbers.
+        DivergedError: the logits are not finite.
     """
     row = torch.tensor([ids], device=next(model.parameters()).device)
     logits: Tensor = model(input_ids=row, use_cache=False).logits[0].float()
@@ -54,15 +54,15 @@ def plain_logits(model: nn.Module, ids: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def check_scoring(model: nn.Module, *, pad_id: int) -> None:
-    """Refuse a model that would be trained on other log-probabilities than it samples from.
+    """Refuses a model whose training log-probabilities would differ from those of its sampling.
 
     Args:
         model: the bare model.
-        pad_id: what rows are padded with.
+        pad_id: the token id that rows are padded with.
 
     Raises:
-        UsageError: padded rows are scored otherwise than each alone.
-        DivergedError: the model's logits are no numbers.
+        UsageError: the scores of padded rows differ from those of each row alone, or scoring fails.
+        DivergedError: the model's logits are not finite.
     """
     length = short_length(model, room=5)
     rows = [

@@ -1,13 +1,14 @@
 """Turns a dense model into a sparse one whose experts start as copies of its feed-forward layers.
 
-Sparse upcycling (arXiv 2212.05055). Four architectures have a sparse counterpart: Qwen2 becomes
-Qwen2-MoE, Qwen3 becomes Qwen3-MoE, Llama and Mistral become Mixtral. At the start the sparse model
-computes the dense model's logits, because the weights of a token's experts sum to 1 and every
-expert is a copy. With `split` S an expert is one S-th of a copy (virtual groups, arXiv 2410.07524):
-the S parts of a copy have the same row in the router, so they are chosen together, and their down
-projections are multiplied by S, because each has one S-th of the copy's routing weight. With
-`reinit` a share of every expert is drawn anew (drop-upcycling, arXiv 2502.19261), so that experts
-differ.
+The method is sparse upcycling (arXiv 2212.05055). Four architectures have a sparse counterpart:
+Qwen2 becomes Qwen2-MoE, Qwen3 becomes Qwen3-MoE, Llama and Mistral become Mixtral. At the start the
+sparse model computes the dense model's logits, because the weights of a token's experts sum to 1
+and every expert is a copy.
+
+With `split` S an expert is one S-th of a copy (virtual groups, arXiv 2410.07524). The S parts of a
+copy have the same row in the router, so they are chosen together. Their down projections are
+multiplied by S, because each part gets one S-th of the copy's routing weight. With `reinit` a share
+of every expert is redrawn (drop-upcycling, arXiv 2502.19261), so that experts differ.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from srl.models.loading import load_policy
 from srl.models.meta import config_of, meta_model
 from srl.models.sparse_config import Upcycling, sparse_config
 
-# Logits that differ by more are another model's. Rounding in float32 makes about 1e-6.
+# Largest difference of logits that is accepted. Rounding in float32 gives about 1e-6.
 MOST_DIFFERENCE = 1e-4
 _PROBE_TOKENS = 64
 _PROBE_TEXT = "A farmer has 12 cows and buys 7 more. 12 + 7 = 19.\n"
 
 
 def write_upcycled(name: str, folder: Path, plan: Upcycling, say: Callable[[str], None]) -> None:
-    """Writes the sparse model that the dense model `name` becomes: float32, with its tokenizer.
+    """Turns the dense model `name` into a sparse one; writes it in float32, with its tokenizer.
 
     Args:
         name: a folder or a hub name.
         folder: an empty folder to write to.
-        plan: how many experts, of what size, and what is drawn anew.
-        say: told what is made, and how far its logits are from the dense model's.
+        plan: the number of experts, their size, and the share that is redrawn.
+        say: called with texts about the new model and its difference from the dense model's logits.
 
     Raises:
-        UsageError: the model cannot be loaded or has no sparse counterpart, there is no room, or
-            the sparse model does not compute what it must.
+        UsageError: the model cannot be loaded or has no sparse counterpart, the disk has no room,
+            or the sparse model computes wrong logits.
     """
     config = sparse_config(config_of(name), plan, name)
     cost = Cost.of(meta_model(config, name))
@@ -78,7 +79,7 @@ def write_upcycled(name: str, folder: Path, plan: Upcycling, say: Callable[[str]
 
 
 def probe(config: PretrainedConfig) -> Tensor:
-    """[1, T]: token ids from all of the vocabulary, always the same for a model."""
+    """Returns token ids [1, T] from the whole vocabulary, always the same for a model."""
     size = min(_PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or _PROBE_TOKENS)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (1, size), generator=generator)
@@ -86,10 +87,10 @@ def probe(config: PretrainedConfig) -> Tensor:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[1, T, V], without a cache.
+    """Computes the logits [1, T, V] of `ids` without a cache.
 
     Raises:
-        UsageError: the model cannot compute them, as where the kernels refuse a size.
+        UsageError: the model cannot compute them, for example if a kernel refuses a size.
     """
     try:
         return model(ids, use_cache=False).logits
@@ -105,7 +106,7 @@ def _largest(one: Tensor, two: Tensor) -> float:
 
 
 def _check_close(computed: Tensor, expected: Tensor, what: str) -> None:
-    """Raises UsageError where logits are not those that are expected; NaN never are."""
+    """Raises UsageError if logits differ too much from the expected ones, or are NaN."""
     difference = _largest(computed, expected)
     if not difference <= MOST_DIFFERENCE:
         raise UsageError(
@@ -118,7 +119,7 @@ def _check_close(computed: Tensor, expected: Tensor, what: str) -> None:
 def _check_saved(
     folder: Path, ids: Tensor, computed: Tensor, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
-    """Raises UsageError unless what is in `folder` computes and reads as what was saved."""
+    """Raises UsageError unless the saved model gives the expected logits and tokens."""
     again, reader = load_policy(str(folder))
     what = f"{name} cannot be upcycled: the sparse model, read back from the disk,"
     _check_close(logits(again.eval(), ids), computed, what)
@@ -131,13 +132,14 @@ def _check_saved(
 def upcycle(
     dense: PreTrainedModel, config: PretrainedConfig, plan: Upcycling, generator: torch.Generator
 ) -> PreTrainedModel:
-    """Builds the sparse model; it computes the logits of `dense`.
+    """Builds a sparse model that computes the same logits as `dense`.
 
     Args:
-        dense: in float32. What is not feed-forward is shared with it, not copied.
-        config: of the sparse model, from `sparse_config`.
-        plan: the same as for the config.
-        generator: the router is drawn from it.
+        dense: the dense model in float32. The new model shares its weights outside the feed-forward
+            layers; they are not copied.
+        config: the config of the sparse model, from `sparse_config`.
+        plan: the plan that the config was made with.
+        generator: draws the router's weights.
     """
     with torch.device("meta"):  # no memory for weights that are replaced at once
         sparse = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -154,7 +156,7 @@ def upcycle(
         state |= {f"{layer.name}.{key}": value for key, value in made.items()}
     sparse.load_state_dict(state, assign=True)
     sparse.tie_weights()
-    # Its frequencies are no weights and still on the meta device; they follow from the config.
+    # Its frequencies are not weights and are still on the meta device; the config determines them.
     sparse.model.rotary_emb = type(sparse.model.rotary_emb)(config)
     sparse.config._name_or_path = ""
     sparse.generation_config = dense.generation_config
@@ -162,7 +164,7 @@ def upcycle(
 
 
 def _experts(mlp: nn.Module, plan: Upcycling) -> dict[str, Tensor]:
-    """[E, 2I, H] and [E, H, I]: part s of copy g is the expert g * S + s."""
+    """Returns weights [E, 2I, H] and [E, H, I]; part s of copy g is the expert g * S + s."""
     gate, up, down = _matrices(mlp)
     parts, hidden = plan.split, gate.shape[1]
     gate_up = torch.cat([x.reshape(parts, -1, hidden) for x in (gate, up)], dim=1)
@@ -175,16 +177,17 @@ def _experts(mlp: nn.Module, plan: Upcycling) -> dict[str, Tensor]:
 
 
 def _router(hidden: int, plan: Upcycling, std: float, generator: torch.Generator) -> Tensor:
-    """[E, H]: one row for each copy, repeated for its parts."""
+    """Draws a router [E, H] with one row for each copy, repeated for the parts of the copy."""
     rows = torch.randn(plan.num_experts // plan.split, hidden, generator=generator) * std
     return rows.repeat_interleave(plan.split, dim=0)
 
 
 def _shared_expert(mlp: nn.Module, size: int) -> dict[str, Tensor]:
-    """An expert that adds nothing at first, and learns: only its down projection is zero.
+    """Returns the weights of a shared expert that adds nothing at first but can learn.
 
-    Its features are the first `size` of the dense layer, so the down projection has a gradient at
-    once, and all else has one as soon as the down projection is not zero any more.
+    Its down projection and `shared_expert_gate` are zero. Its features are the first `size` of the
+    dense layer, so the down projection has a gradient at once. All other weights get one as soon as
+    the down projection is not zero any more.
     """
     gate, up, down = _matrices(mlp)
     return {
@@ -196,7 +199,7 @@ def _shared_expert(mlp: nn.Module, size: int) -> dict[str, Tensor]:
 
 
 def _matrices(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Gate and up, [I, H] each, and down, [H, I]."""
+    """Returns the matrices gate and up, [I, H] each, and down, [H, I]."""
     names = ("gate_proj", "up_proj", "down_proj")
     gate, up, down = (mlp.get_parameter(f"{name}.weight").detach() for name in names)
     return gate, up, down
@@ -206,15 +209,16 @@ def _matrices(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 def reinitialise(
     sparse: PreTrainedModel, dense: PreTrainedModel, plan: Upcycling, generator: torch.Generator
 ) -> None:
-    """Draws a share of the intermediate columns of each expert anew, in place: other ones in each.
+    """Redraws a share of the intermediate columns of each expert, in place.
 
-    The new values are normal, with the mean and standard deviation of the dense matrix.
+    The columns are drawn for each expert. The new values are normal, with the mean and standard
+    deviation of the dense matrix.
 
     Args:
-        sparse: from `upcycle`.
-        dense: what it was made from.
-        plan: `reinit` is the share.
-        generator: columns and values are drawn from it.
+        sparse: a model from `upcycle`.
+        dense: the model that `sparse` was made from.
+        plan: its `reinit` is the share.
+        generator: draws the columns and the values.
     """
 
     def drawn(like: Tensor, *shape: int) -> Tensor:
@@ -253,7 +257,7 @@ def _moved(plan: Upcycling, computed: Tensor, expected: Tensor) -> str:
 
 
 def _how_it_learns(plan: Upcycling) -> str:
-    """What the task teaches the router, as measured in docs/experts.md."""
+    """Returns a text on what the task teaches the router, as measured in docs/experts.md."""
     if plan.top_k == plan.split:
         return (
             "a token goes to one copy only, whose weights always sum to 1, so the task does not "

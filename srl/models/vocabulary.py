@@ -1,4 +1,4 @@
-"""Whether a model has an embedding for every token that its tokenizer writes."""
+"""Checks that a model has an embedding for every token that its tokenizer writes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from srl.errors import UsageError
 
 
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure that the tokenizer pads with a token that the model has, and writes no other.
+    """Makes the tokenizer pad with a token that the model has; refuses tokens without embeddings.
 
-    More embeddings than tokens are fine, as many models have them. Of tokens without an embedding
-    two kinds are left alone: a padding token that was added late, in whose place EOS pads, and
-    special tokens that no prompt is made of (Gemma 3 has one for images).
+    More embeddings than tokens are fine; many models have them. Two kinds of tokens may lack an
+    embedding: a padding token that was added late, which EOS replaces, and special tokens that are
+    in no prompt (Gemma 3 has one for images).
 
     Raises:
-        UsageError: other tokens have no embedding, or there is nothing to pad with.
+        UsageError: other tokens have no embedding, or there is no token to pad with.
     """
     size = embeddings(model)
     if (tokenizer.pad_token_id or 0) >= size:
@@ -46,10 +46,10 @@ def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def check_ids(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:
-    """Refuse token ids that the model has no embedding for.
+    """Checks that the model has an embedding for every token id of the texts.
 
     Raises:
-        UsageError: a text spells out a special token without an embedding.
+        UsageError: a text contains the id of a token without an embedding.
     """
     size = embeddings(model)
     highest = max((max(ids, default=0) for ids in texts), default=0)
@@ -62,5 +62,5 @@ def check_ids(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> None:
 
 
 def embeddings(model: PreTrainedModel) -> int:
-    """How many tokens the model can read."""
+    """Returns the number of tokens that the model can read."""
     return int(model.get_input_embeddings().weight.shape[0])
