@@ -1,1 +1,1 @@
-"""Reading a run's logs: the index, filters, figures, and the views of them. No torch here."""
+"""Reads a run's logs: an index, filters, figures, and the views of them. Needs no torch."""

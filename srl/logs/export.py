@@ -1,4 +1,4 @@
-"""Step records as a data set: `steps.parquet` in a folder of its own, which `datasets` loads."""
+"""Exports step records as a data set: `steps.parquet` in its own folder, which `datasets` loads."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from srl.runs.records import FIELDS, StepRecord, utf8
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Records of a row group, which are in memory at a time: with texts of 2 KB some 20 MB.
+# Records in a row group. All of them are in memory at a time: about 20 MB with texts of 2 KB.
 GROUP = 4096
 _PREFIXES = {"rewards": REWARD, "metrics": METRIC}
 
 
 def export_parquet(log: Log, rows: np.ndarray, folder: Path) -> Path:
-    """Write the records in these rows of the log to `folder/steps.parquet`; returns that path.
+    """Writes the records in these rows of the log to `folder/steps.parquet` and returns that path.
 
-    A column a field of the record; `rewards` and `metrics` are structs with a field for each name
-    in the log, and `tags` are JSON text. Lone halves of surrogate pairs become U+FFFD.
+    Each field of the record is a column. `rewards` and `metrics` are structs with a field for each
+    name in the log, and `tags` are JSON text. Lone halves of surrogate pairs become U+FFFD.
 
     Raises:
-        UsageError: the folder is in use or cannot be written, or the log was changed meanwhile.
+        UsageError: the folder is not empty or cannot be written, or the log was changed meanwhile.
     """
     import pyarrow.parquet as pq
 
@@ -69,7 +69,7 @@ def _schema(log: Log) -> pa.Schema:
     def kind(name: str, wanted: object) -> pa.DataType:
         if (prefix := _PREFIXES.get(name)) is not None:
             names = [n for n in log.table.column_names if n.startswith(prefix)]
-            # Parquet has no struct of nothing.
+            # Parquet has no struct without fields.
             return pa.struct(
                 [(n.removeprefix(prefix), pa.float64()) for n in names] or [("", pa.null())]
             )
@@ -97,5 +97,5 @@ def _cell(value: object, name: str) -> object:
         if name == "tags":
             return json.dumps(value)
         return {utf8(key): _cell(inner, name) for key, inner in value.items()}
-    # As in the log, where every number is finite.
+    # The log also has only finite numbers.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,13 @@
-"""Every figure that a view of a run shows, computed from the records in one place: the report and
-the terminal say the same because both ask here.
+"""Computes the figures that the views of a run show from its records.
 
-A mean over rollouts is the mean of all that count. Its 95 % interval takes the problem as the unit,
-not the rollout: the G rollouts of a group, and the groups of one problem, are alike. The mean is a
-ratio of two sums over problems (the values, and how many there are), whose variance is estimated by
-linearisation (Cochran 1977, 6.3), with Student's t for the number of problems. For a share the
-interval is never narrower than Wilson's over rollouts, which also holds where all are hits or none.
+The report and the terminal show the same figures because both use this module.
+
+A mean over rollouts is the mean of all rollouts that count. Its 95 % interval takes the problem as
+the unit, not the rollout, because the G rollouts of a group, and the groups of one problem, are
+alike. The mean is a ratio of two sums over problems (the values, and their number). Its variance is
+estimated by linearisation (Cochran 1977, 6.3), with Student's t for the number of problems. For a
+share the interval is never narrower than Wilson's over rollouts, which is also valid where all
+values are 1 or all are 0.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from srl.stats import Estimate, student_t, wilson
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure about rollouts; `name` is that of metrics.jsonl wherever it has one.
+    """A figure about rollouts.
 
     Attributes:
-        name: the metric.
-        label: what a reader sees.
+        name: the name of the metric, the same as in metrics.jsonl if the metric is there.
+        label: the name that a reader sees.
         formula: what is averaged, over which rollouts.
-        share: it is a share, from 0 to 1.
+        share: whether it is a share, from 0 to 1.
     """
 
     name: str
@@ -72,7 +74,7 @@ FIXED = {
 
 
 def metrics_of(log: Log) -> list[Metric]:
-    """The metrics that a log has, in the order in which they are shown."""
+    """Returns the metrics of a log, in the order in which they are shown."""
     named = [
         Metric(
             REWARD + name,
@@ -95,7 +97,7 @@ def metrics_of(log: Log) -> list[Metric]:
 
 
 def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
-    """One value a record (N,); NaN where the record does not count."""
+    """Returns one value for each record (N,); NaN where the record does not count."""
     name = metric.name
     if name == "format_failures":
         column = pc.is_valid(table["format_failure"])
@@ -106,7 +108,7 @@ def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
         name = name if name.startswith(REWARD) else METRIC + name
         if name not in table.column_names:  # no record has it
             return np.full(table.num_rows, np.nan)
-        # A failed format has none of these, whatever it says.
+        # A record with a failed format has none of these, even if the log has a value.
         column = pc.if_else(pc.is_null(table["format_failure"]), table[name], None)
     else:
         column = table[name]
@@ -114,7 +116,7 @@ def values_of(table: pa.Table, metric: Metric) -> np.ndarray:
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
-    """A number for each value (N,), and what they mean, sorted; null is one of them, the last."""
+    """Returns a number for each value (N,), and the values by number, sorted, with null last."""
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, pa.string())
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
@@ -127,12 +129,12 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[object]]:
 
 
 def name_codes(column: pa.ChunkedArray) -> np.ndarray:
-    """A number for each name (N,), equal for equal ones, in no order; names are never null."""
+    """Returns a number for each name (N,), equal for equal names, unordered; none may be null."""
     return column.unify_dictionaries().combine_chunks().indices.to_numpy().astype(np.int64)
 
 
 class Clusters:
-    """The records of each problem in each cell: what intervals are made over.
+    """Computes means and intervals of cells, with the records of a problem in a cell as one unit.
 
     Args:
         cells: (N,) the cell of each record, from 0.
@@ -147,27 +149,27 @@ class Clusters:
         self._cell_of = pairs // span
 
     def problems(self) -> list[int]:
-        """How many different problems each cell has."""
+        """Returns how many different problems each cell has."""
         return np.bincount(self._cell_of, minlength=self.count).tolist()
 
     @np.errstate(over="ignore", invalid="ignore")  # of values near the largest float
     def estimates(self, values: np.ndarray, *, share: bool) -> list[Estimate | None]:
-        """The mean of each cell with its 95 % interval over problems.
+        """Returns the mean of each cell with its 95 % interval over problems.
 
         Args:
             values: (N,), NaN where a record does not count.
-            share: values are 0 or 1.
+            share: whether the values are 0 or 1.
 
         Returns:
-            One for each cell: `n` is how many records counted; None where none did. One problem
-            tells nothing about others: its interval is NaN.
+            One estimate for each cell, where `n` is how many records counted; None if none did.
+            The interval is NaN if the records are of one problem only.
         """
         counts = ~np.isnan(values)
         cells, place, values = self.cells[counts], self._place[counts], values[counts]
         n = np.bincount(cells, minlength=self.count)
         total = np.bincount(cells, weights=values, minlength=self.count)
         mean = np.divide(total, n, out=np.full(self.count, np.nan), where=n > 0)
-        # Sums over the records of each problem, and which problems have any that count.
+        # Sums over the records of each problem, and which problems have a record that counts.
         pairs = len(self._cell_of)
         residuals = np.bincount(place, weights=values - mean[cells], minlength=pairs)
         has = np.bincount(place, minlength=pairs) > 0
@@ -189,7 +191,7 @@ def _estimate(
     half = student_t(problems - 1) * math.sqrt(problems / (problems - 1) * squares) / n
     low, high = value - half, value + half
     if share:
-        # Of a log that is not ours, a share may be anything.
+        # In a log from somebody else, a share may have any value.
         apart = wilson(round(min(1.0, max(0.0, value)) * n), n)
         low, high = max(0.0, min(apart.low, low)), min(1.0, max(apart.high, high))
     return Estimate(value, low, high, n)
@@ -197,14 +199,14 @@ def _estimate(
 
 @dataclass(frozen=True)
 class Cells:
-    """Records put into cells: bins of training, step indices, sources, problems.
+    """The figures of records in cells, which are bins of training, step indices, sources or others.
 
     Attributes:
-        keys: what each cell is: a value of the column, or (first, last) training step of a bin.
+        keys: the key of each cell: a value of the column, or (first, last) training step of a bin.
         records: how many records each cell has.
-        problems: how many different problems.
-        groups: how many groups.
-        metrics: metric's name -> one estimate a cell, None where nothing counts.
+        problems: how many different problems each cell has.
+        groups: how many groups each cell has.
+        metrics: metric's name -> one estimate for each cell, None where no record counts.
     """
 
     keys: list[object]
@@ -215,18 +217,18 @@ class Cells:
 
 
 def all_of(table: pa.Table, metrics: Sequence[Metric]) -> Cells:
-    """Everything in one cell."""
+    """Returns the figures of all records in one cell."""
     return cells_of(table, np.zeros(table.num_rows, dtype=np.int64), ["all"], metrics)
 
 
 def by(table: pa.Table, column: str, metrics: Sequence[Metric]) -> Cells:
-    """One cell for each value of a column, in order."""
+    """Returns one cell for each value of a column, in order."""
     cells, keys = codes(table[column])
     return cells_of(table, cells, keys, metrics)
 
 
 def most_frequent(table: pa.Table, column: str, most: int) -> pa.Table:
-    """The records of the `most` values of a column that have the most of them."""
+    """Returns the records of the `most` most frequent values of a column."""
     cells, keys = codes(table[column])
     n = np.bincount(cells, minlength=len(keys))
     chosen = np.argsort(-n, kind="stable")[:most]
@@ -234,15 +236,16 @@ def most_frequent(table: pa.Table, column: str, most: int) -> pa.Table:
 
 
 def over_training(table: pa.Table, metrics: Sequence[Metric], *, most: int) -> Cells:
-    """One cell for each bin of training steps."""
+    """Returns one cell for each bin of training steps."""
     cells, keys = bins_of(table, most)
     return cells_of(table, cells, list(keys), metrics)
 
 
 def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """The bin of each record (N,), and (first, last) training step of each bin.
+    """Returns the bin of each record (N,), and (first, last) training step of each bin.
 
-    At most `most` bins, of as many steps each but for one; bins without a record are left out.
+    There are at most `most` bins. Their numbers of steps differ by at most one, and bins without a
+    record are left out.
     """
     steps = table["train_step"].to_numpy().astype(np.int64)
     if not len(steps):
@@ -253,18 +256,18 @@ def bins_of(table: pa.Table, most: int) -> tuple[np.ndarray, list[tuple[int, int
 
 
 def _bin(place: Any, span: int, most: int) -> Any:
-    """The bin of a training step that is `place` steps after the first of `span`."""
+    """Returns the bin of a training step that is `place` steps after the first of `span` steps."""
     return place * min(most, span) // span
 
 
 def _steps_of(number: int, first: int, span: int, most: int) -> tuple[int, int]:
-    """The first and the last training step of a bin."""
+    """Returns the first and the last training step of a bin."""
     count = min(most, span)
     return first - (-number * span // count), first - (-(number + 1) * span // count) - 1
 
 
 def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[tuple[int, int], float]]:
-    """The mean of a figure of metrics.jsonl in at most `most` bins of training steps."""
+    """Returns the means of a figure of metrics.jsonl in at most `most` bins of training steps."""
     if not points:
         return []
     first = min(step for step, _ in points)
@@ -280,12 +283,12 @@ def thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[tuple[
 
 @dataclass(frozen=True)
 class Grid:
-    """A metric by step index and training: a heat map.
+    """A metric by step index and bin of training, for a heat map.
 
     Attributes:
         columns: (first, last) training step of each bin.
         rows: the step indices.
-        cells: [row][column], None where nothing counts.
+        cells: [row][column], None where no record counts.
     """
 
     columns: list[tuple[int, int]]
@@ -294,7 +297,7 @@ class Grid:
 
 
 def grid(table: pa.Table, metric: Metric, *, most: int) -> Grid:
-    """`metric` by step index and bin of training steps."""
+    """Returns `metric` by step index and bin of training steps."""
     across, columns = bins_of(table, most)
     down, rows = codes(table["step_index"])
     flat = cells_of(
@@ -311,10 +314,10 @@ def grid(table: pa.Table, metric: Metric, *, most: int) -> Grid:
 def counts(
     table: pa.Table, column: str, *, most: int
 ) -> tuple[list[tuple[int, int]], dict[str, list[int]]]:
-    """How often each name of a column stands in each bin of training; most frequent first.
+    """Counts each name of a column in each bin of training, the most frequent name first.
 
     Returns:
-        The bins, and name -> one count a bin. Null is no name.
+        The bins, and name -> one count for each bin. Nulls are not counted.
     """
     across, columns = bins_of(table, most)
     names, meaning = codes(table[column])
@@ -328,7 +331,7 @@ def counts(
 
 @dataclass(frozen=True)
 class Yield:
-    """Dynamic sampling in one bin of training: groups tried and kept, why others were dropped."""
+    """Dynamic sampling in one bin of training: groups tried, kept, and dropped by reason."""
 
     bin: tuple[int, int]
     tried: int
@@ -337,7 +340,7 @@ class Yield:
 
 
 def sampling_yield(table: pa.Table, *, most: int) -> list[Yield]:
-    """Groups of training, by bin."""
+    """Returns the counts of groups of training, by bin."""
     train = only(table, "train")
     groups = train.take(pa.array(groups_in(train)))
     across, columns = bins_of(groups, most)
@@ -358,19 +361,22 @@ def sampling_yield(table: pa.Table, *, most: int) -> list[Yield]:
 
 
 def rows_of(table: pa.Table, phase: str) -> np.ndarray:
-    """The rows of one phase, as numbers."""
+    """Returns the row numbers of one phase."""
     return np.flatnonzero(pc.equal(pc.cast(table["phase"], pa.string()), phase).to_numpy())
 
 
 def only(table: pa.Table, phase: str) -> pa.Table:
-    """The records of one phase."""
+    """Returns the records of one phase."""
     return table.filter(pc.equal(pc.cast(table["phase"], pa.string()), phase))
 
 
 def cells_of(
     table: pa.Table, cells: np.ndarray, keys: list[object], metrics: Sequence[Metric]
 ) -> Cells:
-    """Every figure of each cell; `cells` (N,) is the cell of each record, `keys` what they are."""
+    """Returns the figures of each cell.
+
+    `cells` (N,) holds the cell of each record, and `keys` the key of each cell.
+    """
     clusters = Clusters(cells, name_codes(table["problem_id"]), len(keys))
     return Cells(
         keys,
@@ -385,7 +391,7 @@ def cells_of(
 
 
 def groups_in(table: pa.Table, cells: np.ndarray | None = None) -> np.ndarray:
-    """The row of the first record of each group; with cells, of each group in each cell."""
+    """Returns the row of each group's first record; with cells, of each group in each cell."""
     phase = name_codes(table["phase"])
     step = table["train_step"].to_numpy().astype(np.int64)
     group = table["group_id"].to_numpy().astype(np.int64)

@@ -1,6 +1,6 @@
-"""Which records are asked for: `--step-index 3 --kept false --reward lt:0.2 --train-step 40:60`.
+"""Selects records by options: `--step-index 3 --kept false --reward lt:0.2 --train-step 40:60`.
 
-One `Filter` serves every view. It is applied to the index, not to the log, so a million records
+All views use the same `Filter`. It is applied to the index, not to the log, so a million records
 take a fraction of a second.
 """
 
@@ -37,7 +37,7 @@ _RANGES = {  # option -> column
 _NUMBERS = {  # option -> column
     "reward": "reward",
     "similarity": REWARD + "similarity",
-    "metric": METRIC,  # and a name
+    "metric": METRIC,  # followed by a name
     "lift": METRIC + "lift",
     "advantage": "advantage",
     "tokens": "completion_tokens",
@@ -57,17 +57,17 @@ _ORDERS = (
 
 @dataclass(frozen=True)
 class Range:
-    """Whole numbers from `low` to `high`, both included; None is open."""
+    """Whole numbers from `low` to `high`, both included; None means no limit."""
 
     low: int | None
     high: int | None
 
     @classmethod
     def parse(cls, text: str, option: str) -> Range:
-        """`40`, `40:60`, `40:` or `:60`.
+        """Reads a range from text of the form `40`, `40:60`, `40:` or `:60`.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: the text has no such form, a number is too large, or the range is empty.
         """
         low, colon, high = text.partition(":")
         try:
@@ -86,7 +86,7 @@ class Range:
         return cls(first, last)
 
     def mask(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Which values lie in the range."""
+        """Returns a mask of the values that lie in the range."""
         found = pc.is_valid(column)
         if self.low is not None:
             found = pc.and_(found, pc.greater_equal(column, self.low))
@@ -97,7 +97,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`reward lt:0.2`: a column against a number. Records without a value never pass."""
+    """A comparison of a column with a number, such as `reward lt:0.2`.
+
+    Records without a value never pass.
+    """
 
     column: str
     relation: str
@@ -105,10 +108,12 @@ class Comparison:
 
     @classmethod
     def parse(cls, text: str, option: str, column: str) -> Comparison:
-        """`lt:0.2`; for `--reward` also `NAME:lt:0.2`, and for `--metric` that alone.
+        """Reads a comparison of the form `lt:0.2`.
+
+        `--reward` also accepts `NAME:lt:0.2`, and `--metric` accepts only that form.
 
         Raises:
-            UsageError: it is neither.
+            UsageError: the text does not have a form that the option accepts.
         """
         head, _, number = text.rpartition(":")
         name, _, relation = head.rpartition(":")
@@ -136,10 +141,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Filter:
-    """What is asked of a record; what is None or empty is not asked.
+    """The conditions that a record must meet; a field that is None or empty is no condition.
 
     Attributes:
-        words: the filter as it was typed: for messages, and to be read again by a shell's rules.
+        words: the filter as options, for messages. Values are quoted so that a shell can read it.
     """
 
     phase: str = "train"
@@ -152,7 +157,7 @@ class Filter:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Filter:
-        """From what `add_filters` has read.
+        """Makes a filter from the parsed options of `add_filters`.
 
         Raises:
             UsageError: a value cannot be read.
@@ -160,7 +165,7 @@ class Filter:
         typed: list[str] = []
 
         def note(option: str, value: str) -> None:
-            # Apart, a value with a minus in front would be read as an option.
+            # After a space, a value that starts with a minus would be read as an option.
             between = "=" if value.startswith("-") else " "
             typed.append(f"--{option}{between}{shlex.quote(value)}")
 
@@ -194,13 +199,13 @@ class Filter:
         return cls(args.phase, ranges, names, truths, failure, tuple(comparisons), " ".join(typed))
 
     def rows(self, log: Log) -> np.ndarray:
-        """The rows of the log's table that pass, as numbers (N,), in the log's order.
+        """Returns the row numbers (N,) in the log's table that pass, in the log's order.
 
         Raises:
-            UsageError: a reward or a metric that the log does not have is asked for.
+            UsageError: a comparison names a reward or a metric that the log does not have.
         """
         table = log.table
-        if not table.num_rows:  # a log that was cut back: no reward has a name yet
+        if not table.num_rows:  # a log that was cut back, in which no reward has a name yet
             return np.zeros(0, dtype=np.int64)
         found = pa.chunked_array([pa.array(np.ones(table.num_rows, dtype=bool))])
 
@@ -217,7 +222,7 @@ class Filter:
         if (source := self.names.get("source")) is not None:
             ask(pc.equal(_text(table["source"]), source))
         for column, truth in self.truths.items():
-            if column not in table.column_names:  # every format is broken
+            if column not in table.column_names:  # every record has a broken format
                 return np.zeros(0, dtype=np.int64)
             ask(pc.equal(table[column], pa.scalar(truth).cast(table[column].type)))
         if self.failure == "none":
@@ -237,7 +242,7 @@ class Filter:
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
-    """The options of a filter, as every command has them that reads a log."""
+    """Adds the options of a filter, which are the same in all commands that read a log."""
     group = parser.add_argument_group("which records")
     numbers = "a number or a range: 40, 40:60, 40: or :60"
     for option, said in (
@@ -274,20 +279,21 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
-    """`rows` sorted by a column of the table, `-NAME` downwards; records without a value last.
+    """Returns `rows` sorted by a column of the table, or by `-NAME` in descending order.
 
-    A name is a column's, else a metric's, else a reward's; `metrics/NAME` and `rewards/NAME` say
-    which. None is the order of the log. Ties stay in the log's order.
+    A name means a column, else a metric, else a reward; `metrics/NAME` and `rewards/NAME` say
+    which. None keeps the order of the log. Records without a value come last. Ties stay in the
+    log's order.
 
     Raises:
-        UsageError: nothing can be sorted by that.
+        UsageError: the table cannot be sorted by that name.
     """
     if sort is None:
         return rows
     down, name = sort.startswith("-"), sort.lstrip("-")
     known = [*_ORDERS, *(n for n in log.table.column_names if n.startswith((METRIC, REWARD)))]
     column = next((n for n in (name, METRIC + name, REWARD + name) if n in known), None)
-    if column is None and name == "lift":  # no record has one
+    if column is None and name == "lift":  # no record has a lift
         return rows
     if column is None:
         allowed = ", ".join(dict.fromkeys([*_ORDERS, *log.metric_names, *log.reward_names]))
@@ -298,7 +304,7 @@ def in_order(log: Log, rows: np.ndarray, sort: str | None) -> np.ndarray:
     values = log.table[column].take(pa.array(rows))
     if pa.types.is_dictionary(values.type):
         values = pc.rank(_text(values), sort_keys="ascending", tiebreaker="min")
-    keys = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)  # null is NaN: sorted last
+    keys = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)  # null: NaN, sorted last
     return rows[np.argsort(-keys if down else keys, kind="stable")]
 
 

@@ -1,15 +1,15 @@
-"""The step log as a table: every number of every record at hand, every text one seek away.
+"""Loads the step log as a table: the table holds the numbers, and the log itself holds the texts.
 
-A log of a million records has about a gigabyte of text, which nobody filters by. So a record is
-read once, and what is asked about it goes into columns; texts are fetched from the log itself when
-they are shown. Whole parts of the log are kept as Arrow files in `.index/` beside it, and their
-lines never read again; what came after the last whole part is read anew each time, so a log that
-is being written needs no care. A part is trusted only while its last line still stands where it
-stood: a resumed run cuts its log back, and parts beyond that are made again. So is a part that is
-damaged, or was never ours: its columns are checked before anything is read from them.
+A log of a million records has about a gigabyte of text, and no filter uses it. So each record is
+read once and its numbers and names go into columns; the texts are read from the log when they are
+shown. Whole parts of the log are kept as Arrow files in `.index/` beside it, and their lines are
+not read again. The records after the last whole part are read every time, so a log that is still
+being written needs no special care. A part is reused only while its last line is unchanged: a
+resumed run cuts its log back, and the parts beyond the cut are made again. A part that is damaged,
+or that another program wrote, is also made again: its columns are checked before they are used.
 
-What is not noticed: an edit in place that leaves the last line of a part as it stood. Whoever edits
-a log removes the folder `.index` beside it.
+One change is not noticed: an edit in place that leaves the last line of a part unchanged. After you
+edit a log, remove the folder `.index` beside it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from rewards.similarity import normalize
 from srl.errors import UsageError
 from srl.runs.records import StepRecord, parse_record, utf8
 
-# Records of a part. A tail of nearly as many is read at every look: half a second.
+# Records in a part. Nearly as many records can follow the last whole part. They are read each time
+# the log is opened, which takes half a second.
 PART_RECORDS = 16_384
 
-# No record comes near it: a file without line ends is something else, and would fill the memory.
+# The limit on a line, in bytes; records are much shorter. A file without line ends is no step log,
+# and reading it would fill the memory.
 _LONGEST_LINE = 256 * 2**20
 
-# Changes with the columns: an index of another version is made again.
+# Increase it when the columns change. An index of another version is made again.
 _VERSION = b"5"
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
@@ -60,12 +62,12 @@ _COLUMNS: dict[str, pa.DataType] = {
     "kept": pa.bool_(),
     "dropped_because": _WORDS,
     "advantage": pa.float64(),
-    # What the texts say, compared as `similarity` does; null where the format is broken.
+    # A comparison of the texts, normalised as in `similarity`; null where the format is broken.
     "copied": pa.bool_(),
 }
-# The prefixes of the columns with the named rewards and with every other figure by name.
+# The prefixes of the columns of the named rewards, and of all other figures that have a name.
 REWARD, METRIC = "rewards/", "metrics/"
-# Where a record may say nothing; named rewards and metrics may everywhere.
+# The columns that may be null. The columns of named rewards and metrics may be null too.
 _OPTIONAL = {
     "format_failure", "reward", "group_mean", "group_std", "dropped_because", "advantage", "copied",
 }  # fmt: skip
@@ -74,22 +76,23 @@ Told = Callable[[int, int], None]
 
 
 class LogChangedError(UsageError):
-    """A log is not what it was when it was opened."""
+    """A log was changed after it was opened."""
 
 
 class Log:
     """The records of a step log.
 
     Attributes:
-        path: the log.
-        table: one row a record, in the log's order, so that row k is line k + 1: `start` (its first
-            byte), the numbers and names of the record, a column `rewards/NAME` for each reward and
-            `metrics/NAME` for each metric (`exact` is worked out where a log of schema 1 lacks it),
-            `steps_left` (how many of the expert's steps follow: 0 at the last), `step_text`
-            (a number for the expert's step, by which two solutions are told apart) and `copied`
-            (the action is the previous step; null at the first step).
+        path: the path of the log.
+        table: one row for each record, in the log's order, so that row k is line k + 1. Columns:
+            `start` (the offset of its first byte), the numbers and names of the record,
+            `rewards/NAME` for each reward, `metrics/NAME` for each metric (`exact` is computed
+            where a log of schema 1 lacks it), `steps_left` (how many expert steps follow: 0 at the
+            last), `step_text` (a checksum of the expert's step, which distinguishes two solutions)
+            and `copied` (the action equals the previous step; null at the first step and where the
+            format is broken).
         end: the byte after the last whole record.
-        unfinished: bytes after it: a record that is being written, or was cut off.
+        unfinished: how many bytes follow it: a record that is being written, or was cut off.
     """
 
     def __init__(self, path: Path, table: pa.Table, end: int, unfinished: int) -> None:
@@ -100,15 +103,15 @@ class Log:
 
     @classmethod
     def open(cls, path: Path, told: Told | None = None) -> Log:
-        """Read the log, from its index as far as that goes.
+        """Reads a log: the indexed part from the index, the rest from the file.
 
         Args:
             path: a `steps.jsonl`.
-            told: called now and then with the bytes read and the bytes there are, while records
-                are read that no index has.
+            told: called with the bytes read so far and the size of the log, after each whole part
+                that no index has.
 
         Raises:
-            UsageError: there is no log, or a line of it is no step record (names the line).
+            UsageError: there is no log, or a line is not a step record (the message names it).
         """
         try:
             size = path.stat().st_size
@@ -124,7 +127,8 @@ class Log:
                 parts.append(part)
                 end = new_end
         table = pa.concat_tables(parts, promote_options="default") if parts else _table([])
-        # What was half a line when the size was taken may have been read whole: less than nothing.
+        # A line that was incomplete when the size was taken may be complete when it is read. Then
+        # `end` is beyond `size`, and the difference is negative.
         return cls(path, table.unify_dictionaries().combine_chunks(), end, max(0, size - end))
 
     @property
@@ -141,7 +145,7 @@ class Log:
         return [n.removeprefix(prefix) for n in self.table.column_names if n.startswith(prefix)]
 
     def read(self, rows: Iterable[int]) -> Iterator[StepRecord]:
-        """The whole records, texts included, of these rows of the table, in the order given.
+        """Yields the whole records of these rows of the table, with texts, in the given order.
 
         Raises:
             LogChangedError: the log was changed since it was opened.
@@ -157,7 +161,7 @@ class Log:
                     record = parse_record(file.readline(), where)
                 except UsageError as error:
                     raise _changed(where) from error
-                # A log that was cut back and has grown again holds records, but others.
+                # A log that was cut back and has grown again holds other records in these places.
                 told = record.train_step, utf8(record.problem_id), record.rollout
                 if told != (steps[row].as_py(), problems[row].as_py(), rollouts[row].as_py()):
                     raise _changed(where)
@@ -178,18 +182,18 @@ def _changed(where: str) -> LogChangedError:
 
 
 def folder_of(path: Path) -> Path:
-    """Where the index of the log at `path` lies."""
+    """Returns the folder of the index of the log at `path`."""
     return path.parent / ".index"
 
 
 def _indexed(path: Path, file: BinaryIO, size: int) -> tuple[list[pa.Table], int, int]:
-    """The parts that still describe the log, the byte after them, and how many lines they have."""
+    """Returns the parts that still match the log, the byte after them, and their line count."""
     parts: list[pa.Table] = []
     end = lines = 0
     while (kept := _part(path, len(parts))).is_file():
         try:
             table, new_end, mark = _stored(kept)
-        except (OSError, ValueError, pa.ArrowException):  # cut off, or from elsewhere
+        except (OSError, ValueError, pa.ArrowException):  # cut off, or written by another program
             break
         first, last = table["start"][0].as_py(), table["start"][-1].as_py()
         if first != end or not last < new_end <= min(size, last + _LONGEST_LINE):
@@ -203,13 +207,13 @@ def _indexed(path: Path, file: BinaryIO, size: int) -> tuple[list[pa.Table], int
 
 
 def _stored(kept: Path) -> tuple[pa.Table, int, bytes]:
-    """A part from its file: its table, the byte after its last line, the mark of that line.
+    """Loads a part from its file: its table, the byte after its last line, the mark of that line.
 
-    Anybody may have written the file, and Arrow follows offsets without a look: so everything that
-    is relied on later is checked here.
+    Anybody may have written the file, and Arrow does not check the offsets in it. So everything
+    that later code relies on is checked here.
 
     Raises:
-        ValueError: it is no part of this version, or damaged.
+        ValueError: the file is not a part of this version, or it is damaged.
     """
     with pa.OSFile(str(kept)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -244,7 +248,7 @@ def _read(
     size: int,
     told: Told | None,
 ) -> Iterator[tuple[list[dict[str, object]], int, bool]]:
-    """Rows from byte `start` on, a part at a time: rows, the byte after, whether it is whole."""
+    """Yields the rows from byte `start` on by part: rows, the byte after, whether it is whole."""
     file.seek(start)
     rows: list[dict[str, object]] = []
     while start < size:
@@ -306,7 +310,10 @@ def _name(value: object) -> str | None:
 
 
 def _keep(path: Path, number: int, table: pa.Table, file: BinaryIO, last: int, end: int) -> None:
-    """Write a whole part; where that is not allowed the log is read anew each time."""
+    """Writes a whole part to the index.
+
+    If the file cannot be written, nothing is kept, and the log is read again each time.
+    """
     place = file.tell()
     file.seek(last)
     line = file.read(end - last)

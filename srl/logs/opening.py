@@ -1,4 +1,4 @@
-"""Says in two sentences what happened in a run and what to do next; views open with them."""
+"""Writes the two sentences at the top of overview and report: what happened, what to do next."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from srl.stats import Estimate
 
 
 class Opening(NamedTuple):
-    """What happened, and what to do next."""
+    """The two sentences that the overview and the report start with."""
 
     happened: str
     next: str
 
 
-# What helps, by the rule of the first remark that is no good news. {run} is the run's folder.
+# The advice for the first remark that is not good news, by the remark's rule. {run} stands for the
+# name of the run's folder.
 _NEXT = {
     "proxy": "compare attempts before and after in the report, and give the reward `answer` a "
     "weight",
@@ -47,10 +48,10 @@ _LOOK = (
 
 
 def opening(run: RunData) -> Opening:
-    """Returns what a reader should know of a run before any table.
+    """Returns what a reader should know about a run before any table.
 
     Raises:
-        UsageError: a file of the run is none of that kind.
+        UsageError: a file of the run does not have the expected format.
     """
     to_mend = next((one for one in remarks_of(run) if not one.good), None)
     return Opening(f"{_how_far(run)}; {_result(run)}.", f"Next: {_advice(run, to_mend)}.")
@@ -66,7 +67,11 @@ def _how_far(run: RunData) -> str:
 
 
 def _result(run: RunData) -> str:
-    """Problems solved, before and after if both are known; else how the reward went."""
+    """Returns the result of a run in words.
+
+    It uses the first of these that the run has: the problems solved before and after training, or
+    after it, those of the validations, the change of the mean reward.
+    """
     solved = {
         one.when: one.estimate
         for one in run.accuracies()

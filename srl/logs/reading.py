@@ -1,4 +1,7 @@
-"""What is said while records are read into the index: a minute for a million, once."""
+"""Writes messages while records are read into the index.
+
+A million records take a minute, the first time only.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from srl.console import visible
 
 
 def say(text: str) -> None:
-    """A word on stderr, apart from what was asked for."""
+    """Writes a message to stderr, so that stdout holds only the requested output."""
     sys.stderr.write(f"srl: {visible(text)}\n")
     sys.stderr.flush()
 
 
 def reading() -> Callable[[int, int], None]:
-    """For `Log.open`: says once that a log is read, where that takes a while."""
+    """Returns a callback for `Log.open`.
+
+    It writes one message that the log is being read, once that has taken more than 2 seconds.
+    """
     began = time.monotonic()
     said = False
 

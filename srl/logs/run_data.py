@@ -1,8 +1,8 @@
-"""A run's folder as the views read it: the step log and, where they are there, the files beside it.
+"""Reads a run's folder for the views: the step log, and those of the other files that exist.
 
-Half a run is a run: while it trains there is no summary, before it trains there is no log of
-figures, and a trainer used from Python writes no config. What stands in the files is checked as it
-is read: a folder may be somebody else's, or have been edited.
+A folder need not be complete. While the run trains there is no summary, before it trains there is
+no log of figures, and a trainer used from Python writes no config. The contents of the files are
+checked while they are read, because a folder may come from somebody else or may have been edited.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_PROBLEMS = 10**9
 
 @dataclass(frozen=True)
 class Problem:
-    """A record's problem: its text, the expert's steps, the final answer if there is one."""
+    """The problem of a record: its text, the expert's steps, the final answer if there is one."""
 
     text: str
     steps: tuple[str, ...]
@@ -40,7 +40,7 @@ class Problem:
 
 
 class RunData:
-    """What is known of a run.
+    """The data of a run.
 
     Attributes:
         folder: the run's folder.
@@ -53,10 +53,10 @@ class RunData:
 
     @classmethod
     def open(cls, folder: RunFolder, told: Told | None = None) -> RunData:
-        """Read the step log; the other files are read when they are asked for.
+        """Opens a run and reads its step log; the other files are read when they are needed.
 
         Raises:
-            UsageError: there is no step log, it is empty, or it is none.
+            UsageError: the step log does not exist, is empty, or is not a step log.
         """
         path = folder.steps
         if not path.is_file():
@@ -80,31 +80,31 @@ class RunData:
 
     @property
     def complete(self) -> bool:
-        """The run has ended by itself."""
+        """Whether the run has ended by itself."""
         return has_ended(self.folder)
 
     @cached_property
     def config(self) -> Row | None:
-        """The resolved settings; None where the folder has none that can be read."""
+        """The resolved settings; None if the folder has no readable config."""
         with suppress(UsageError):
             return self.folder.read_config() if self.folder.config.is_file() else None
         return None
 
     @cached_property
     def environment(self) -> Row | None:
-        """Versions, machine, commit; None where the folder does not tell."""
+        """The versions, the machine and the commit; None if the file cannot be read."""
         return _json(self.folder.environment)
 
     @cached_property
     def summary(self) -> Row | None:
-        """What a complete run wrote last; None where it cannot be read."""
+        """The summary that a complete run writes at its end; None if it cannot be read."""
         return _json(self.folder.summary)
 
     @property
     def policy_step(self) -> int | None:
-        """The training step of the policy that was kept, where that is not the last one's.
+        """The training step of the policy that was kept; None if it is the last step or unknown.
 
-        It was the best on validation, and what `after` speaks of.
+        This policy was the best on validation, and the attempts `after` are made with it.
         """
         best = (self.summary or {}).get("best_checkpoint")
         number = str(best).rpartition("checkpoint-")[2]
@@ -114,7 +114,7 @@ class RunData:
 
     @property
     def last_step(self) -> int:
-        """The last training step of which any file tells."""
+        """The last training step in the step log or in the training figures of metrics.jsonl."""
         told = [step for points in self.training_figures().values() for step, _ in points[-1:]]
         return max([int(self.log.table["train_step"].to_numpy().max()), *told])
 
@@ -125,27 +125,27 @@ class RunData:
         """The lines of metrics.jsonl, in order.
 
         Raises:
-            UsageError: a line is none of that file.
+            UsageError: a line does not have the format of that file.
         """
         return list(checked_rows(self.folder.metrics, {"step": is_step}))
 
     @cached_property
     def expert_load(self) -> list[tuple[int, Layers]]:
-        """(training step, of each sparse layer how many tokens its experts got), in order.
+        """Pairs (training step, tokens of every expert of each sparse layer), in order.
 
         Raises:
-            UsageError: a line of experts.jsonl is none of that file.
+            UsageError: a line of experts.jsonl does not have the format of that file.
         """
         fields = {"step": is_step, "layers": is_load}
         rows = checked_rows(self.folder.experts, fields)
         return [(int(str(row["step"])), cast(Layers, row["layers"])) for row in rows]
 
     def training_figures(self) -> dict[str, Points]:
-        """Each figure of training in metrics.jsonl -> (training step, value), in order."""
+        """Returns the training figures of metrics.jsonl: name -> (step, value), in order."""
         return self._figures(evaluation=False)
 
     def validation_figures(self) -> dict[str, Points]:
-        """Each `eval_` figure, without that prefix -> (training step, value), in order."""
+        """Returns the `eval_` figures: name without that prefix -> (step, value), in order."""
         return self._figures(evaluation=True)
 
     def _figures(self, *, evaluation: bool) -> dict[str, Points]:
@@ -162,7 +162,7 @@ class RunData:
         return found
 
     def per_step(self, name: str) -> Points:
-        """A figure that is summed over the steps since the line before, for one of those steps."""
+        """Returns the mean per training step of a figure that metrics.jsonl sums over several."""
         steps = sorted({int(str(row["step"])) for row in self.metrics if "loss" in row})
         before = dict(zip(steps, [0, *steps], strict=False))
         return [
@@ -171,7 +171,7 @@ class RunData:
         ]
 
     def totals(self) -> dict[str, float]:
-        """The whole run's sum of each figure that metrics.jsonl sums: tokens, seconds, failures."""
+        """Returns the whole run's sums of tokens, seconds and failures of rewards, by name."""
         return {
             name: sum(value for _, value in points)
             for name, points in self.training_figures().items()
@@ -179,14 +179,14 @@ class RunData:
         }
 
     def seconds(self) -> float | None:
-        """Seconds of sampling and updating, over the whole run; None where none were taken."""
+        """Returns the run's seconds of sampling and updating; None if none are recorded."""
         found = [value for name, value in self.totals().items() if name.startswith("seconds/")]
         return sum(found) if found else None
 
     def validation_accuracy(self) -> list[tuple[int, Estimate]]:
-        """(training step, share of validation problems solved) of each validation.
+        """Returns (training step, share of validation problems solved) of each validation.
 
-        Without the number of problems (`eval_problems`) there is no interval: NaN.
+        The bounds of the interval are NaN if the number of problems (`eval_problems`) is missing.
         """
         figures = self.validation_figures()
         problems = dict(figures.get("problems", ()))
@@ -206,10 +206,10 @@ class RunData:
 
     @cached_property
     def problems(self) -> Mapping[str, list[Problem]]:
-        """Problem's id -> the expert solutions of it that the log speaks of.
+        """A problem's id -> the expert solutions of that problem in problems.jsonl.
 
         Raises:
-            UsageError: a line is none of that file.
+            UsageError: a line does not have the format of that file.
         """
         found: dict[str, list[Problem]] = {}
         for row in checked_rows(self.folder.problems, {"problem_id": is_text, "problem": is_text}):
@@ -224,7 +224,7 @@ class RunData:
         return found
 
     def problem_of(self, record: StepRecord) -> Problem | None:
-        """The expert solution that the record's step is from; None if the folder does not tell."""
+        """Returns the expert solution that has the record's step; None if it is not recorded."""
         for problem in self.problems.get(record.problem_id, ()):
             if problem.steps[record.step_index : record.step_index + 1] == (record.expert_step,):
                 return problem
@@ -237,25 +237,31 @@ class RunData:
         """The attempts at held-out problems.
 
         Raises:
-            UsageError: a line is none of that file.
+            UsageError: a line does not have the format of that file.
         """
         return read_attempts(self.folder.eval)
 
     def accuracies(self) -> list[Accuracy]:
-        """Held-out problems solved, as summary.json has it, by time, mode and sampling."""
+        """Returns the held-out accuracy by time, mode and sampling, as in summary.json."""
         return accuracies(self.attempts)
 
     def solved_by(self, column: str) -> dict[str, dict[object, Estimate]]:
-        """Greedy accuracy, step by step, by `num_steps` or `source`: when -> value -> share."""
+        """Returns the greedy step-by-step accuracy by `num_steps` or `source`.
+
+        The result maps when -> value of the column -> share of problems solved.
+        """
         return solved_by(self.attempts, column)
 
     def gain(self, mode: str = "steps") -> Estimate | None:
-        """Greedy accuracy after minus before, problem by problem; see `attempts.gain`."""
+        """Returns greedy accuracy after minus before, paired by problem; see `attempts.gain`."""
         return gain([one for one in self.attempts if one.mode == mode and one.sample == 0])
 
 
 def has_ended(folder: RunFolder) -> bool:
-    """A run has ended by itself. A trainer used from Python says so in metrics.jsonl alone."""
+    """Returns whether a run has ended by itself.
+
+    A trainer used from Python records its end only in metrics.jsonl.
+    """
     if folder.summary.is_file() or folder.config.is_file():
         return folder.summary.is_file()
     return any("train_runtime" in row for row in checked_rows(folder.metrics, {}))
@@ -265,7 +271,7 @@ def has_ended(folder: RunFolder) -> bool:
 
 
 def _number(value: object) -> float | None:
-    """A finite number as a float, or None."""
+    """Returns a finite number as a float, and None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     with suppress(OverflowError):
@@ -276,7 +282,7 @@ def _number(value: object) -> float | None:
 
 def _json(path: Path) -> Row | None:
     with suppress(OSError, ValueError, RecursionError):
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             return None
         value = json.loads(path.read_text(encoding="utf-8"))
         return value if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
-"""The expert's steps and what the policy made of each: its best, its worst, where it gained most.
+"""Finds the expert steps with the best rewards, the worst rewards and the largest gains.
 
-A log of a million records has nearly as many steps, so they are columns; a step becomes an object
-only where it is shown.
+A log of a million records can have nearly as many steps. So the steps are kept as columns, and only
+a step that is shown becomes an object.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from srl.logs.figures import name_codes
 
 @dataclass(frozen=True)
 class TriedStep:
-    """One expert step and what the policy made of it.
+    """One expert step and the rewards of the policy's attempts at it.
 
     Attributes:
-        problem_id, source, step_index: which step.
-        rollouts: how often it was tried.
-        reward: mean reward of all.
-        first, last: mean reward at the first and at the last training step it was tried at.
+        problem_id, source, step_index: the step.
+        rollouts: how many rollouts tried the step.
+        reward: the mean reward of all of them.
+        first, last: the mean reward at the first and at the last training step that tried it.
         first_step, last_step: those training steps.
-        row: a row of the table: the best rollout of the last time.
+        row: the row of the table with the best rollout of `last_step`.
     """
 
     problem_id: str
@@ -40,11 +40,12 @@ class TriedStep:
 
 
 def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[TriedStep]]:
-    """Of the expert steps among these rows of the table, the `most` with the best and the worst
-    mean reward, and those that gained most.
+    """Returns the best, the worst and the most improved expert steps among these rows of the table.
 
-    Records without a reward do not count. Gained: tried at two training steps at least, and better
-    at the last. Ties go to what was tried more often, then to what came first.
+    Each list has at most `most` steps. The best and the worst are by mean reward. An improved step
+    was tried at two or more training steps and has a higher mean reward at the last than at the
+    first. Records without a reward do not count. Of equal steps, the one with more rollouts comes
+    first, then the one that is earlier in `rows`.
     """
     reward = table["reward"].to_numpy(zero_copy_only=False)
     rows = rows[~np.isnan(reward[rows])]
@@ -53,7 +54,7 @@ def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[Tri
     index = table["step_index"].to_numpy()[rows].astype(np.int64)
     source = name_codes(table["source"])[rows]
     problem = name_codes(table["problem_id"])[rows]
-    # Two solutions of one problem have different steps at the same place.
+    # Two solutions of one problem can have different steps at the same place.
     text = np.unique(table["step_text"].to_numpy()[rows], return_inverse=True)[1]
     spans = [int(part.max(initial=0)) + 1 for part in (source, index)]
     place = np.unique((problem * spans[0] + source) * spans[1] + index, return_inverse=True)[1]
@@ -61,8 +62,8 @@ def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[Tri
     _, first_at, cells = np.unique(key, return_index=True, return_inverse=True)
     count = len(first_at)
     n = np.bincount(cells, minlength=count)
-    # By step, then by training step, then by reward, the earlier of equals last: each step's block
-    # ends with the best rollout of the last time.
+    # Sorts by step, then by training step, then by reward, and puts the earlier of equal rows last.
+    # So each step's block ends with the best rollout at its last training step.
     order = np.lexsort((-np.arange(len(rows)), reward, steps, cells))
     ends = np.cumsum(n) - 1
     earliest, latest = steps[order[ends - n + 1]], steps[order[ends]]

@@ -1,1 +1,1 @@
-"""`srl report`: a run, or two, as one self-contained HTML file."""
+"""Writes one run or two as one self-contained HTML file: `srl report`."""

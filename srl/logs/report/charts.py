@@ -1,8 +1,9 @@
-"""Charts over training steps: lines with their 95 % intervals as SVG, heat maps as tables.
+"""Draws charts over training steps: lines with 95 % intervals as SVG, heat maps as tables.
 
-Colours and dashes are classes that the page's style sheet fills in: so charts follow the theme, and
-none has an inline style, which the page's policy forbids. A chart can be read three ways: the
-picture, a tooltip on every point, a table of the same numbers. Nothing here knows what they mean.
+Colours and dashes are CSS classes that the page's style sheet defines. So charts follow the theme,
+and none has an inline style, which the page's policy forbids. A line chart has three forms of the
+same numbers: the picture, a tooltip on every point, and a table. This module does not depend on the
+meaning of the numbers.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 from srl.logs.report.markup import Raw, number, table, text, with_interval
 from srl.stats import Estimate
 
-SERIES = 6  # how many series the style sheet can tell apart
-SHADES = 8  # of a heat map
+SERIES = 6  # how many series the style sheet has colours for
+SHADES = 8  # how many shades a heat map has
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 34
 TRAINING = "training step"
-# Beyond the one squares and differences are no numbers any more, below the other they vanish.
+# Squares and differences of values beyond the first overflow; below the second they vanish.
 _LARGEST, _SMALLEST = 1e150, 1e-150
 
 Bin = tuple[int, int]
@@ -27,7 +28,7 @@ Bin = tuple[int, int]
 
 @dataclass(frozen=True)
 class Series:
-    """A line: (first, last) training step of each point, and the figure there; None is a gap."""
+    """A line: (first, last) training step of each point, and the figure there; None makes a gap."""
 
     name: str
     bins: Sequence[Bin]
@@ -35,13 +36,13 @@ class Series:
 
 
 def plain_series(name: str, points: Sequence[tuple[Bin, float]]) -> Series:
-    """A line without intervals."""
+    """Returns a line without intervals."""
     values = [Estimate(v, math.nan, math.nan, 0) if math.isfinite(v) else None for _, v in points]
     return Series(name, [bins for bins, _ in points], values)
 
 
 def span_of(steps: Bin) -> str:
-    """`steps 9–16`, or `step 9`."""
+    """Returns `steps 9–16`, or `step 9` if the first and the last step are the same."""
     return f"step {steps[0]}" if steps[0] == steps[1] else f"steps {steps[0]}–{steps[1]}"
 
 
@@ -50,7 +51,7 @@ def _plain_span(of: Bin) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers from `low` to `high`, which differ."""
+    """Returns about four to eight round numbers from `low` to `high`, which must differ."""
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
     step = max(m * power for m in (1, 2, 2.5, 5) if m * power <= (high - low) / 4 * 1.001)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -65,21 +66,21 @@ def line_chart(
     share: bool = False,
     axis: str = TRAINING,
 ) -> str:
-    """Lines over training steps, or what `axis` says, with a bar at each point with an interval.
+    """Draws lines over training steps, or over `axis`, with a bar at each point with an interval.
 
     Args:
-        title: what is drawn.
-        caption: in one sentence what that is.
+        title: the title of the chart.
+        caption: one sentence that explains what is drawn.
         series: one line each; at most SERIES are drawn, and the caption names the others.
-        share: values are shares, shown in per cent.
+        share: whether values are shares, which are shown in per cent.
         axis: what is counted from left to right.
 
     Returns:
-        A <figure>; nothing where no series has a value.
+        A <figure>, or an empty string if no series has a value.
     """
     if rest := [one.name for one in series[SERIES:]]:
         caption = f"{caption} Not drawn: {', '.join(rest)}.".lstrip()
-    # A run keeps its colour where the other has nothing to draw.
+    # A run keeps its colour even if the other run has nothing to draw.
     drawn = {k: (one.name, _drawable(one)) for k, one in enumerate(series[:SERIES])}
     drawn = {k: one for k, one in drawn.items() if one[1]}
     if not drawn:
@@ -133,7 +134,7 @@ def heat_map(
     *,
     share: bool = False,
 ) -> str:
-    """A table whose figures are shaded; `scale` is what the first and the last shade stand for."""
+    """Returns a table of shaded figures; `scale` has the values of the first and the last shade."""
     low, high = scale
 
     def cell(value: Estimate | None) -> object:
@@ -152,7 +153,7 @@ def heat_map(
 
 @dataclass(frozen=True)
 class _Scale:
-    """From a value to a place between two edges of the picture, which is never left."""
+    """Maps a value to a place between two edges of the picture; values beyond are clipped."""
 
     low: float
     high: float
@@ -165,10 +166,10 @@ class _Scale:
 
 
 def _vertical(found: Sequence[Estimate]) -> _Scale:
-    """Over all values, and as much of their intervals as leaves the line readable."""
+    """Returns a scale for all values, and as much of their intervals as keeps the line readable."""
     low, high = min(v.value for v in found), max(v.value for v in found)
-    # A bin of two problems has an interval ten times as wide as everything else: as much room as
-    # the line needs, or the usual interval.
+    # A bin of two problems has an interval ten times as wide as everything else. So on each side an
+    # interval gets at most as much room as the line needs, or as the median interval.
     banded = [v for v in found if math.isfinite(v.low + v.high)]
     widths = sorted(v.high - v.low for v in banded)
     room = max(high - low, widths[len(widths) // 2] if widths else 0.0)
@@ -178,7 +179,7 @@ def _vertical(found: Sequence[Estimate]) -> _Scale:
     size = max(abs(low), abs(high))
     if high - low > max(1e-6 * size, _SMALLEST):
         pad = 0.04 * (high - low)
-    else:  # values that are alike, but for rounding
+    else:  # the values are equal, except for rounding
         pad = 0.1 * size if size > _SMALLEST else 0.1
     return _Scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP)
 
@@ -197,7 +198,7 @@ def _axes(x: _Scale, y: _Scale, share: bool, axis: str) -> str:
 
 
 def _drawable(one: Series) -> dict[Bin, Estimate]:
-    """The points that have a place in a picture."""
+    """Returns the points that can be drawn: those with a value that is not too large."""
     pairs = zip(one.bins, one.values, strict=True)
     return {b: v for b, v in pairs if v is not None and abs(v.value) < _LARGEST}
 

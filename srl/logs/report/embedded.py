@@ -1,8 +1,8 @@
-"""The rollouts that a report carries: which groups, what the viewer is told of them, their packing.
+"""Chooses the rollouts that a report contains, and packs their data for the viewer.
 
-A log can have a million rollouts, a page cannot. So whole groups go in, those that the report links
-to and then a random sample, until a number of rollouts or an amount of text is reached. The data
-travel as gzipped JSON in base64, which no text can end early.
+A log can have a million rollouts, but a page cannot. So whole groups are embedded, first those that
+the report links to and then a random sample, until a number of rollouts or an amount of text is
+reached. The data are gzipped JSON in base64, so no text in them can end their HTML element.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from srl.logs.index import METRIC, Log
 from srl.logs.run_data import Problem, RunData
 from srl.runs.records import StepRecord
 
-# Of one text. A step of a solution has some hundred characters, a long thought some ten thousand.
+# Limit of one text, in characters. A step of a solution has some hundred characters, a long thought
+# some ten thousand.
 LONGEST_TEXT = 200_000
-# Of one pair of texts: more would be seen by nobody, and are slow to draw.
+# Limit of one pair of texts. Nobody would look at more blocks, and they are slow to draw.
 MOST_BLOCKS = 5_000
-# Of all records that are embedded, in bytes as they stand in the log: what a browser still opens.
+# Limit of all embedded records, in bytes of the log. A browser can still open a page of this size.
 MOST_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rollouts of one run that go into the page: rows of the log's table, group by group."""
+    """The rollouts of one run that the page contains: rows of the log's table, group by group."""
 
     groups: list[np.ndarray]
 
@@ -43,8 +44,11 @@ class Chosen:
 
 
 def choose(log: Log, most: int, wanted: Sequence[int]) -> Chosen:
-    """Whole groups of at most `most` rollouts: those of the rows in `wanted`, then others at random
-    (seeded). One group is taken however large it is: a page without any would be of no use."""
+    """Chooses whole groups with at most `most` rollouts and MOST_BYTES bytes in all.
+
+    The groups of the rows in `wanted` come first, then others at random (seeded). The first group
+    is taken whatever its size, because a page without any would be of no use.
+    """
     groups = groups_of(log)
     ends = np.append(log.table["start"].to_numpy()[1:], log.end)
     sizes = np.minimum(ends - log.table["start"].to_numpy(), 5 * LONGEST_TEXT)
@@ -60,7 +64,7 @@ def choose(log: Log, most: int, wanted: Sequence[int]) -> Chosen:
 
 
 def groups_of(log: Log) -> list[np.ndarray]:
-    """The rows of each group, in the log's order; all of a group have one prompt."""
+    """Returns the rows of each group, in the log's order; a group's rows have the same prompt."""
     names = ("train_step", "group_id", "step_index", "step_text")
     columns = [log.table[name].to_numpy() for name in names]
     columns += [codes(log.table[name])[0] for name in ("phase", "problem_id")]
@@ -71,9 +75,9 @@ def groups_of(log: Log) -> list[np.ndarray]:
 
 
 def run_json(run: RunData, name: str, chosen: Chosen) -> dict[str, object]:
-    """One run as the viewer reads it."""
+    """Returns the data of one run in the form that the viewer reads."""
     records = run.log.read(chosen.rows)
-    problems: dict[int, tuple[int, Problem]] = {}  # by identity: where, and what
+    problems: dict[int, tuple[int, Problem]] = {}  # identity -> (index, problem)
     groups = []
     for rows in chosen.groups:
         group = [next(records) for _ in rows]
@@ -92,13 +96,13 @@ def run_json(run: RunData, name: str, chosen: Chosen) -> dict[str, object]:
 
 
 def pack(runs: Sequence[Mapping[str, object]]) -> str:
-    """All runs as text that may stand in a script element."""
+    """Returns all runs as text that is safe in a script element."""
     written = json.dumps({"runs": runs}, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(written.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
 def cut(text: str | None) -> str | None:
-    """`text`, or its beginning with a word about the rest."""
+    """Returns `text`, or the beginning of a long text with a note that it was cut."""
     if text is None or len(text) <= LONGEST_TEXT:
         return text
     return f"{text[:LONGEST_TEXT]}\n[cut here: {len(text):,} characters, see the log]"
@@ -106,8 +110,10 @@ def cut(text: str | None) -> str | None:
 
 @lru_cache(maxsize=64)  # the attempts of a group are often the same
 def marks(action: str, expert_step: str) -> list[tuple[int, int, int]]:
-    """Where two normalised texts match: place in the action, in the expert's step, length; places
-    count characters."""
+    """Returns where two normalised texts match: (place in action, place in expert step, length).
+
+    Places and lengths count characters.
+    """
     found = []
     for i, j, length in matching_blocks(action, expert_step)[:MOST_BLOCKS]:
         length = min(length, LONGEST_TEXT - i, LONGEST_TEXT - j)
@@ -127,7 +133,7 @@ def _group(first: StepRecord, size: int) -> dict[str, object]:
         "of": first.num_steps,
         "expert": cut(normalize(first.expert_step)),
         "previous": None if first.previous_step is None else cut(normalize(first.previous_step)),
-        # An evaluation has groups of one, and writes no mean for them.
+        # The groups of an evaluation have one rollout, and the log has no mean for them.
         "mean": _short(first.reward if size == 1 else first.group_mean),
         "std": _short(first.group_std),
         "kept": first.kept,
@@ -140,7 +146,7 @@ def _rollout(record: StepRecord, line: int) -> dict[str, object]:
     action, failure = normalize(record.action), record.format_failure
     figures = [
         *record.rewards.items(),
-        # A name that a reward has too is told apart as it is everywhere else.
+        # A metric with the name of a reward gets the prefix `metrics/`, as everywhere else.
         *((METRIC * (k in record.rewards) + k, value) for k, value in record.metrics.items()),
         ("advantage", record.advantage),
     ]
@@ -159,5 +165,5 @@ def _rollout(record: StepRecord, line: int) -> dict[str, object]:
 
 
 def _short(value: float | None) -> float | None:
-    """Six digits, which is more than is shown and a third of the bytes."""
+    """Returns a value rounded to six digits: more than is shown, in a third of the bytes."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Which experts a sparse policy uses, drawn from experts.jsonl."""
+"""Draws which experts a sparse policy uses, from experts.jsonl."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from srl.logs.report.sections import COLUMNS, ROWS, Named, Runs
 from srl.runs.expert_load import Layers, added, load_figures
 from srl.stats import Estimate
 
-# Experts of a layer in the map.
+# How many experts of a layer the map shows at most.
 _MOST_EXPERTS = 64
-# Twice an even load has the last shade.
+# The loads of the first and the last shade: 0 and twice an even load.
 _SCALE = (0.0, 2.0)
 
 
 def experts(runs: Runs) -> str:
-    """Load by expert at the end of training, and imbalance over it; nothing of dense policies."""
+    """Returns maps of the load by expert at the end, and of the imbalance over training.
+
+    For dense policies it returns an empty string.
+    """
     maps = [part for one in runs if one.run.expert_load for part in _maps(one)]
     return f'<h2>Experts</h2><div class="charts">{"".join(maps)}</div>' if maps else ""
 
@@ -45,7 +48,7 @@ def _shape(layers: Layers) -> list[int]:
 
 
 def load_map(title: str, layers: Layers) -> str:
-    """Layers by experts: how many times its even share of tokens an expert got."""
+    """Returns a heat map, layers by experts, of the load as a multiple of an even share."""
     most = max(map(len, layers))
     about = "Times an even share: 1 is even, 0 an expert without a token."
     if most > _MOST_EXPERTS:
@@ -63,7 +66,10 @@ def load_map(title: str, layers: Layers) -> str:
 
 
 def load_page(title: str, layers: Layers, by: Mapping[str, Mapping[str, Layers]]) -> str:
-    """load.json as a page, which loads nothing: all tokens, then every value of every split."""
+    """Returns a page of load.json: maps for all tokens, then for every value of every split.
+
+    The page loads no other file.
+    """
     maps = [load_map("all tokens", layers)]
     for split, values in by.items():
         for value, of in values.items():
@@ -73,7 +79,7 @@ def load_page(title: str, layers: Layers, by: Mapping[str, Mapping[str, Layers]]
 
 
 def _over_training(one: Named, loads: Sequence[tuple[int, Layers]]) -> str:
-    """Layers by training steps: the largest violation."""
+    """Returns a heat map, layers by training steps, of (largest load - mean) / mean."""
     size = -(-len(loads) // COLUMNS)
     bins = [loads[at : at + size] for at in range(0, len(loads), size)]
     columns = [span_of((part[0][0], part[-1][0])) for part in bins]

@@ -1,4 +1,4 @@
-"""What a policy could learn from each source, as a page: figures by step index and by length."""
+"""Makes a page of what a policy could learn from each source, by step index and by length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from srl.stats import Estimate
 
 @dataclass(frozen=True)
 class Column:
-    """A figure, as tables and charts show it.
+    """A figure in tables and charts.
 
     Attributes:
-        name: in learnability.json.
-        label: over a column.
-        about: one sentence.
-        share: shown in per cent.
+        name: its name in learnability.json.
+        label: the title of its column.
+        about: one sentence about it.
+        share: whether it is shown in per cent.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Column:
     share: bool = False
 
     def shown(self, figure: Mapping[str, float | None]) -> str:
-        """The value with its interval, where there is one."""
+        """Returns the value with its interval, or with `too few` if there is no interval."""
         scale, digits = (100, 0) if self.share else (1, 2)
         estimate = _estimate(figure)
         value, low, high = (scale * v for v in (estimate.value, estimate.low, estimate.high))
@@ -79,10 +79,10 @@ COLUMNS = (
 
 
 def page(what: Mapping[str, Any]) -> str:
-    """The page, which loads nothing.
+    """Returns the page, which loads no other file.
 
     Args:
-        what: learnability.json.
+        what: the contents of learnability.json.
     """
     sources = what["sources"]
     charts = []
@@ -101,7 +101,7 @@ def page(what: Mapping[str, Any]) -> str:
 
 
 def _estimate(figure: Mapping[str, float | None]) -> Estimate:
-    """From learnability.json, where null is no number."""
+    """Reads an estimate from learnability.json, where a null bound becomes NaN."""
     low, high = (math.nan if (v := figure[part]) is None else v for part in ("low", "high"))
     return Estimate(cast(float, figure["value"]), low, high, int(cast(float, figure["n"])))
 

@@ -1,8 +1,8 @@
-"""Pieces of HTML from values that nobody vouches for: text, numbers, tables.
+"""Makes HTML from untrusted values: text, numbers, tables.
 
-Names, settings and problems reach a report as they stand in the log, and some were written by a
-model. So every value passes `text` here: HTML is escaped, quotes included, and what an eye cannot
-see (controls, direction overrides, zero widths, lone surrogates) is spelt out.
+A report gets names, settings and problems as they are in the log, and a model wrote some of them.
+So every value goes through `text`: HTML is escaped, quotes included, and invisible characters
+(controls, direction overrides, zero widths, lone surrogates) are spelt out.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from importlib.resources import files
 from srl.console import spelt
 from srl.stats import Estimate
 
-# No name, setting or label is as long; texts of rollouts do not come this way.
+# Limit of characters. No name, setting or label is as long; whole rollouts do not pass here.
 LONGEST = 2_000
 
 
 class Raw(str):
-    """HTML made here, not to be escaped again."""
+    """HTML made by this program, which must not be escaped again."""
 
 
 def text(value: object, *, most: int = LONGEST) -> Raw:
-    """`value` to stand in HTML, between tags or between quotes."""
+    """Returns `value` escaped for HTML, for use between tags or between quotes."""
     words = str(value)
     if len(words) > most:
         words = f"{words[:most]}… ({len(words):,} characters)"
@@ -35,7 +35,7 @@ def text(value: object, *, most: int = LONGEST) -> Raw:
 
 
 def number(value: float | None, *, share: bool = False) -> str:
-    """A figure as a reader wants it, a share in per cent; a dash where there is none."""
+    """Returns a figure as text, a share in per cent; a dash if there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -47,14 +47,14 @@ def number(value: float | None, *, share: bool = False) -> str:
         shown = f"{value:.2e}"
     else:
         shown = f"{value:,.{0 if size >= 99.95 else 1 if size >= 9.9995 else 3}f}"
-    # "-0.000" is no figure, and a minus is no hyphen.
+    # "-0.000" becomes "0.000", and a minus sign replaces the hyphen.
     if re.fullmatch(r"-0\.?0*", shown):
         shown = shown[1:]
     return shown.replace("-", "−") + (" %" if share else "")
 
 
 def with_interval(estimate: Estimate | None, *, share: bool = False) -> str:
-    """`46.6 % [42.5, 50.7]`, or the figure alone where it has no interval."""
+    """Returns `46.6 % [42.5, 50.7]`, or the figure alone if it has no interval."""
     if estimate is None:
         return "–"
     shown = number(estimate.value, share=share)
@@ -65,13 +65,13 @@ def with_interval(estimate: Estimate | None, *, share: bool = False) -> str:
 
 
 def points(gain: Estimate) -> str:
-    """A difference of shares: `+25.2 points [21.2, 29.2]`."""
+    """Returns a difference of shares as `+25.2 points [21.2, 29.2]`."""
     sign = "+" if gain.value > 0 else ""
     return sign + with_interval(gain, share=True).replace(" %", " points")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of words, figures and `Raw` pieces; the first column names the row."""
+    """Returns a table of words, figures and `Raw` pieces; the first column names the row."""
     titles = "".join(f'<th scope="col">{text(title)}</th>' for title in head)
     body = []
     for row in rows:
@@ -85,7 +85,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def policy_of_page(style: str, script: str | None = None) -> str:
-    """What a page may load: nothing but its own style sheet and script."""
+    """Returns a Content-Security-Policy that allows only the page's own style sheet and script."""
     kinds = {"style": style} if script is None else {"script": script, "style": style}
     own = "".join(
         f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'; "
@@ -95,12 +95,12 @@ def policy_of_page(style: str, script: str | None = None) -> str:
 
 
 def part_of_page(name: str) -> str:
-    """A file of the page: its frame, its style sheet or its script."""
+    """Loads a file of the page: its frame, its style sheet or its script."""
     return (files("srl.logs.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def bare_page(title: str, body: str) -> str:
-    """A page without a script, which loads nothing; `body` is HTML."""
+    """Returns a page that has no script and loads no other file; `body` is HTML."""
     style = part_of_page("page.css")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -1,8 +1,9 @@
-"""What a reader should look at first: plain rules over a run's figures, each with its numbers.
+"""Finds what a reader should look at first, by simple rules over a run's figures.
 
-Compared are the first and the last fifth of training (`figures.over_training` in five bins). The
-rules stand in `remarks_of`, as a name, a condition and the words that say what was found and what
-to do. A figure that a run does not have is NaN, of which no condition holds.
+Most rules compare the first and the last fifth of training (`figures.over_training` in five bins).
+`remarks_of` collects the rules. Each has a name, a condition, and a text with its numbers that says
+what was found and often what to do. A figure that a run does not have is NaN, and no condition is
+true for NaN.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from srl.logs.report.markup import number, points, with_interval
 from srl.logs.run_data import RunData
 from srl.stats import Estimate
 
-RISE, FALL = 0.01, 0.03  # of similarity; of the share of problems solved
+RISE, FALL = 0.01, 0.03  # RISE of similarity or reward; FALL of the share of problems solved
 FAILURES, COLLAPSE, CUT, COPIES, KEPT, LONGER = 0.2, 0.1, 0.1, 0.1, 0.5, 2.0
 ANSWERS = 0.05
 STEPS_TO_MOVE = 10
@@ -44,7 +45,7 @@ Rule = tuple[str, bool, str]
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing to look at: the rule's name, what was found, and whether it is good news."""
+    """A remark on a run: the rule's name, what was found, and whether it is good news."""
 
     rule: str
     text: str
@@ -52,13 +53,13 @@ class Remark:
 
 
 def fifths(run: RunData) -> Cells:
-    """Training in at most five bins: what the remarks compare."""
+    """Returns the figures of training in at most five bins, which the remarks compare."""
     metrics = [*metrics_of(run.log), TRUNCATED]
     return over_training(only(run.log.table, "train"), metrics, most=5)
 
 
 def remarks_of(run: RunData) -> list[Remark]:
-    """Everything that a rule finds, in the order of the rules."""
+    """Returns the remarks of all rules whose condition holds, in the order of the rules."""
     parts = fifths(run)
     rules = [*_solving(run, parts)]
     if parts.keys:
@@ -133,7 +134,7 @@ def _last_fifth(run: RunData, parts: Cells) -> Iterator[Rule]:
 
 
 def _groups(run: RunData) -> Iterator[Rule]:
-    # More bins than there can be steps: one a step.
+    # There are more bins than steps, so that each step has its own bin.
     by_step = sampling_yield(run.log.table, most=2**31)
     tried, kept = sum(part.tried for part in by_step), sum(part.kept for part in by_step)
     reasons: Counter[str] = sum((Counter(part.dropped) for part in by_step), Counter())
@@ -192,7 +193,7 @@ def _bins(parts: Cells) -> list[Bin]:
 
 
 def _ends(parts: Cells, name: str) -> tuple[Estimate, Estimate]:
-    """The first fifth and the last."""
+    """Returns the estimates of a metric in the first and the last fifth of training."""
     cells = parts.metrics.get(name) or [None]
     return cells[0] or _NONE, cells[-1] or _NONE
 

@@ -1,10 +1,9 @@
-"""`srl report`: one or two runs as one HTML file that needs nothing but a browser.
+"""Writes one or two runs as one HTML file that needs only a browser: `srl report`.
 
-Figures, curves, tables, and the rollouts themselves to search and read, in a file that can be sent
-to somebody: no network, no other file. What the policy wrote is shown and never obeyed: all of it
-is escaped, the data cannot end their element, the script only ever sets text, and the page's own
-policy (Content-Security-Policy) lets nothing run or load but the script and the style whose hashes
-it has.
+The file has figures, curves, tables, and the rollouts to search and read. It can be sent to others
+because it needs no network and no other file. Text from the policy is shown and never executed: all
+of it is escaped, the data cannot end their HTML element, the script only sets text, and the page's
+Content-Security-Policy lets only the script and the style run or load whose hashes it contains.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ from srl.redaction import told_apart
 from srl.runs.folder import RunFolder, replace_file
 
 ROLLOUTS = 20_000
-OF_NOTE = 10  # best, worst, most improved steps: that many of each
-# Stands near the start of every report: a file without it is not ours, and not overwritten.
+OF_NOTE = 10  # how many best, worst and most improved steps are shown
+# This mark is near the start of every report. A file without it is no report, and is not
+# overwritten.
 MARKER = "<!-- stepwise-srl report -->"
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written: where, and how large it is."""
+    """A report that was written: its path and its size in bytes."""
 
     path: Path
     bytes: int
@@ -53,18 +53,18 @@ def write_report(
     rollouts: int = ROLLOUTS,
     told: Told | None = None,
 ) -> Report:
-    """Write the report of the run at `path`, beside that at `other` if there is one.
+    """Writes the report of the run at `path`, compared with the run at `other` if one is given.
 
     Args:
         path: a run's folder, or the `steps.jsonl` in it.
         other: a second run to compare it with.
         output: the file; by default `report.html` in the run's folder, or `report-OTHER.html`.
-        rollouts: at most so many are in the page.
-        told: called while a log is read into its index, as `Log.open` does.
+        rollouts: how many rollouts the page contains at most.
+        told: called while a log is read into its index; see `Log.open`.
 
     Raises:
-        UsageError: there is no such run or log, the two runs are one, `rollouts` is below 1, or the
-            file cannot be written or is somebody else's.
+        UsageError: there is no such run or log, both runs are the same, `rollouts` is below 1, or
+            the file cannot be written or is not a report.
     """
     if rollouts < 1:
         raise UsageError(f"--rollouts {rollouts}: at least 1 rollout has to be in the page")
@@ -88,7 +88,7 @@ def write_report(
 
 
 def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
-    """The whole page; of one run or two."""
+    """Returns the whole page of one run or two."""
     names = told_apart([run.folder.path for run in runs])
     several = len(runs) > 1
     named = [
@@ -126,14 +126,15 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
         ),
         "data": pack(embedded),
     }
-    # In one pass: a text that holds {{script}} stays what it is.
+    # All pieces are replaced in one pass, so that a text that contains {{script}} is not replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], part_of_page("page.html"))
 
 
 def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
-    """The best, worst and most improved steps of training.
+    """Returns the best, worst and most improved steps of training.
 
-    A short training tries no step twice; its validations do.
+    If no step of training improved, as in a short training that tries no step twice, the most
+    improved steps are those of the validations.
     """
     table = run.log.table
     found = extremes(table, rows_of(table, "train"), OF_NOTE)
@@ -145,7 +146,10 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
 
 
 def _check_output(path: Path) -> None:
-    """Before anything is computed: that the report has a place, and overwrites nothing else."""
+    """Raises UsageError if the report cannot be put at `path` or would overwrite another file.
+
+    It is called before anything is computed.
+    """
     try:
         if path.is_dir():
             problem = f" is a folder; name a file, such as {path / 'report.html'}"

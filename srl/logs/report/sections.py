@@ -1,8 +1,8 @@
-"""The parts of a report: key figures, remarks, curves, tables, steps of note, settings.
+"""Makes the parts of a report: key figures, remarks, curves, tables, steps of note, settings.
 
-Each function takes the runs to show, one or two to compare, and gives a piece of HTML. One run
-gives one line a chart; two runs share it. Figures come from `figures.py` and `run_data.py`, and are
-shown by the names they have there: a metric that is new in the log needs no code here.
+Each function takes the runs to show, one or two to compare, and returns a piece of HTML. In most
+charts each run has one line, and two runs share the chart. Figures come from `figures.py` and
+`run_data.py` and keep their names from there, so a new metric in the log needs no code here.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from srl.runs.records import SUMMED
 from srl.stats import Estimate
 
 BINS = 60
-COLUMNS, ROWS = 12, 40  # of a heat map
+COLUMNS, ROWS = 12, 40  # the most that a heat map has
 LONGEST_TABLE, PROBLEMS = 100, 20
 _EXCERPT = 140
-_COMMAND = 20_000  # characters of command.txt
-_LONGEST_LINK = 200  # an id has 16 characters, unless somebody else wrote the log
+_COMMAND = 20_000  # how many characters of command.txt are shown
+_LONGEST_LINK = 200  # an id has 16 characters, unless another program wrote the log
 _OF_SOURCES = ("reward", "lift", "exact", "format_failures", "kept", "group_std")
 
 
 @dataclass(frozen=True)
 class Named:
-    """A run and what the page calls it.
+    """A run and its name on the page.
 
     Attributes:
-        name: what it is called.
+        name: the name of the run.
         run: its data.
-        tag: put after a title or a key that is this run's alone; empty where it is the only run.
-        link: put before a place in the log, to say whose; empty for the first run.
+        tag: a suffix of titles and keys that are of this run only; empty if it is the only run.
+        link: a prefix of places in the log that names the run; empty for the first run.
     """
 
     name: str
@@ -78,7 +78,7 @@ Runs = Sequence[Named]
 
 
 def overview(runs: Runs) -> str:
-    """How far each run got, and its key figures: at the start, at the end, with intervals."""
+    """Returns the state of each run, and its key figures at the start and end, with intervals."""
     return "".join(
         _facts(one) + table(("", "first", "last", ""), _key_figures(one)) for one in runs
     )
@@ -131,7 +131,7 @@ def _key_figures(one: Named) -> list[list[object]]:
 
 
 def remarks(runs: Runs) -> str:
-    """What to look at, by the rules of `remarks.py`."""
+    """Returns the list of remarks on each run, by the rules of `remarks.py`."""
     parts = []
     for one in runs:
         items = "".join(
@@ -148,7 +148,7 @@ def remarks(runs: Runs) -> str:
 
 
 def training(runs: Runs) -> str:
-    """How every metric of the rollouts went, and why rollouts failed or were dropped."""
+    """Returns charts of all metrics of rollouts, and of failed and dropped rollouts by reason."""
     charts = _metric_charts(runs, [one.train for one in runs], "")
     for column, title in (("format_failure", "Format failures"), ("dropped_because", "Dropped")):
         for one in runs:
@@ -179,7 +179,7 @@ def _metric_charts(runs: Runs, tables: Sequence[pa.Table], prefix: str) -> list[
 
 
 def optimisation(runs: Runs) -> str:
-    """Figures of metrics.jsonl that the step log has not, but for those that are always zero."""
+    """Returns charts of the figures that only metrics.jsonl has, without those that stay zero."""
     known = {name for metric in _metrics(runs) for name in (metric.name, metric.label)}
     names = dict.fromkeys(name for one in runs for name in one.run.training_figures())
     charts = []
@@ -204,7 +204,10 @@ def _plain(title: str, runs: Runs, lines: Sequence[Points]) -> str:
 
 
 def by_index(runs: Runs) -> str:
-    """Heat maps: reward and exact steps, by step index over training; one scale for all runs."""
+    """Returns heat maps of reward and exact steps, by step index and training.
+
+    All runs have the same scale.
+    """
     maps = []
     for metric in (REWARD_METRIC, FIXED["exact"]):
         grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
@@ -224,7 +227,7 @@ def by_index(runs: Runs) -> str:
 
 
 def by_source(runs: Runs) -> str:
-    """What each source teaches over training; nothing where a run has one source only."""
+    """Returns charts of each source over training; a run with one source only has none."""
     metrics = [FIXED[name] for name in _OF_SOURCES]
     charts = []
     for one in runs:
@@ -244,12 +247,12 @@ def by_source(runs: Runs) -> str:
 
 
 def evaluation(runs: Runs) -> str:
-    """Problems solved, on validation and held out; the steps of validation problems."""
+    """Returns the shares of validation and held-out problems solved, and metrics of validations."""
     lines = []
     for one in runs:
         found = one.run.validation_accuracy()
         every = max(1, -(-len(found) // (2 * BINS)))
-        found = found[::-1][::every][::-1]  # some of very many, the last among them
+        found = found[::-1][::every][::-1]  # thins out a long list, and keeps the last point
         lines.append(Series(one.name, [(s, s) for s, _ in found], [e for _, e in found]))
     about = "Share of the validation problems solved, with Wilson's interval."
     charts = [line_chart("validation problems solved", about, lines, share=True)]
@@ -290,7 +293,7 @@ def _solved(estimate: Estimate | None) -> str:
 
 
 def tables(runs: Runs) -> str:
-    """Every metric by step index, from either end, by number of steps, source and problem."""
+    """Returns tables of metrics by step index, steps left, number of steps, source and problem."""
     return "".join(
         (
             _by_table(runs, "step_index", "step index"),
@@ -303,7 +306,10 @@ def tables(runs: Runs) -> str:
 
 
 def _by_table(runs: Runs, column: str, title: str, most: int = LONGEST_TABLE) -> str:
-    """One row a value and run; of each run the `most` values with most rollouts."""
+    """Returns a table with a row for each value and run.
+
+    For each run it has the `most` values with the most rollouts.
+    """
     metrics = [metric for metric in _metrics(runs) if metric.name != "group_std"]
     found = []
     for place, one in enumerate(runs):
@@ -333,7 +339,10 @@ def _key(key: object, column: str, one: Named) -> object:
 def steps_of_note(
     runs: Runs, found: Sequence[Mapping[str, Sequence[TriedStep]]], inside: Sequence[Iterable[int]]
 ) -> str:
-    """The best, the worst and the most improved expert steps, each with a link into the viewer."""
+    """Returns the best, the worst and the most improved expert steps.
+
+    A step has a link into the viewer if its rollout is embedded in the page.
+    """
     parts = []
     head = ("step", "expert's step", "best attempt of the last time", "rollouts", "mean reward",
             "first", "last")  # fmt: skip
@@ -362,7 +371,7 @@ def _excerpt(words: str) -> str:
 
 
 def settings(runs: Runs) -> str:
-    """Settings, environment and command; of two runs' settings what differs comes first."""
+    """Returns settings, environment and command; the values that differ between runs come first."""
     parts = [
         _flat_table("settings", runs, lambda run: run.config),
         _flat_table("environment", runs, lambda run: run.environment),
@@ -379,8 +388,11 @@ def settings(runs: Runs) -> str:
 def _flat_table(
     title: str, runs: Runs, of: Callable[[RunData], Mapping[str, object] | None]
 ) -> str:
-    """Key and value of each run. Folders are not told, but values that differ there alone are
-    among those that differ."""
+    """Returns a table with the value of each key in each run.
+
+    Secrets and folders are hidden. Values that differ only in a hidden part still count as
+    different.
+    """
     raw = [plain(of(one.run) or {}) for one in runs]
     shown = [flattened(shareable(part)) for part in raw]
     hidden = [
@@ -410,7 +422,7 @@ def _bins(cells: Cells) -> list[Bin]:
 
 
 def _series(name: str, cells: Cells, metric: Metric) -> Series:
-    """A line; an empty one where the run does not have that metric."""
+    """Returns a line of a chart; it has no points if the run does not have that metric."""
     return Series(name, _bins(cells), cells.metrics.get(metric.name, [None] * len(cells.keys)))
 
 

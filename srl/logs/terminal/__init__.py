@@ -1,1 +1,1 @@
-"""`srl inspect`: a run's log in the terminal, printed or followed."""
+"""Shows a run's log in the terminal, or follows it while the run goes on: `srl inspect`."""

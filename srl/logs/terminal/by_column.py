@@ -1,7 +1,8 @@
-"""`srl inspect --by COLUMN`: the records by one column, every metric of each of its values.
+"""Shows all metrics of the records by the values of one column: `srl inspect --by COLUMN`.
 
-Wide where the terminal is: intervals go first when room is short, then the last metrics, and what
-was left out is said. Of a column with a million values only those that are shown are worked out.
+The table uses the width of the terminal. If there is not enough room, it leaves out the intervals,
+then the counts of problems and groups, then the last metrics, and a note says which columns are
+missing. If a column has a million values, figures are computed only for those that are shown.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _COUNTS = ("records", "problems", "groups")
 
 @dataclass(frozen=True)
 class Grouped:
-    """Some of the values of a column, in order, out of all there are."""
+    """The figures of some or all values of a column, in order; `values` counts all values."""
 
     column: str
     cells: Cells
@@ -50,25 +51,25 @@ class Grouped:
 
 
 def table_of(log: Log, rows: np.ndarray) -> pa.Table:
-    """These rows of the log's table."""
+    """Returns these rows of the log's table."""
     return log.table if len(rows) == log.table.num_rows else log.table.take(pa.array(rows))
 
 
 def grouped(
     log: Log, rows: np.ndarray, column: str, *, sort: str | None = None, limit: int | None = None
 ) -> Grouped:
-    """These rows of the log by a column.
+    """Groups these rows of the log by a column.
 
     Args:
         log: the log.
-        rows: as `Filter.rows` gives them.
+        rows: row numbers from `Filter.rows`.
         column: one of `BY`.
-        sort: a count, a metric, or `key`; a minus in front turns the order round. None: by the
-            value itself, problems from the lowest mean reward up.
-        limit: how many to show at most.
+        sort: a count, a metric, or `key`; a minus in front reverses the order. None: by the value
+            itself, and problems from the lowest mean reward up.
+        limit: how many values to show at most.
 
     Raises:
-        UsageError: nothing can be sorted by that.
+        UsageError: the values cannot be sorted by that name.
     """
     column = "problem_id" if column == "problem" else column
     table, metrics = table_of(log, rows), metrics_of(log)
@@ -80,7 +81,7 @@ def grouped(
         raise UsageError(f"--sort {sort}: a table can be sorted by {allowed}; -NAME goes downwards")
     cells, keys = codes(table[column])
     values = sort_values(table, cells, len(keys), name, named.get(name))
-    # Stable; what has no value comes last. Only what is shown is worked out in full.
+    # The sort is stable, and keys without a value come last. Only the shown keys get all figures.
     order = np.argsort(-values if down else values, kind="stable")[:limit]
     place = np.full(len(keys), -1)
     place[order] = np.arange(len(order))
@@ -94,7 +95,7 @@ def grouped(
 def sort_values(
     table: pa.Table, cells: np.ndarray, count: int, name: str, metric: Metric | None
 ) -> np.ndarray:
-    """(count,) what the cells are sorted by: `key`, one of `_COUNTS`, or a metric's mean."""
+    """Returns the sort keys of the cells (count,): `key`, one of `_COUNTS`, or a metric's mean."""
     if name == "key":
         return np.arange(count, dtype=np.float64)
     if metric is not None:
@@ -112,7 +113,7 @@ def sort_values(
 
 
 def cells_json(cells: Cells) -> list[dict[str, object]]:
-    """Each cell with its key and figures, as JSON has them."""
+    """Returns each cell with its key and figures, for JSON."""
     return [
         {
             "key": key,
@@ -130,7 +131,7 @@ def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
 
 
 def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, object]:
-    """The table for scripts: every metric with its interval."""
+    """Returns the table for scripts: all metrics with their intervals."""
     return {
         "run": str(data.folder.path),
         "by": found.column,
@@ -141,9 +142,9 @@ def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, obj
 
 
 def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
-    """The table as wide as the terminal allows, and a line on what it leaves out.
+    """Returns the table, as wide as the terminal allows, and a line on what it leaves out.
 
-    `wanted` is what the records were asked for by; None where it is said elsewhere.
+    `wanted` is the filter of the records; None if it is shown elsewhere.
     """
     cells = found.cells
     columns = [
@@ -156,14 +157,14 @@ def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
     room = pen.width - max(map(cell_len, [found.column, *keys]))
     plain = [_column(metric, cells, pen, bounds=False) for metric in metrics]
     full = [_column(metric, cells, pen, bounds=True) for metric in metrics]
-    # All intervals, or the first metric's alone, or none.
+    # Tries all intervals, then only those of the first metric, then none.
     for some in (full, [*full[:1], *plain[1:]], plain):
         chosen = [*columns, *some]
         if sum(column.width + 2 for column in chosen) <= room:
             break
     left_out: list[str] = []
     while len(chosen) > 1 and sum(column.width + 2 for column in chosen) > room:
-        # Problems and groups are the first to go: the table is about the metrics.
+        # Problems and groups are left out first, because the table is about the metrics.
         place = next((k for k, c in enumerate(chosen) if c.title in ("groups", "problems")), -1)
         left_out.append(chosen.pop(place).title)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)

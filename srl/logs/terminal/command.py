@@ -1,9 +1,8 @@
-"""The command `srl inspect RUN`: its options, which view they ask for, and what is said when they
-cannot be meant.
+"""Runs the command `srl inspect RUN`: reads its options, refuses invalid ones, prints a view.
 
-Every view answers to the same filter. Figures and records are also there as JSON, for scripts:
-`--json` alone gives the records as the log has them, with `--figures`, `--by` or `--record` what
-these show. Nothing but that is then written to stdout.
+All views but `--record` use the same filter. Scripts can get figures and records as JSON: `--json`
+alone writes the records as they are in the log; with `--figures`, `--by` or `--record` it writes
+what these show. Then nothing else is written to stdout.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from srl.runs.records import finite, json_line
 
 INTERRUPTED = 130
 
-# Records under the overview: a look at them, or, where a filter asks for some, those.
+# Number of records under the overview: without a filter, and with one.
 _A_FEW, _ASKED_FOR = 3, 20
-_LATEST = 5  # lines under a picture that is drawn again and again
+_LATEST = 5  # lines under an overview that is redrawn
 _TABLE_ROWS = 40
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
-    """The options of `srl inspect`."""
+    """Adds the options of `srl inspect`."""
     parser.add_argument(
         "name",
         metavar="RUN",
@@ -91,29 +90,29 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect_run(path: Path, args: argparse.Namespace, console: Console) -> int:
-    """Show what was asked for; returns the exit code.
+    """Prints the view that the options ask for, and returns the exit code.
 
     Args:
         path: the run's folder, or its step log.
-        args: as `add_inspect` has read them.
+        args: the parsed options of `add_inspect`.
         console: where to print.
 
     Raises:
-        UsageError: there is no step log, it holds something else, nothing in it was asked for, or
+        UsageError: there is no step log, it holds something else, no record matches the filter, or
             options exclude each other.
     """
     if not is_unicode(console.encoding) and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # rich has signs of its own
+        sys.stdout.reconfigure(errors="replace")  # rich prints characters that are not ASCII
     try:
         code = _inspect(path, args, console)
         sys.stdout.flush()
         return code
-    except UsageError as error:  # it may name a path, a reward, a source: somebody's text
+    except UsageError as error:  # the message may contain a path, a reward or a source: any text
         raise UsageError("\n".join(map(visible, str(error).split("\n")))) from error
-    except BrokenPipeError:  # the reader had enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except SystemExit as error:  # which rich makes of the same
+    except SystemExit as error:  # rich raises it after a BrokenPipeError
         if not isinstance(error.__context__, BrokenPipeError):
             raise
         return 0
@@ -162,7 +161,7 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
 
 
 def _first(rows: np.ndarray, args: argparse.Namespace, wanted: Filter | None = None) -> np.ndarray:
-    """The rows to show: the first in the order asked for, or the newest."""
+    """Returns the rows to show: the first ones if they are sorted, else the newest ones."""
     limit = args.limit
     if limit is None:
         if wanted is None:
@@ -172,7 +171,7 @@ def _first(rows: np.ndarray, args: argparse.Namespace, wanted: Filter | None = N
 
 
 def narrows(wanted: Filter) -> bool:
-    """Whether a filter asks for more than a phase."""
+    """Returns whether a filter has a condition besides the phase."""
     return bool(
         wanted.ranges or wanted.names or wanted.truths or wanted.failure or wanted.comparisons
     )
@@ -212,12 +211,12 @@ def _folder(path: Path, *, follow: bool) -> RunFolder:
             f"{path} is no run folder: name a folder with a steps.jsonl in it, or that file"
         )
     if follow and not path.exists() and path.name == "steps.jsonl" and path.parent.is_dir():
-        return RunFolder(path.parent)  # a trainer used from Python writes no config first
+        return RunFolder(path.parent)  # a trainer used from Python writes no config before its log
     return RunFolder.with_log(path)
 
 
 def nothing_matches(log: Log, wanted: Filter) -> str:
-    """What was asked for in vain, and what there is."""
+    """Returns the message that no record matches the filter, with what the log contains."""
     steps = log.table["train_step"].to_numpy()
     phases = pc.value_counts(pc.cast(log.table["phase"], "string")).to_pylist()
     held = ", ".join(f"{one['counts']:,} of phase {one['values']}" for one in phases)
@@ -294,7 +293,11 @@ def _write_lines(log: Log, rows: np.ndarray) -> None:
 
 
 def _json_lines(log: Log, rows: np.ndarray) -> Iterator[str]:
-    """The records, each with its line's number; in ASCII where signs fail, or are obeyed."""
+    """Yields the records as JSON with their line numbers.
+
+    The output is ASCII on a terminal, which obeys control characters, and where the encoding
+    cannot show every character.
+    """
     plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
     for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
         said = f'{{"line": {row + 1}, {json_line(record).decode().strip()[1:]}'

@@ -1,9 +1,9 @@
-"""`srl inspect --follow`: a run that is still going on.
+"""Follows a run that is still going on: `srl inspect --follow`.
 
-On a terminal the overview is drawn anew whenever the log has grown; anywhere else new records come
-as lines, as from `tail -f`. It starts before there is a first record and ends by itself once the
-run is complete. A resumed run cuts its log back to the checkpoint: what is printed then goes on
-from where it was cut, with a word about it.
+On a terminal the overview is redrawn whenever the log has changed. Elsewhere new records are
+printed as lines, like `tail -f` does. Following can start before there is a first record, and it
+ends by itself once the run is complete. A resumed run cuts its log back to the checkpoint: then a
+message says so, and printing continues from the cut.
 """
 
 from __future__ import annotations
@@ -30,35 +30,38 @@ from srl.logs.terminal.pen import Pen, number
 from srl.runs.folder import RunFolder
 from srl.runs.records import StepRecord
 
-# What tells a record from another in the same place: a resumed run does not write the same again.
+# These columns show that a record was replaced by another one in the same place: a resumed run
+# does not write the same records again.
 _TELLING = ("start", "train_step", "completion_tokens", "group_id", "reward")
 
-# Records that are read before the first of them is written.
+# Records that are read together, before the first of them is written.
 _AT_ONCE = 256
 
-# Seconds between two looks at most: half of the time goes into reading a long log.
+# The longest pause between two looks at the log, in seconds. A pause is at least as long as the
+# last reading took, up to this limit, so that at most half of the time goes into reading.
 _LONGEST_PAUSE = 60.0
 
 
 def follow(folder: RunFolder, show: Callable[[Log], None], poll: float = 1.0) -> None:
-    """Show the log whenever it has changed, until the run is complete and its last state shown.
+    """Shows the log whenever it has changed, until the run is complete and its last state is shown.
 
-    A log that is cut back while it is read or shown is read once more.
+    If the log is cut back while it is read or shown, it is read once more.
 
     Raises:
-        UsageError: the log holds something that is no record.
+        UsageError: the log holds something that is not a record.
     """
     shown: tuple[int, int] | None = None
     complaint = ""
     while True:
-        complete = has_ended(folder)  # asked first: it is written after the last record
+        complete = has_ended(folder)  # checked first: the end is written after the last record
         began = time.monotonic()
         if (stamp := _stamp(folder)) not in (None, shown):
             try:
                 show(Log.open(folder.steps))
                 shown, complaint = stamp, ""
             except UsageError as error:
-                # What is no record may be a line that was just cut; the same twice is no chance.
+                # A line that is not a record may have been cut just now. The same error twice, or
+                # an error in a log that did not change, is a real error.
                 if _stamp(folder) == stamp or str(error) == complaint:
                     raise
                 complaint = str(error)
@@ -84,17 +87,18 @@ def follow_lines(
     before: int | None,
     poll: float = 1.0,
 ) -> None:
-    """Write new records that pass the filter as they come.
+    """Writes new records that pass the filter when they appear.
 
     Args:
         folder: the run.
         wanted: the filter.
-        write: told the log and the rows of it to write: all of them, or it raises before the first.
-        say: told what is no record: that one waits, that the log was cut back.
-        before: how many of the records that are there at the start are written; None: all.
-        poll: seconds between two looks.
+        write: called with the log and the rows to write. It writes all of them, or raises before it
+            writes the first.
+        say: called with each message: that there is no record yet, or that the log was cut back.
+        before: how many of the records that exist at the start are written; None: all.
+        poll: seconds between two looks at the log.
     """
-    seen: pa.Table | None = None  # the records that were written, or do not pass
+    seen: pa.Table | None = None  # the records that were written or do not pass
 
     def show(log: Log) -> None:
         nonlocal seen
@@ -121,7 +125,7 @@ def follow_lines(
 
 
 def _same(before: pa.Table, now: pa.Table) -> int:
-    """How many records from the first on are the same in both."""
+    """Returns how many records at the start of both tables are the same."""
     n = min(before.num_rows, now.num_rows)
     same = np.ones(n, dtype=bool)
     for column in _TELLING:
@@ -133,7 +137,7 @@ def _same(before: pa.Table, now: pa.Table) -> int:
 
 
 def record_line(line: int, record: StepRecord, pen: Pen) -> str:
-    """One record on one line: where it stands, how it scored, what the policy wrote."""
+    """Returns a record as one line: its place, its reward and fate, and what the policy wrote."""
     fate = "eval" if record.phase == "eval" else "kept" if record.kept else "dropped"
     what = record.action
     if record.format_failure is not None:
@@ -150,7 +154,7 @@ def record_line(line: int, record: StepRecord, pen: Pen) -> str:
 def follow_live(
     folder: RunFolder, wanted: Filter, console: Console, *, limit: int, poll: float = 1.0
 ) -> None:
-    """Draw the overview anew whenever the log has grown, and in full once the run is complete."""
+    """Redraws the overview whenever the log has changed, and prints it in full at the run's end."""
     last: list[RenderableType] = []
     waiting = Text(Pen.of(console).say(f"waiting for the first record of {folder.path}"))
     with Live(waiting, console=console, auto_refresh=False, transient=True) as live:
@@ -182,7 +186,7 @@ def follow_live(
 
 @dataclass(frozen=True)
 class _Cut:
-    """The first lines of some parts, as many as the terminal has beside the lines `below`."""
+    """The first lines of some parts, as many as fit above the `below` lines that follow them."""
 
     parts: list[RenderableType]
     below: int
@@ -195,5 +199,5 @@ class _Cut:
 
 
 def is_live(console: Console) -> bool:
-    """Whether the terminal can be drawn on again."""
+    """Returns whether the output is a terminal that can be redrawn."""
     return console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()

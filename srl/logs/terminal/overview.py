@@ -1,8 +1,7 @@
-"""What a person first wants to know of a run, gathered: is it complete, did it learn, where does it
-fail, on which steps.
+"""Collects the figures of a run's overview: is it complete, did it learn, where does it fail.
 
-Only figures, from `figures.py` and `run_data.py`; `overview_tables.py` draws them, and
-`--figures --json` gives them to scripts, so that nobody has to take tables apart.
+The figures come from `figures.py` and `run_data.py`. `overview_tables.py` draws them, and
+`--figures --json` writes them for scripts, so that no script has to parse tables.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ TABLES = ("step_index", "steps_left", "num_steps", "source")
 
 @dataclass(frozen=True)
 class Course:
-    """A metric over all records, and how it went.
+    """A metric over all records, and its course over training.
 
     Attributes:
-        metric: which.
-        whole: over all records.
-        first, last: over the first and the last fifth of the training steps; None where the log has
-            one training step only, or nothing counts there.
+        metric: the metric.
+        whole: its estimate over all records.
+        first, last: its estimates over the first and the last fifth of the training steps; None if
+            the records are of one training step only, or none of them counts there.
         trend: one value for each bin of training.
     """
 
@@ -63,7 +62,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of the whole run so far, and tokens written in a second of sampling and updating."""
+    """Seconds of the whole run so far, and tokens written per second of sampling and updating."""
 
     sampling: float
     updating: float
@@ -73,21 +72,21 @@ class Time:
 
 @dataclass(frozen=True)
 class Overview:
-    """The figures of a run's records, as far as a filter lets them through.
+    """The figures of those records of a run that pass a filter.
 
     Attributes:
-        records, problems, groups: how many.
-        tokens: of all completions together.
+        records, problems, groups: how many there are.
+        tokens: the tokens of all completions together.
         steps: (first, last) training step.
         bins: (first, last) training step of each bin of a trend.
-        fifths: the same of the first and the last fifth; None where there is one training step.
+        fifths: the same for the first and the last fifth; None if there is one training step only.
         courses: the metrics.
-        failures: why a format failed -> how many records.
-        sampling: groups of training; None where no record is of training.
-        time: None where metrics.jsonl tells none.
-        tables: column -> its values, or those with most records; columns with one value only
+        failures: reason of a format failure -> how many records.
+        sampling: the groups of training; None if no record is of training.
+        time: the times; None if metrics.jsonl has none.
+        tables: column -> its values, or those with the most records; columns with one value only
             are left out.
-        extremes: best, worst and most improved steps; `row` is a row of the log.
+        extremes: the best, worst and most improved steps; `row` is a row of the log.
     """
 
     records: int
@@ -108,13 +107,13 @@ class Overview:
 def overview(
     data: RunData, rows: np.ndarray, *, bins: int = 40, most: int = 5, values: int = 10
 ) -> Overview:
-    """The figures of these rows of the log, at least one.
+    """Returns the figures of these rows of the log; there must be at least one row.
 
     Args:
         data: the run.
-        rows: as `Filter.rows` gives them.
+        rows: row numbers from `Filter.rows`.
         bins: how many values a trend has at most.
-        most: how many best, worst and most improved steps.
+        most: how many best, worst and most improved steps there are at most.
         values: how many values a table has at most.
     """
     log = data.log
@@ -164,7 +163,7 @@ def overview(
 
 
 def _fifths(table: pa.Table) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The first and the last of five bins of training, as remarks on a run compare them."""
+    """Returns the first and the last of five bins of training, which the remarks compare."""
     bins = bins_of(table, 5)[1]
     return (bins[0], bins[-1]) if len(bins) > 1 else None
 
@@ -187,7 +186,7 @@ def _tables(log: Log, rows: np.ndarray, most: int) -> dict[str, Grouped]:
 
 
 def _kept(table: pa.Table | None) -> Estimate | None:
-    """The share of groups that were kept."""
+    """Returns the share of groups that were kept, without an interval."""
     found = sampling_yield(table, most=1) if table is not None else []
     return (
         Estimate(found[0].kept / found[0].tried, math.nan, math.nan, found[0].tried)
@@ -208,7 +207,7 @@ def _time(data: RunData) -> Time | None:
 
 
 def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, object]:
-    """Everything that the overview shows."""
+    """Returns everything that the overview shows, for JSON."""
     sampling, gain = found.sampling, data.gain()
     return {
         "run": str(data.folder.path),

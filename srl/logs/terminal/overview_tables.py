@@ -1,8 +1,8 @@
-"""`srl inspect`, the overview: a run on one or two screens, what one asks first on top.
+"""Draws the overview of `srl inspect`: a run on one or two screens, the first questions on top.
 
-Is it complete, was it worth it (problems solved before and after), did it learn (each metric with
-its interval and its course), where does it fail (by step, source and length), on which steps. Names
-and texts are somebody's: every control character is spelt out, and none is read as markup.
+Is it complete? Was it worth it (problems solved before and after)? Did it learn (each metric with
+its interval and its course)? Where does it fail (by step, source and length), on which steps?
+Names and texts may come from anybody: control characters are spelt out, and markup is not read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST_TREND, _MOST_TREND = 8, 60
 def overview_parts(
     data: RunData, wanted: Filter, found: Overview, pen: Pen
 ) -> list[RenderableType]:
-    """The overview's sections, in order: the run, its metrics, tables, best and worst steps."""
+    """Returns the overview's sections in order: the run, metrics, tables, best and worst steps."""
     parts: list[RenderableType] = [
         *(Text(pen.say(sentence)) for sentence in opening(data)),
         Text(),
@@ -51,7 +51,7 @@ def overview_parts(
 
 
 def about(data: RunData, wanted: Filter, found: Overview, pen: Pen) -> Table:
-    """What run it is, how far it got, and how many problems it solves."""
+    """Returns a table with the run's name, its state, its records, problems solved, and times."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -84,7 +84,7 @@ def about(data: RunData, wanted: Filter, found: Overview, pen: Pen) -> Table:
 
 
 def state(data: RunData) -> str:
-    """Whether the run is complete, and whether its log is whole."""
+    """Returns in words whether the run is complete, and whether its last record is whole."""
     steps = data.log.table["train_step"].to_numpy()
     reached = f"training step {int(steps.max()):,}"
     if data.complete:
@@ -109,7 +109,7 @@ def _ago(seconds: float) -> str:
 
 
 def _solved(data: RunData, pen: Pen) -> list[str]:
-    """A line for each way of solving: before, after, and what changed."""
+    """Returns a line for each way of solving: before, after, and the change."""
     ways: dict[tuple[str, bool], list[Accuracy]] = {}
     for one in data.accuracies():
         ways.setdefault((one.mode, one.sampled), []).append(one)
@@ -152,9 +152,9 @@ def _validation(found: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
 
 
 def courses(found: Overview, pen: Pen) -> Group:
-    """Each metric: mean, interval, its course over training, first and last fifth."""
+    """Returns a table of metrics: mean, interval, course over training, first and last fifth."""
     rows = [_course_row(course, pen) for course in found.courses if course.metric.name != "kept"]
-    # The label's column is the only one that wraps; the trend gets what is left.
+    # Only the label's column wraps; the trend gets the width that is left.
     longest = max(cell_len(row[0]) for row in rows)
     titles = {1: "mean", 2: "95% interval", 4: FIFTHS.format(arrow=pen.arrow)}
     taken = 0
@@ -212,7 +212,7 @@ def _course_row(course: Course, pen: Pen) -> _Row:
 
 
 def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | None]:
-    """At most `room` values: means of equally many neighbours."""
+    """Returns at most `room` values, each the mean of about equally many neighbours."""
     if len(values) <= room:
         return values
     parts = np.array_split(np.array(values, dtype=np.float64), room)

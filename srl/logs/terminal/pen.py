@@ -1,8 +1,8 @@
-"""How figures and texts are written in a terminal: by its width, its colours and its signs.
+"""Formats figures and texts for a terminal, by its width, its colours and its characters.
 
-One place decides what a number looks like, what stands for a missing one, and how a course over
-training becomes a line of blocks. Where the terminal has no UTF-8 (a bare ssh, a pipe in the C
-locale) every sign is ASCII; where it has no colour, what colour would say is said in another way.
+This module decides how a number looks, what stands for a missing number, and how values over
+training become a line of blocks. Where the terminal has no UTF-8 (a bare ssh, a pipe in the C
+locale) all output is ASCII. Where it has no colour, other signs replace the colours.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from srl.stats import Estimate
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LETTERS = ".:-=+*#@"
 
-# Characters beyond which a text for one line is not looked at: no terminal is that wide.
+# Characters of a text for one line that are used; the rest is ignored. No terminal is that wide.
 _LINE = 2_000
 
 
 @dataclass(frozen=True)
 class Pen:
-    """What a terminal can show.
+    """The properties of a terminal that decide how figures and texts are written.
 
     Attributes:
-        width: columns.
-        height: lines; None where the output is no terminal and may be of any length.
-        encoding: of the output.
+        width: its number of columns.
+        height: its number of lines; None if the output is not a terminal and may have any length.
+        encoding: the encoding of the output.
         colour: whether colours are shown.
     """
 
@@ -58,7 +58,7 @@ class Pen:
 
     @property
     def short(self) -> bool:
-        """A terminal of few lines: what is less asked for stays out."""
+        """Whether the terminal has fewer than 40 lines, so that some parts are left out."""
         return self.height is not None and self.height < 40
 
     @property
@@ -67,20 +67,20 @@ class Pen:
 
     @property
     def overflow(self) -> Literal["ellipsis", "crop"]:
-        """How rich cuts what is too long: its ellipsis is no ASCII."""
+        """How rich cuts a long text; without Unicode it crops, as its ellipsis is not ASCII."""
         return "ellipsis" if self.unicode else "crop"
 
     def say(self, text: str) -> str:
-        """Somebody's text on one line, every character of it to be seen."""
+        """Returns any text on one line, with every character of it visible."""
         return visible(text, self.encoding)
 
     def line(self, text: str, style: str = "") -> Text:
-        """Somebody's text as the one line of a cell, cut where the cell ends."""
+        """Returns any text as the single line of a table cell, cut where the cell ends."""
         said = self.say(text[:_LINE])
         return Text(said, style=style, no_wrap=True, overflow=self.overflow)
 
     def clip(self, text: str, cells: int) -> str:
-        """Somebody's text in at most so many cells."""
+        """Returns any text, cut to at most `cells` columns of the terminal."""
         said = self.say(text[:_LINE])
         if cell_len(said) <= cells and len(text) <= _LINE:
             return said
@@ -88,16 +88,17 @@ class Pen:
         return set_cell_size(said, max(0, cells - len(dots))) + dots[:cells]
 
     def spark(self, values: Sequence[float | None]) -> str:
-        """A course, one sign a value, from its own lowest to its own highest; no value, no sign.
+        """Returns a sparkline: one character for each value, scaled from the lowest to the highest.
 
-        Where nothing changes it is a line, which looks like no height at all.
+        A missing value is a space. If the values do not change, it is a flat line, which does not
+        look like any height.
         """
         known = [value for value in values if value is not None and math.isfinite(value)]
         if not known:
             return " " * len(values)
         low, high = min(known), max(known)
         signs = _BLOCKS if self.unicode else _LETTERS
-        span = high / 2 - low / 2  # halves, whose difference is a number whatever they are
+        span = high / 2 - low / 2  # the difference of the halves cannot overflow
 
         def sign(value: float | None) -> str:
             if value is None or not math.isfinite(value):
@@ -105,20 +106,20 @@ class Pen:
             if span <= 5e-10 * max(1.0, abs(high)):
                 return "─" if self.unicode else "_"
             part = (value / 2 - low / 2) / span
-            # A value on a border counts as above it, whatever its last bit says.
+            # A value on a border counts as above it, in spite of rounding errors.
             return signs[min(len(signs) - 1, int(part * len(signs) + 1e-9))]
 
         return "".join(map(sign, values))
 
     def change(self, metric: Metric, first: Estimate | None, last: Estimate | None) -> str:
-        """`0.802 → 0.991`, or nothing where one is missing."""
+        """Returns `0.802 → 0.991`, or an empty string if one of the two is missing."""
         if first is None or last is None:
             return ""
         return f"{figure(metric, first.value)} {self.arrow} {figure(metric, last.value)}"
 
 
 def number(value: float | None, *, sign: bool = False) -> str:
-    """A reward or the like; `-` where there is none."""
+    """Returns a reward or a similar value as text; `-` if there is none."""
     if value is None or not math.isfinite(value):
         return "-"
     if abs(value) >= 1e6:
@@ -129,12 +130,12 @@ def number(value: float | None, *, sign: bool = False) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share."""
+    """Returns a share as a percentage; `-` if there is none."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f}%"
 
 
 def figure(metric: Metric, value: float | None) -> str:
-    """A metric's value as such a metric is read: a share in per cent, tokens with one decimal."""
+    """Returns a metric's value as text: a share in per cent, tokens with one decimal."""
     if metric.share:
         return percent(value)
     if metric.name == "completion_tokens" and value is not None and math.isfinite(value):
@@ -143,13 +144,13 @@ def figure(metric: Metric, value: float | None) -> str:
 
 
 def interval(metric: Metric, estimate: Estimate) -> str:
-    """`[0.948, 0.958]`; nothing where there is none, as over one problem."""
+    """Returns `[0.948, 0.958]`, or an empty string if there is no interval, as for one problem."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return ""
     return f"[{figure(metric, estimate.low)}, {figure(metric, estimate.high)}]"
 
 
 def tally(counts: Mapping[str, int], pen: Pen) -> str:
-    """`missing_close 5, truncated 3`, most first."""
+    """Returns counts as `missing_close 5, truncated 3`, the largest first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{pen.say(name)} {count:,}" for name, count in ordered)

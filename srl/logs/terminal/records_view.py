@@ -1,8 +1,7 @@
-"""Records of a log, three lines each: where it stands, how it scored, the policy's step above the
-expert's.
+"""Shows records of a log in three lines each: place, scores, and the policy's and expert's steps.
 
-The texts were written by a model: they are shown with every control character spelt out and are
-never read as markup, so that no completion moves the cursor, hides text or sets colours.
+A model wrote the texts. So every control character is spelt out and no text is read as markup: no
+completion can move the cursor, hide text or set colours.
 """
 
 from __future__ import annotations
@@ -15,22 +14,25 @@ from rich.text import Text
 from srl.logs.terminal.pen import Pen, number
 from srl.runs.records import StepRecord
 
-_ID_SHOWN = 8  # characters of a problem's id: enough to tell apart, and to type
+_ID_SHOWN = 8  # characters of a problem's id: enough to distinguish problems, and short to type
 
 
 def records_table(records: Iterable[tuple[int, StepRecord]], pen: Pen) -> Table:
-    """Three lines a record, narrow enough for 60 columns; only the last column is ever clipped.
+    """Returns a table with three lines for each record.
+
+    The table fits into 60 columns, and only its last column is ever clipped.
 
     Args:
-        records: each with its number, the line of the log that it stands in.
-        pen: for what to write it.
+        records: pairs of a record's line number in the log and the record.
+        pen: what the terminal can show.
     """
     table = Table(show_lines=True)
     table.add_column("record\nstep", justify="right", no_wrap=True)
     table.add_column("problem\nk/N group", no_wrap=True)
     table.add_column("reward\nlift", justify="right", no_wrap=True)
     table.add_column("fate\nadvantage", no_wrap=True)
-    # Its texts do not wrap, but the column says it may: rich narrows such columns first.
+    # The texts in this column do not wrap. The column is declared as wrapping because rich narrows
+    # such columns first.
     table.add_column("policy's step\nexpert's step")
     for line, record in records:
         problem = pen.say(record.problem_id[:_ID_SHOWN])
@@ -46,7 +48,7 @@ def records_table(records: Iterable[tuple[int, StepRecord]], pen: Pen) -> Table:
 
 
 def fate(record: StepRecord, pen: Pen) -> Text:
-    """Kept with its advantage, dropped with the reason, or of an evaluation."""
+    """Returns `kept` with the advantage, `dropped` with the reason, or `eval`."""
     if record.phase == "eval":
         return Text("eval")
     if record.kept:
@@ -57,7 +59,7 @@ def fate(record: StepRecord, pen: Pen) -> Text:
 def _texts(record: StepRecord, pen: Pen) -> Text:
     style, written = "bold", record.action
     if record.format_failure is not None:
-        # What was written in place of a step is the interesting part.
+        # Shows what the policy wrote in place of a valid step.
         style, written = "red", f"[{record.format_failure}] {record.action or record.thought}"
     text = pen.line(written, style)
     text.append("\n").append_text(pen.line(record.expert_step, "not bold default"))
@@ -66,12 +68,12 @@ def _texts(record: StepRecord, pen: Pen) -> Text:
 
 
 def named(values: Mapping[str, float | None], *, but: str = "") -> str:
-    """Every reward or metric by name, as in the log; `but` stands elsewhere."""
+    """Returns all rewards or metrics with their names as in the log, except the one named `but`."""
     return "  ".join(f"{name} {number(value)}" for name, value in values.items() if name != but)
 
 
 def newest_note(shown: int, matched: int, sort: str | None) -> str:
-    """What the table of records leaves out, and how to see more."""
+    """Returns a note on what the table of records leaves out, and how to see more."""
     if matched == shown:
         return "One in full: --record N"
     which = "The newest" if sort is None else f"By {sort}, the first"

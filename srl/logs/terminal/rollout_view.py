@@ -1,8 +1,8 @@
-"""One rollout in full: the problem, the expert's steps so far, the thought, and the policy's step
-above the expert's with what both have in common marked.
+"""Shows one rollout in full: the problem, the expert's steps so far, the thought, and both steps.
 
-What counts as common is what `similarity` counts: the matching blocks of both texts, normalised in
-its way. They are coloured; where there is no colour, signs beneath the text mark them.
+The policy's step is above the expert's, and the parts that both have in common are marked. These
+are the parts that the reward `similarity` counts: the matching blocks of both texts after its
+normalisation. They are coloured, or marked by signs beneath the text where there is no colour.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from srl.logs.run_data import Problem, RunData
 from srl.logs.terminal.pen import Pen, number
 from srl.runs.records import StepRecord
 
-# Characters of one text that are shown: a terminal scrolls for minutes beyond, and JSON has it all.
+# Characters of one text that are shown. A longer text would scroll for minutes; --json has all.
 SHOWN = 100_000
 _MATCH = "green"
 _INDENT = 2
@@ -34,20 +34,20 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the view: its title, and what it shows."""
+    """A part of the view: its title and its content."""
 
     title: str
     body: RenderableType
 
 
 def sections(data: RunData, row: int, record: StepRecord, pen: Pen) -> list[Section]:
-    """Which record and its figures, problem, steps so far, thought, policy's and expert's step.
+    """Returns the sections: figures, problem, steps so far, thought, both steps, observation.
 
     Args:
         data: the run.
-        row: the record's row of the log's table.
+        row: the record's row in the log's table.
         record: the record.
-        pen: for what to write it; its width is that of the whole view.
+        pen: what the terminal can show; its width is that of the whole view.
     """
     narrow = Pen(pen.width - _INDENT, pen.height, pen.encoding, pen.colour)
     problem = data.problem_of(record)
@@ -75,7 +75,7 @@ def sections(data: RunData, row: int, record: StepRecord, pen: Pen) -> list[Sect
 
 
 def heading(log: Log, row: int, record: StepRecord, pen: Pen) -> str:
-    """Which record it is, and where it stands."""
+    """Returns a title with the record's number, problem, training step, group and attempt."""
     size = len(group_rows(log, row))
     made = "training" if record.phase == "train" else "an evaluation after training"
     return (
@@ -86,7 +86,7 @@ def heading(log: Log, row: int, record: StepRecord, pen: Pen) -> str:
 
 
 def rollout(data: RunData, row: int, record: StepRecord, pen: Pen) -> Group:
-    """The view as the terminal shows it, the rest of the group at the end."""
+    """Returns the view for the terminal: the sections, then a table of the group."""
     parts: list[RenderableType] = []
     for section in sections(data, row, record, pen):
         parts += [
@@ -98,7 +98,7 @@ def rollout(data: RunData, row: int, record: StepRecord, pen: Pen) -> Group:
 
 
 def group_rows(log: Log, row: int) -> np.ndarray:
-    """The rows of the table in the same group, in the log's order."""
+    """Returns the rows of the table in the same group, in the log's order."""
     table = log.table
     same = [
         pc.equal(table[column], table[column][row])
@@ -108,7 +108,7 @@ def group_rows(log: Log, row: int) -> np.ndarray:
 
 
 def group_table(log: Log, row: int, pen: Pen) -> Table:
-    """Every attempt at the same step, the one that is shown marked."""
+    """Returns a table of all attempts in the group; a mark shows which one the view is about."""
     rows = group_rows(log, row)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for title in ("", "record", "reward", "lift", "advantage", "tokens"):
@@ -175,7 +175,7 @@ def _steps(problem: Problem | None, record: StepRecord, pen: Pen) -> RenderableT
         return Text("none: this is the first step", style="dim")
     if problem is not None:
         steps, first = problem.steps[: record.step_index], 1
-    else:  # the record itself knows the last of them
+    else:  # the record itself holds only the last of these steps
         steps, first = (record.previous_step or "",), record.step_index
     narrow = Pen(pen.width - 4, pen.height, pen.encoding, pen.colour)
     grid = Table.grid(padding=(0, 1))
@@ -205,12 +205,12 @@ def _legend(blocks: Sequence[tuple[int, int, int]], pen: Pen) -> str:
 
 
 def marked(text: str, ranges: Sequence[Range], pen: Pen) -> Text:
-    """A text over as many lines as it takes, with some ranges of its characters marked.
+    """Returns a text with some ranges of its characters marked, over as many lines as it needs.
 
     Args:
-        text: anything; its own line ends are shown, and end lines.
-        ranges: (start, end) of what is marked, in order.
-        pen: by colour, or by a line of ^ beneath each line that has something marked.
+        text: any text; its line ends are shown as characters and also end the line.
+        ranges: (start, end) of each marked range, in order.
+        pen: decides how ranges are marked: by colour, or by a line of ^ beneath a line of text.
     """
     left = len(text) - SHOWN
     pieces = list(_pieces(text[:SHOWN], ranges))
@@ -231,7 +231,7 @@ def marked(text: str, ranges: Sequence[Range], pen: Pen) -> Text:
 
 
 def _pieces(text: str, ranges: Sequence[Range]) -> Iterator[tuple[str, bool]]:
-    """The text in pieces that are marked or not; every line end is a piece of its own."""
+    """Yields the text in pieces, each marked or not marked; every line end is its own piece."""
     at = 0
     for start, end in (*ranges, (len(text), len(text))):
         for first, last, hit in ((at, start, False), (start, end, True)):
@@ -244,7 +244,7 @@ def _pieces(text: str, ranges: Sequence[Range]) -> Iterator[tuple[str, bool]]:
 
 
 def _underlined(pieces: Sequence[tuple[str, bool]], pen: Pen) -> str:
-    """Lines of at most the pen's width, each with a line of ^ beneath where something is marked."""
+    """Returns lines of at most the pen's width, with a line of ^ beneath each that has a mark."""
     lines: list[str] = []
     signs: list[tuple[str, bool]] = []
 
