@@ -1,25 +1,25 @@
-"""Step-wise supervised reinforcement learning (SRL): the trainer, and what stands around it.
+"""Step-wise supervised reinforcement learning (SRL): the trainer and its commands.
 
-Words, used everywhere in the same sense:
+Terms that the code uses everywhere in the same sense:
 
-    problem      what is to be solved; `problem_id` is a hash of its text
-    trajectory   an expert's whole solution, cut into steps
+    problem      the task to solve; `problem_id` is a hash of its text
+    trajectory   a whole expert solution, cut into steps
     step         one expert action
-    observation  what the world said after a step; context for the next one, never a target
-    context      the problem, the steps so far and what was observed: what the policy continues
-    thought      the policy's monologue; it is never scored
+    observation  what the environment returns after a step; context for later steps, never a target
+    context      the problem, the steps so far and the observations; the policy continues it
+    thought      the policy's reasoning before its step; it is never scored
     action       the policy's step; it is scored against the expert's
     rollout      one completion of one prompt: a thought and an action, or a format failure
     group        the G rollouts of one prompt
-    reward       the number an action earned, -1 on a format failure
-    advantage    the reward relative to its group's
-    policy       the model being trained
-    kept         used in the update; its opposite is dropped (by dynamic sampling)
+    reward       the score of an action; by default -1 for a format failure
+    advantage    the reward relative to the rewards of its group
+    policy       the model that is trained
+    kept         used in the update; the opposite is dropped (by dynamic sampling)
 
 Shapes, as a suffix of a name or in a trailing comment: `B` rows, `G` rollouts of a group, `P`
 prompt tokens, `C` completion tokens, `N` nodes of a tree, `V` vocabulary.
 
-Names are looked up on first use, so that `import srl` needs neither torch nor transformers.
+The public names are imported on first use, so `import srl` needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public names, each imported when it is first asked for (PEP 562)."""
+    """Returns a public name; imports it at its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from srl.guard import check_packages_side_by_side
 
     check_packages_side_by_side()
     value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # found at once from now on
+    globals()[name] = value  # the next access finds it here
     return value
 
 

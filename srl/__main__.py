@@ -1,4 +1,4 @@
-"""`python -m srl`."""
+"""Runs the command line of `python -m srl`."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""Texts of a model, of data and of file names, made fit to be shown.
+"""Makes texts of models, of data and of file names safe to show.
 
-Whatever a policy wrote may hold control characters, direction overrides, half a surrogate: shown as
-it is it could move the cursor, hide text or set colours. Here every such character is spelt out. So
-is what the place that shows it has no sign for: over ssh, in a pipe, in a terminal of another time.
+A text that a policy wrote may contain control characters, direction overrides or lone surrogates.
+Shown unchanged, it could move the cursor, hide text or set colours. This module writes every such
+character as its code. It does the same with characters that the output's encoding lacks, which
+happens over ssh, in a pipe or in an old terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Invisible, and yet no control: joiners, fillers, variation selectors.
+# Invisible characters that are not controls: joiners, fillers, variation selectors.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
@@ -29,16 +30,16 @@ _MARKS = {"\n": "⏎", "\t": "⇥"}
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is: no markup, no colours, no wrapping."""
+    """Prints a line unchanged: no markup, no colours, no wrapping."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def now_and_then(console: Console, of: str) -> Callable[[str], None]:
-    """Returns a function that says how far a long work is, where one would begin to wonder.
+    """Returns a function that prints the progress of a long task, at most every 10 seconds.
 
     Args:
-        console: where.
-        of: what the work is called.
+        console: where to print.
+        of: the name of the task.
     """
     last = time.monotonic()
 
@@ -52,7 +53,7 @@ def now_and_then(console: Console, of: str) -> Callable[[str], None]:
 
 
 def clock(seconds: float) -> str:
-    """`2:05`, or `1:02:05`; a dash where there is no such time."""
+    """Returns seconds as `2:05` or `1:02:05`; a dash if they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -61,11 +62,11 @@ def clock(seconds: float) -> str:
 
 
 def visible(text: str, encoding: str = "utf-8") -> str:
-    """One line of `text` that shows it as it is: control characters are spelt out.
+    """Returns `text` as one line in which control characters are written as codes.
 
     Args:
-        text: anything.
-        encoding: of the place that shows it; what it has no sign for is spelt out too.
+        text: any text.
+        encoding: of the output; characters that it lacks are written as codes too.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -73,18 +74,18 @@ def visible(text: str, encoding: str = "utf-8") -> str:
 
 
 def spelt(text: str) -> str:
-    r"""`text` in which every invisible sign but line ends and tabs reads `\u{202e}`."""
+    r"""Returns `text` with invisible characters, except line ends and tabs, as `\u{202e}`."""
     return text.translate(_spellings("utf-8", one_line=False))
 
 
 def is_unicode(encoding: str) -> bool:
-    """Whether every sign can be shown."""
+    """Returns whether the encoding can show every character."""
     return codec_name(encoding).startswith("utf")
 
 
 @lru_cache(maxsize=16)
 def codec_name(encoding: str) -> str:
-    """The one name of an encoding; ASCII for one that nobody knows."""
+    """Returns the standard name of an encoding; ASCII for an unknown one."""
     try:
         return codecs.lookup(encoding).name
     except LookupError:
@@ -92,7 +93,7 @@ def codec_name(encoding: str) -> str:
 
 
 class _Spellings(dict[int, str]):
-    """What stands for each character, found when it is first met."""
+    """Maps each character code to its replacement, computed at its first use."""
 
     def __init__(self, encoding: str, *, one_line: bool) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class _Spellings(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         sign = chr(code)
-        # C*: controls, direction overrides, surrogates, unassigned; Zl and Zp end lines for some.
+        # C*: controls, direction overrides, surrogates, unassigned; Zl and Zp can end a line.
         category = unicodedata.category(sign)
         unseen = category.startswith("C") or category in ("Zl", "Zp") or _UNSEEN.match(sign)
         shown = self._marks.get(sign, sign)

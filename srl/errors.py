@@ -1,4 +1,4 @@
-"""Errors whose message says all there is to say: the CLI prints it alone, without a traceback."""
+"""Errors with a complete message: the CLI prints only the message, without a traceback."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from contextlib import contextmanager
 class UsageError(ValueError):
     """Wrong use: a bad config, bad data, a missing file; exit code 2.
 
-    The message says what came, what is allowed and what to type.
+    The message says what was given, what is allowed and what to type.
     """
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, for a reason outside the program; exit code 1.
+    """A run cannot continue, for a reason outside the program; exit code 1.
 
-    The message says all there is to say.
+    The message is complete.
     """
 
 
 class DivergedError(RunError):
-    """The policy computes no numbers any more."""
+    """The policy computes values that are not numbers."""
 
 
 class OutOfMemoryError(RunError):
-    """What is computed does not fit into memory with these settings."""
+    """The computation does not fit into memory with these settings."""
 
 
 @contextmanager
 def libraries_refuse() -> Iterator[None]:
-    """What transformers and TRL refuse when a trainer is made is wrong use, said in their words.
+    """Turns errors of transformers and TRL while a trainer is made into a UsageError.
 
-    They check some settings only there, such as a tracker nobody has installed. A RuntimeError
-    that speaks of nothing to install is a defect, and passes.
+    The libraries check some settings only there, such as a tracker that is not installed. A
+    RuntimeError whose message does not contain "install" is a defect and passes unchanged.
 
     Raises:
-        UsageError: the library refused.
+        UsageError: the library refused; the message is the library's.
     """
     try:
         yield

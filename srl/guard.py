@@ -1,9 +1,9 @@
-"""Start-up guard: `rewards` and `environments` must be ours, not other people's packages.
+"""Checks at start-up that `rewards` and `environments` are our packages, not foreign ones.
 
-Both names exist on PyPI. Installed beside ours, a foreign package either wins on `sys.path` (with
-an editable install, anywhere outside the checkout) or has overwritten our files, and uninstalling
-it then deletes them. Either way the imports that follow fail far from the cause, or worse, succeed.
-So the command line and the lazy names of `srl` ask here first. Nothing is imported to find out.
+Both names exist on PyPI. A foreign package can come first on `sys.path` (with an editable install,
+anywhere outside the checkout). Or it can overwrite our files, and uninstalling it then deletes
+them. In both cases later imports fail far from the cause, or they succeed with the wrong code. So
+the command line and the lazy names of `srl` run this check first. The check imports nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIBLINGS = ("rewards", "environments")
 
 
 def check_packages_side_by_side() -> None:
-    """Refuse to start unless the sibling packages stand beside `srl` and are ours.
+    """Raises UsageError unless the sibling packages lie beside `srl` and are ours.
 
     Raises:
         UsageError: one is missing, comes from elsewhere, or was overwritten by another
@@ -47,10 +47,10 @@ def check_packages_side_by_side() -> None:
 
 
 def _directory(name: str) -> Path | None:
-    """Where `import name` would find its package or module; None where it would find nothing."""
+    """Returns where `import name` would find its package or module; None if nowhere."""
     try:
         spec: ModuleSpec | None = find_spec(name)
-    except ValueError:  # already in sys.modules, without a spec: made by hand, not ours
+    except ValueError:  # already in sys.modules without a spec: made by hand, not ours
         spec = None
     if spec is None:
         return None
@@ -60,7 +60,7 @@ def _directory(name: str) -> Path | None:
 
 
 def _overwritten(name: str, ours: Path) -> bool:
-    """Whether a distribution called `name` is installed into the very folder of our package."""
+    """Returns whether a distribution called `name` is installed in our package's folder."""
     try:
         return Path(str(distribution(name).locate_file(name))).resolve() == ours
     except PackageNotFoundError:
@@ -75,6 +75,6 @@ def _get_rid_of(name: str, found: Path) -> str:
 
 
 def _reinstall(home: Path) -> str:
-    """A checkout is installed from itself; anything else by the distribution's name."""
+    """Returns the pip command that reinstalls srl, from the checkout or by its name."""
     source = f"-e {home}" if (home / "pyproject.toml").is_file() else DISTRIBUTION
     return f"pip install --force-reinstall --no-deps {source}"

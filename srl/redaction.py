@@ -1,9 +1,9 @@
-"""Redacts secrets, and where things lie on the machine, from what people pass on.
+"""Redacts secrets and absolute paths from anything that users may share.
 
-A secret is a text whose key says so (`api_key`, `password`), or that looks like one (`hf_...`, a
-URL with a password). Settings name it, as `${SRL_...}`, and the environment holds it: nothing that
-is made from them can give it away, and a run is resumed with the variable set. Of a whole path only
-its last part is told.
+A secret is a text whose key says so (`api_key`, `password`), or a text that looks like one
+(`hf_...`, a URL with a password). Settings contain only its name, `${SRL_...}`, and the environment
+contains its value. So nothing made from settings reveals it, and a resume needs the variable. Of an
+absolute path only the last part is shown.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import yaml
 from rewards.secrets import REFERENCE
 from srl.errors import UsageError
 
-# Settings of a trainer that are never written down: the hub has a variable of its own, HF_TOKEN.
+# Trainer settings that are never written to a file; the hub has its own variable, HF_TOKEN.
 SECRETS = ("hub_token", "push_to_hub_token")
 HIDDEN = "..."
 
-# Words of a key that make it a secret's, wherever they stand in it or as its end.
+# A key with one of these words anywhere, or one of `_LAST` at its end, names a secret.
 _ANYWHERE = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
 _LAST = {
     *("token", "pwd", "pass", "auth", "authorization", "bearer", "cookie"),
@@ -33,8 +33,8 @@ _LAST = {
 }
 _KEYS = {"api", "access", "private", "auth", "encryption", "signing", "service", "account"}
 _KEYS |= {"openai", "anthropic", "wandb", "hf", "aws", "azure", "gemini", "google"}
-_COUNTED = ("token", "pass")  # numbers under such keys are counts, or tokens of a vocabulary
-# Tokens that a text is made of.
+_COUNTED = ("token", "pass")  # numbers under such keys are counts, or token ids of a vocabulary
+# A key that begins with one of these names a token of the vocabulary, not a secret.
 _OF_TEXT = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "end", "start", "special"}
 _SHAPES = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -47,24 +47,24 @@ _SHAPES = re.compile(
     ) | (?<=://)[^\s/@:'"]*:(?!\$\{)[^\s/@'"]+(?=@)""",
     re.VERBOSE | re.DOTALL,
 )
-# `api_key: value` inside of a text, as YAML, JSON and Python write it.
+# `api_key: value` inside a text, as YAML, JSON and Python write it.
 _PAIR = re.compile(
     r"""(?:(?<=[{,]\s)|(?<=[{,'"(])|^[ ]*|(?<=\s)(?=[\w-]{1,64}=)|--)"""
     r"""(?P<key>[\w-]{1,64}+)['"]?\s*[:=]\s*(?P<value>'[^'\n]*'|"(?:\\.|[^"\\\n])*"|[^,}\]\s'"]+)""",
     re.MULTILINE,
 )
-_LONGEST = 10_000  # characters of an option that are read as YAML
+_LONGEST = 10_000  # options with fewer characters are read as YAML
 
-# A word as a shell reads it. A quote that nobody closes goes on to the end.
+# A word as a shell reads it. An unclosed quote extends to the end of the text.
 _WORD = re.compile(
     r"""(?:'[^']*(?:'|\Z)|"(?:\\(?:.|\Z)|[^"\\])*(?:"|\Z)|\\(?:.|\Z)|[^\s'"\\])+""", re.DOTALL
 )
-# The folders of a whole path inside of a value: {path: /home/somebody/data.jsonl}
+# The folders of an absolute path inside a value: {path: /home/somebody/data.jsonl}
 _FOLDERS = re.compile(r"""(?<![\w.~/<-])~?/(?:[^\s/'",{}\[\]]+/)+""")
 
 
 def shareable(value: object, key: object = None) -> object:
-    """Settings without secrets and without places: of each whole path the last part."""
+    """Returns settings without secrets and with only the last part of each absolute path."""
     if key in SECRETS and value is not None:
         return HIDDEN
     if isinstance(value, Mapping):
@@ -75,12 +75,12 @@ def shareable(value: object, key: object = None) -> object:
         return value
     if is_secret(key) and not REFERENCE.fullmatch(value):
         return HIDDEN
-    # A prompt is no path, though it may begin as one: /no_think
+    # A prompt is not a path, although it may begin like one: /no_think
     return scrubbed(value if _is_prompt(key) else _without_place(value))
 
 
 def is_secret(key: object) -> bool:
-    """Whether a text under such a key is a secret: `api_key`, `hub-token`, `dbPassword`."""
+    """Returns whether a text under this key is a secret: `api_key`, `hub-token`, `dbPassword`."""
     if not isinstance(key, str):
         return False
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
@@ -94,7 +94,7 @@ def is_secret(key: object) -> bool:
 
 
 def scrubbed(text: str) -> str:
-    """A message or another text of any kind without what is, or looks like, a secret."""
+    """Returns a text of any kind without secrets and without what looks like a secret."""
 
     def pair(found: re.Match[str]) -> str:
         key, value = found.group("key", "value")
@@ -105,16 +105,16 @@ def scrubbed(text: str) -> str:
 
 
 def moved_to_environment(options: Mapping[str, object], place: str) -> dict[str, object]:
-    """`options` with `${SRL_...}` in place of each secret, which the environment then holds.
+    """Returns `options` with each secret moved to the environment and replaced by `${SRL_...}`.
 
-    So the processes that this one starts have it too.
+    So child processes inherit the secret.
 
     Args:
         options: of a reward or of a data source.
-        place: what they are options of, in the variables' names: `rewards.judge`.
+        place: the owner of the options, which names the variables: `rewards.judge`.
 
     Raises:
-        UsageError: a secret is a number, which would come back as a text.
+        UsageError: a secret is a number, which the environment would return as a text.
     """
 
     def move(text: str, path: str) -> str:
@@ -128,7 +128,7 @@ def moved_to_environment(options: Mapping[str, object], place: str) -> dict[str,
 
 
 def _hidden(value: object, key: object, path: str, mark: Callable[[str, str], str]) -> object:
-    """`value` with `mark(text, path)` in place of each text that is a secret."""
+    """Returns `value` with each secret text replaced by `mark(text, path)`."""
     if isinstance(value, Mapping):
         return {k: _hidden(inner, k, f"{path}.{k}", mark) for k, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -142,7 +142,7 @@ def _hidden(value: object, key: object, path: str, mark: Callable[[str, str], st
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the values of secret settings hidden."""
+    """Returns the words of a command line with the values of secret settings hidden."""
     shown: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.partition("=")
@@ -155,10 +155,10 @@ def without_secrets(words: Sequence[str]) -> list[str]:
 
 
 def _without_secret(text: str, setting: str) -> str:
-    """The value of an option; inside of a block of settings too."""
+    """Returns the value of an option with secrets hidden, also inside a block of settings."""
     if text and is_secret(setting.rpartition(".")[2]) and not REFERENCE.fullmatch(text):
         return HIDDEN
-    # With an alias a few words unfold to gigabytes.
+    # A short YAML text with aliases can expand to gigabytes, so `*` excludes it.
     if ":" in text and "{" in text and "*" not in text and len(text) < _LONGEST:
         try:
             value = yaml.safe_load(text)
@@ -173,7 +173,7 @@ def _without_secret(text: str, setting: str) -> str:
 
 
 def shareable_command(text: str) -> str:
-    """Command lines as a shell takes them, without secrets and without places."""
+    """Returns shell command lines without secrets and without the folders of absolute paths."""
     written = _WORD.findall(text)
     words = [_unquoted(word) for word in written]
     shown = []
@@ -187,7 +187,7 @@ def shareable_command(text: str) -> str:
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:
-    """For each path its name, with as many of its folders as tell it from the others."""
+    """Returns each path's name with the fewest parent folders that make all names differ."""
     parts = [path.resolve().parts[1:] for path in paths]
     for size in range(1, max(map(len, parts), default=0) + 1):
         tails = ["/".join(part[-size:]) for part in parts]
@@ -204,7 +204,7 @@ def _without_place(value: str) -> str:
 
 
 def _without_places(word: str) -> str:
-    """A word of a command line: a path, an option with one in its name or value, a YAML value."""
+    """Returns a word of a command line with the folders of absolute paths removed."""
     if not word.startswith("--"):
         told = _without_place(word)
         return _FOLDERS.sub("", word) if told == word else told
@@ -215,7 +215,7 @@ def _without_places(word: str) -> str:
 
 
 def _setting(option: str) -> str:
-    """The setting that an option of a command line names: `hub_token` of `--hub-token`."""
+    """Returns the setting that an option names: `hub_token` for `--hub-token`."""
     return option[2:].replace("-", "_") if option.startswith("--") else ""
 
 
@@ -226,5 +226,5 @@ def _is_prompt(key: object) -> bool:
 def _unquoted(word: str) -> str:
     try:
         return "".join(shlex.split(word))
-    except ValueError:  # a quote that nobody closes
+    except ValueError:  # an unclosed quote
         return word

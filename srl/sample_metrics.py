@@ -1,12 +1,12 @@
-r"""What several samples of one problem are worth: avg@k, pass@k and maj@k, and their intervals.
+r"""Computes avg@k, pass@k and maj@k from several samples of each problem, with intervals.
 
-Each figure is first one number a problem and then a mean over problems. pass@k and maj@k are the
-expected values over all ways to draw k of the n samples without replacement, computed exactly, so
-that nothing depends on the order of the samples: pass@k is the unbiased estimator of Chen et al.
-(arXiv 2107.03374), and maj@k is made in the same way. At k = n maj@k is the vote of all samples
+Each metric is one number per problem, and then the mean over problems. pass@k and maj@k are the
+expected values over all draws of k of the n samples without replacement. They are computed exactly,
+so the order of the samples does not matter. pass@k is the unbiased estimator of Chen et al. (arXiv
+2107.03374); maj@k is computed in the same way. At k = n, maj@k is the majority vote of all samples
 (self-consistency, arXiv 2203.11171).
 
-No torch here, and nothing is drawn but the bootstrap's problems, from a fixed seed.
+This module does not import torch. Only the bootstrap draws at random, with a fixed seed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from environments.answers import same_answer
 from srl.stats import Estimate, bootstrap, wilson
 
 Sample = tuple[bool, str | None]
-"""Whether a sample's answer is right, and the answer; None: it has none."""
+"""Whether a sample's answer is right, and the answer; None if it has no answer."""
 
 RIGHT = 0
-"""The vote of every sample with a right answer; wrong answers vote 1, 2, ..."""
+"""The vote of a sample with a right answer; the different wrong answers vote 1, 2, ..."""
 
 
 def avg_at_k(correct: Sequence[bool]) -> float:
-    """The share of a problem's samples that are right: the mean accuracy of one sample.
+    """Returns the share of a problem's samples that are right: the mean accuracy of a sample.
 
     Raises:
         ValueError: no samples.
@@ -39,11 +39,11 @@ def avg_at_k(correct: Sequence[bool]) -> float:
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
-    """The chance that one at least of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased.
+    """Returns the unbiased chance that 1 or more of k samples are right: 1 - C(n-c, k) / C(n, k).
 
     Args:
         correct: whether each of a problem's n samples is right; c of them are.
-        k: how many are drawn, 1 to n.
+        k: how many samples are drawn, 1 to n.
 
     Raises:
         ValueError: k is not between 1 and n.
@@ -54,16 +54,16 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[int | None], k: int) -> float:
-    """The chance that the most frequent answer of k samples is the right one.
+    """Returns the chance that the most frequent answer of k samples is the right answer.
 
-    Samples without an answer do not vote; where none of the k has one, the problem is not solved.
-    Where several answers are the most frequent, one of them is picked blindly: a tie of t answers
-    counts 1/t if the right one is among them, else 0. So no order of samples can decide a tie.
+    Samples without an answer do not vote. If none of the k has an answer, the problem is not
+    solved. A tie of t answers counts 1/t if the right answer is among them, else 0, as for a
+    random choice among the tied answers. So the order of the samples never decides a tie.
 
     Args:
-        votes: of each of a problem's n samples: `RIGHT`, the number of its wrong answer, or None
-            where it has no answer. See `votes_of`.
-        k: how many are drawn, 1 to n.
+        votes: for each of a problem's n samples: `RIGHT`, the number of its wrong answer, or None
+            if it has no answer. See `votes_of`.
+        k: how many samples are drawn, 1 to n.
 
     Raises:
         ValueError: k is not between 1 and n.
@@ -74,9 +74,9 @@ def maj_at_k(votes: Sequence[int | None], k: int) -> float:
     silent = sum(vote is None for vote in votes)
     wrong = [votes.count(vote) for vote in {*votes} - {RIGHT, None}]
     won = Fraction(0)
-    for most in range(1, min(right, k) + 1):  # the right answer stands in the draw so many times
-        # (tied, size) -> choices of `size` samples among the wrong answers seen so far, none of
-        # which more than `most` times, and `tied` of which just as often
+    for most in range(1, min(right, k) + 1):  # how often the draw contains the right answer
+        # (tied, size) -> number of choices of `size` samples among the wrong answers seen so far,
+        # such that no answer occurs more than `most` times and `tied` answers occur `most` times
         ways = Counter({(0, 0): 1})
         for count in wrong:
             after: Counter[tuple[int, int]] = Counter()
@@ -91,13 +91,13 @@ def maj_at_k(votes: Sequence[int | None], k: int) -> float:
 
 
 def votes_of(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int | None]:
-    r"""For whom each sample of a problem votes: `RIGHT`, the number of a wrong answer, or None.
+    r"""Returns each sample's vote for one problem: `RIGHT`, the number of a wrong answer, or None.
 
-    All right answers are one, however they are written, since each was found equal to the gold.
-    Wrong ones are the same where `same_answer` says so: equal text or the same exact number. That
-    costs nothing and needs no worker process, but two wrong answers that only mathematics could
-    tell equal (``x(x+1)`` and ``x^2+x``) split their vote, which favours the right answer a little;
-    where answers are numbers, as in GSM8K, AMC and AIME, there is no difference.
+    All right answers have the same vote, however they are written, because each equals the gold
+    answer. Two wrong answers have the same vote if `same_answer` says so: equal text or the same
+    exact number. This is cheap and needs no worker process. But two wrong answers that only algebra
+    shows to be equal (``x(x+1)`` and ``x^2+x``) split their vote, which slightly favours the right
+    answer. For answers that are numbers, as in GSM8K, AMC and AIME, there is no difference.
     """
     found: list[str] = []
     votes: list[int | None] = []
@@ -118,15 +118,15 @@ def votes_of(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int
 def sample_figures(
     problems: Sequence[Sequence[Sample]], *, only_most: bool = False
 ) -> dict[str, list[float]]:
-    """avg@K, pass@k and maj@k, each as one number a problem, in the order of `problems`.
+    """Returns avg@K, pass@k and maj@k, each as one number per problem, in the order of `problems`.
 
     Args:
-        problems: of each problem its samples. K is the smallest number of them; where a problem has
-            more, avg@K is the mean over all of them.
-        only_most: k is K alone, else 1, 2, 4, ... and K.
+        problems: the samples of each problem. K is the smallest number of samples; avg@K of a
+            problem with more samples is the mean over all of its samples.
+        only_most: k is only K; otherwise 1, 2, 4, ... and K.
 
     Returns:
-        name -> numbers; nothing where a problem has no samples, or where there is none.
+        name -> numbers; empty if a problem has no samples or if there are no problems.
     """
     most = min(map(len, problems), default=0)
     if not most:
@@ -145,10 +145,10 @@ def sample_figures(
 
 
 def over_problems(values: Sequence[float]) -> Estimate:
-    """The mean of one number a problem, each from 0 to 1, with its 95 % interval over problems.
+    """Returns the mean of one number per problem, each from 0 to 1, with its 95 % interval.
 
-    Wilson's where every problem counts 0 or 1, else a bootstrap over problems. Where all problems
-    have the same share that bootstrap has no width: then Wilson's around it.
+    The interval is Wilson's if every number is 0 or 1, else a bootstrap over problems. If all
+    problems have the same share, the bootstrap has no width; then Wilson's is used around it.
     """
     n = len(values)
     if all(value in (0.0, 1.0) for value in values):
@@ -161,7 +161,7 @@ def over_problems(values: Sequence[float]) -> Estimate:
 
 
 def sizes_up_to(samples: int) -> list[int]:
-    """The k that are reported: 1, 2, 4, ... and all samples."""
+    """Returns the values of k to report: 1, 2, 4, ... and the number of samples."""
     sizes = {1 << power for power in range(samples.bit_length())} | {samples}
     return sorted(size for size in sizes if 1 <= size <= samples)
 

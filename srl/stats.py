@@ -1,6 +1,7 @@
-"""Means and shares with 95 % intervals; rows of one problem are not independent, problems are.
+"""Computes means and shares with 95 % intervals.
 
-No torch here: the readers of logs use it too.
+Problems are independent; rows of one problem are not. This module does not import torch, because
+the readers of logs use it too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Estimate:
     n: int
 
     def to_json(self) -> dict[str, float | int]:
-        """As summary.json keeps it."""
+        """Returns the estimate as summary.json stores it."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -32,7 +33,7 @@ class Estimate:
 
 
 def wilson(hits: int, n: int) -> Estimate:
-    """The share `hits / n` with Wilson's score interval (Wilson 1927); n = 0 gives NaN."""
+    """Returns the share `hits / n` with Wilson's score interval (Wilson 1927); n = 0 gives NaN."""
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     share = hits / n
@@ -43,11 +44,11 @@ def wilson(hits: int, n: int) -> Estimate:
 
 
 def bootstrap(values: Sequence[float], problems: Sequence[str] | None = None) -> Estimate:
-    """The mean of `values` with a percentile bootstrap interval; no values give NaN.
+    """Returns the mean of `values` with a percentile bootstrap interval; no values give NaN.
 
     Args:
-        values: one a row.
-        problems: the problem of each row: then whole problems are drawn, with all their rows.
+        values: one per row.
+        problems: the problem of each row; if given, whole problems are drawn with all their rows.
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan, 0)
@@ -66,10 +67,10 @@ def bootstrap(values: Sequence[float], problems: Sequence[str] | None = None) ->
 
 
 def share_of_rows(hits: Sequence[bool], problems: Sequence[str]) -> Estimate:
-    """The share of rows that are hits, with the wider of two intervals.
+    """Returns the share of rows that are hits; its interval covers Wilson's and a bootstrap's.
 
-    Wilson's takes rows for independent; a bootstrap over problems does not, but has no width where
-    all rows are hits, or none.
+    Wilson's interval assumes independent rows. The bootstrap over problems does not, but it has no
+    width if all rows are hits or none is.
     """
     share = wilson(sum(hits), len(hits))
     drawn = bootstrap([float(hit) for hit in hits], problems)
@@ -79,14 +80,14 @@ def share_of_rows(hits: Sequence[bool], problems: Sequence[str]) -> Estimate:
 
 
 def paired_change(won: int, lost: int, n: int) -> Estimate:
-    """How much more often `n` problems are solved the second time than the first; n = 0 gives NaN.
+    """Returns by how much the share of solved problems rises from the first to the second time.
 
-    The interval is Wald's with half a problem more of each of the four kinds of pairs (Agresti and
-    Min 2005): it has a width where nothing changed, and stays within -1 and 1.
+    n = 0 gives NaN. The interval is Wald's with half a problem added to each of the four kinds of
+    pairs (Agresti and Min 2005). It has a width even if nothing changed, and stays within -1 and 1.
 
     Args:
-        won: problems solved the second time only.
-        lost: problems solved the first time only.
+        won: problems solved only the second time.
+        lost: problems solved only the first time.
         n: all problems.
     """
     if n == 0:
@@ -98,10 +99,10 @@ def paired_change(won: int, lost: int, n: int) -> Estimate:
 
 
 def student_t(degrees: int) -> float:
-    """The 97.5 % point of Student's t: what a mean of `degrees + 1` values has in place of 1.96.
+    """Returns the 97.5 % point of Student's t, which replaces 1.96 for `degrees + 1` values.
 
-    Up to four degrees of freedom from the table, beyond by Cornish and Fisher's series (Abramowitz
-    and Stegun, 26.7.5), which is then right to .001.
+    Up to four degrees of freedom it comes from a table. Above, it comes from Cornish and Fisher's
+    series (Abramowitz and Stegun, 26.7.5), which is then accurate to .001.
     """
     table = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764)
     if degrees < len(table):

@@ -1,9 +1,9 @@
-"""How many threads torch computes with on a CPU that has other work to do as well.
+"""Chooses the number of threads for torch on a CPU that also runs other processes.
 
-The threads of one operation wait for one another. Beside other work one of them is often without a
-core, and all wait for it: a run that two idle cores finish in six minutes took twenty-five beside a
-busy process. One thread less than that runs several times faster. So other work is measured from
-the moment this module is loaded, and threads are left out for the cores that it takes.
+The threads of one operation wait for one another. If other processes keep a core busy, one thread
+often has no core, and all threads wait for it: a run that takes six minutes on two idle cores took
+twenty-five beside a busy process. With one thread less, the run is several times faster. So this
+module measures the other load from the moment it is loaded and uses fewer threads accordingly.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 
 _VARIABLE = "OMP_NUM_THREADS"
 _STAT = Path("/proc/stat")
-# Below so many seconds nothing can be said of a machine.
+# A shorter measurement (in seconds) is not used.
 _LEAST_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Threads:
-    """How many threads to compute with.
+    """The number of threads to compute with.
 
     Attributes:
-        count: None leaves torch's own choice alone.
-        why: a line for the user where it is fewer than the cores; else empty.
+        count: the number; None keeps torch's own choice.
+        why: a line for the user if the number differs from the number of cores; else empty.
     """
 
     count: int | None
@@ -36,14 +36,14 @@ class Threads:
 def choose_threads(
     *, cores: int, busy: float | None, recorded: int | None, environ: Mapping[str, str]
 ) -> Threads:
-    """How many threads to compute with.
+    """Returns how many threads to compute with.
 
     Args:
-        cores: that this process may use.
-        busy: of the machine's cores, how many other processes keep busy; None is unknown.
-        recorded: with how many an interrupted run computed; it goes on with as many, since another
-            number adds in another order and rounds otherwise.
-        environ: the environment; the user's OMP_NUM_THREADS wins.
+        cores: the cores that this process may use.
+        busy: how many of the machine's cores other processes keep busy; None if unknown.
+        recorded: the number of threads of an interrupted run. The run continues with it, because
+            another number changes the order of additions and so the rounding.
+        environ: the environment; the user's OMP_NUM_THREADS has priority.
     """
     if environ.get(_VARIABLE):
         return Threads(None)
@@ -76,7 +76,7 @@ class _Moment:
 
 
 def busy_elsewhere() -> float | None:
-    """Cores that other processes have kept busy since this module was loaded; None is unknown."""
+    """Returns how many cores other processes used since this module was loaded; None if unknown."""
     now = _look()
     seconds = now.seconds - _START.seconds
     if now.machine is None or _START.machine is None or seconds < _LEAST_SECONDS:
@@ -86,7 +86,7 @@ def busy_elsewhere() -> float | None:
 
 
 def _look() -> _Moment:
-    """Processor seconds until now, of the whole machine and of this process with its children."""
+    """Returns processor seconds so far, of the machine and of this process with ended children."""
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
     return _Moment(time.monotonic(), _machine_seconds(), own)

@@ -1,1 +1,1 @@
-"""The commands of `python -m srl`: one module each, and the options they take."""
+"""Contains the commands of `python -m srl` and the options that they take."""

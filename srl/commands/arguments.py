@@ -1,6 +1,6 @@
-"""The commands of `python -m srl` and their options, as argparse knows them.
+"""Defines the commands of `python -m srl` and their options for argparse.
 
-A word that no command here knows may be a field of a config; `srl.commands.cli` looks at those.
+A word that no command knows here may be a field of a config; `srl.commands.cli` handles such words.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from srl.errors import UsageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong use is one message, as everywhere, and not the list of all options before it."""
+    """A parser that reports wrong use as one UsageError, without the list of all options."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see: python -m {self.prog} --help")
 
 
 def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of all commands; of readers of logs, which load Arrow, only what `words` need."""
+    """Returns the parser of all commands.
+
+    The options of `inspect` load Arrow, so they are added only if `words` begin with `inspect`.
+    """
     parser = _Parser(prog="srl", description="Step-wise supervised reinforcement learning (SRL).")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # An abbreviation might be a field of a config that is meant.
+    # No abbreviations: the word may be a field of the config.
     add = partial(commands.add_parser, allow_abbrev=False)
 
     train = add("train", help="train a policy; --key value overrides any field of the config")
@@ -243,7 +246,7 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def with_minus(words: Sequence[str]) -> list[str]:
-    """`--sort -reward` as `--sort=-reward`: argparse would take the value for an option."""
+    """Returns `--sort -reward` as `--sort=-reward`; argparse would read the value as an option."""
     found: list[str] = []
     for word in words:
         if found and found[-1] == "--sort" and word.startswith("-") and word[1:2] != "-":
@@ -254,7 +257,7 @@ def with_minus(words: Sequence[str]) -> list[str]:
 
 
 def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
-    """Words that a command does not know, and the nearest option to the first."""
+    """Returns a message that names unknown words and the option nearest to the first of them."""
     known = args.parser._option_string_actions
     near = get_close_matches(words[0].partition("=")[0], known, n=1)
     meant = f"did you mean {near[0]}? All options" if near else "see"
@@ -262,7 +265,7 @@ def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
 
 
 def _source_options() -> str:
-    """The options that each built-in source takes."""
+    """Returns a help text on the options that each built-in source takes."""
     from environments import ENVIRONMENTS, options_of
 
     every = "--path FILE_OR_HUB_NAME, --limit N, --max_dropped_share 0.5, --rewards.NAME WEIGHT"

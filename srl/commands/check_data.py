@@ -1,10 +1,11 @@
-"""A check of trajectories without a model: what `check-data` shows before anyone trains.
+"""Checks trajectories without a model, for the command `check-data`.
 
-It counts what was kept and why the rest was dropped, tests that every expert step scores exactly
-1.0 against itself and that every final answer verifies against itself, and measures each reward on
-this very data: how an expert's own steps are spread, and its floors, which are what a step of
-another problem earns, a copy of the previous step, and the right step with one step too many. A
-reward is only readable beside its floors (paper section 3.2 gives the reward, not the floors).
+It counts the rows kept and the rows dropped by reason. It tests that every expert step scores
+exactly 1.0 against itself, and that the final answers of solutions not judged right verify against
+themselves. It measures each reward on this data: the spread over the expert's own steps, and the
+floors. Floors are what cheap steps earn, such as a step of another problem, a copy of the previous
+step, or the right step with one step too many. A reward can only be interpreted beside its floors
+(paper section 3.2 gives the reward, not the floors).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from srl.errors import UsageError
 
 @dataclass(frozen=True)
 class Spread:
-    """The smallest, the middle and the largest of some counts."""
+    """The minimum, median and maximum of some counts."""
 
     low: int
     median: float
@@ -45,26 +46,26 @@ TRICKS = (
     "1 + 1 = 2",
     "look-alikes",
 )
-"""Cheap ways to fill a step, by what is written: the right step with the one after it, or with all
-that follow; the previous step again; the problem's text; a step of another problem; a true claim
-about nothing; the right step with letters and digits from other alphabets."""
+"""Cheap ways to write a step, in this order: the right step with the next one; the right step with
+all that follow; the previous step again; the problem's text; a step of another problem; a true but
+irrelevant claim; the right step with letters and digits from other alphabets."""
 
-# So many steps are "all the rest" at most: a long solution would be compared with itself for hours.
+# The most steps in "all the rest": without a limit, a long solution would take hours.
 _REST = 20
 
-# Cyrillic and full-width signs that look like these.
+# Cyrillic and full-width characters that look like these.
 _LOOK_ALIKE = str.maketrans("aceopxy0123456789", "асеорху０１２３４５６７８９")
 
 
 @dataclass(frozen=True)
 class MeasuredReward:
-    """One reward on real data.
+    """One reward, measured on data.
 
     Attributes:
-        own: what it gives an expert's own steps.
-        tricks: a name in `TRICKS` -> what it pays for that; no steps of another problem where there
-            is one only.
-        failed: of the expert's own steps, those it failed on.
+        own: its values for the expert's own steps.
+        tricks: a name in `TRICKS` -> its values for that trick; there are no steps of another
+            problem if the data has only one.
+        failed: how many of the expert's own steps it failed on.
     """
 
     own: Values
@@ -74,29 +75,29 @@ class MeasuredReward:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What the check found.
+    """The results of the check.
 
     Attributes:
         rows: rows read.
         kept: rows that became trajectories.
         dropped: reason -> rows dropped for it.
-        notes: what the loader did to rows it kept -> rows.
+        notes: what the loader changed in rows that it kept -> rows.
         trajectories: trajectories checked.
-        problems: different problems among them.
+        problems: distinct problems of the trajectories.
         steps: expert steps.
-        steps_per_trajectory: their spread over trajectories.
-        step_chars: characters of a step.
+        steps_per_trajectory: steps of a trajectory, as a spread.
+        step_chars: characters of a step, as a spread.
         with_answer: trajectories that state a final answer.
         with_thoughts: trajectories with thoughts before steps.
-        uncopyable: why a step is no training row, as a copy of it breaks the format -> how many.
+        uncopyable: why a copy of a step breaks the format, so that it is no training row -> steps.
         repeated_steps: steps equal to the one before them (copying would score 1.0).
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
-        judged_right: expert solutions that their environment judges right.
+        judged_right: expert solutions that their environment judges as right.
         unverified: final answers that do not verify against themselves.
-        pairs: places at which the rewards were measured.
-        rewards: name -> what it gives there.
-        read_as: how sources in shapes of other tools were read.
+        pairs: number of places at which the rewards were measured.
+        rewards: name -> the reward's values there.
+        read_as: how sources in other tools' formats were read.
         example: the first trajectory.
     """
 
@@ -132,20 +133,21 @@ def check_data(
     max_pairs: int = 500,
     tell: Callable[[str], None] = lambda _: None,
 ) -> DataCheck:
-    """Checks every step against itself, and the rewards at up to `max_pairs` places.
+    """Checks every step against itself, and measures the rewards at up to `max_pairs` places.
 
-    The places are drawn without repeats from all neighbouring steps; equal seeds give equal floors.
+    A place is a pair of neighbouring steps. Places are drawn without repeats. Equal seeds give
+    equal floors.
 
     Args:
-        trajectories: what to check.
-        report: what became of the rows they were read from.
+        trajectories: the trajectories to check.
+        report: how many of their rows were kept and dropped.
         rewards: rewards to measure beside the built-in ones.
         seed: of the draw.
-        max_pairs: how many places at most.
-        tell: is told how far the check is.
+        max_pairs: the most places.
+        tell: called with a line about the progress.
 
     Raises:
-        UsageError: there are no trajectories, `max_pairs` is not positive, or no such reward.
+        UsageError: there are no trajectories, `max_pairs` is not positive, or a reward is unknown.
     """
     if not trajectories:
         raise UsageError("There are no trajectories to check; see the reasons in the load report.")
@@ -207,7 +209,7 @@ def _measure(
     summed: RewardSum,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, MeasuredReward]:
-    """Every reward at the places drawn, for the expert's own step and for cheap ones."""
+    """Measures every reward at the drawn places, for the expert's own steps and the tricks."""
     own: list[StepContext] = []
     tricks: dict[str, list[StepContext]] = {name: [] for name in TRICKS}
     others = _unrelated(trajectories, drawn, rng)
@@ -245,14 +247,14 @@ def _measure(
 
 
 def _is_right(one: Trajectory) -> bool:
-    """Whether its environment judges the expert's own solution right."""
+    """Returns whether the environment judges the expert's own solution as right."""
     return bool(verdict_on(one, one.steps).correct)
 
 
 def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
-    """Final answers that the reward `answer` would refuse although they are the right ones.
+    """Returns final answers that the reward `answer` would refuse although they are right.
 
-    Of solutions that state their answer and are judged right one need not ask.
+    The caller leaves out solutions that are judged right; their answers need no check.
     """
     answers = sorted({one.answer for one in trajectories if one.answer is not None})
     stated = [
@@ -268,7 +270,7 @@ def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
 def _unrelated(
     trajectories: Sequence[Trajectory], drawn: Sequence[tuple[int, int]], rng: random.Random
 ) -> list[str]:
-    """A random step of another problem for each drawn place; none with one problem only."""
+    """Returns a random step of another problem per place; nothing if there is one problem."""
     ids = [one.problem_id for one in trajectories]
     if len(set(ids)) < 2:
         return []
@@ -282,7 +284,7 @@ def _unrelated(
 
 
 def left_out(trajectories: Sequence[Trajectory], model: str, max_completion_length: int) -> str:
-    """A line on the rows that a training of this policy would leave out, and why.
+    """Returns a line on the rows that a training of this policy would leave out, and why.
 
     Args:
         trajectories: the expert solutions.
@@ -315,7 +317,7 @@ def _spread(counts: Iterable[int]) -> Spread:
 
 
 def render(check: DataCheck) -> str:
-    """The check as plain text: two columns, and a table of rewards."""
+    """Returns the check as text: counts in two columns, the first solution, tables of rewards."""
     lines: list[tuple[str, str]] = [
         ("rows read", f"{check.rows:,}"),
         ("rows kept", f"{check.kept:,}"),
@@ -342,12 +344,12 @@ def render(check: DataCheck) -> str:
     )
 
 
-# Of the first solution so much is shown.
+# How many steps of the first solution are shown, and how many characters of a text.
 _SHOWN_STEPS, _SHOWN_CHARS = 6, 200
 
 
 def _render_example(one: Trajectory) -> list[str]:
-    """The first solution as it was read."""
+    """Returns lines that show the first solution as it was read."""
     lines = ["the first solution:", f"  problem  {_short(one.problem)}"]
     for number, step in enumerate(one.steps[:_SHOWN_STEPS], 1):
         lines += [f"  thought  {_short(step.thought)}"] * bool(step.thought)
@@ -371,7 +373,7 @@ def _render_unverified(check: DataCheck) -> str:
 
 
 def _render_rewards(check: DataCheck) -> list[str]:
-    """Two tables, a line for each reward: the expert's own steps, and the tricks."""
+    """Returns two tables with a line per reward: the expert's own steps, and the tricks."""
     names = max(len(name) for name in (*check.rewards, "reward"))
     lines = [
         f"rewards of the expert's own steps at {check.pairs:,} places:",

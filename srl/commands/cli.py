@@ -1,10 +1,10 @@
-"""`python -m srl <command>`: every make target is a thin call of one of these.
+"""Runs `python -m srl <command>`.
 
 Exit codes: 0 done; 1 a failure at run time; 2 wrong use, with one message and no traceback; 128 + n
-after signal n (130 after Ctrl-C), of a training with a checkpoint saved.
+after signal n (130 after Ctrl-C). A training that is under way saves a checkpoint first.
 
-Imports of torch and transformers happen inside the commands that need them: `--help`, `inspect`
-and `check-data` answer at once.
+Only the commands that need torch and transformers import them, so `--help`, `inspect` and
+`check-data` answer at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-import srl.threads  # noqa: F401, measures other work from here on
+import srl.threads  # noqa: F401, measures the load of other processes from here on
 from srl.commands.arguments import parser_of, unknown_words, with_minus
 from srl.console import now_and_then, say, visible
 from srl.errors import RunError, UsageError
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from srl.runs.folder import RunFolder
 
 INTERRUPTED = 130
-# Options of eval that are settings of a benchmark.
+# The options of eval that are settings of a benchmark.
 _OF_PROMPTS = ("num_fewshot", "fewshot_file", "as_is")
-# Commands of a name and of options that argparse does not know.
+# Commands whose first word is a name, followed by options that argparse does not know.
 _NAMED_FIRST = {"resume": "RUN", "check-data": "DATA"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        sys.argv[1:] = without_secrets(words)  # trackers keep the command line
-    # A file or a pipe gets plain lines of any length; a terminal is asked for its width.
+        sys.argv[1:] = without_secrets(words)  # trackers store the command line
+    # A file or a pipe gets a fixed width of 120; a terminal is asked for its width.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     errors = Console(stderr=True)
     try:
-        # First of all: a foreign `rewards` package would fail in ways nobody could explain.
+        # First, because errors of a foreign `rewards` package would be hard to explain.
         from srl.guard import check_packages_side_by_side
 
         check_packages_side_by_side()
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and (no_settings or args.command in ("inspect", "report", "model", "compare")):
             raise UsageError(unknown_words(args, rest))
         if rest and args.command in _NAMED_FIRST and words[1].startswith("-"):
-            what = _NAMED_FIRST[args.command]  # else an option's value would be taken for it
+            what = _NAMED_FIRST[args.command]  # else an option's value is read as the name
             raise UsageError(f"write {what} first: python -m srl {args.command} {what} --key value")
         run = _COMMANDS[args.command]
         return run(args, rest, [sys.executable, "-m", "srl", *words], console)
@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(console: Console, message: str) -> None:
-    # It may name a path, a key, a reward: somebody's text.
+    # The message may contain a path, a key or a reward's name, which are foreign text.
     lines = [visible(line, console.encoding) for line in f"srl: {scrubbed(message)}".split("\n")]
     console.print("\n".join(lines), style="bold", highlight=False, markup=False, soft_wrap=True)
 
 
 def _exit_code(error: Exception) -> int | None:
-    """Of data that cannot be used, and of failures whose message says all there is to say."""
+    """Returns the exit code of an error that is shown as its message only; None for others."""
     from environments.types import DataError
     from rewards import RewardError
 
@@ -93,7 +93,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _until_interrupted(work: Callable[[], object], console: Console) -> int:
-    """Train; a signal saves, and says how to go on."""
+    """Runs `work` and returns 0; after a signal, prints how to resume and returns its code."""
     from srl.commands.train import InterruptedRunError
 
     try:
@@ -109,7 +109,7 @@ def _train(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
     from srl.config.experiment import load_experiment
 
     experiment = load_experiment(args.config, rest)
-    from srl.commands.train import train_run  # takes seconds: a mistake is told before
+    from srl.commands.train import train_run  # slow, so config errors come first
 
     return _until_interrupted(lambda: train_run(experiment, args.run_name, argv, console), console)
 
@@ -218,10 +218,10 @@ def _eval_bench(
     from srl.config.trust import refuse_foreign
     from srl.evaluation.benchmarks.run import plan_from_words, run_benchmark
 
-    # A run's policy is asked as it was trained to be.
+    # A run's policy gets the prompt settings of its training.
     its_own = {} if run is None else run.read_config()
     asked = {*setting_names(BenchmarkSettings)} - {"output_dir"}
-    if not torch.cuda.is_available():  # it may have been trained on another machine
+    if not torch.cuda.is_available():  # the run may be from a machine with a GPU
         asked -= {"bf16"}
     its_own = {key: value for key, value in its_own.items() if key in asked}
     if run is not None and not args.trust_code:
@@ -309,7 +309,7 @@ def _check_data(
 
     options, asked = _options(rest)
     source = args.data
-    # Whatever looks like a path is one: a missing file is then called missing.
+    # A word that looks like a path is one, so that a missing file is reported as missing.
     its_own = source in ENVIRONMENTS or ":" in source
     if Path(source).exists() or (not its_own and ("/" in source or "." in source)):
         options.setdefault("path", source)
@@ -346,7 +346,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
     from srl.commands.score import built_ins_and, make_rewards, score_file, show, step_from
 
     words = list(rest)
-    # Not argparse's: it would take the value of an option it does not know for the file.
+    # Not parsed by argparse, which would read the value of an unknown option as the file.
     file = Path(words.pop(0)) if words and not words[0].startswith("--") else None
     options, asked = _options(words)
     if options:
@@ -367,7 +367,7 @@ def _score(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
         "thought": args.thought,
         "expert_step": args.expert,
         "answer": args.answer,
-        # With an answer the step is the last one, else one more follows.
+        # With an answer the step is the last one; otherwise one more step follows.
         "num_steps": len(args.previous) + (1 if args.answer is not None else 2),
     }
     step = step_from(row, "the command line")
@@ -422,7 +422,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str], console
     seeds = listed(args.seeds)
     if seeds is not None and not all(seed.isdecimal() for seed in seeds):
         raise UsageError(f"--seeds is {args.seeds!r}; give whole numbers, such as --seeds 0,1")
-    # What a call would not do must not look as if it had been done.
+    # An option without effect is refused, so that nobody believes that it had one.
     idle = ["jobs"] if args.dry_run else []
     idle = ["rows", "seeds", "difficulties", "jobs"] if args.table else idle
     if given := [f"--{name}" for name in idle if getattr(args, name) is not None]:
@@ -473,7 +473,7 @@ _COMMANDS = {
 
 
 def _options(words: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, object]]:
-    """`--key value` words as a source's options, and `--rewards.name value` apart."""
+    """Returns `--key value` words as a source's options, and `--rewards.name value` separately."""
     from srl.config.strict_yaml import apply_overrides
 
     options = apply_overrides({}, words)
@@ -484,21 +484,21 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], Mapping[str, object]
 
 
 def _log_path(name: str) -> Path:
-    """A run's path, or that of the log itself."""
+    """Returns the path of a run, or of the log if `name` is a steps.jsonl."""
     from srl.runs.folder import run_path
 
     return Path(name) if Path(name).name == "steps.jsonl" else run_path(name)
 
 
 def _quieten() -> None:
-    """No telemetry, no progress bars of libraries: what a run prints is ours."""
+    """Turns off the telemetry, progress bars and some warnings of libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # Newer versions call it activation_checkpointing, older ones know the old name only.
+    # Newer versions name it activation_checkpointing; older ones know only the old name.
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
-    # peft, of an adapter on a model that is an adapter's folder: the vocabulary is unchanged.
+    # peft warns about an adapter on an adapter's folder; the vocabulary is unchanged.
     warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)

@@ -1,7 +1,7 @@
-"""`srl demo`: one expert step, some attempts at it, their scores and what training makes of them.
+"""Runs `srl demo`: shows one expert step, some attempts at it, their scores and advantages.
 
-Nothing is trained. It shows the method on one step: how a step is scored by its similarity to the
-expert's, and how a group of scores becomes advantages.
+Nothing is trained. The demo shows the method on one step: how a step is scored by its similarity to
+the expert's step, and how a group of scores becomes advantages.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from srl.rollout.rollouts import Rollout, sample_rollouts
 from srl.rollout.samplers import Prompt, Sampler, SamplingParams, key_of, make_sampler
 from srl.training.advantages import group_stats, step_advantages
 
-# Steps that are tried until one has attempts which differ; so many at a time.
+# The most steps that are tried to find a clear group, and how many are sampled together.
 _TRIED, _AT_ONCE = 64, 8
-_SHORT = 4  # steps of a solution that is easy to read
+_SHORT = 4  # the most steps of a solution that is easy to read
 
 
 def demo(experiment: Experiment, *, attempts: int, console: Console) -> None:
     """Shows one step of a held-out problem with some attempts of the policy.
 
     Args:
-        experiment: whose policy, data and rewards.
+        experiment: gives the policy, the data and the rewards.
         attempts: attempts at the step, 2 or more.
-        console: where to.
+        console: where to print.
 
     Raises:
-        UsageError, DataError: what cannot be used.
+        UsageError, DataError: something given cannot be used.
     """
     if attempts < 2:
         raise UsageError(f"--attempts is {attempts}; a group has 2 or more, such as 4")
@@ -70,7 +70,7 @@ def demo(experiment: Experiment, *, attempts: int, console: Console) -> None:
 def _worth_showing(
     sampler: Sampler, form: PromptFormat, rows: Rows, experiment: Experiment, attempts: int
 ) -> list[Rollout]:
-    """The first group with a right step and a wrong one; else that with the largest spread."""
+    """Returns the first valid group with exact and other steps, else that of largest spread."""
     args = experiment.args
     params = SamplingParams.of(
         args,
@@ -107,7 +107,7 @@ def _worth_showing(
 
 
 def _is_short(row: StepExample) -> bool:
-    """A step in the middle of a short solution: little to read, and something stands before it."""
+    """Returns whether the step is inside a short solution, neither its first nor its last."""
     return row.step_index in range(1, row.num_steps - 1) and row.num_steps <= _SHORT
 
 

@@ -1,7 +1,7 @@
-"""`experts report` and `experts select`: which experts a policy uses for expert solutions.
+"""Measures which experts a policy uses: `experts report` and `experts select`.
 
-A report's folder holds load.json, the counts, and load.html, which draws them. A selection is one
-JSON file that the setting `train_experts` takes.
+The experts are measured on expert solutions. A report's folder contains load.json, the counts, and
+load.html, which draws them. A selection is a JSON file for the setting `train_experts`.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from srl.runs.folder import RunFolder, replace_file, write_json
 def report_experts(
     experiment: Experiment, *, rows: int, name: str | None, argv: Sequence[str], console: Console
 ) -> Path:
-    """Which experts the policy uses for the expert's steps, by part of the text, source and step.
+    """Measures which experts the policy uses for expert steps, by part of text, source and step.
 
     Args:
         experiment: model, data and prompts.
-        rows: steps at most.
-        name: the folder in `output_dir`; None is date and time.
+        rows: the most steps.
+        name: the name of the folder in `output_dir`; None is date and time.
         argv: the command line.
-        console: where to say how it goes.
+        console: where to print the progress.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError, DataError: wrong use, in words.
+        UsageError, DataError: wrong use.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
     with session(run, console, argv=argv):
@@ -81,18 +81,18 @@ def select_experts(
     output: Path,
     console: Console,
 ) -> None:
-    """Write the experts that matter for the experiment's training steps to a file.
+    """Writes the experts that matter for the experiment's training steps to a file.
 
     Args:
         experiment: model, data and prompts.
         by: how an expert is scored.
-        threshold: the fewest experts of a layer are taken whose scores sum to it.
-        rows: steps at most.
+        threshold: of each layer the fewest experts are taken whose scores sum to at least it.
+        rows: the most steps.
         output: the file.
-        console: where to say how it goes.
+        console: where to print the progress.
 
     Raises:
-        UsageError, DataError: wrong use, in words.
+        UsageError, DataError: wrong use.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold is {threshold}; it must be above 0 and at most 1, as 0.2")
@@ -120,7 +120,7 @@ def select_experts(
 def _measure(
     experiment: Experiment, most: int, console: Console
 ) -> tuple[list[SparseLayer], ExpertUse]:
-    """The policy's sparse layers, and their use for training steps, the same ones each time."""
+    """Returns the policy's sparse layers and their use; equal settings give the same steps."""
     if most < 1:
         raise UsageError(f"--rows is {most}; it must be 1 or more")
     args = experiment.args
@@ -142,7 +142,7 @@ def _measure(
 
 
 def _tables(layers: Sequence[SparseLayer], use: ExpertUse) -> list[Table]:
-    """By layer, and every split: how even the load is."""
+    """Returns two tables of how even the load is: by layer, and by part, source and step."""
     first = Table(title=f"load of the experts, {use.tokens:,} tokens", title_justify="left")
     for head in ("layer", "experts", "a token's", "violation", "entropy", "idle", "busiest"):
         first.add_column(head, justify="right")

@@ -1,7 +1,7 @@
-"""`python -m srl experts COMMAND`: what a sparse model costs, and how one is made and changed.
+"""Runs `python -m srl experts COMMAND`: costs of sparse models, and ways to make and change them.
 
-A new model is written under another name first, so that what lies under its name is whole. torch
-and transformers are imported where a command needs them: `--help` answers at once.
+A new model is written under another name first, so a model under its final name is always complete.
+torch and transformers are imported only by commands that need them, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ def run_experts(
         args: the command and its options.
         rest: settings of an experiment, which only some commands take.
         argv: the command line.
-        console: where to say how it goes.
+        console: where to print the progress.
 
     Raises:
-        UsageError: wrong use, in words.
+        UsageError: wrong use.
     """
     if args.experts_command == "report":
         from srl.commands.expert_use import report_experts
@@ -251,7 +251,7 @@ def _card(args: argparse.Namespace, tell: Tell) -> None:
 
 
 def _scaled(size: int) -> str:
-    """Three digits and a prefix of a unit, as in `93.4 G`."""
+    """Returns a size with three digits and a unit prefix, as in `93.4 G`."""
     for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if size >= unit:
             return f"{size / unit:.3g} {prefix}"
@@ -321,7 +321,7 @@ def _prune(args: argparse.Namespace, tell: Tell) -> None:
 
 
 def _grows(model: SparseFiles) -> bool:
-    """Whether the routing weights are shares among all experts, also those that a token has not."""
+    """Returns whether routing weights are shares of all experts, not only of the token's own."""
     return getattr(model.config, "norm_topk_prob", True) is False
 
 

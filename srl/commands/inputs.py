@@ -1,6 +1,6 @@
-"""What a run follows from beside its settings: data, code of the user's, the model's files.
+"""Computes digests of a run's inputs beside its settings: data, user code and model files.
 
-`inputs.json` holds a digest of each. A run that is resumed with others would not equal an
+`inputs.json` contains the digests. A run that is resumed with other inputs would not equal an
 uninterrupted one, so a resume compares them. Every byte is read, which takes about a second for a
 gigabyte of weights.
 """
@@ -26,17 +26,17 @@ from srl.models.lora import base_of, is_adapter_folder
 from srl.runs.folder import RunFolder, describe_environment
 
 Inputs = Mapping[str, Mapping[str, str]]
-"""Kind -> what it is called -> digest."""
+"""Kind of input -> its name -> its digest."""
 
 
 def inputs_of(experiment: Experiment, splits: Splits) -> Inputs:
-    """The digests of everything that the run is made from, once its model was loaded.
+    """Returns the digests of all inputs of a run whose model has been loaded.
 
     Args:
-        experiment: its settings.
-        splits: its data.
+        experiment: the run's settings.
+        splits: the run's data.
     """
-    code: dict[str, str] = {}  # by name alone: a project may be moved, and then goes on
+    code: dict[str, str] = {}  # by name only, so that a moved project can be resumed
     for path in _named_files(experiment):
         code[path.name] = code.get(path.name, "") + _digest(path)
     data = {"train": splits.train, "validation": splits.validation, "test": splits.test}
@@ -48,7 +48,7 @@ def inputs_of(experiment: Experiment, splits: Splits) -> Inputs:
 
 
 def changes_since_start(run: RunFolder, inputs: Inputs) -> list[str]:
-    """What is not as inputs.json has it, in words; nothing where there is no such file."""
+    """Returns a line per input that differs from inputs.json; no lines if the file is missing."""
     try:
         before = json.loads(run.inputs.read_text(encoding="utf-8"))
         found = []
@@ -65,7 +65,7 @@ def changes_since_start(run: RunFolder, inputs: Inputs) -> list[str]:
 
 
 def versions_since_start(run: RunFolder) -> str | None:
-    """One line on libraries and code of other versions than the run started with; None if equal."""
+    """Returns a line on versions that changed since the run started; None if no change is known."""
     try:
         before = json.loads(run.environment.read_text(encoding="utf-8"))
         now = describe_environment()
@@ -95,7 +95,7 @@ def _how(was: bool, is_there: bool) -> str:
 
 
 def _model(name: str) -> dict[str, str]:
-    """The files of a model, of the hub's in its cache, and of an adapter's base."""
+    """Returns the digests of a model's files, cached hub files and an adapter's base included."""
     folder = Path(name)
     if not folder.is_dir():
         cached = try_to_load_from_cache(name, "config.json")
@@ -113,14 +113,14 @@ def _digest(path: Path) -> str:
 
 
 def _named_files(experiment: Experiment) -> list[Path]:
-    """Files that settings name: code, with what it imports from beside it, and any other file."""
+    """Returns files that settings name: code, with local files that it imports, and others."""
     words = list(_texts({"data": experiment.data, "rewards": experiment.rewards}))
     if isinstance(experiment.args, LossSettings) and experiment.args.loss_type not in LOSS_TYPES:
         words.append(experiment.args.loss_type)
     experts = getattr(experiment.args, "train_experts", None)
     if isinstance(experts, str):
         words.append(experts)
-    # The digest of what was read from them says more than theirs.
+    # Data files are left out: the digest of their rows is more exact.
     data_files = {one.options.get("path") for one in experiment.data_plan.sources}
     found: set[Path] = set()
     for word in words:
@@ -133,7 +133,7 @@ def _named_files(experiment: Experiment) -> list[Path]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts in nested settings, keys included: a reward is a key."""
+    """Yields all texts in nested settings, keys included, because a reward is a key."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -148,5 +148,5 @@ def _texts(value: object) -> Iterator[str]:
 def _is_file(word: str) -> bool:
     try:
         return Path(word).is_file()
-    except (OSError, ValueError):  # no path, but a text
+    except (OSError, ValueError):  # a text, not a path
         return False

@@ -1,7 +1,7 @@
-"""`learnability`: what a policy could learn from each source of its data, before any training.
+"""Runs `learnability`: measures before training what a policy could learn from each data source.
 
-The folder of such a run holds every attempt in steps.jsonl, so `inspect` and `report` read it, the
-figures in learnability.json, and learnability.html, which draws them.
+The run's folder contains every attempt in steps.jsonl, so `inspect` and `report` can read it. It
+also contains the figures in learnability.json, and learnability.html, which draws them.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def measure_learnability(
     argv: Sequence[str],
     console: Console,
 ) -> Path:
-    """Measure the policy on held-out steps of each source.
+    """Measures the policy on held-out steps of each source.
 
     Args:
-        experiment: model, data, prompts and sampling, as in the training that is to follow.
+        experiment: model, data, prompts and sampling, as in the planned training.
         samples: attempts at each step.
-        rows: steps of each source at most.
-        name: the run's folder in `output_dir`; None is date and time.
+        rows: the most steps of each source.
+        name: the name of the run's folder in `output_dir`; None is date and time.
         argv: the command line.
-        console: where to say how it goes.
+        console: where to print the progress.
 
     Returns:
         The run's folder.
 
     Raises:
-        UsageError, DataError: wrong use, in words.
+        UsageError, DataError: wrong use.
     """
     for option, value, least in (("--samples", samples, 2), ("--rows", rows, 2)):
         if value < least:
@@ -149,7 +149,7 @@ def _by_source(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]
 
 
 def _as_collected(found: Sequence[Learned]) -> Collected[Group]:
-    """As dynamic sampling would have it, for the log."""
+    """Returns the attempts as groups with the decisions of dynamic sampling, for the log."""
     decisions = [
         FilterDecision(
             sum(rollout.reward for rollout in one.rollouts) / len(one.rollouts),
@@ -180,7 +180,7 @@ def _figures(found: Sequence[Learned]) -> dict[str, object]:
 
 
 def _tables(found: dict[str, list[Learned]]) -> list[Table]:
-    """What is printed: by source, and each source by the length of its steps."""
+    """Returns two tables to print: by source, and each source by the length of its steps."""
     tables = []
     for title, lines in (
         ("what could be learned from each source, 95 % intervals", list(found.items())),

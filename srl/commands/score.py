@@ -1,8 +1,8 @@
-"""`srl score`: rewards without a model, for one pair of steps or for a file of them.
+"""Runs `srl score`: computes rewards without a model, for one pair of steps or for a file.
 
-One pair is shown with what every reward says and with both steps aligned, so that one sees what
-matched. A file may be any JSON lines with an action and an expert's step, a run's own `steps.jsonl`
-among them: a new reward can be tried on an old run, and a row that a reward failed on again.
+A pair is shown with every reward's value and with both steps aligned, so that the matches are
+visible. A file contains JSON lines with an action and an expert step each. A run's `steps.jsonl` is
+such a file, so a new reward can be tried on an old run, and a failed row again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from srl.console import say, visible
 from srl.errors import UsageError
 from srl.runs.records import read_object
 
-# So many rows of a file are shown one by one; more of them as a table of their distribution.
+# The most rows of a file that are shown one by one; a table shows the distribution of all.
 SHOWN_ROWS = 3
 _BATCH = 256
 
@@ -35,16 +35,16 @@ _TEXTS = ("problem", "thought", "answer", "source")
 
 
 def built_ins_and(asked: Mapping[str, object]) -> dict[str, object]:
-    """Every built-in reward with weight 1, and those asked for, which win where names clash."""
+    """Returns built-in rewards with weight 1 and `asked`, which has priority if names are equal."""
     names = {key if isinstance(how, Mapping) else name_of(key) for key, how in asked.items()}
     return {**{name: 1.0 for name in BUILT_INS if name not in names}, **asked}
 
 
 def make_rewards(weights: Mapping[str, object], *, deadline: float = 5.0) -> RewardSum:
-    """The rewards, loaded; failures of theirs are recorded.
+    """Returns the loaded rewards; they record their failures instead of raising.
 
     Raises:
-        UsageError: an unknown name, or a weight that is none.
+        UsageError: a name is unknown, or a weight is invalid.
     """
     try:
         rewards = RewardSum(weights, deadline=deadline, errors="record", for_training=False)
@@ -55,16 +55,16 @@ def make_rewards(weights: Mapping[str, object], *, deadline: float = 5.0) -> Rew
 
 
 def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: bool) -> int:
-    """Score every row of a file; returns how many rows had a reward that failed.
+    """Scores every row of a file; returns on how many rows a reward failed.
 
     Args:
-        path: JSON lines.
+        path: a file of JSON lines.
         rewards: the rewards.
         console: where to print.
-        as_json: one line of JSON a row, for scripts, in place of tables.
+        as_json: prints one line of JSON per row, for scripts, instead of tables.
 
     Raises:
-        UsageError: no such file, or a row that is none.
+        UsageError: the file cannot be read, a row is invalid, or there are no steps to score.
     """
     columns: dict[str, list[float | None]] = {name: [] for name in rewards.names}
     failures = rows = skipped = 0
@@ -109,7 +109,7 @@ def score_file(path: Path, rewards: RewardSum, console: Console, *, as_json: boo
 
 
 def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Console) -> None:
-    """One step: its rewards, and the two texts aligned."""
+    """Prints one step: its rewards, and the two texts aligned."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("reward")
     table.add_column("value", justify="right")
@@ -125,10 +125,10 @@ def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Conso
 
 
 def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
-    """Both steps under one another, gaps where only one of them has text.
+    """Returns both steps, one below the other, with gaps where only one has text.
 
-    The third line marks what counts as matching; colours say the same. Both are normalised, and
-    control characters spelt out, so no text moves the cursor.
+    The third line marks what counts as matching; colours show the same. Both texts are normalised
+    and their control characters are written as codes, so no text moves the cursor.
     """
     a, b = normalize(action), normalize(expert_step)
     pieces: list[tuple[str, str, bool]] = []
@@ -149,7 +149,7 @@ def aligned(action: str, expert_step: str, *, width: int = 100) -> Text:
 
 @dataclass(frozen=True)
 class Values:
-    """What a reward gives to some steps; None where it applies to none of them."""
+    """The distribution of a reward over some steps; None if it applies to none of them."""
 
     n: int  # steps that it applies to
     without: int  # steps that it does not apply to
@@ -170,7 +170,7 @@ class Values:
 
 
 def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) -> Table:
-    """Each reward's values: how many there are, their mean and quantiles."""
+    """Returns a table of each reward's values: their number, mean and quantiles."""
     table = Table(title=title, title_justify="left")
     table.add_column("reward")
     for head in ("n", "no value", "mean", "5 %", "median", "95 %"):
@@ -184,13 +184,13 @@ def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) 
 
 
 def step_from(row: Mapping[str, Any], where: str) -> StepContext:
-    """A row of a file as what a reward sees.
+    """Returns a row of a file as the context that a reward reads.
 
-    Wanted are `action` and `expert_step`; `previous_steps` or `previous_step`, `problem`,
-    `thought`, `answer`, `step_index`, `num_steps`, `source` and `metadata` as far as there are.
+    Required are `action` and `expert_step`. Optional are `previous_steps` or `previous_step`,
+    `problem`, `thought`, `answer`, `step_index`, `num_steps`, `source` and `metadata`.
 
     Raises:
-        UsageError: it is no such row.
+        UsageError: the row is invalid.
     """
     for name in ("action", "expert_step"):
         if not isinstance(row.get(name), str):
@@ -228,7 +228,7 @@ def step_from(row: Mapping[str, Any], where: str) -> StepContext:
 
 
 def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file with their line numbers."""
+    """Yields the rows of a file with their line numbers."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -240,7 +240,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _wrapped(rows: Sequence[Text], heads: Sequence[str], width: int) -> Text:
-    """Lines of equal length cut into pieces of `width`, those of one piece under one another."""
+    """Returns lines of equal length in pieces of `width`; the lines of one piece are together."""
     found = Text()
     for start in range(0, max(1, len(rows[0])), width):
         for row, head in zip(rows, heads, strict=True):

@@ -1,5 +1,8 @@
-"""What surrounds work in a run's folder: nobody else writes there, signals stop it, and what goes
-wrong with the disk is one message that says how to go on."""
+"""Guards work in a run's folder: one writer, signals, and disk errors.
+
+Only one process writes into the folder. Signals stop the work. A disk error becomes one message
+that says how to continue.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ _OF_FILES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
     *(errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
-# How torch says that a file could not be written: without the reason.
+# Torch's errors when a file could not be written; they do not give the reason.
 _TORCH_WROTE_LESS = re.compile(
     r"inline_container|PytorchStreamWriter|file write failed|iostream error|"
     r"Parent directory .* does not exist"
 )
-# Of a checkpoint: float32 weights that are trained, and Adam's two moments of each.
+# Bytes per trained weight in a checkpoint (float32 and Adam's two moments), and per weight saved.
 _CHECKPOINT_BYTES, _WEIGHT_BYTES = 12, 4
 
 
@@ -44,9 +47,9 @@ class Session:
     """Work in a run's folder.
 
     Attributes:
-        signals: what may stop it.
-        accept_changes: a resume goes on although its inputs are others.
-        needs: bytes that the next things to be saved take; 0 is not known yet.
+        signals: the signals that may stop it.
+        accept_changes: a resume continues although its inputs have changed.
+        needs: bytes that the next checkpoint and policy take; 0 if not known yet.
     """
 
     signals: StopSignals = field(default_factory=StopSignals)
@@ -54,7 +57,7 @@ class Session:
     needs: int = 0
 
     def will_save(self, model: PreTrainedModel, run: RunFolder, console: Console) -> None:
-        """Note what a checkpoint and the policy take, and warn if there is no room for them."""
+        """Records the size of a checkpoint with the policy; warns if the disk lacks room."""
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         self.needs = _CHECKPOINT_BYTES * trained + _WEIGHT_BYTES * model.num_parameters()
         with suppress(OSError):
@@ -76,18 +79,18 @@ def session(
     accept_changes: bool = False,
     go_on: str | None = None,
 ) -> Iterator[Session]:
-    """Work in a run's folder; what stops it says how to go on.
+    """Holds a run's folder during work there; messages of errors say how to continue.
 
     Args:
         run: the folder.
-        console: where to warn.
-        argv: the command line, where it starts the run; else command.txt has it.
+        console: where to print warnings.
+        argv: the command line that starts the run; None takes it from command.txt.
         accept_changes: as in `Session`.
-        go_on: how to go on, in whole sentences, for work that has no checkpoints.
+        go_on: how to continue, in whole sentences, for work that has no checkpoints.
 
     Raises:
-        UsageError: another process writes there, or something in it is a link.
-        Stopped: a signal, at once.
+        UsageError: another process writes into the folder, or something in it is a link.
+        Stopped: a signal stopped the work at once.
         RunError: something could not be written.
     """
     entered = Session(accept_changes=accept_changes)
@@ -98,7 +101,7 @@ def session(
     except Stopped as stop:
         raise Stopped(stop.number, f"stopped. {go_on or _go_on(run, argv)}") from None
     except (OSError, RuntimeError, SafetensorError) as error:
-        # A trainer says which checkpoint could not be saved; the cause says why.
+        # A trainer's error names the checkpoint that was not saved; its cause has the reason.
         cause = error.__cause__ if isinstance(error, RunError) else None
         cause = cause if isinstance(cause, OSError | RuntimeError | SafetensorError) else error
         if (why := _trouble(cause, run.path, entered.needs)) is None:
@@ -107,9 +110,9 @@ def session(
 
 
 def _go_on(run: RunFolder, argv: Sequence[str] | None) -> str:
-    """How to go on, by what is there, in whole sentences."""
+    """Returns how to continue from the files in the folder, in whole sentences."""
     checkpoint = None
-    with suppress(UsageError, OSError):  # none of the checkpoints is whole
+    with suppress(UsageError, OSError):  # no checkpoint is complete
         checkpoint = latest_checkpoint(run.path, lambda _: None)
     if run.summary.is_file():
         return f"The run in {run.path} is complete"
@@ -125,7 +128,7 @@ def _go_on(run: RunFolder, argv: Sequence[str] | None) -> str:
 
 
 def _trouble(error: Exception, folder: Path, needs: int) -> str | None:
-    """What is wrong with the disk; None if it is something else."""
+    """Returns what is wrong with the disk, in words; None if the error has another cause."""
     if not isinstance(error, OSError):
         if not isinstance(error, SafetensorError) and not _TORCH_WROTE_LESS.search(str(error)):
             return None
@@ -148,7 +151,7 @@ def _trouble(error: Exception, folder: Path, needs: int) -> str | None:
 
 
 def _asked_again(folder: Path, needs: int) -> OSError | None:
-    """What the system says to so many bytes in the folder: the libraries do not pass it on."""
+    """Returns the system's error for reserving `needs` bytes; the libraries do not pass it on."""
     try:
         with TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -159,6 +162,6 @@ def _asked_again(folder: Path, needs: int) -> OSError | None:
 
 
 def _size(count: float) -> str:
-    """`1.5 GB`; in units of 1000."""
+    """Returns a size as `1.5 GB`, in units of 1000."""
     power = next((power for power in (4, 3, 2, 1) if count >= 1000**power), 0)
     return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

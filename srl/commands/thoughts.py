@@ -1,10 +1,10 @@
-"""`thoughts`: the policy explains the expert's steps, and what helps becomes data for fine-tuning.
+"""Runs `thoughts`: the policy explains the expert's steps, and useful explanations become data.
 
-The folder of such a run holds every explanation in steps.jsonl, kept or not and why, which
-`inspect` and `report` read, and at the end trajectories.jsonl, which `method: sft` trains on. Rows
-are explained in chunks that follow from the settings alone, a chunk is written whole, and random
-numbers follow from (seed, row, sample). So the same command goes on where it was stopped, and ends
-with the files of an uninterrupted run.
+The run's folder contains every explanation in steps.jsonl, with the reason if it was dropped.
+`inspect` and `report` read this file. At the end the folder contains trajectories.jsonl, the data
+for `method: sft`. Rows are explained in chunks, which depend only on settings, data and model, and
+a chunk is written whole. Random numbers depend only on (seed, row, sample). So the same command
+continues an interrupted run, with the explanations and trajectories of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from srl.training.thoughts import (
 
 TRAJECTORIES = "trajectories.jsonl"
 _SECONDS_BETWEEN_LINES = 10.0
-# What the explanations follow from, of all that an experiment says.
+# The settings of an experiment that determine the explanations.
 _MATTERS = (
     *(name for part in (RowSettings, SplitSettings) for name in setting_names(part)),
     *("seed", "data_seed", "bf16", "use_cpu"),
@@ -57,22 +57,22 @@ def write_thoughts(
     argv: Sequence[str],
     console: Console,
 ) -> Path:
-    """Explain the steps of the training problems; goes on with `runs/<name>/` if it has begun.
+    """Explains the steps of the training problems; continues the run `name` if it has begun.
 
     Args:
-        experiment: model, data, prompts and sampling, as in the training that is to follow.
+        experiment: model, data, prompts and sampling, as in the planned training.
         settings: how thoughts are made and chosen.
-        limit: the first so many steps; None is all.
-        name: the run's folder in `output_dir`; None is date and time.
+        limit: how many steps, from the first; None is all.
+        name: the name of the run's folder in `output_dir`; None is date and time.
         argv: the command line.
-        console: where to say how it goes.
+        console: where to print the progress.
 
     Returns:
         The file with the trajectories.
 
     Raises:
-        UsageError, DataError: wrong use; a folder that was made for it is taken away again.
-        Stopped: a signal; the message says how to go on.
+        UsageError, DataError: wrong use; a new folder without explanations is removed.
+        Stopped: a signal stopped the work; the message says how to continue.
     """
     refuse_unthinking(experiment.args)
     if limit is not None and limit < 1:
@@ -100,7 +100,7 @@ def _write(
     started = time.monotonic()
     args = experiment.args
     set_seed(args.seed)
-    # Held-out problems, and those of worked examples, are never explained.
+    # Held-out problems and the problems of worked examples are never explained.
     shots, trajectories = draw_shots(
         load_splits(experiment, console).train, args, seed=args.split_seed
     )
@@ -142,7 +142,7 @@ def _write(
 
 
 def _explain(writer: ThoughtWriter, rows: Sequence[Row], run: RunFolder, console: Console) -> None:
-    """Write what is not in steps.jsonl yet, chunk by chunk."""
+    """Writes the explanations that are not in steps.jsonl yet, chunk by chunk."""
     samples = writer.settings.samples
     chunks = list(writer.chunks(rows))
     keys = [[_key(row, n) for row in chunk for n in range(samples)] for chunk in chunks]
@@ -202,7 +202,7 @@ def _in_words(summary: Mapping[str, object]) -> str:
 def _resolved(
     experiment: Experiment, settings: ThoughtSettings, limit: int | None, rows: Sequence[Row]
 ) -> dict[str, object]:
-    """config.yaml of such a run: everything that its explanations follow from."""
+    """Returns the run's config.yaml: everything that determines its explanations."""
     return {
         "model": experiment.model,
         "weights": fingerprint(experiment.model),
@@ -214,10 +214,10 @@ def _resolved(
 
 
 def _open(root: Path, name: str | None) -> RunFolder:
-    """The folder of a run that has begun, or a new one.
+    """Returns the folder of a run that has begun, or a new folder.
 
     Raises:
-        UsageError: it is in use by a run of another kind.
+        UsageError: the folder is in use by a run of another kind.
     """
     if name is None or not (root / name / "config.yaml").is_file():
         return RunFolder.create(root, name)
@@ -231,7 +231,7 @@ def _open(root: Path, name: str | None) -> RunFolder:
 
 
 def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
-    """Raise UsageError if the folder was begun with other settings, data or weights."""
+    """Raises UsageError if the run was started with other settings, data or weights."""
     if changed := changed_keys(run.read_config(), settings):
         raise UsageError(
             f"{run.path} was begun with other settings:\n  " + "\n  ".join(changed) + "\nIts "

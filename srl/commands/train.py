@@ -1,7 +1,7 @@
-"""A whole run, as the command line starts it: data, trainer, before, training, after, summary.
+"""Runs a whole training: data, trainer, test before, training, test after, summary.
 
-Everything that can be refused is refused before anything is trained, and a run folder that was
-made in vain is taken away again.
+Wrong settings and data are refused before training starts. The new folder of a run that fails
+before its first step is removed again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class InterruptedRunError(Exception):
-    """A signal asked to stop: a checkpoint was saved, and the run can be resumed."""
+    """A signal asked the run to stop; a checkpoint was saved, and the run can be resumed."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -62,23 +62,24 @@ class InterruptedRunError(Exception):
 def train_run(
     experiment: Experiment, name: str | None, argv: Sequence[str], console: Console
 ) -> Path:
-    """Train from the start; returns the run folder.
+    """Trains from the start; returns the run folder.
 
     Raises:
-        UsageError, DataError: wrong use; then no run folder is left behind.
-        RunError: the run cannot go on, such as for want of room; the message says how to go on.
-        InterruptedRunError: a signal, after saving.
-        Stopped: a signal, at once; likewise.
+        UsageError, DataError: wrong use; no run folder is left behind.
+        RunError: the run cannot continue, for example because the disk is full; the message says
+            how to continue.
+        InterruptedRunError: a signal stopped the run after a checkpoint was saved.
+        Stopped: a signal stopped the run at once; the message says how to continue.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
     with session(run, console, argv=argv) as entered:
-        run.refuse_used()  # another start may have been quicker
+        run.refuse_used()  # another process may have started first
         try:
             run.write_start(experiment.resolved(), argv)
             return _train(experiment, run, None, console, entered)
         except BaseException:
-            # Before the first step there is nothing to go on from and nothing to look at, and the
-            # folder would only keep its name in use.
+            # Before the first step there is nothing to resume and nothing to inspect, and the
+            # folder would only block its name.
             if not any(log.is_file() and log.stat().st_size for log in (run.metrics, run.steps)):
                 run.take_away()
             raise
@@ -92,21 +93,21 @@ def resume_run(
     *,
     accept_changes: bool = False,
 ) -> Path:
-    """Go on from a run's newest whole checkpoint with the settings `values`.
+    """Continues a run from its newest complete checkpoint with the settings `values`.
 
     Args:
-        run: its folder.
-        values: its settings.
+        run: the run's folder.
+        values: the run's settings.
         argv: the command line.
-        console: where to say how it goes.
-        accept_changes: go on although its data, code or model are others now.
+        console: where to print the progress.
+        accept_changes: continue although the data, code or model have changed.
 
     Raises:
-        UsageError: there is nothing to go on from, the run is complete, or another process is at
-            work in its folder.
-        RunError: the run cannot go on.
-        InterruptedRunError: a signal, after saving.
-        Stopped: a signal, at once; the message says how to go on.
+        UsageError: there is no checkpoint, the run is complete, or another process writes into its
+            folder.
+        RunError: the run cannot continue.
+        InterruptedRunError: a signal stopped the run after a checkpoint was saved.
+        Stopped: a signal stopped the run at once; the message says how to continue.
     """
     experiment = parse_experiment(values, where=str(run.config))
     with session(run, console, accept_changes=accept_changes) as entered:
@@ -122,7 +123,7 @@ def resume_run(
                 lambda line: say(console, line),
                 with_best=experiment.args.load_best_model_at_end,
             )
-        except UsageError as error:  # none of them is whole
+        except UsageError as error:  # no checkpoint is complete
             raise UsageError(f"{error}; or start the run again: {again}") from error
         if checkpoint is None:
             raise UsageError(
@@ -131,7 +132,7 @@ def resume_run(
         say(console, f"going on from {checkpoint}")
         before = run.read_config()
         commands = run.command.read_bytes() if run.command.is_file() else b""
-        run.write_config(values)  # with changes that were accepted: the next resume goes on so
+        run.write_config(values)  # with accepted changes, which the next resume keeps
         try:
             run.add_command(argv)
             return _train(experiment, run, checkpoint, console, entered)
@@ -159,12 +160,12 @@ def _train(
     started = time.monotonic()
     args = experiment.args
     args.output_dir = str(run.path)
-    args.run_name = args.run_name or run.name  # what trackers call it
+    args.run_name = args.run_name or run.name  # its name in trackers
     set_seed(args.seed)
     if args.device.type == "cpu":
         _use_threads(run, console, resumes=checkpoint is not None)
     if isinstance(args, SRLConfig):
-        load_loss(args)  # like rewards, one that cannot be used is refused before data are read
+        load_loss(args)  # an unusable loss is refused before data are read, like rewards
     rewards = experiment.sum_rewards(run.path)
     rewards.forget_failed_rows()  # of an earlier start
     splits = load_splits(experiment, console)
@@ -215,12 +216,12 @@ def _train(
         before = test(trainer.model, "before") if args.test_before else {}
         write_json(before_path, before)
     else:
-        forget(run.eval, "after")  # of a process that ended before it wrote the summary
+        forget(run.eval, "after")  # results of a process that ended before it wrote the summary
     write_json(run.inputs, inputs)
     before = _read_before(before_path)
     _refuse_gone(run)
     try:
-        # For what draws from torch's generator, such as dropout; rollouts have their own numbers.
+        # For dropout and other uses of torch's generator; rollouts have their own random numbers.
         set_seed(args.seed)
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -245,7 +246,7 @@ def _train(
             "tokens_written" if experiment.method == "srl" else "tokens_read": sum(
                 int(line.get("tokens", 0)) for line in trainer.state.log_history
             ),
-            # Of the last session alone, where a run was resumed
+            # Of the last session only, if the run was resumed
             "seconds_training_last_session": result.metrics["train_runtime"],
             "seconds_last_session": time.monotonic() - started,
         },
@@ -256,7 +257,7 @@ def _train(
         if (changes := paired_changes(run)) is not None:
             say(console, changes)
     kept = [line["groups_kept"] for line in trainer.state.log_history if "groups_kept" in line]
-    if kept and not any(kept):  # means over the steps since the line before
+    if kept and not any(kept):  # each value is a mean over the steps since the previous line
         say(
             console,
             f"no group was kept in any of {trainer.state.global_step} steps, so the policy is the "
@@ -272,10 +273,10 @@ def _train(
 
 
 def _compare_inputs(run: RunFolder, inputs: Inputs, accept: bool, console: Console) -> None:
-    """Refuse, or tell, that a run which is resumed would go on with something else.
+    """Reports that data, code or model of a resumed run have changed; refuses unless accepted.
 
     Raises:
-        UsageError: it would, and that was not accepted.
+        UsageError: something has changed, and that was not accepted.
     """
     if changed := changes_since_start(run, inputs):
         lines = "\n  ".join(["not what the run was started with:", *changed])
@@ -290,7 +291,7 @@ def _compare_inputs(run: RunFolder, inputs: Inputs, accept: bool, console: Conso
 
 
 def _use_threads(run: RunFolder, console: Console, *, resumes: bool) -> None:
-    """Compute with as many threads as have a core, and write down with how many."""
+    """Sets the number of torch threads by the free cores; a new run records the number."""
     environment = run.read_environment()
     recorded = environment.get("threads") if resumes else None
     threads = choose_threads(
@@ -302,7 +303,7 @@ def _use_threads(run: RunFolder, console: Console, *, resumes: bool) -> None:
     if threads.count is not None:
         torch.set_num_threads(threads.count)
     elif not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())  # a container's quota, which torch does not look at
+        torch.set_num_threads(cores())  # a container's quota, which torch ignores
     if threads.why:
         say(console, threads.why)
     if not resumes:
@@ -320,10 +321,10 @@ def _trainer_of(method: str) -> Callable[..., SRLTrainer | ExpertTrainer]:
 def evaluate_policy(
     model_name: str, experiment: Experiment, run: RunFolder | None, console: Console
 ) -> dict[str, object]:
-    """Evaluate a saved policy on the experiment's test problems (validation ones if it has none).
+    """Evaluates a saved policy on the experiment's test problems, or else its validation problems.
 
     Raises:
-        UsageError: the config holds no problems out, the policy was trained on some of them, or it
+        UsageError: the config holds out no problems, the policy was trained on some of them, or it
             cannot be loaded.
     """
     set_seed(experiment.args.seed)
@@ -337,7 +338,7 @@ def evaluate_policy(
     refuse_trained_on(problems, model_name, lambda line: say(console, line))
     rows = build_examples(problems, targets=experiment.args.targets)
     if rows and experiment.args.test_rows:
-        try_rewards(rewards, rows[0])  # now rather than after all problems are solved
+        try_rewards(rewards, rows[0])  # before all problems are solved
     model, tokenizer = load_policy(model_name, experts=experiment.args.experts_implementation)
     model.to(experiment.args.device)
     if slower := way_of(model, share=experiment.args.prefix_tree).line():
@@ -353,10 +354,10 @@ def evaluate_policy(
 def evaluate_run(
     run: RunFolder, model_name: str, experiment: Experiment, console: Console
 ) -> dict[str, object]:
-    """The same, with every attempt in the folder of a run that nobody is writing to.
+    """Evaluates like `evaluate_policy` and writes every attempt into the run's folder.
 
     Raises:
-        UsageError: see `evaluate_policy`; or another process is at work in the folder.
+        UsageError: see `evaluate_policy`; or another process writes into the folder.
     """
     with session(run, console):
         return evaluate_policy(model_name, experiment, run, console)
@@ -365,14 +366,14 @@ def evaluate_run(
 def evaluate_into(
     name: str, model_name: str, experiment: Experiment, argv: Sequence[str], console: Console
 ) -> Path:
-    """Evaluate a model in a run folder of its own; returns the folder, with a summary in it.
+    """Evaluates a model into a new run folder; returns the folder, which contains a summary.
 
     Raises:
-        UsageError, DataError: see `evaluate_policy`; then no run folder is left behind.
+        UsageError, DataError: see `evaluate_policy`; no run folder is left behind.
     """
     run = RunFolder.create(Path(experiment.args.output_dir or "runs"), name)
     with session(run, console, argv=argv):
-        run.refuse_used()  # another start may have been quicker
+        run.refuse_used()  # another process may have started first
         try:
             run.write_start({**experiment.resolved(), "model": model_name}, argv)
             found = evaluate_policy(model_name, experiment, run, console)
@@ -387,15 +388,16 @@ def evaluate_into(
 def _save_policy(
     trainer: SRLTrainer | ExpertTrainer, tokenizer: PreTrainedTokenizerBase, run: RunFolder
 ) -> PreTrainedModel:
-    """Save the policy, and prove that what is loaded again is what was trained; returns it.
+    """Saves the policy, checks that it loads again as the trained model, and returns it.
 
-    Peers' second stages have started from the base model because the trained weights were never
-    loaded; so the logits on a fixed prompt must come back exactly. An adapter is saved beside the
-    policy, which is the whole model with the adapter merged, and both must come back, but for the
-    rounding of float32 that merging makes (`merged_within`).
+    In other projects a second stage started from the base model because the trained weights were
+    never loaded. So the logits of the loaded policy on a fixed prompt must equal the trained ones
+    within 1e-4. With an adapter, the policy is the whole model with the adapter merged, and the
+    adapter is saved beside it. Both are checked, within the float32 rounding of the merge
+    (`merged_within`).
     """
-    # Without autocast, whose rounding would hide what is compared here, and on the CPU: a second
-    # model beside the optimiser's state may be more than a GPU holds.
+    # Without autocast, whose rounding would hide differences. On the CPU, because a second model
+    # beside the optimiser's state may not fit on the GPU.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     device = model.device
     model.to("cpu")
@@ -407,7 +409,7 @@ def _save_policy(
 
     trained = logits(model)
     allowed = torch.full(trained.shape[:1], 1e-4)
-    # Written aside: a process that is killed here leaves no half of a policy.
+    # Written under another name first, so that a killed process leaves no half-written policy.
     policy, adapter = (run.path / f".{name}.new" for name in ("policy", "adapter"))
     saved = {policy: run.policy}
     for folder in (policy, adapter):
@@ -416,7 +418,7 @@ def _save_policy(
         allowed, _ = merged_within(model, logits)
         saved[adapter] = run.path / "adapter"
         trainer.save_model(str(adapter))
-        model = model.merge_and_unload(safe_merge=True)  # in place: nothing trains it any more
+        model = model.merge_and_unload(safe_merge=True)  # in place, because the training has ended
         model.save_pretrained(policy)
         save_bias(model, policy)
         tokenizer.save_pretrained(policy)
@@ -438,10 +440,10 @@ def _save_policy(
 
 
 def _read_before(path: Path) -> dict[str, object]:
-    """The figures from before the training, which no later process can measure.
+    """Returns the figures from before the training, which no later process can measure.
 
     Raises:
-        UsageError: they are damaged.
+        UsageError: the file is missing or damaged.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Writes a folder under another name first, so that under its own name it is always whole."""
+"""Writes a folder under another name first, so that it is complete under its own name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Tell = Callable[[str], None]
 
 @contextmanager
 def new_folder(folder: Path, tell: Tell) -> Iterator[Path]:
-    """An empty folder to write to, which becomes `folder` unless something fails.
+    """Yields an empty folder to write to, which becomes `folder` unless something fails.
 
     Raises:
-        UsageError: there is something in `folder` already, or it cannot be written.
+        UsageError: `folder` exists and is not empty, or it cannot be written.
     """
     if not folder.name or folder.name == "..":
         raise UsageError(f"{folder} cannot be written anew; give a new folder with --output")
@@ -37,9 +37,10 @@ def new_folder(folder: Path, tell: Tell) -> Iterator[Path]:
 
 @contextmanager
 def beside(folder: Path, tell: Tell) -> Iterator[Path]:
-    """An empty folder beside `folder` to write to, which is gone afterwards.
+    """Yields an empty folder beside `folder` to write to, and removes it afterwards.
 
-    What a killed process left there is taken away; one that still writes there is not disturbed.
+    Files that a killed process left there are removed. While another process still writes there,
+    it is not disturbed and a UsageError is raised.
     """
     beside = folder.with_name(f".{folder.name}.new")
     try:
@@ -58,7 +59,7 @@ def beside(folder: Path, tell: Tell) -> Iterator[Path]:
 
 
 def _empty(folder: Path) -> None:
-    """Takes all away that the process which holds the folder's lock has written there."""
+    """Removes everything in the folder except its lock file."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -67,13 +68,13 @@ def _empty(folder: Path) -> None:
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Gives a whole folder its name.
+    """Gives a complete folder its final name.
 
     Raises:
-        UsageError: another one has it by now.
+        UsageError: it cannot be renamed, for example because another folder has the name.
     """
     for file in (one for one in new.iterdir() if one.is_file()):
-        file.chmod(0o644)  # some are written as their owner's alone
+        file.chmod(0o644)  # some are readable only by their owner
     try:
         new.rename(folder)
     except OSError as error:
