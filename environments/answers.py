@@ -2,7 +2,7 @@
 
 This uses plain text and exact numbers only. That is enough for word problems and GSM8K. Elsewhere
 it is cautious: ``1/2`` and ``\\frac{1}{2}`` are the same, but two answers that only mathematics
-could prove equal (``x(x+1)`` and ``x^2+x``) count as different. Case is ignored.
+could prove equal (``x(x+1)`` and ``x^2+x``) count as different. Case matters in formulas only.
 """
 
 from __future__ import annotations
