@@ -25,7 +25,7 @@ from environments.reading import (
     text_of,
     texts_beside,
 )
-from environments.shapes import ExpertRow, Shape, is_gsm8k, shape_of
+from environments.shapes import ANSWERS, ExpertRow, Shape, is_gsm8k, shape_of
 from environments.splitting import SPLITTERS, merge_fragments
 from environments.thought_blocks import ThinkBlocks, with_thoughts
 from environments.types import DataError, LoadReport, Step, Trajectory
@@ -103,7 +103,7 @@ def load(
             texts = (text_of(row, solution_column, missing=NO_SOLUTION),)
         else:
             texts = steps_of(row, steps_column)
-        return ExpertRow(problem, tuple(map(Step, texts)), whole, answer_of(row, answer_column))
+        return ExpertRow(problem, tuple(map(Step, texts)), whole)
 
     rows = read_rows(path_or_hub, split=split, config=config)
     if only is not None:
@@ -118,8 +118,9 @@ def load(
                 f"calculator. Read it with the source gsm8k: check-data gsm8k --path {path_or_hub},"
                 f" or data: {{source: gsm8k, path: {path_or_hub}}}."
             )
+    asks_for_answer = shape is None or answer_column != "answer"
     if shape is not None:
-        known = [*shape.columns]
+        known = [*shape.columns, answer_column]
         rows = _gathered(rows, shape, path_or_hub, report)
 
     def build(row: Row) -> Trajectory:
@@ -130,7 +131,10 @@ def load(
             Step(step.text, thought or step.thought, said or step.observation)
             for step, thought, said in zip(steps, thoughts, observations, strict=True)
         ]
-        answer = found.answer
+        answer = answer_of(row, answer_column) if asks_for_answer else None
+        answer = answer or found.answer
+        for column in ANSWERS if shape is not None else ():
+            answer = answer or answer_of(row, column)
         if answer is None and found.complete:
             answer = stated_answer("\n".join(step.text for step in steps), found.problem)
         metadata: dict[str, object] = {

@@ -58,6 +58,19 @@ def load(
     )
 
 
+def cleaned(solution: str) -> str:
+    """Returns a solution in GSM8K's form in plain words; any other one as it is.
+
+    Calculator marks are taken out, and a last `#### 24` becomes `The answer is 24.`
+    """
+    stated = _ANSWER.search(solution)
+    if stated is None or not stated[1].strip() or "\n" in stated[1].strip():
+        return solution
+    return (
+        f"{_MARK.sub('', solution[: stated.start()]).rstrip()}\nThe answer is {stated[1].strip()}."
+    )
+
+
 def _trajectory(row: Row, *, answer_step: bool) -> Trajectory:
     problem = text_of(row, "question", missing=NO_PROBLEM)
     solution = text_of(row, "answer", missing=NO_SOLUTION)

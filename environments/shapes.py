@@ -1,39 +1,43 @@
-"""Reads rows in the shapes of other tools: chat messages, prompts with completions, steps.
+"""Reads rows in the shapes that other tools write: chat messages, prompts with completions, steps.
 
-The columns of a file's first row decide its shape. Rows with `problem` and `solution` or `steps`
-do not need this module (`environments/files.py`).
+The columns of a file's first row decide the shape. Rows with `problem` and `solution` or `steps`
+have the shape of this project (`environments/files.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple, cast
 
-from environments.reading import (
-    NO_PROBLEM,
-    NO_SOLUTION,
-    NOT_TEXT,
-    Row,
-    UnusableRowError,
-    answer_of,
-    text_of,
-)
-from environments.types import Step
+from environments.gsm8k import cleaned
+from environments.reading import NO_PROBLEM, NO_SOLUTION, NOT_TEXT, Row, UnusableRowError, text_of
+from environments.types import DataError, Step
 
 NO_EXPERT = "no solution, only a final answer"
 LONE_STEP = "a single step that continues no other row"
+LABELLED_WRONG = "labelled as wrong"
+GIVEN_AWAY = "the problem contains the solution"
 
-# Column names by content; the first name that a row has is used.
+ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
+"""Columns that may hold the final answer beside a solution; the first one with a value wins."""
+
+# Columns by what they hold; the first one that a row has wins.
 _PROBLEM = ("problem", "question", "query")
-_ANSWER = ("answer", "final_answer", "expected_answer", "ground_truth")
 _SOLUTION = ("solution", "response", "output", "completion")
 _TARGET = ("target_step", "teacher_step", "expert_step", "expert_action", "next_step")
+# Columns of a row of one step that say which step it is.
+_PLACE = ("previous_steps", "prompt", "k", "step_idx", "step_index", "step_id", "num_steps")
 
 _POLICY = ("assistant", "gpt", "bot", "model", "function_call")
 _SYSTEM = ("system", "developer")
+
+# A shorter solution may stand in its problem by chance.
+_SHORTEST_COPY = 40
+# More lone steps than this share of all solutions: the prompts do not continue each other.
+_MOST_LONE = 0.3
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,10 @@ class ExpertRow:
 
     Attributes:
         problem: the problem's text.
-        steps: its steps; a solution that is to be cut is one step with all of its text.
+        steps: the steps; a solution that is to be cut is one step with all of its text.
         whole: whether the solution is to be cut.
-        answer: the final answer, where the row states one besides the solution.
-        complete: whether the steps go on to the end.
+        answer: the final answer, where the shape has a place of its own for it.
+        complete: whether the steps reach the end of the solution.
     """
 
     problem: str
@@ -56,14 +60,14 @@ class ExpertRow:
 
 
 class Shape(NamedTuple):
-    """A format in which files hold solutions.
+    """One way to write solutions down.
 
     Attributes:
-        name: the usual name of the format.
+        name: what people call it.
         reading: how its columns are read, in a few words.
         columns: the columns that `read` uses.
-        read: a row -> the solution in it; raises UnusableRowError.
-        gather: rows of one step each -> rows of whole solutions; None if rows are whole already.
+        read: turns a row into the solution in it; raises UnusableRowError.
+        gather: turns rows of one step each into rows of whole solutions; None if rows are whole.
     """
 
     name: str
@@ -74,23 +78,25 @@ class Shape(NamedTuple):
 
 
 def shape_of(row: Row) -> Shape | None:
-    """Returns the shape of a file's first row, or None if it has none of these shapes."""
+    """Returns the shape of a file's first row; None if it has none of the shapes here."""
     has = row.keys()
     target = next((one for one in _TARGET if one in has), None)
     problem = next((one for one in _PROBLEM if one in has), None)
-    if target is not None and problem is not None and "previous_steps" in has:
-        return _gathered("a step a row", f"`previous_steps` and `{target}`", problem, target)
+    if problem == "problem" and "solution" in has:
+        return None
     if target is not None and problem is not None and "steps" in has:
         return _repeated(problem, target)
+    if target is not None and problem is not None and "previous_steps" in has:
+        return _gathered(problem, target)
+    if problem == "problem" and "steps" in has:
+        return None
     if target is not None and "prompt" in has:
         return _chained(target)
-    if problem == "problem" and has & {"solution", "steps"}:
-        return None
     for needed, shape in _FIXED:
         if needed <= has:
             return shape
     solution = next((one for one in _SOLUTION if one in has), None)
-    for asked in (problem, "prompt", "instruction"):
+    for asked in (problem, "instruction", "prompt"):
         if asked in has and solution is not None:
             return _pair(str(asked), solution)
     return None
@@ -108,29 +114,34 @@ def is_gsm8k(row: Row) -> bool:
 class _Turn(NamedTuple):
     role: str
     text: str
-    thought: str
+    thought: str = ""
 
 
 def _turns(value: object, column: str) -> list[_Turn]:
-    """Reads messages of OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) format."""
+    """Reads messages in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`)."""
     if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
         raise UnusableRowError(f"{column} is not a list of messages")
-    found = []
-    for one in value:
-        role = one.get("role", one.get("from"))
+    turns = []
+    for message in value:
+        role = message.get("role") or message.get("from")
         if not isinstance(role, str):
             raise UnusableRowError(f"a message of {column} without a role")
-        thought = one.get("reasoning_content") or one.get("thinking") or ""
-        text = _content(one.get("content", one.get("value")))
-        calls = one.get("tool_calls") or ()
-        if isinstance(calls, list | tuple):
-            text = "\n".join([text] * bool(text) + [_call(call) for call in calls])
-        found.append(_Turn(role.lower(), text, thought if isinstance(thought, str) else ""))
-    return found
+        content = message.get("content")
+        text = _content(message.get("value") if content is None else content)
+        lines = [text] * bool(text) + [_call(one) for one in _calls(message)]
+        turns.append(_Turn(role.lower(), "\n".join(lines), _thought(message)))
+    return turns
+
+
+def _thought(message: Mapping[str, object]) -> str:
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(thought := message.get(key), str) and thought.strip():
+            return thought
+    return ""
 
 
 def _content(value: object) -> str:
-    """Returns a message's text; a list of parts is joined."""
+    """Returns a message's text; one in parts is joined."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
@@ -142,17 +153,40 @@ def _content(value: object) -> str:
     return value
 
 
+def _calls(message: Mapping[str, object]) -> list[object]:
+    """Returns the tool calls of a message, in any of the forms that are in use."""
+    calls = message.get("tool_calls") or message.get("function_call")
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except ValueError:
+            return [calls]
+    if not calls:
+        return []
+    return list(calls) if isinstance(calls, list | tuple) else [calls]
+
+
 def _call(value: object) -> str:
-    """Returns a call of a tool as one line of JSON."""
-    call = value.get("function", value) if isinstance(value, Mapping) else value
-    return json.dumps(call, ensure_ascii=False)
+    """Returns a tool call as one line of JSON, without keys that are null.
+
+    Tables give all calls of a column the same keys, and null to those that a call does not have.
+    """
+    call = value.get("function") or value if isinstance(value, Mapping) else value
+    return json.dumps(_without_nulls(call), ensure_ascii=False, default=str)
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return value
 
 
 def _conversation(turns: Sequence[_Turn]) -> ExpertRow:
-    """Reads a conversation: each turn of the assistant is a step, a single turn a solution to cut.
+    """Returns the solution in a conversation.
 
-    The messages before its first turn are the problem. Other messages between two steps are the
-    observation of the earlier step.
+    What stands before the assistant's first turn is the problem. Each turn of the assistant is a
+    step, and what the user or a tool says next is its observation. A single turn is a solution
+    that is to be cut.
     """
     spoken = [turn for turn in turns if turn.role not in _SYSTEM]
     first = next((i for i, turn in enumerate(spoken) if turn.role in _POLICY), None)
@@ -167,8 +201,8 @@ def _conversation(turns: Sequence[_Turn]) -> ExpertRow:
         end = at + 1
         while end < len(spoken) and spoken[end].role not in _POLICY:
             end += 1
-        said = _joined(spoken[at + 1 : end])
-        steps.append(Step(spoken[at].text, spoken[at].thought, said if end < len(spoken) else ""))
+        reply = _joined(spoken[at + 1 : end])
+        steps.append(Step(spoken[at].text, spoken[at].thought, reply if end < len(spoken) else ""))
         at = end
     return ExpertRow(problem, tuple(steps), whole=len(steps) == 1)
 
@@ -178,30 +212,18 @@ def _joined(turns: Sequence[_Turn]) -> str:
 
 
 def _chat(column: str) -> Callable[[Row], ExpertRow]:
-    def read(row: Row) -> ExpertRow:
-        found = _conversation(_turns(row.get(column), column))
-        return _answered(found, row)
-
-    return read
+    return lambda row: _conversation(_turns(row.get(column), column))
 
 
 def _asked(row: Row, column: str) -> str:
-    """Returns a prompt's text; of messages, the last one of the user."""
+    """Returns a prompt's text; of messages all that is said, without the system message."""
     value = row.get(column)
     if isinstance(value, str) or value is None:
         return text_of(row, column, missing=NO_PROBLEM)
-    said = [turn.text for turn in _turns(value, column) if turn.role not in (*_POLICY, *_SYSTEM)]
-    if not said or not said[-1].strip():
+    prompt = _joined([turn for turn in _turns(value, column) if turn.role not in _SYSTEM])
+    if not prompt:
         raise UnusableRowError(NO_PROBLEM)
-    return said[-1]
-
-
-def _answered(row: ExpertRow, columns: Row) -> ExpertRow:
-    """Returns the row with the final answer from a column of its own, if there is one."""
-    column = next((one for one in _ANSWER if columns.get(one) is not None), None)
-    if column is None:
-        return row
-    return replace(row, answer=answer_of(columns, column))
+    return prompt
 
 
 # ---- prompts and completions ---------------------------------------------------------------------
@@ -210,46 +232,50 @@ def _answered(row: ExpertRow, columns: Row) -> ExpertRow:
 def _pair(asked: str, solution: str) -> Shape:
     """Returns the shape of a problem in one column and its solution in another.
 
-    Either column may hold messages.
+    Either may be messages.
     """
+    beside = ("input", "context") if asked == "instruction" else ()
 
     def read(row: Row) -> ExpertRow:
+        if row.get("label") is False:  # TRL's unpaired preference data
+            raise UnusableRowError(LABELLED_WRONG)
         prompt, given = row.get(asked), row.get(solution)
-        if isinstance(given, list | tuple):  # TRL's conversational form
-            before = _turns(prompt, asked) if not isinstance(prompt, str) else []
-            asking = before or [_Turn("user", text_of(row, asked, missing=NO_PROBLEM), "")]
-            return _answered(_conversation([*asking, *_turns(given, solution)]), row)
-        problem = _asked(row, asked)
-        if asked == "instruction" and str(row.get("input") or "").strip():
-            problem = f"{problem}\n{row['input']}"
+        if isinstance(prompt, list | tuple):
+            turns = _turns(prompt, asked)
+        else:
+            problem = _asked(row, asked)
+            more = [str(row[one]) for one in beside if str(row.get(one) or "").strip()]
+            turns = [*_earlier(row.get("history")), _Turn("user", "\n".join([problem, *more]))]
+        if isinstance(given, list | tuple):
+            return _conversation([*turns, *_turns(given, solution)])
         text = text_of(row, solution, missing=NO_SOLUTION)
-        own = _earlier(row.get("history"))
-        if own:  # LLaMA-Factory's: earlier questions with their answers
-            turns = [*own, _Turn("user", problem, ""), _Turn("assistant", text, "")]
-            return _answered(_conversation(turns), row)
-        return _answered(ExpertRow(problem, (Step(text),), whole=True), row)
+        found = _conversation([*turns, _Turn("assistant", text)])
+        if len(text.strip()) >= _SHORTEST_COPY and text.strip() in found.problem:
+            raise UnusableRowError(GIVEN_AWAY)
+        return found
 
-    more = (" and `input`", ["input", "history"]) if asked == "instruction" else ("", [])
+    added = " with ".join(["", *(f"`{one}`" for one in beside)][:2])
     return Shape(
         f"{asked} and {solution}",
-        f"the problem is `{asked}`{more[0]}, the solution `{solution}`",
-        [asked, solution, *more[1], *_ANSWER],
+        f"the problem is `{asked}`{added}, the solution `{solution}`",
+        [asked, solution, *beside, "history", *ANSWERS],
         read,
     )
 
 
 def _earlier(value: object) -> list[_Turn]:
+    """Returns LLaMA-Factory's `history`: earlier questions with their answers."""
     if not isinstance(value, list | tuple):
         return []
-    found = []
+    turns = []
     for pair in value:
         if isinstance(pair, list | tuple) and len(pair) == 2:
-            found += [_Turn("user", str(pair[0]), ""), _Turn("assistant", str(pair[1]), "")]
-    return found
+            turns += [_Turn("user", str(pair[0])), _Turn("assistant", str(pair[1]))]
+    return turns
 
 
 def _stepwise(row: Row) -> ExpertRow:
-    """Reads TRL's stepwise supervision: the steps before the first one labelled wrong."""
+    """Reads TRL's stepwise supervision: the steps before the first one that is labelled wrong."""
     problem = _asked(row, "prompt")
     steps, labels = row.get("completions"), row.get("labels")
     if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
@@ -257,19 +283,18 @@ def _stepwise(row: Row) -> ExpertRow:
     if not isinstance(labels, list | tuple) or len(labels) != len(steps):
         raise UnusableRowError("not as many labels as completions")
     good = next((i for i, label in enumerate(labels) if not _is_right(label)), len(labels))
-    found = ExpertRow(problem, tuple(map(Step, steps[:good])), complete=good == len(steps))
-    return _answered(found, row)
+    return ExpertRow(problem, tuple(map(Step, steps[:good])), complete=good == len(steps))
 
 
 def _is_right(label: object) -> bool:
-    """Returns whether a label means right; labels are booleans, or scores from 0 to 1."""
+    """Returns whether a label, a boolean or a score from 0 to 1, calls a step right."""
     if not isinstance(label, bool | int | float):
         raise UnusableRowError("a label that is no boolean and no number")
     return label >= 0.5
 
 
 def _verl(row: Row) -> ExpertRow:
-    """Reads verl's rows: the solution, where there is one, is a column of `extra_info`."""
+    """Reads verl's rows, whose solution is in `extra_info` if there is one."""
     extra, judged = row.get("extra_info"), row.get("reward_model")
     extra = extra if isinstance(extra, Mapping) else {}
     asked = extra.get("question")
@@ -279,7 +304,7 @@ def _verl(row: Row) -> ExpertRow:
     for column in ("solution", "answer", "response"):
         text = extra.get(column)
         if isinstance(text, str) and text.strip() and text.strip() != answer:
-            return ExpertRow(problem, (Step(text),), whole=True, answer=answer)
+            return ExpertRow(problem, (Step(cleaned(text)),), whole=True, answer=answer)
     raise UnusableRowError(NO_EXPERT)
 
 
@@ -289,7 +314,7 @@ _FIXED: list[tuple[set[str], Shape]] = [
         Shape(
             "stepwise supervision",
             "the problem is `prompt`, the steps are `completions` up to the first wrong one",
-            ["prompt", "completions", "labels", *_ANSWER],
+            ["prompt", "completions", "labels", *ANSWERS],
             _stepwise,
         ),
     ),
@@ -297,7 +322,7 @@ _FIXED: list[tuple[set[str], Shape]] = [
         {"prompt", "reward_model"},
         Shape(
             "verl",
-            "the problem is `prompt`, the solution `extra_info.answer`, the answer "
+            "the problem is `prompt`, the solution is in `extra_info`, the answer is "
             "`reward_model.ground_truth`",
             ["prompt", "reward_model", "extra_info"],
             _verl,
@@ -308,9 +333,9 @@ _FIXED: list[tuple[set[str], Shape]] = [
             {column},
             Shape(
                 f"chat messages in `{column}`",
-                "the first question is the problem, what the assistant writes the solution; of "
+                "the first question is the problem, what the assistant writes is the solution; of "
                 "several turns each is a step",
-                [column, *_ANSWER],
+                [column, *ANSWERS],
                 _chat(column),
             ),
         )
@@ -321,158 +346,215 @@ _FIXED: list[tuple[set[str], Shape]] = [
 
 # ---- a step a row --------------------------------------------------------------------------------
 
-
-# Replaces a row without a step, so that the row is counted.
+_NAME = "a step a row"
+_READ = ["problem", "steps", *ANSWERS]
+# In place of a row that holds no step, so that it is counted.
 _NOTHING: Row = {"problem": "", "steps": []}
 
 
 def _listed(row: Row) -> ExpertRow:
     """Reads a row that `gather` has put together."""
-    steps = cast(list[str], row["steps"])
-    return _answered(ExpertRow(str(row["problem"]), tuple(map(Step, steps))), row)
+    steps = row.get("steps")
+    if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
+        raise UnusableRowError("steps is not a list of texts")
+    return ExpertRow(text_of(row, "problem", missing=NO_PROBLEM), tuple(map(Step, steps)))
 
 
-def _gathered(name: str, what: str, problem: str, target: str) -> Shape:
-    """Returns the shape of rows with a problem, the steps so far and the next step."""
-
-    def gather(rows: Iterable[Row]) -> Iterator[Row]:
-        by_problem: dict[str, dict[tuple[str, ...], Row]] = {}
-        for row in rows:
-            before, step, text = row.get("previous_steps"), row.get(target), row.get(problem)
-            if isinstance(before, str):  # none, or one text with all of them
-                before = [before] if before.strip() else []
-            steps = (*before, step) if isinstance(before, list | tuple) else (step,)
-            if isinstance(text, str) and all(isinstance(one, str) for one in steps):
-                by_problem.setdefault(text, {})[cast(tuple[str, ...], steps)] = row
-            else:
-                yield _NOTHING
-        for text, told in by_problem.items():
-            begun = {steps[:-1] for steps in told}
-            for steps, row in told.items():
-                if steps not in begun:  # no row continues these steps
-                    yield {**_plain(row, problem, target), "problem": text, "steps": list(steps)}
-
-    reading = f"rows of one problem are put together by {what}"
-    return Shape(name, reading, ["problem", "steps", *_ANSWER], _listed, gather)
+def _chain_row(row: Row) -> ExpertRow:
+    """Reads a row that was put together from prompts."""
+    if len(cast(list[str], row["steps"])) == 1:
+        raise UnusableRowError(LONE_STEP)
+    return _listed(row)
 
 
 def _repeated(problem: str, target: str) -> Shape:
-    """Returns the shape of rows that each give one step and also hold all steps."""
+    """Returns the shape of rows of one step each that hold all steps of the solution too."""
 
     def gather(rows: Iterable[Row]) -> Iterator[Row]:
         seen: set[str] = set()
         for row in rows:
-            key = json.dumps([row.get(problem), row.get("steps")], default=str)
+            whole = {name: value for name, value in row.items() if name not in (target, *_PLACE)}
+            key = json.dumps(whole, default=str, sort_keys=True)
             if key not in seen:
                 seen.add(key)
-                steps = row.get("steps")
-                plain = _plain(row, problem, target)
-                yield {**plain, "problem": row.get(problem), "steps": steps}
+                yield {**whole, "problem": row.get(problem)}
 
-    def read(row: Row) -> ExpertRow:
-        steps = row.get("steps")
-        if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
-            raise UnusableRowError("steps is not a list of texts")
-        text = text_of(row, "problem", missing=NO_PROBLEM)
-        return _answered(ExpertRow(text, tuple(map(Step, steps))), row)
+    return Shape(_NAME, "each solution is taken once, with all of `steps`", _READ, _listed, gather)
 
-    reading = "each solution is taken once, with all of `steps`"
-    return Shape("a step a row", reading, ["problem", "steps", *_ANSWER], read, gather)
+
+def _gathered(problem: str, target: str) -> Shape:
+    """Returns the shape of rows with the problem, the steps so far, and the next step."""
+
+    def gather(rows: Iterable[Row]) -> Iterator[Row]:
+        known: list[tuple[str, list[str] | str, str, Row]] = []
+        for row in rows:
+            before, step, text = _previous(row), row.get(target), row.get(problem)
+            if before is None or not isinstance(step, str) or not isinstance(text, str):
+                yield _NOTHING
+            else:
+                known.append((text, before, step, row))
+        if any(isinstance(before, str) for _, before, _, _ in known):
+            yield from _chains(
+                [
+                    ("\n".join([text, before if isinstance(before, str) else "\n".join(before)]),
+                     step, _plain(row, problem, target))
+                    for text, before, step, row in known
+                ]
+            )  # fmt: skip
+            return
+        by_problem: dict[str, dict[tuple[str, ...], Row]] = {}
+        for text, before, step, row in known:
+            by_problem.setdefault(text, {})[(*before, step)] = row
+        for text, solutions in by_problem.items():
+            begun = {steps[:-1] for steps in solutions}
+            for steps, row in solutions.items():
+                if steps not in begun:  # no other row continues it
+                    yield {**_plain(row, problem, target), "problem": text, "steps": list(steps)}
+
+    reading = f"rows of one problem are put together by `previous_steps` and `{target}`"
+    return Shape(_NAME, reading, _READ, _listed, gather)
+
+
+def _previous(row: Row) -> list[str] | str | None:
+    """Returns the steps so far, a list or one text; None if they are neither."""
+    before = row.get("previous_steps")
+    if isinstance(before, str):
+        try:
+            read = json.loads(before)
+        except ValueError:
+            read = None
+        before = read if isinstance(read, list) else before
+    if before is None or (isinstance(before, str) and not _without_placeholders(before).strip()):
+        return []
+    if isinstance(before, list | tuple) and all(isinstance(one, str) for one in before):
+        return list(before)
+    return before if isinstance(before, str) else None
 
 
 def _chained(target: str) -> Shape:
     """Returns the shape of rows with a prompt and the next step.
 
-    A later prompt continues an earlier one.
+    A later prompt contains an earlier prompt and its step.
     """
 
     def gather(rows: Iterable[Row]) -> Iterator[Row]:
         asked = []
         for row in rows:
             try:
-                asked.append((_asked(row, "prompt"), text_of(row, target, missing=""), row))
+                prompt, step = _asked(row, "prompt"), text_of(row, target, missing="")
             except UnusableRowError:
                 yield _NOTHING
-        tail = _shared_end([prompt for prompt, _, _ in asked])
-        told = {
-            (_packed(text), _packed(step)): _Told(text, step, row)
-            for text, step, row in (
-                (prompt[: len(prompt) - tail].rstrip(), step, row) for prompt, step, row in asked
-            )
-        }
-        # Sorted, a prompt comes after all prompts that it begins with, the longest of them last.
-        begun: list[tuple[str, str]] = []
-        for prompt, step in sorted(told):
-            while begun and not prompt.startswith(begun[-1][0]):
-                begun.pop()
-            before = next((one for one in reversed(begun) if _goes_on(prompt, *one)), None)
-            if before is not None:
-                told[prompt, step].before = told[before]
-                told[before].is_last = False
-            begun.append((prompt, step))
-        for one in told.values():
-            if one.is_last:
-                yield {**_plain(one.row, "prompt", target), **one.solution()}
+            else:
+                asked.append((prompt, step, _plain(row, "prompt", target)))
+        yield from _chains(asked)
 
-    def read(row: Row) -> ExpertRow:
-        if len(cast(list[str], row["steps"])) == 1:
-            raise UnusableRowError(LONE_STEP)
-        return _listed(row)
-
-    reading = f"a prompt that goes on from an earlier one and its `{target}` is the next step"
-    return Shape("a step a row", reading, ["problem", "steps", *_ANSWER], read, gather)
+    reading = f"a prompt that continues an earlier one and its `{target}` is the next step"
+    return Shape(_NAME, reading, _READ, _chain_row, gather)
 
 
 @dataclass
-class _Told:
+class _Asked:
     """A prompt and the step that follows it."""
 
     prompt: str
     step: str
     row: Row
-    before: _Told | None = None
+    before: _Asked | None = None
     is_last: bool = True
 
     def solution(self) -> dict[str, object]:
         """Returns all steps up to this one; the first one's prompt is the problem."""
         line = [self]
-        while (before := line[0].before) is not None:
-            line.insert(0, before)
-        return {"problem": line[0].prompt, "steps": [one.step for one in line]}
+        while (before := line[-1].before) is not None:
+            line.append(before)
+        line.reverse()
+        return {**self.row, "problem": line[0].prompt, "steps": [one.step for one in line]}
+
+
+@dataclass
+class _Prompt:
+    """A prompt, packed, with the steps that follow it in some row."""
+
+    packed: str
+    steps: set[str] = field(default_factory=set)
+
+
+def _chains(asked: Sequence[tuple[str, str, Row]]) -> Iterator[Row]:
+    """Puts prompts and their steps together to solutions.
+
+    Args:
+        asked: of each row the prompt, the step, and its other columns.
+
+    Raises:
+        DataError: hardly any prompt continues another one.
+    """
+    tail = _shared_end([prompt for prompt, _, _ in asked])
+    known: dict[tuple[str, str], _Asked] = {}
+    for prompt, step, row in asked:
+        text = _without_placeholders(prompt[: len(prompt) - tail]).rstrip()
+        known[_packed(text), _packed(step)] = _Asked(text, step, row)
+    # In this order a prompt comes after all prompts that it begins with, the longest of them last.
+    begun: list[_Prompt] = []
+    for prompt, step in sorted(known):
+        while begun and not prompt.startswith(begun[-1].packed):
+            begun.pop()
+        before = next((key for one in reversed(begun) if (key := _continued(prompt, one))), None)
+        if before is not None:
+            known[prompt, step].before = known[before]
+            known[before].is_last = False
+        if not begun or begun[-1].packed != prompt:
+            begun.append(_Prompt(prompt))
+        begun[-1].steps.add(step)
+    last = [one for one in known.values() if one.is_last]
+    lone = sum(one.before is None for one in last)
+    if len(last) > lone > _MOST_LONE * len(last):
+        raise DataError(
+            f"{lone:,} of {len(last):,} solutions have a single step, because no other prompt "
+            "continues theirs, while others have several. A prompt must contain the prompt of the "
+            "step before it and that step, word for word. Give rows with `problem` and `steps`, or "
+            "with `problem`, `previous_steps` (a list) and `next_step`."
+        )
+    for one in last:
+        yield one.solution()
 
 
 def _packed(text: str) -> str:
     return "".join(text.split())
 
 
-# The most characters that a later prompt may add between an earlier prompt and its step, such as
-# the step's number or its title.
+# Between a prompt and its step, a later prompt may have the step's number or its title.
 _BETWEEN = 24
 
 
-def _goes_on(prompt: str, earlier: str, step: str) -> bool:
-    """Returns whether a prompt is an earlier one and its step, all without white space."""
-    between = len(prompt) - len(earlier) - len(step)
-    return 0 <= between <= _BETWEEN and prompt.startswith(earlier) and prompt.endswith(step)
+def _continued(prompt: str, earlier: _Prompt) -> tuple[str, str] | None:
+    """Returns which earlier prompt and step a prompt is made of; texts without white space."""
+    rest = prompt[len(earlier.packed) :]
+    for skipped in range(min(_BETWEEN, len(rest)) + 1):
+        if rest[skipped:] in earlier.steps:
+            return earlier.packed, rest[skipped:]
+    return None
+
+
+def _without_placeholders(text: str) -> str:
+    """Returns a prompt without lines that stand for "no steps yet"."""
+    return "\n".join(line for line in text.split("\n") if _packed(line).lower() not in _NONE_YET)
+
+
+_NONE_YET = {"(none)", "none", "none.", "(noneyet)", "noneyet", "(nostepsyet)", "n/a", "[]"}
 
 
 def _shared_end(texts: Sequence[str]) -> int:
-    """Returns the number of characters that all texts share at their end, in whole lines.
-
-    The number is 0 if all texts are equal.
-    """
+    """Returns how many characters all texts end in alike, from a line's start on."""
     if len(set(texts)) < 2:
         return 0
-    backwards = sorted(text[::-1] for text in texts)  # what the first and the last share, all share
-    shared = takewhile(
-        lambda pair: pair[0] == pair[1], zip(backwards[0], backwards[-1], strict=False)
-    )
-    end = "".join(sign for sign, _ in shared)[::-1]
+    backwards = sorted(text[::-1] for text in texts)  # all others begin as these two both do
+    pairs = zip(backwards[0], backwards[-1], strict=False)
+    end = "".join(sign for sign, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))[::-1]
     cut = end.find("\n")
     return 0 if cut < 0 else len(end) - cut
 
 
 def _plain(row: Row, *without: str) -> dict[str, object]:
-    """Returns a row's other columns."""
-    left_out = {*without, "previous_steps", "steps", "prompt", "step_idx", "step_index", "k"}
+    """Returns the columns of a row that do not say which step it is."""
+    left_out = {*without, *_PLACE, "steps"}
     return {name: value for name, value in row.items() if name not in left_out}

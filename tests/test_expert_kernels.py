@@ -19,6 +19,8 @@ from sparse import FAMILIES, save_sparse, sparse_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from srl.commands.cli import main
+from srl.models import loading
 from srl.models.expert_kernels import keeping_cast_weights, use_experts
 from srl.models.experts import sparse_layers
 from srl.training.trainer import SRLTrainer
@@ -79,7 +81,9 @@ def test_sizes_that_the_kernel_refuses_in_bf16_stay_in_float32() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_same_logits_and_gradients(name: str, way: str) -> None:
     expected, policy = sparse_model(name).eval(), sparse_model(name).eval()
+    expected.set_experts_implementation("eager")
     use_experts(policy, way)  # type: ignore[arg-type]
+    assert policy.config._experts_implementation.removeprefix("srl_") == way
     for one, other in zip(outputs(policy, bf16=False), outputs(expected, bf16=False), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(policy), gradients(expected), atol=1e-4, rtol=1e-4)
@@ -123,7 +127,29 @@ def test_a_saved_policy_does_not_name_it(tmp_path: Path) -> None:
     assert "srl_" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
 
 
-def test_the_setting_chooses(home: Path) -> None:
+@pytest.fixture(name="asked")
+def fixture_asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ways that policies are loaded with."""
+    asked: list[str] = []
+
+    def note(model: nn.Module, way: str = "auto") -> None:
+        asked.append(way)
+        use_experts(model, way)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loading, "use_experts", note)
+    return asked
+
+
+@pytest.mark.parametrize("command", ["eval", "demo", "learnability"])
+def test_commands_load_the_policy_so(home: Path, asked: list[str], command: str) -> None:
+    save_sparse("mixtral", home / "sparse")
+    words = ["--config", "config.yaml", "--model", "sparse", "--experts_implementation", "eager"]
+    name = [] if command == "demo" else ["--run-name", "r"]
+    assert main([command, *words, *name]) == 0
+    assert asked == ["eager"]
+
+
+def test_the_setting_chooses(home: Path, asked: list[str]) -> None:
     save_sparse("mixtral", home / "sparse")
     words = ("--model", "sparse", "--dynamic_sampling", "false", "--max_steps", "1")
     scores = []
@@ -132,6 +158,7 @@ def test_the_setting_chooses(home: Path) -> None:
         records = read_jsonl(home / f"runs/{way}/steps.jsonl")
         scores.append([(one["action"], one["reward"]) for one in records])
     assert scores[0] == scores[1] == scores[2]
+    assert [way for way in asked if way != "auto"] == list(WAYS)
 
 
 def test_wrong_use_of_the_setting(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from srl.runs import folder as run_folder
 from srl.runs.folder import (
     RunFolder,
     changed_keys,
+    describe_environment,
     git_state,
     plain,
     replace_file,
@@ -206,6 +207,17 @@ def test_git_state(tmp_path: Path) -> None:
     assert state["dirty"] is True
     # A copy installed inside somebody's checkout is not that checkout.
     assert git_state(tmp_path / "inner") is None
+
+
+def test_a_run_names_the_commit_of_this_checkout() -> None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    head = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    state = describe_environment()["git"]
+    assert isinstance(state, dict)
+    assert state["commit"] == head
 
 
 def test_without_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

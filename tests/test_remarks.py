@@ -191,7 +191,7 @@ def test_the_opening_without_solved_problems(tmp_path: Path) -> None:
     (tmp_path / "run/summary.json").unlink(missing_ok=True)
     happened, to_do = opening(RunData.open(RunFolder.with_log(tmp_path / "run")))
     assert happened.startswith("The run is not complete: it has 10 training steps of 19;")
-    assert to_do == "Next: make resume RUN=run goes on with it."
+    assert to_do == f"Next: make resume RUN={tmp_path / 'run'} goes on with it."
 
 
 def test_what_to_do_next_is_about_the_first_bad_remark(tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
+from time import process_time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from environments import LoadReport, Trajectory, load_trajectories
@@ -32,9 +36,13 @@ def solution(i: int) -> str:
     return "\n\n".join(steps(i))
 
 
-def load(path: Path, rows: Iterable[Mapping[str, object]], **options: object) -> list[Trajectory]:
+def write(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_trajectories("files", str(path), max_dropped_share=1, **options)
+    return path
+
+
+def load(path: Path, rows: Iterable[Mapping[str, object]], **options: object) -> list[Trajectory]:
+    return load_trajectories("files", str(write(path, rows)), max_dropped_share=1, **options)
 
 
 def texts(found: Iterable[Trajectory]) -> list[tuple[str, tuple[str, ...], str | None]]:
@@ -328,3 +336,195 @@ def test_check_data_says_how_it_was_read_and_shows_the_first(
     assert "is read as chat messages in `messages`" in text
     assert f"problem {problem(1)} step 1 {steps(1)[0]} step 2 {steps(1)[1]}" in text
     assert "answer 10" in text
+
+
+# ---- faults that readers have found --------------------------------------------------------------
+
+
+def both_steps(found: list[Trajectory]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(one.problem, one.texts) for one in found]
+
+
+def test_an_instruction_goes_before_the_prompt_it_was_put_into(tmp_path: Path) -> None:
+    prompt = f"### Instruction:\n{problem(1)}\n### Output:\n{solution(1)}"
+    row = {"instruction": problem(1), "input": "", "output": solution(1), "prompt": prompt}
+    [one] = load(tmp_path / "data.jsonl", [row], splitter="paragraphs")
+    assert (one.problem, one.texts) == (problem(1), tuple(steps(1)))
+    given_away = {"prompt": prompt, "completion": solution(1)}
+    with pytest.raises(DataError, match="the problem contains the solution: 1"):
+        load(tmp_path / "data.jsonl", [given_away])
+    dolly = {"instruction": "How many?", "context": problem(1), "response": solution(1)}
+    [one] = load(tmp_path / "data.jsonl", [dolly])
+    assert one.problem == f"How many?\n{problem(1)}"
+
+
+@pytest.mark.parametrize("told", ["\n".join, json.dumps, "(none)\n".join])
+def test_steps_so_far_may_be_one_text(told, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rows = a_step_a_row(
+        lambda i, k: {
+            "problem": problem(i),
+            "previous_steps": told(steps(i)[:k]),
+            "next_step": steps(i)[k],
+        }
+    )
+    if told == "(none)\n".join:
+        rows = [
+            row | {"previous_steps": str(row["previous_steps"]).replace("(none)", "") or "(none)"}
+            for row in rows
+        ]
+    assert sorted(texts(load(tmp_path / "data.jsonl", rows))) == sorted(EXPECTED)
+
+
+def test_verls_gsm8k_is_read_without_marks(tmp_path: Path) -> None:
+    text = "He buys 3*3=<<3*3=9>>9.\nNow he has 9+1=<<9+1=10>>10.\n#### 10"
+    row = {
+        "prompt": [{"role": "user", "content": problem(1)}],
+        "reward_model": {"style": "rule", "ground_truth": "10"},
+        "extra_info": {"answer": text, "question": problem(1)},
+    }
+    [one] = load(tmp_path / "data.jsonl", [row])
+    assert one.texts == ("He buys 3*3=9.", "Now he has 9+1=10.", "The answer is 10.")
+
+
+def test_a_completion_labelled_false_is_no_expert(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": problem(i), "completion": solution(i), "label": i % 2 == 0} for i in range(1, 5)
+    ]
+    report = LoadReport()
+    found = load(tmp_path / "data.jsonl", rows, report=report)
+    assert [one.problem for one in found] == [problem(2), problem(4)]
+    assert report.dropped == {"labelled as wrong": 2}
+
+
+def test_earlier_turns_of_a_prompt_are_kept(tmp_path: Path) -> None:
+    turns = [*chat(1)[1:], {"role": "user", "content": "And doubled?"}]
+    [one] = load(tmp_path / "data.jsonl", [{"prompt": turns, "completion": "Then 20."}])
+    assert both_steps([one]) == [(problem(1), (solution(1), "Then 20."))]
+    assert one.steps[0].observation == "And doubled?"
+    rows = [
+        {
+            "prompt": [
+                {"role": "user", "content": problem(1)},
+                *({"role": "assistant", "content": step} for step in steps(1)[:k]),
+            ],
+            "expert_action": steps(1)[k],
+        }
+        for k in range(3)
+    ]
+    assert both_steps(load(tmp_path / "data.jsonl", rows)) == [(problem(1), tuple(steps(1)))]
+
+
+def test_what_was_read_before_is_read_as_before(tmp_path: Path) -> None:
+    own = {"problem": problem(1), "solution": solution(1), "prompt": "?", "next_step": "x"}
+    for more in ({}, {"previous_steps": []}):
+        [one] = load(tmp_path / "data.jsonl", [own | more], splitter="paragraphs")
+        assert one.texts == tuple(steps(1))
+    rows = [
+        {"problem": problem(1), "steps": steps(1), "thoughts": [word] * 3, "next_step": steps(1)[0]}
+        for word in ("one", "two")
+    ]
+    found = load(tmp_path / "data.jsonl", rows, thoughts_column="thoughts")
+    assert [one.steps[0].thought for one in found] == ["one", "two"]
+
+
+def test_the_answer_column_is_that_of_the_settings_or_the_first_with_a_value(
+    tmp_path: Path,
+) -> None:
+    rows = [{"messages": chat(1), "gold": "7", "answer": "", "final_answer": "5"}]
+    [one] = load(tmp_path / "data.jsonl", rows, answer_column="gold")
+    assert (one.answer, dict(one.metadata)) == ("7", {})
+    [one] = load(tmp_path / "data.jsonl", rows)
+    assert (one.answer, dict(one.metadata)) == ("5", {"gold": "7"})
+
+
+def test_every_block_of_a_solution_is_a_thought(tmp_path: Path) -> None:
+    first, second, third = steps(1)
+    text = f"<think>a\n\nb</think>\n\n{first}\n\n{second}\n\n<think>c</think>\n\n{third}"
+    [one] = load(tmp_path / "data.jsonl", [{"problem": "?!x", "solution": text}])
+    assert [(step.text, step.thought) for step in one.steps] == [
+        (first, "a\n\nb"),
+        (second, ""),
+        (third, "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{}\n\n"
+        "<|end_of_solution|>",
+        "<reasoning>\nhm\n</reasoning>\n{}",
+        "hm\n</think>\n\n{}",
+    ],
+)
+def test_other_tags_of_thought(text: str, tmp_path: Path) -> None:
+    rows = [{"problem": problem(1), "solution": text.format(solution(1))}]
+    [one] = load(tmp_path / "data.jsonl", rows, splitter="paragraphs")
+    assert (one.texts, one.steps[0].thought) == (tuple(steps(1)), "hm")
+
+
+def test_a_tag_in_a_sentence_is_no_block(tmp_path: Path) -> None:
+    told = ["We close it with </think> here.", "A <think> opens it.", "The answer is 4."]
+    [one] = load(tmp_path / "data.jsonl", [{"problem": problem(1), "steps": told}])
+    assert list(one.texts) == told
+    assert not any(step.thought for step in one.steps)
+
+
+def test_a_placeholder_for_no_steps_is_not_part_of_the_problem(tmp_path: Path) -> None:
+    rows = a_step_a_row(
+        lambda i, k: {
+            "prompt": f"{problem(i)}\nSteps so far:\n"
+            + ("\n".join(f"{n}. {s}" for n, s in enumerate(steps(i)[:k], 1)) or "(none)")
+            + "\n\nNext step:",
+            "target_step": steps(i)[k],
+        }
+    )
+    found = load(tmp_path / "data.jsonl", rows)
+    assert sorted(one.texts for one in found) == sorted(steps for _, steps, _ in EXPECTED)
+    assert {one.problem.partition("\n")[0] for one in found} == {one for one, _, _ in EXPECTED}
+    # First prompts that are written otherwise are not continued by any other.
+    broken = [
+        row | {"prompt": str(row["prompt"]).replace("(none)", "You are at the start.")}
+        for row in rows
+    ]
+    with pytest.raises(DataError, match="have a single step.*must contain the prompt"):
+        load(tmp_path / "data.jsonl", broken)
+
+
+def test_calls_of_tools_in_all_forms(tmp_path: Path) -> None:
+    call = {"name": "add", "arguments": {"x": 1, "city": None}}
+    expected = '{"name": "add", "arguments": {"x": 1}}'
+    for key, value in (
+        ("tool_calls", [{"type": "function", "function": call}]),
+        ("tool_calls", call),
+        ("tool_calls", json.dumps([call])),
+        ("function_call", call),
+    ):
+        turns: list[dict[str, object]] = [
+            {"role": "user", "content": "1 + 1?"},
+            {"role": None, "from": "gpt", "content": None, "value": "", key: value},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "The answer is 2.", "reasoning": "I see."},
+        ]
+        [one] = load(tmp_path / "data.jsonl", [{"messages": turns}])
+        assert one.texts == (expected, "The answer is 2.")
+        assert one.steps[1].thought == "I see."
+
+
+def test_dates_in_a_call_and_many_targets_of_one_prompt(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"day": date(2026, 1, 2)}]},
+        {"role": "tool", "content": "then"},
+        {"role": "assistant", "content": "Then."},
+    ]
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns}]), path)
+    [one] = load_trajectories("files", str(path))
+    assert one.texts == ('{"day": "2026-01-02"}', "Then.")
+    rows = [{"prompt": problem(1), "expert_action": f"Step {i}."} for i in range(20_000)]
+    rows.append({"prompt": f"{problem(1)}\nStep 5.", "expert_action": "So 5."})
+    before = process_time()
+    with pytest.raises(DataError, match="19,999 of 20,000 solutions have a single step"):
+        load_trajectories("files", str(write(tmp_path / "many.jsonl", rows)))
+    assert process_time() - before < 10

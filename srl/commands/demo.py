@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from rewards.similarity import matching_blocks, normalize
 from srl.config.experiment import Experiment
+from srl.config.parts import LossSettings
 from srl.console import say
 from srl.data.prompts import PromptFormat
 from srl.data.rows import Rows, dropped
@@ -30,7 +31,7 @@ from srl.logs.terminal.rollout_view import marked
 from srl.models.loading import context_limit, load_policy, prompt_format
 from srl.rollout.rollouts import Rollout, sample_rollouts
 from srl.rollout.samplers import Prompt, Sampler, SamplingParams, key_of, make_sampler
-from srl.training.advantages import group_stats, step_advantages
+from srl.training.advantages import ScaleRewards, group_stats, step_advantages
 
 # The most steps that are tried to find a clear group, and how many are sampled together.
 _TRIED, _AT_ONCE = 64, 8
@@ -64,7 +65,8 @@ def demo(experiment: Experiment, *, attempts: int, console: Console) -> None:
     sampler = make_sampler(model, pad_id=int(form.tokenizer.pad_token_id), settings=args)
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         group = _worth_showing(sampler, form, rows, experiment, attempts)
-    _show(group, console)
+    scale: ScaleRewards = args.scale_rewards if isinstance(args, LossSettings) else "group"
+    _show(group, scale, console)
 
 
 def _worth_showing(
@@ -120,7 +122,7 @@ def _spread(group: Sequence[Rollout]) -> float:
     return group_stats([one.reward for one in group])[1]
 
 
-def _show(group: Sequence[Rollout], console: Console) -> None:
+def _show(group: Sequence[Rollout], scale: ScaleRewards, console: Console) -> None:
     pen = Pen.of(console)
     narrow = Pen(min(pen.width, 100) - 2, pen.height, pen.encoding, pen.colour)
     example, expert = group[0].example, normalize(group[0].example.expert_step)
@@ -134,7 +136,7 @@ def _show(group: Sequence[Rollout], console: Console) -> None:
         part(f"expert's step {place}", step.text)
     part(f"expert's step {example.step_index + 1}, to be found", expert)
     rewards = [one.reward for one in group]
-    advantages = step_advantages([rewards])[0]
+    advantages = step_advantages([rewards], scale=scale)[0]
     how = "in green" if pen.colour else "marked ^"
     for place, (one, advantage) in enumerate(zip(group, advantages, strict=True), 1):
         console.print()
@@ -154,10 +156,11 @@ def _show(group: Sequence[Rollout], console: Console) -> None:
         )
     console.print()
     mean, spread = fmean(rewards), stdev(rewards)
+    divided = "" if scale == "none" else ", divided by the standard deviation"
     say(
         console,
         f"mean reward {number(mean)}, standard deviation {number(spread)}. An advantage is the "
-        "reward less the mean, divided by the standard deviation. A training step makes attempts "
+        f"reward less the mean{divided}. A training step makes attempts "
         "above the mean more likely and those below it less. A group whose attempts all earn the "
         "same teaches nothing and is left out.",
     )

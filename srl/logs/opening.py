@@ -7,6 +7,7 @@ from typing import NamedTuple
 from srl.logs.report.markup import number, points, with_interval
 from srl.logs.report.remarks import Remark, remarks_of
 from srl.logs.run_data import RunData
+from srl.runs.lock import writer_of
 from srl.stats import Estimate
 
 
@@ -43,8 +44,9 @@ _NEXT = {
 _RESUME = "make resume RUN={run} goes on with it"
 _LOOK = (
     'look at its worst steps (make inspect RUN={run} ARGS="--sort=reward"), or evaluate it on '
-    "other problems (make eval RUN={run})"
+    "other problems (make eval RUN={run} BENCH=gsm8k)"
 )
+_FOLLOW = 'watch it (make inspect RUN={run} ARGS="--follow")'
 
 
 def opening(run: RunData) -> Opening:
@@ -107,8 +109,12 @@ def _percent(estimate: Estimate) -> str:
 
 
 def _advice(run: RunData, to_mend: Remark | None) -> str:
-    if to_mend is not None and to_mend.rule in _NEXT:
+    folder = run.folder
+    stopped = not run.complete and folder.config.is_file() and writer_of(folder.path) is None
+    if stopped:
+        words = _RESUME
+    elif to_mend is not None and to_mend.rule in _NEXT:
         words = _NEXT[to_mend.rule]
     else:
-        words = _LOOK if run.complete else _RESUME
-    return words.format(run=run.folder.name)
+        words = _LOOK if run.complete else _FOLLOW
+    return words.format(run=folder.called)
