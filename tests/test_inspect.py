@@ -368,7 +368,7 @@ def test_fits_the_terminal(run: Path, tmp_path: Path, width: int) -> None:
     text = shown(run, "--figures", width=width)
     assert "…" not in text.split("most improved")[0]
     opening, _, tables = text.partition("\n\n")
-    assert len(opening.splitlines()) <= 6
+    assert len(opening.splitlines()) <= 8
     assert len(tables.splitlines()) <= 64
 
 

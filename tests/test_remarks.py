@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from report_pages import RECORD, made_up, write_run
 
+from rewards.loading import BUILT_INS
 from srl.logs.opening import _NEXT, opening
 from srl.logs.report import remarks
 from srl.logs.report.remarks import remarks_of
@@ -203,3 +204,5 @@ def test_every_rule_that_is_no_good_news_has_advice() -> None:
     rules = set(re.findall(r'^ +(?:yield )?\(?"([a-z]+)",\s', inspect.getsource(remarks), re.M))
     assert len(rules) > 15
     assert rules - {"rise", "more"} == set(_NEXT)
+    named = {name for words in _NEXT.values() for name in re.findall(r"reward `(\w+)`", words)}
+    assert named == {"answer", "progress"} <= set(BUILT_INS)
