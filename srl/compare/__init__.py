@@ -1,5 +1,6 @@
-"""Many runs from one file, and one table of them: `python -m srl compare`.
+"""Makes many runs from one file and one table of them: `python -m srl compare`.
 
-`plan` reads the file, `runner` makes the runs that are missing, `origin` knows what each started
-from, `results` reads them again, `figures` are the statistics, and `table` shows them.
+`plan_file` reads the file as a `plan`, `runner` makes the missing runs, `cell_run` reads the runs
+from the disk, `results` computes the figures with the statistics of `figures`, and `table` shows
+them.
 """

@@ -1,11 +1,11 @@
-"""What is there of a comparison's cells, read from the disk.
+"""Reads the states of a comparison's cells from the disk.
 
-A cell counts if its folder holds a finished run with the plan's settings that started from the
-policy that the plan names. That policy is named by a folder, in which another may lie later: a base
-that was made again, or a first stage. So the output folder has two logs of its own: `starts.jsonl`,
-a line for every time that a cell was started anew, with the digest of the weights it started from,
-and `sessions.jsonl`, a line for every time that a cell was started or resumed and has ended. What
-has no line, and the weights of a model by its hub name, is unknown, which is no difference.
+A cell is done if its folder has a finished run with the plan's settings that started from the
+policy that the plan names. The plan names the policy by its folder, which may contain another
+policy later, such as a base or a first stage that was made again. So the output folder has two logs
+of its own. `starts.jsonl` has a line for each new start of a cell, with the digest of the weights
+that it started from. `sessions.jsonl` has a line for each start or resume of a cell that has ended.
+A start without a line and the weights of a hub model are unknown, and unknown counts as unchanged.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from srl.stats import Estimate
 
 STARTS, SESSIONS = "starts.jsonl", "sessions.jsonl"
 
-# How fast, where to and what is shown: cells that differ in them are the same.
+# Settings of speed, place and display: cells that differ only in them count as the same.
 _FREE = ("output_dir", "reward_workers", "disable_tqdm", "report_to", "save_every_minutes")
 
 Line = Mapping[str, Any]
 
 
 class State(StrEnum):
-    """What is there of a cell."""
+    """The state of a cell on the disk."""
 
     TO_DO = "to do"
     DONE = "done"
-    INTERRUPTED = "interrupted"  # with a checkpoint to go on from
-    CUT_OFF = "cut off"  # without one: it starts again
-    OTHER_SETTINGS = "other settings"  # there, but not what the plan asks for
-    OTHER_START = "other start"  # there, but not from the policy that the plan has for it now
-    FAILED = "failed"  # when it was last tried, and nothing is left of it
+    INTERRUPTED = "interrupted"  # not finished, with a checkpoint to resume from
+    CUT_OFF = "cut off"  # not finished and without a checkpoint: it starts again
+    OTHER_SETTINGS = "other settings"  # the run exists, but with other settings than the plan's
+    OTHER_START = "other start"  # the run exists, but started from another policy than the plan's
+    FAILED = "failed"  # the last attempt failed, and its folder is empty or missing
 
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What a cell was made with; None is unknown."""
+    """The machine and the code that made a cell; None is unknown."""
 
     cpu: str | None
     cpu_count: int | None
@@ -73,15 +73,15 @@ class MadeWith:
 
 @dataclass(frozen=True)
 class CellRun:
-    """A cell and the run that is there of it. Its figures are read when they are asked for.
+    """A cell and its run on the disk. Figures are read only when they are needed.
 
     Attributes:
-        cell: which.
-        run: its folder.
-        state: what is there.
-        why: `key: old -> new` of every setting that changed, or why its start is another.
-        start: its line of starts.jsonl, empty if unknown.
-        sessions: of the run that is there, those that failed or were stopped included; not of
+        cell: the cell.
+        run: the run's folder.
+        state: the state of the run.
+        why: `key: old -> new` of every changed setting, or why the start differs.
+        start: the run's line of starts.jsonl; empty if unknown.
+        sessions: the sessions of this run, including failed and stopped ones, without those of
             earlier runs that were moved away.
     """
 
@@ -98,12 +98,12 @@ class CellRun:
 
     @property
     def values(self) -> Mapping[str, Mapping[str, float]]:
-        """Figure -> problem -> number; empty unless it is done."""
+        """Returns figure -> problem -> number; empty unless the cell is done."""
         return self._figures[0]
 
     @property
     def behaviour(self) -> Mapping[str, Mapping[str, float]]:
-        """Aspect of whole greedy solutions -> problem -> number; empty unless it is done."""
+        """Returns aspect of whole greedy solutions -> problem -> number; empty unless done."""
         return self._figures[1]
 
     @cached_property
@@ -117,12 +117,12 @@ class CellRun:
 
     @property
     def summary(self) -> dict[str, float]:
-        """The numbers of its summary.json."""
+        """Returns the numbers of the run's summary.json; empty unless the cell is done."""
         return {k: v for k, v in self._summary.items() if type(v) in (int, float)}
 
     @cached_property
     def held_out_steps(self) -> dict[str, Estimate]:
-        """Figure -> its mean over held-out steps: similarity, exact, format failures, lift."""
+        """Returns figure -> mean over held-out steps: similarity, exact, format failures, lift."""
         figures = self._summary.get("after") or self._summary.get("eval") or {}
         return {
             name.removeprefix(HELD_OUT_STEPS): Estimate(**figure)
@@ -132,25 +132,29 @@ class CellRun:
 
     @property
     def tokens(self) -> float | None:
-        """Written in training by the policy, or read by SFT; None where nothing was trained."""
+        """Returns the tokens that the policy wrote in training, or that SFT read.
+
+        The result is None without training, and unless the cell is done.
+        """
         return self.summary.get("tokens_written", self.summary.get("tokens_read"))
 
     @property
     def policy_step(self) -> int | None:
-        """The training step of the policy that was tested: the last, or the best on validation."""
+        """Returns the training step of the tested policy: the last, or the best on validation."""
         best = str(self._summary.get("best_checkpoint")).rpartition("checkpoint-")[2]
         return int(best) if best.isdecimal() else self._summary.get("steps")
 
     @cached_property
     def groups(self) -> tuple[float, float] | None:
-        """Groups that updates were made of, and all that were sampled; None without rollouts."""
+        """Returns the numbers of groups trained on and of sampled groups; None without rollouts."""
         return groups_of(log_lines(self.run.metrics)) if self.done else None
 
     @cached_property
     def loads(self) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
-        """How a sparse policy's experts were used in the first and in the last fifth of training.
+        """Returns how the experts were used in the first and the last fifth of training.
 
-        Figures as `load_figures` names them; None of a dense policy, and without training.
+        The figures have the names of `load_figures`. The result is None for a dense policy, and
+        without training.
         """
         lines = [line["layers"] for line in log_lines(self.run.experts)] if self.done else []
         if not lines:
@@ -160,17 +164,17 @@ class CellRun:
 
     @property
     def seconds(self) -> float:
-        """What its sessions took."""
+        """Returns the total time of the run's sessions, in seconds."""
         return sum(line["seconds"] for line in self.sessions)
 
     @property
     def commands(self) -> list[str]:
-        """Its sessions' commands as one would type them, whoever's Python it was."""
+        """Returns the sessions' commands as a user would type them, with `python` as first word."""
         return [shlex.join(["python", *line["command"][1:]]) for line in self.sessions]
 
     @cached_property
     def made_with(self) -> MadeWith | None:
-        """The code and the machine; None unless it is done."""
+        """Returns the code and the machine that made the cell; None unless the cell is done."""
         if not self.done:
             return None
         environment = _object(self.run.environment)
@@ -186,28 +190,28 @@ class CellRun:
 
 
 def read_cells(plan: Plan) -> dict[str, CellRun]:
-    """Every cell of the plan by its name."""
+    """Returns the name of every cell of the plan -> its run on the disk."""
     starts, sessions = log_lines(plan.output / STARTS), log_lines(plan.output / SESSIONS)
     found: dict[str, CellRun] = {}
-    for cell in plan.cells:  # each behind the one it starts from
+    for cell in plan.cells:  # a cell comes after the cell it starts from
         first = None if cell.after is None else found[cell.after]
         found[cell.name] = _read(cell, plan.output, first, starts, sessions)
     return found
 
 
 def read_cell(cell: Cell, output: Path) -> CellRun:
-    """One cell, whose first is known to be done."""
+    """Returns one cell's run; the cell that it starts from must be done."""
     return _read(cell, output, None, log_lines(output / STARTS), log_lines(output / SESSIONS))
 
 
 def write_start(cell: Cell, output: Path, started: str, *, threads: int) -> None:
-    """Write down what `cell` starts from now.
+    """Adds a line to starts.jsonl with the weights that `cell` starts from now.
 
     Args:
-        cell: which.
+        cell: the cell.
         output: the comparison's folder.
         started: date and time, ISO 8601.
-        threads: how many it computes with, on which the rounding of its sums depends.
+        threads: the number of threads of the cell, on which the rounding of its sums depends.
     """
     model = cell.experiment.model
     stamp = _stamp(model)
@@ -225,7 +229,7 @@ def write_start(cell: Cell, output: Path, started: str, *, threads: int) -> None
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Returns the model name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -235,7 +239,10 @@ def cpu_name() -> str:
 
 
 def groups_of(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Groups kept and tried, of metrics.jsonl, whose lines hold means since the line before."""
+    """Returns the total groups kept and tried, from metrics.jsonl; None if no group was tried.
+
+    Each line has the means over the steps since the previous such line.
+    """
     kept = tried = 0.0
     last = 0
     for line in lines:
@@ -254,7 +261,7 @@ def _read(
     sessions: Sequence[Line],
 ) -> CellRun:
     run = RunFolder(output / cell.name)
-    # environment.json has whole seconds.
+    # The time in environment.json is in whole seconds.
     began = _time(_object(run.environment).get("started"))
     before = [
         line
@@ -266,12 +273,12 @@ def _read(
     start: Line = before[-1] if before else {}
     own = [line for line in sessions if line["cell"] == cell.name]
     state, why = _state(cell, run, first, start)
-    # Above 128 it was asked to stop, and did; below 0 it was killed.
+    # Exit codes above 128: the cell stopped because a signal asked it. Below 0: it was killed.
     if state is State.TO_DO and own and own[-1]["exit"] != 0 and own[-1]["exit"] <= 128:
         state = State.FAILED
     since = _time(start.get("started"))
     if since is None and began is not None:
-        # Of other clocks than a session's times, and without their parts of a second.
+        # `began` is of another clock than the sessions' times, and has no fraction of a second.
         since = began - timedelta(seconds=1)
     of_run = [line for line in own if since is not None and _ended(line) >= since]
     return CellRun(cell, run, state, why, start, of_run)
@@ -280,7 +287,7 @@ def _read(
 def _state(
     cell: Cell, run: RunFolder, first: CellRun | None, start: Line
 ) -> tuple[State, list[str]]:
-    """What is there of a cell, and what is wrong with it in words."""
+    """Returns the state of a cell, and lines that say why its settings or its start differ."""
     if not run.path.is_dir() or not any(run.path.iterdir()):
         return State.TO_DO, []
     finished = run.summary.is_file()
@@ -305,20 +312,20 @@ def _has_checkpoint(run: RunFolder) -> bool:
         return False
     try:
         return latest_checkpoint(run.path, lambda _: None) is not None
-    except UsageError:  # there are some, none of them whole
+    except UsageError:  # there are checkpoints, but none is complete
         return False
 
 
 def _changes(cell: Cell, run: RunFolder) -> list[str]:
-    """`key: old -> new` for every setting of the run that the plan has otherwise."""
+    """Returns `key: old -> new` for every setting in which the run differs from the plan."""
     old, new = run.read_config(), cell.experiment.resolved()
-    # A setting of ours that has gone from the config of this method has no meaning for it.
+    # SRL's settings that this method does not have, as in old configs, have no effect on it.
     idle = {*setting_names(SRLConfig)} - {*setting_names(type(cell.experiment.args))}
     old = {key: value for key, value in old.items() if key not in idle}
-    # A source may be code. The plan's is the user's own; that of a folder need not be.
+    # A source may be code. The plan's code is the user's own, but a folder's code may not be.
     if list(sources_in(old.get("data"))) == list(sources_in(new.get("data"))):
-        with suppress(UsageError):  # a field that there is no more is told as it is
-            # A field that is newer than the run has its default, which is what the run did.
+        with suppress(UsageError):  # if a setting no longer exists, the config is compared as it is
+            # A setting that is newer than the run gets its default, which is what the run used.
             old = parse_experiment(old, where=str(run.config)).resolved()
     before, after = (
         {key: value for key, value in settings.items() if key not in _FREE}
@@ -328,12 +335,12 @@ def _changes(cell: Cell, run: RunFolder) -> list[str]:
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; none without a file."""
+    """Returns the lines of a log; an empty list if there is no file."""
     return list(read_rows(path)) if path.is_file() else []
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one if there is none."""
+    """Returns the JSON object of a file; an empty one if there is none or it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -342,7 +349,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _time(text: str | None) -> datetime | None:
-    """A date and time as logs have it."""
+    """Returns a log's date and time, in UTC if it has no zone; None for None."""
     if text is None:
         return None
     found = datetime.fromisoformat(text)
@@ -354,9 +361,11 @@ def _ended(session: Line) -> datetime:
 
 
 def _stamp(model: str) -> str | None:
-    """Names, sizes and times of a model folder's files, as one word: while they stay, the weights
-    do, and need not be read. None where there is no folder, and for an adapter, whose base is
-    elsewhere."""
+    """Returns a digest of the names, sizes and times of a model folder's files.
+
+    While the digest is unchanged, the weights count as unchanged and are not read. The result is
+    None if there is no folder, and for an adapter, whose base is elsewhere.
+    """
     folder = Path(model)
     if not folder.is_dir() or is_adapter_folder(folder):
         return None
@@ -371,5 +380,8 @@ def _digest(model: str, stamp: str | None) -> str | None:
 
 @cache
 def _digest_once(model: str, stamp: str) -> str | None:
-    """Read once a process: every row starts from the same base, which may have gigabytes."""
+    """Returns the fingerprint of a model, computed once per process.
+
+    Every row starts from the same base, which may have gigabytes.
+    """
     return fingerprint(model)

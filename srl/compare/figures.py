@@ -1,29 +1,31 @@
-"""What a row of the comparison solves, and by how much two rows differ, with 95 % intervals.
+"""Computes what a row solves, and how much two rows differ, with 95 % intervals.
 
-A figure is first one number a problem from 0 to 1, for each training seed, and then a mean over
-seeds and problems. Two things were drawn by chance: the problems, which all seeds share, and the
-seeds, which all problems share. An interval over problems alone answers for these three trainings
-and no others; one over seeds alone, for these problems and no others.
+A figure has one number from 0 to 1 per problem and training seed. Its value is the mean over seeds
+and problems. Both were drawn at random: all seeds share the problems, and all problems share the
+seeds. An interval over problems alone is valid only for these three trainings. An interval over
+seeds alone is valid only for these problems.
 
-Here the variance of the mean is the sum of both: that of the seeds' means over the number of seeds,
-and that of the problems' means over the number of problems. The chance of a single attempt is in
-each of the two, so the sum is too large rather than too small. The half width is the sum's root
-times Student's t with the degrees of freedom of Welch and Satterthwaite, rounded down: 2 for three
-seeds that differ much, some hundred for seeds that do not. A contrast is the same of the
-differences, paired by problem and by seed. So that rows which solve all problems, or none, keep a
-width, the spread over problems counts four problems more for a row (two solved, two not: Agresti
-and Coull 1998) and two for a contrast (half a problem of each kind of pair: Agresti and Min 2005).
+Here the variance of the mean is the sum of two parts: the variance of the seeds' means divided by
+the number of seeds, and the variance of the problems' means divided by the number of problems. The
+randomness of a single attempt is in both parts, so the sum is rather too large than too small. The
+half width is the root of the sum times Student's t. Its degrees of freedom are those of Welch and
+Satterthwaite, rounded down: 2 for three seeds that differ much, a hundred or more for seeds that do
+not. A contrast is computed in the same way from the differences, paired by problem and by seed.
 
-Measured on simulated rows of 200 problems and three seeds, 24 worlds of easy and hard problems and
-of seeds whose means have a standard deviation of 2 to 7 points, 2,000 comparisons in each: of the
-intervals of rows 94.3 to 98.9 % hold the truth, of those of contrasts 93.9 to 99.2 %
-(`python experiments/compare/interval_coverage.py`).
+Rows that solve all problems, or none, must keep a width. So the spread over problems includes four
+additional problems for a row (two solved, two not: Agresti and Coull 1998) and two for a contrast
+(half a problem of each kind of pair: Agresti and Min 2005).
 
-What three seeds cannot give: a spread that is known from three values is hardly known (t is 4.30,
-where many seeds have 1.96). Where the seeds of a row have a standard deviation of 3 points, the
-interval of a contrast reaches 8 to 12 points to either side: smaller differences are not told apart
-though they may be there. Nothing is corrected for the number of contrasts: of twenty where nothing
-differs, one may well look as if it did.
+The coverage was measured on simulated rows of 200 problems and three seeds. There were 24 worlds of
+easy and hard problems and of seeds whose means have a standard deviation of 2 to 7 points, with
+2,000 comparisons in each. The true value is in 94.3 to 98.9 % of the rows' intervals and in 93.9 to
+99.2 % of the contrasts' intervals (`python experiments/compare/interval_coverage.py`).
+
+Three seeds have limits. Three values say little about a spread (t is 4.30; with many seeds it is
+1.96). If the seeds of a row have a standard deviation of 3 points, the interval of a contrast
+extends 8 to 12 points to each side, so smaller differences cannot be detected even if they exist.
+There is no correction for the number of contrasts: of twenty contrasts without a true difference,
+one may well appear to have one.
 """
 
 from __future__ import annotations
@@ -38,21 +40,21 @@ from srl.sample_metrics import sample_figures
 from srl.stats import Estimate, student_t
 
 Values = Mapping[str, float]
-"""One number a problem, by the problem's id; from 0 to 1 where it is a share."""
+"""Problem id -> number; the number is from 0 to 1 if it is a share."""
 
 HIGHER, LOWER, SAME, ONE_SEED = "higher", "lower", "not told apart", "one seed"
 
-# Values of a problem, and how many problems of it are added to the spread.
+# (value, number): the spread includes this number of additional problems with this value.
 _ROW_PRIOR = ((1.0, 2.0), (0.0, 2.0))
 _CONTRAST_PRIOR = ((1.0, 0.5), (-1.0, 0.5), (0.0, 1.0))
 
 
 def last_evaluation(rows: Iterable[Mapping[str, object]]) -> list[Mapping[str, object]]:
-    """The lines of eval.jsonl that a cell is judged by.
+    """Returns the lines of eval.jsonl that count for a cell.
 
-    Of a training the last evaluation after it, for one that was killed is made again; what somebody
-    asked the run later (`make eval`), perhaps other problems, is not the comparison's. Without any,
-    the last evaluation.
+    These are the lines of the last evaluation after training, because an evaluation that was killed
+    is made again. Later evaluations by a user (`make eval`), perhaps of other problems, do not
+    count. If there was no evaluation after training, the last evaluation counts.
     """
     lines = list(rows)
     lines = [line for line in lines if line.get("when") == "after"] or lines
@@ -61,14 +63,15 @@ def last_evaluation(rows: Iterable[Mapping[str, object]]) -> list[Mapping[str, o
 
 
 def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """Every figure that one evaluation gives, as one number a problem.
+    """Returns every figure of one evaluation, as one number per problem.
 
     Args:
         attempts: lines of eval.jsonl of one evaluation.
 
     Returns:
-        "steps greedy", "whole greedy", and for k sampled attempts "whole avg@k", "whole pass@k" and
-        "whole maj@k" -> problem id -> number. With differing numbers of samples k is the smallest.
+        "steps greedy" and "whole greedy", and for k sampled attempts "whole avg@k", "whole pass@k"
+        and "whole maj@k", or the same with "steps" -> problem id -> number. If the numbers of
+        samples differ, k is the smallest.
     """
     greedy: dict[str, dict[str, bool]] = {}
     sampled: dict[str, dict[str, list[tuple[bool, str | None]]]] = {}
@@ -92,7 +95,7 @@ def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, 
 
 
 def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
-    """Aspect of `Behaviour` -> problem id -> number, of one evaluation's greedy whole solutions."""
+    """Returns aspect of `Behaviour` -> problem id -> number, for greedy whole solutions."""
     found: dict[str, dict[str, float]] = {}
     for line in attempts:
         if (line["mode"], line["sample"]) == ("whole", 0):
@@ -103,15 +106,17 @@ def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str
 
 
 def row_estimate_of_counts(seeds: Sequence[Values]) -> Estimate:
-    """`row_estimate` of counts and lengths: from 0 on, and nothing added to the spread."""
+    """Returns `row_estimate` for counts and lengths: bounded by 0, nothing added to the spread."""
     return _crossed(_matrix(seeds), (), (0.0, math.inf))
 
 
 def row_estimate(seeds: Sequence[Values]) -> Estimate:
-    """The mean over seeds and problems; `n` counts problems. One seed: over problems alone.
+    """Returns the mean over seeds and problems; `n` counts problems.
+
+    With one seed, the interval is over problems alone.
 
     Args:
-        seeds: for each seed its values, of the same problems.
+        seeds: the values of each seed, for the same problems.
 
     Raises:
         ValueError: no values, or seeds with other problems.
@@ -120,12 +125,12 @@ def row_estimate(seeds: Sequence[Values]) -> Estimate:
 
 
 def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
-    """How much more `one` solves than `other`, paired by problem and by seed.
+    """Returns how much more `one` solves than `other`, paired by problem and by seed.
 
     Args:
-        one: for each seed its values.
-        other: for the same seeds in the same order its values; a row without seeds comes again for
-            each.
+        one: the values of each seed.
+        other: the values of the same seeds, in the same order; the values of a row without seeds
+            are repeated for each seed.
 
     Raises:
         ValueError: no values, other problems, or not as many seeds.
@@ -138,15 +143,18 @@ def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
 
 
 def verdict(difference: Estimate, seeds: int) -> str:
-    """The contrast in a word. From one training there is none: the next may differ. Two rows that
-    are not trained, which have no seeds, differ by their problems alone."""
+    """Returns the result of a contrast as one of the words above.
+
+    One seed allows no verdict, because the next training may differ. Two rows without seeds are not
+    trained, so only the problems are random.
+    """
     if seeds == 1:
         return ONE_SEED
     return HIGHER if difference.low > 0 else LOWER if difference.high < 0 else SAME
 
 
 def _matrix(seeds: Sequence[Values]) -> list[list[float]]:
-    """Seeds by problems, in one order of the problems."""
+    """Returns the values as a matrix of seeds by problems, with the same order of problems."""
     if not seeds or not seeds[0]:
         raise ValueError("there are no values to estimate from")
     if any(values.keys() != seeds[0].keys() for values in seeds):
@@ -160,12 +168,12 @@ def _crossed(
     prior: Sequence[tuple[float, float]],
     bounds: tuple[float, float],
 ) -> Estimate:
-    """The mean of seeds by problems; see the head of this file.
+    """Returns the mean of a matrix of seeds by problems; see the start of this file.
 
     Args:
         values: a row for each seed, a column for each problem.
-        prior: values of problems that are added to the spread, with how many of each.
-        bounds: the least value there is, and the greatest.
+        prior: (value, number) of the problems that are added to the spread.
+        bounds: the least and the greatest possible value.
     """
     seed_means = [fmean(row) for row in values]
     problem_means = [fmean(column) for column in zip(*values, strict=True)]
@@ -184,7 +192,7 @@ def _crossed(
         return Estimate(mean, mean, mean, problems)
     degrees = int(variance**2 / below + 1e-6)  # 9 - 1e-15 is 9
     half = student_t(degrees) * variance**0.5
-    # The middle is shrunk; with few problems the mean itself could fall outside.
+    # The added problems move the middle; with few problems the mean could be outside the interval.
     low, high = min(mean, middle - half), max(mean, middle + half)
     return Estimate(mean, max(bounds[0], low), min(bounds[1], high), problems)
 

@@ -1,4 +1,4 @@
-"""The `gap` block of a comparison: which teacher, length or mixture suits which policy.
+"""Expands the `gap` block of a comparison: which teacher, length or mixture suits which policy.
 
     gap:
       models: {small: experiments/gap/small, large: experiments/tiny/base}
@@ -11,10 +11,11 @@
         sft: {learning_rate: 1.0e-3}
         srl: {learning_rate: 1.0e-4}
 
-A model becomes a difficulty, a source or a mixture under a method a row, a pair the contrast of two
-rows, and every mixture is held against each of its sources (Li et al., arXiv 2502.12143: delta-long
-and delta-large are such contrasts). With `expert_tokens` every row is there twice: at as many rows,
-and at as many of the expert's tokens: a number, or one for each method that shall have such rows.
+A model becomes a difficulty. A source or a mixture, together with a method, becomes a row. A pair
+becomes the contrast of two rows. Every mixture is compared with each of its sources, and every row
+with the base policy (Li et al., arXiv 2502.12143: delta-long and delta-large are such contrasts).
+With `expert_tokens` every trained row exists twice: at an equal number of rows, and at an equal
+number of the expert's tokens. It is a number, or one number for each method with such rows.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from srl.errors import UsageError
 
 _WORDS = ("mix_by", "same_problem", "when_exhausted", "wrong_answers")
 KEYS = ("models", "sources", "pairs", "mixtures", *_WORDS, "methods", "expert_tokens")
-# What gap says itself of a row.
+# Settings of a row that follow from gap.
 _OWN = ("data", "model", "method", "title", "train", "like", "after", "max_expert_tokens")
 _SHARES_OF_STEPS = ("eval_steps", "save_steps", "logging_steps", "warmup_steps")
 BASE = "base"
-_TOKENS = "_tokens"  # behind the name of a row at equal tokens
+_TOKENS = "_tokens"  # the end of the name of a row at equal tokens
 _MOST_STEPS = 100_000
-_ADAPTIVE = "adaptive"  # beside the sources of a mixture
+_ADAPTIVE = "adaptive"  # a key of a mixture, besides its sources
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What a row is trained on.
+    """The data that a row is trained on.
 
     Attributes:
-        name: of the source or the mixture.
+        name: the name of the source or the mixture.
         weights: source -> weight.
-        adaptive: what `data.adaptive` is; None where shares stay as they are.
+        adaptive: the value of `data.adaptive`; None if shares are constant.
     """
 
     name: str
@@ -52,15 +53,15 @@ class Arm:
     adaptive: object = None
 
     def trains(self, method: str) -> bool:
-        """Whether there is such a row: SFT has no groups, whose signal shares could follow."""
+        """Returns whether the method can use this data; SFT has no groups for adaptive shares."""
         return method == "srl" or self.adaptive is None
 
 
 def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
-    """The values of a comparison's file, its `gap` as difficulties, rows and contrasts.
+    """Returns the values of a comparison's file with `gap` as difficulties, rows and contrasts.
 
     Raises:
-        UsageError: a key or a value that cannot be, or what the block makes is there already.
+        UsageError: a key or a value is not allowed, or the file also has what `gap` creates.
     """
     if "gap" not in values:
         return dict(values)
@@ -96,7 +97,10 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
             raise UsageError(f"{at}.sources.{name}: leave weight away; mixtures say weights")
 
     def data(weights: Mapping[str, float], adaptive: object = None) -> dict[str, object]:
-        """All sources in every row, so that the same problems and steps are held out for all."""
+        """Returns a row's `data`; a source that it does not train on has weight 0.
+
+        All sources are in every row, so that all rows hold out the same problems and steps.
+        """
         return {
             **{word: gap[word] for word in _WORDS if word in gap},
             **({} if adaptive is None else {"adaptive": adaptive}),
@@ -128,7 +132,7 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _expert_tokens(given: object, methods: Mapping[str, object], place: str) -> dict[str, int]:
-    """Method -> tokens of its rows at equal tokens; a method that is not there has no such rows."""
+    """Returns method -> tokens of its rows at equal tokens; a missing method has no such rows."""
     if given is None:
         return {}
     if isinstance(given, Mapping):
@@ -143,7 +147,7 @@ def _check_settings(settings: Mapping[str, object], place: str) -> None:
 
 
 def _refuse_shares(settings: Mapping[str, object], at: str) -> None:
-    """Nobody knows how many steps so many tokens will take."""
+    """Raises UsageError for shares of the steps, as the number of steps is unknown in advance."""
     for key in _SHARES_OF_STEPS:
         value = settings.get(key)
         if isinstance(value, float) and 0 < value < 1:
@@ -192,7 +196,7 @@ def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> A
         raise UsageError(f"{place} is {of!r}; give two sources or more, each with its weight")
     refuse_unknown(weights, list(sources), place)
     shares = {key: cast(float, fit(v, float, f"{place}.{key}")) for key, v in weights.items()}
-    # What it may be, and what may not, `data.adaptive` says.
+    # The value of `adaptive` is checked where `data.adaptive` is read.
     return Arm(name, shares, None if adaptive is False else adaptive)
 
 

@@ -1,7 +1,7 @@
-"""What is compared: difficulties, rows and seeds, and the runs that they ask for.
+"""Defines the plan of a comparison: its difficulties, rows and seeds, and the runs they need.
 
-One run, a cell, is one difficulty, one row and one seed; the base policy, which is not trained, has
-no seed. The file that says all this is read in `plan_file`.
+A cell is one run of one difficulty, one row and one seed. The base policy is not trained and has no
+seed. `plan_file` reads the plan from a file.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from srl.errors import UsageError
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     title: str
-    trained: bool  # false for the policy that every row starts from, which is evaluated once
-    after: str | None  # the row whose policies this one starts from
+    trained: bool  # False for the base policy, which is only evaluated, once
+    after: str | None  # the row whose policies this row starts from
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of the plan."""
 
-    name: str  # of its folder: `hard.srl.0`, or `hard.base` without a seed
+    name: str  # the name of its folder: `hard.srl.0`, or `hard.base` without a seed
     difficulty: str
     row: str
-    seed: int | None  # of its training; None is not trained
-    after: str | None  # the cell whose policy it starts from
-    settings: Mapping[str, object]  # its experiment file
-    experiment: Experiment  # the same, checked
+    seed: int | None  # the seed of its training; None if it is not trained
+    after: str | None  # the cell whose policy this cell starts from
+    settings: Mapping[str, object]  # the content of its experiment file
+    experiment: Experiment  # the same content, checked
 
     @property
     def trained(self) -> bool:
@@ -43,28 +43,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison."""
+    """The plan of a comparison."""
 
     source: Path  # its file
-    quick: bool  # it is the small one, of `--quick`
+    quick: bool  # whether it is the small comparison of `--quick`
     output: Path  # the folder of all runs
     difficulties: tuple[str, ...]
     rows: tuple[Row, ...]  # in the table's order
-    seeds: tuple[int, ...]  # of every trained row
-    contrasts: tuple[tuple[str, str], ...]  # pairs of rows: the first less the second
-    metrics: tuple[str, ...]  # the figures that contrasts are about; the first is the main one
-    cells: tuple[Cell, ...]  # each behind the one whose policy it starts from
+    seeds: tuple[int, ...]  # the seeds of every trained row
+    contrasts: tuple[tuple[str, str], ...]  # pairs of rows: the first minus the second
+    metrics: tuple[str, ...]  # the figures of the contrasts; the first is the main figure
+    cells: tuple[Cell, ...]  # each cell comes after the cell whose policy it starts from
     given: tuple[str, ...] = ()  # words of the command line that changed the file's plan
     across: bool = False  # contrasts are also shown side by side for all difficulties
-    keep_checkpoints: bool = False  # of cells that have finished
+    keep_checkpoints: bool = False  # whether finished cells keep their checkpoints
 
     @property
     def metric(self) -> str:
-        """The main figure."""
+        """Returns the name of the main figure."""
         return self.metrics[0]
 
     def cells_of(self, difficulty: str, row: str) -> list[Cell]:
-        """One cell for each seed, or the one that has none."""
+        """Returns the cells of a row: one per seed, or the one cell without a seed."""
         return [c for c in self.cells if (c.difficulty, c.row) == (difficulty, row)]
 
     def choose(
@@ -74,9 +74,9 @@ class Plan:
         seeds: Collection[int] | None = None,
         difficulties: Collection[str] | None = None,
     ) -> tuple[Cell, ...]:
-        """The cells that are asked for, and those whose policies they start from; None is all.
+        """Returns the chosen cells and all cells whose policies they start from; None is all.
 
-        A row that is not trained has no seed, so no choice of seeds leaves it out.
+        A row that is not trained has no seed, so a choice of seeds never excludes it.
 
         Raises:
             UsageError: a name or a seed that the plan does not have.
@@ -104,5 +104,5 @@ class Plan:
 
 
 def cell_name(difficulty: str, row: str, seed: int | None) -> str:
-    """The folder of a cell: `hard.srl.0`; without a seed `hard.base`."""
+    """Returns the name of a cell's folder: `hard.srl.0`, or `hard.base` without a seed."""
     return ".".join([difficulty, row] if seed is None else [difficulty, row, str(seed)])

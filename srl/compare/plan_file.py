@@ -1,9 +1,10 @@
-"""The file of a comparison, strictly read, as the plan of its runs.
+"""Reads a comparison's file strictly, and makes the plan of its runs.
 
-A cell's settings are those of `settings`, then of its difficulty, then of its row: what comes
-later wins, but a row's options of `data` are added to those of its difficulty, and of the row it is
-like. All cells are checked before any is started, so that a wrong key in the last row is not found
-after a night. `quick` changes what it names, and leaves out a difficulty or row that is null there.
+A cell's settings come from `settings`, then from its difficulty, then from its row. Later settings
+override earlier ones. But the `data` options of a row are added to those of its difficulty and of
+the row that its `like` names. All cells are checked before the first starts, so that a wrong key in
+the last row is not discovered after a night. `quick` changes the keys that it names, and removes a
+difficulty or row that is null there.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ KEYS = (
 )
 QUICK_KEYS = tuple(key for key in KEYS if key != "quick")
 ROW_WORDS = ("train", "title", "after", "like")
-"""What a row has beside the fields of an experiment file."""
+"""The keys of a row besides the fields of an experiment file."""
 
-# A row's or a difficulty's name is a part of a folder's: hard.srl.0
+# The names of rows and difficulties are parts of folder names: hard.srl.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
-# Fields of an experiment that the plan sets for every cell.
+# Fields of an experiment that the plan sets for every cell, with what to use instead.
 _PLANNED = {
     "output_dir": "`output` says where the runs are",
     "run_name": "a cell is named by its difficulty, row and seed",
@@ -67,17 +68,17 @@ def load_plan(
     data: str | None = None,
     output: str | None = None,
 ) -> Plan:
-    """Read a comparison's file.
+    """Reads a comparison's file and returns its plan.
 
     Args:
         path: the file.
-        quick: with the changes under its `quick`.
-        model, output: instead of the file's.
-        data: the `path` of every difficulty's data, instead of the file's.
+        quick: apply the changes under `quick`.
+        model, output: replace the values in the file.
+        data: the `path` of every difficulty's data; it replaces the value in the file.
 
     Raises:
-        UsageError: no such file, no YAML, an unknown key (the nearest is named), a row that is not
-            there, a circle of rows, settings that no experiment can have.
+        UsageError: no such file, no YAML, an unknown key (the message names the nearest), a row
+            that does not exist, a circle of rows, settings that no experiment can have.
     """
     if not path.is_file():
         raise UsageError(f"there is no comparison file {path}; name one with --config …")
@@ -101,7 +102,7 @@ def load_plan(
 
 
 def _with_model(blocks: Mapping[str, object]) -> list[str]:
-    """Those of the difficulties that name a model of their own."""
+    """Returns the names of the difficulties that have their own model."""
     return [name for name, of in blocks.items() if isinstance(of, dict) and "model" in of]
 
 
@@ -114,7 +115,7 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
         )
     at = f"{where}, quick"
     refuse_unknown(changes, QUICK_KEYS, at)
-    # Never in the same folder: its finished cells would have other settings.
+    # The folder is never the same, because its finished cells would have other settings.
     result = {**values, **changes}
     if "output" not in changes and isinstance(output := values.get("output"), str) and output:
         result["output"] = f"{output}-quick"
@@ -134,7 +135,7 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
             )
     for key in ("difficulties", "rows"):
         if key not in values and "gap" in values:
-            continue  # they follow from it
+            continue  # difficulties and rows follow from gap
         blocks = _block(values.get(key), f"{where}: {key}")
         changed = _block(changes.get(key), f"{at}: {key}")
         refuse_unknown(changed, blocks, f"{at}: {key}")
@@ -150,7 +151,7 @@ def _made_quick(values: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _deep_merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
-    """`new` over `old`, block by block; null takes a key out."""
+    """Returns `old` updated with `new`, block by block; null removes a key."""
     result = dict(old)
     for key, value in new.items():
         before = old.get(key)
@@ -164,7 +165,7 @@ def _deep_merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[s
 
 
 def _merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
-    """`new` over `old`; the options of data one by one."""
+    """Returns `old` updated with `new`; the options of `data` are updated one by one."""
     result = {**old, **new}
     before, after = old.get("data"), new.get("data")
     if isinstance(before, dict) and isinstance(after, dict):
@@ -196,7 +197,7 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
     blocks = _blocks(values.get("rows"), f"{where}: rows")
     rows = {name: _row(name, block, blocks, where) for name, block in blocks.items()}
     own_settings: dict[str, dict[str, object]] = {}
-    for name in _in_order(blocks, "like", where):  # each behind the one that it is like
+    for name in _in_order(blocks, "like", where):  # a row comes after the row it is like
         own = {key: value for key, value in blocks[name].items() if key not in ROW_WORDS}
         if "model" in own and rows[name].after is not None:
             raise UsageError(
@@ -210,8 +211,8 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
         for row in (rows[name] for name in _in_order(blocks, "after", where)):
             place = f"{where}, row {row.name}, difficulty {difficulty}"
             given = {"model": values.get("model"), **settings, **problems, **own_settings[row.name]}
-            # What a row says of its data is added: `compare` checks that the same problems are
-            # held out for all rows.
+            # The data options of a row are added. `compare` checks that all rows still hold out
+            # the same problems.
             if data_path is not None and "sources" in _block(problems["data"], where):
                 raise UsageError(
                     f"{where}, difficulty {difficulty}: it mixes several sources, and --data gives "
@@ -223,7 +224,7 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
                 **({} if data_path is None else {"path": data_path}),
             }
             for seed in seeds if row.trained else (None,):
-                # The untrained policy draws its samples by the seed of the problems.
+                # The untrained policy uses the seed of the problems for its samples.
                 given |= {"seed": data_seed if seed is None else seed, "data_seed": data_seed}
                 given |= {"test_before": False, "output_dir": output}
                 after = cell_name(difficulty, row.after, seed) if row.after is not None else None
@@ -254,7 +255,11 @@ def _plan(values: Mapping[str, object], path: Path, *, quick: bool, data_path: s
 
 
 def _in_order(rows: Mapping[str, Mapping[str, object]], word: str, where: str) -> list[str]:
-    """The names of rows, each behind the one that its `word` names."""
+    """Returns the names of the rows, each after the row that its `word` names.
+
+    Raises:
+        UsageError: rows name each other in a circle.
+    """
     graph = {name: [] if block.get(word) is None else [block[word]] for name, block in rows.items()}
     try:
         return [str(name) for name in TopologicalSorter(graph).static_order()]
@@ -264,7 +269,7 @@ def _in_order(rows: Mapping[str, Mapping[str, object]], word: str, where: str) -
 
 
 def figure_names(experiment: Experiment) -> list[str]:
-    """The figures that an evaluation under these settings has, as `figures_of` calls them."""
+    """Returns the names of the figures of an evaluation with these settings, as in `figures_of`."""
     args = experiment.args
     samples = {"steps": args.solve_samples}
     if args.solve_whole:
@@ -278,7 +283,10 @@ def figure_names(experiment: Experiment) -> list[str]:
 
 
 def _settings_known(values: Mapping[str, object], more: Sequence[str], where: str) -> None:
-    """Refuse what is neither a field of an experiment nor one of `more`, or is the plan's."""
+    """Raises UsageError for a key that is unknown, a secret, or set by the plan.
+
+    Known keys are the fields of an experiment and `more`.
+    """
     own = [field.name for field in fields(Experiment) if field.name != "args"]
     refuse_unknown(values, [*own, *settings_of_any_method(), *more], where)
     for key in SECRETS:
@@ -293,7 +301,7 @@ def _settings_known(values: Mapping[str, object], more: Sequence[str], where: st
 
 
 def _block(value: object, where: str) -> dict[str, object]:
-    """A mapping with text as keys; nothing is an empty one."""
+    """Returns a copy of a mapping whose keys must be texts; None gives an empty mapping."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -305,7 +313,7 @@ def _block(value: object, where: str) -> dict[str, object]:
 
 
 def _blocks(value: object, where: str) -> dict[str, dict[str, object]]:
-    """Named blocks, one at least."""
+    """Returns a mapping of names to blocks, which must have one entry or more."""
     blocks = _block(value, where)
     if not blocks:
         raise UsageError(f"{where} is empty; it must name one or more")

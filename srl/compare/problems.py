@@ -1,4 +1,4 @@
-"""The problems of a comparison: read before anything starts, and the same held out for all rows."""
+"""Checks the data of a comparison before it starts: all rows must hold out the same problems."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from srl.errors import UsageError
 
 
 def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> None:
-    """Read the data of the difficulties that are begun: what is wrong is told before that.
+    """Reads the data of all difficulties with missing cells, to report errors before a cell starts.
 
     Raises:
-        UsageError: a row holds out other problems than another; rows are compared on the same.
-        DataError: data that cannot be used.
+        UsageError: a row holds out other problems than another row, or has other answers to them.
+        DataError: the data cannot be used.
     """
     begun = {cell.difficulty for cell in missing}
     seen = []
@@ -28,7 +28,7 @@ def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> N
         if cell.difficulty not in begun or split in seen:
             continue
         seen.append(split)
-        # What is dropped, and how many are left, is told once for a difficulty.
+        # The numbers of dropped and remaining rows are printed once per difficulty.
         told = console if cell.difficulty not in held_out else Console(quiet=True)
         splits = load_splits(cell.experiment, told)
         problems = tuple(

@@ -1,10 +1,10 @@
-"""The processes of a comparison: how a cell is started, and that none is ever run twice at a time.
+"""Starts the processes of a comparison's cells, and prevents that a cell runs twice at a time.
 
-Cells are in process groups of their own, so Ctrl-C reaches only the one that started them, which
-tells them. Killed outright it cannot: then the kernel does (Linux). Until the last of them has
-ended they hold the output folder's lock, which they inherit. A second lock, which they do not
-inherit, is the starting process's own: it tells a call that is at work from cells that an earlier
-one has left.
+Each cell has its own process group, so Ctrl-C reaches only the process that started the cells. That
+process passes the signal on. If that process is killed, the kernel sends the cells a signal
+(Linux). The cells inherit the output folder's lock, which is held until the last of them has ended.
+A second lock belongs to the starting process only. It distinguishes a call that is at work from
+cells that an earlier call has left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO, Protocol
 from srl.errors import UsageError
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-# Found here and not in a child between fork and exec, where other threads' locks may be held.
+# Looked up here and not in a child between fork and exec, where other threads may hold locks.
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
@@ -32,20 +32,20 @@ class Process(Protocol):
     """A running cell."""
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """Returns the exit code, which is negative for a signal; None while the cell runs."""
 
     def send_signal(self, sig: int, /) -> None: ...
 
 
 Start = Callable[[Sequence[str], Mapping[str, str], Path, int], Process]
-"""Starts a command line with an environment; its output is appended to a file, and it keeps a
-lock's file descriptor open as long as it lives."""
+"""A function that starts a command line with an environment. The process appends its output to a
+file, and keeps a lock's file descriptor open until it ends."""
 
 
 def start_process(
     words: Sequence[str], environment: Mapping[str, str], log: Path, lock: int
 ) -> subprocess.Popen[bytes]:
-    """A cell's process: see `Start`. It is told when this one dies."""
+    """Starts a cell's process, as `Start` describes; it gets a signal when this process dies."""
     with log.open("ab") as file:
         return subprocess.Popen(
             list(words),
@@ -60,16 +60,17 @@ def start_process(
 
 
 def end_with_parent() -> None:
-    """Ask the kernel to have this process save and end when the one that started it is gone.
+    """Asks the kernel to send this process SIGTERM when its parent dies, so that it saves and ends.
 
-    A parent with threads has each of them tell it. Not by a Ctrl-C, whose second stops at once.
+    The signal may come once for each thread of the parent. So it is not SIGINT, because a second
+    Ctrl-C stops a cell at once.
     """
     if _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def at_work(output: Path) -> str | None:
-    """The process that makes cells in the folder now; None if there is none."""
+    """Returns the id of the process that makes cells in the folder now; None if there is none."""
     if not (output / ".caller").is_file():
         return None
     with (output / ".caller").open("r+") as own:
@@ -78,14 +79,16 @@ def at_work(output: Path) -> str | None:
 
 @contextmanager
 def locked(output: Path, waits: Callable[[], object]) -> Iterator[int]:
-    """The folder's lock; held until the last process that inherits it has ended.
+    """Takes the folder's lock and yields its file descriptor, which the cells inherit.
+
+    The lock is held until the last process that inherits it has ended.
 
     Args:
         output: the folder.
-        waits: called once if cells of an earlier call are to be waited for.
+        waits: called once if cells of an earlier call are still running; then it waits for them.
 
     Raises:
-        UsageError: another call holds it.
+        UsageError: another call is at work in the folder.
     """
     with (output / ".caller").open("a+") as own, (output / ".lock").open("a+") as shared:
         if not _take(own):
@@ -106,7 +109,10 @@ def locked(output: Path, waits: Callable[[], object]) -> Iterator[int]:
 
 
 def _take(own: IO[str]) -> bool:
-    """Take a lock of this process alone, whatever it starts, gone when it ends; False if held."""
+    """Takes a lock that child processes do not inherit; returns False if it is already held.
+
+    The lock ends with this process.
+    """
     try:
         fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The figures of a comparison: of each row, and of the contrasts between rows."""
+"""Computes the figures of a comparison: of each row, and of the contrasts between rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from srl.stats import Estimate
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first row less the second, in one figure; of two rows that are not trained `seeds` is
-    empty."""
+    """The difference between two rows in one figure: the first row minus the second.
+
+    `seeds` is empty if neither row is trained, or if there is no difference yet.
+    """
 
     figure: str
     first: str
@@ -35,15 +37,15 @@ class Part:
     """The table of one difficulty."""
 
     difficulty: str
-    problems: int  # how many there are; 0 if no cell is done
+    problems: int  # the number of problems; 0 if no cell is done
     rows: list[tuple[Row, list[CellRun]]]
     figures: dict[str, dict[str, Estimate]]  # row -> figure -> mean over the seeds that are done
     behaviour: dict[str, dict[str, Estimate]]  # row -> aspect of whole greedy solutions -> mean
-    contrasts: list[Contrast]  # of each of the plan's metrics in turn
+    contrasts: list[Contrast]  # all contrasts of the first metric, then of the next, and so on
 
 
 def build(plan: Plan, results: Mapping[str, CellRun]) -> list[Part]:
-    """The figures of every difficulty.
+    """Returns the figures of every difficulty.
 
     Raises:
         UsageError: cells of one difficulty have solved different problems.
@@ -58,7 +60,7 @@ def build(plan: Plan, results: Mapping[str, CellRun]) -> list[Part]:
         figures, shown = {}, {}
         for row, cells in rows:
             done = [cell.values for cell in cells if cell.values]
-            # A figure that only some seeds have would be of other trainings than its neighbours.
+            # A figure that only some seeds have would average other trainings than the rest do.
             names = [n for n in done[0] if all(n in values for values in done)] if done else []
             figures[row.name] = {n: row_estimate([values[n] for values in done]) for n in names}
             seen = [cell.behaviour for cell in cells if cell.behaviour]
@@ -77,7 +79,7 @@ def build(plan: Plan, results: Mapping[str, CellRun]) -> list[Part]:
 def _contrast(
     first: str, second: str, rows: Mapping[str, Sequence[CellRun]], metric: str
 ) -> Contrast:
-    """Paired by seed; a row without seeds is every seed's partner."""
+    """Returns a contrast, paired by seed; a row without seeds is paired with every seed."""
     one, other = (
         {cell.cell.seed: cell.values[metric] for cell in rows[row] if metric in cell.values}
         for row in (first, second)
@@ -93,7 +95,11 @@ def _contrast(
 
 
 def _same_problems(cells: Sequence[CellRun], plan: Plan) -> int:
-    """How many problems all cells have solved."""
+    """Returns how many problems the cells were evaluated on; all must have the same problems.
+
+    Raises:
+        UsageError: two cells have different problems for one figure.
+    """
     seen: dict[str, tuple[str, set[str]]] = {}
     for cell in cells:
         for figure, values in cell.values.items():

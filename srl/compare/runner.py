@@ -1,12 +1,13 @@
-"""Makes the runs of a comparison that are missing, each in a process of its own.
+"""Makes the missing runs of a comparison, each in its own process.
 
-What is done is seen on the disk alone, so the same command goes on after anything: a finished cell
-is passed over, one with a checkpoint is resumed, one without is moved aside and started again.
-Nothing is deleted but the checkpoints of finished cells, 12 bytes a parameter that nobody goes on
-from; a plan may keep them. Cells that others wait for go first, the longest chain before all.
+The progress is read from the disk only, so the same command continues after any interruption. A
+finished cell is skipped, a cell with a checkpoint is resumed, and an unfinished cell without one is
+moved aside and started again. Only the checkpoints of finished cells are deleted: nobody resumes
+from them, and they take 12 bytes per parameter. A plan may keep them. Cells that others wait for
+start first, beginning with the longest chain.
 
-Ctrl-C, or another signal that asks to stop, goes to this process; it tells the cells, and they
-save.
+Ctrl-C, or another signal that asks to stop, goes to this process. It passes the signal on to the
+cells, and they save.
 """
 
 from __future__ import annotations
@@ -61,23 +62,23 @@ def compare(
     jobs: int | None = None,
     start: Start | None = None,
 ) -> int:
-    """Run what is missing of `cells`, show the table and write it; returns the exit code.
+    """Runs the missing cells, shows and writes the table, and returns the exit code.
 
     Args:
         plan: the comparison.
-        console: where to say how it goes.
-        cells: those to run, all of the plan unless given.
-        jobs: how many at a time; unless given a core each, and one where they run on a GPU.
-        start: how a cell's process is started; as one of this Python unless given.
+        console: where progress is printed.
+        cells: the cells to run; None: all cells of the plan.
+        jobs: the number of cells at a time; None: one per core, or one if any runs on a GPU.
+        start: the function that starts a cell's process; None: `start_process`.
 
     Returns:
-        0 all are done; 1 some failed; 128 + n after signal n (130 after Ctrl-C), with checkpoints
-        saved.
+        0 if all cells are done; 1 if some failed; 128 + n after signal n (130 after Ctrl-C), with
+        checkpoints saved.
 
     Raises:
-        UsageError: a cell that is there has other settings or another start, or another call runs
-            in the folder.
-        DataError: data that cannot be used.
+        UsageError: an existing cell has other settings or another start, or another call runs in
+            the folder.
+        DataError: the data cannot be used.
     """
     chosen = plan.cells if cells is None else cells
     if jobs is not None and jobs < 1:
@@ -104,7 +105,7 @@ def compare(
 
 
 def show_table(plan: Plan, console: Console) -> None:
-    """The table of what is there, shown and written."""
+    """Shows and writes the table of the existing cells."""
     _tell_who_is_at_work(plan, console)
     runs = read_cells(plan)
     parts = build(plan, runs)
@@ -115,7 +116,7 @@ def show_table(plan: Plan, console: Console) -> None:
 
 
 def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
-    """What a call would do with each cell: `--dry-run`."""
+    """Prints the state of each cell, in the order in which a call would start them: `--dry-run`."""
     _tell_who_is_at_work(plan, console)
     runs = read_cells(plan)
     for cell in first_first(cells):
@@ -126,28 +127,30 @@ def list_cells(plan: Plan, cells: Sequence[Cell], console: Console) -> None:
 
 
 def first_first(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells in the order to start them: those that the longest chain waits for, then by seed, so
-    that whole seeds are there early."""
+    """Returns cells in the order to start them: by the longest chain that waits, then by seed.
+
+    So whole seeds are complete early.
+    """
     longest = dict.fromkeys((cell.name for cell in cells), 0)
-    for cell in reversed(cells):  # a cell stands behind the one it starts from
+    for cell in reversed(cells):  # a cell comes after the cell it starts from
         if cell.after in longest:
             longest[cell.after] = max(longest[cell.after], longest[cell.name] + 1)
-    # A row without seeds is soon done, and all contrasts with it wait for it.
+    # A row without seeds takes little time, and all contrasts with it wait for it.
     return sorted(cells, key=lambda c: (-longest[c.name], -1 if c.seed is None else c.seed))
 
 
 def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell], runs: Mapping[str, CellRun]) -> None:
-    """Never mix runs.
+    """Raises UsageError if existing runs are not what the plan asks for, so that runs never mix.
 
     Raises:
-        UsageError: a run that is there was made with other settings, or has not started from the
-            policy that is there for it; or it is none of `cells` and would lose the one it started
-            from. The message says which and what to type.
+        UsageError: a run of `cells` has other settings; or the policy from which a run of `cells`,
+            or a run that depends on one, started has changed or is not done. The message names the
+            runs and says what to type.
     """
     asked = {cell.name for cell in cells}
     concerned = set(asked)
     alike: dict[str, list[Path]] = {}
-    for name, run in runs.items():  # a cell stands behind the one it starts from
+    for name, run in runs.items():  # a cell comes after the cell it starts from
         if run.cell.after in concerned:
             concerned.add(name)
         refused = asked if run.state is State.OTHER_SETTINGS else concerned
@@ -166,7 +169,7 @@ def refuse_mixed_runs(plan: Plan, cells: Sequence[Cell], runs: Mapping[str, Cell
 
 
 def _refuse_living(runs: Sequence[CellRun]) -> None:
-    """Raise UsageError if somebody trains in a cell's folder by hand: it would be moved away."""
+    """Raises UsageError if another process writes in a cell's folder, which might be moved away."""
     for run in runs:
         if (owner := writer_of(run.run.path)) is not None:
             raise UsageError(
@@ -175,10 +178,10 @@ def _refuse_living(runs: Sequence[CellRun]) -> None:
 
 
 class Queue:
-    """Cells that wait, run and end.
+    """The cells that wait and the cells that run.
 
     Attributes:
-        failures: cell -> why it is not done, of those that failed and those that waited for them.
+        failures: cell -> why it is not done, for cells that failed and cells that waited for them.
     """
 
     def __init__(
@@ -198,12 +201,12 @@ class Queue:
         self._total, self._ended, self._jobs = len(cells), 0, jobs
         self._threads = max(1, cores() // jobs)
         self._running: list[_Running] = []
-        self._interrupts = 0  # times of Ctrl-C, or 1 for another signal
-        self._signal: int = signal.SIGINT  # the first
+        self._interrupts = 0  # the first signal and each later Ctrl-C
+        self._signal: int = signal.SIGINT  # the first signal
         self._said_stopping = False
 
     def run(self) -> int:
-        """Until all have ended; returns the exit code."""
+        """Runs all cells until they have ended, and returns the exit code."""
         with handling(self._interrupt):
             while True:
                 while not self._interrupts and len(self._running) < self._jobs:
@@ -216,7 +219,7 @@ class Queue:
                 time.sleep(_PAUSE)
                 for one in list(self._running):
                     code = one.process.poll()
-                    if self._jobs == 1:  # nothing else speaks
+                    if self._jobs == 1:  # lines of several cells would mix
                         self._pass_on_lines(one, ended=code is not None)
                     if code is not None:
                         self._running.remove(one)
@@ -226,7 +229,7 @@ class Queue:
         return FAILED if self.failures else DONE
 
     def _next(self) -> Cell | None:
-        """The next cell whose first is done; those whose first failed are given up on the way."""
+        """Returns the next cell that can start, and gives up cells that wait for a failed cell."""
         unfinished = {cell.name for cell in self._waiting}
         unfinished |= {one.cell.name for one in self._running}
         for cell in list(self._waiting):
@@ -269,7 +272,7 @@ class Queue:
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
             "PYTHONUNBUFFERED": "1",
-            # The same code as here, wherever it was found.
+            # The cell imports the same code as this process.
             "PYTHONPATH": os.pathsep.join(filter(None, [_CODE, os.environ.get("PYTHONPATH")])),
         }
         process = self._start(words, environment, log, self._lock)
@@ -309,27 +312,27 @@ class Queue:
         self._told(f"{name} {self.failures[name]}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        # It may come between any two lines, also while a cell is being started: only counted here.
-        # Ctrl-C again is meant; schedulers and closing terminals repeat theirs.
+        # A signal may come between any two lines, also while a cell starts, so it is only counted.
+        # A repeated Ctrl-C is intended. Schedulers and closing terminals repeat their signals.
         if not self._interrupts:
             self._signal = number
         if not self._interrupts or number == signal.SIGINT:
             self._interrupts += 1
 
     def _pass_on_interrupts(self) -> None:
-        """Every running cell is told of each Ctrl-C once; the third ends it."""
+        """Sends each counted signal to every running cell once; the third kills the cell."""
         if self._interrupts and not self._said_stopping:
             self._said_stopping = True
             _say(self._console, "stopping: the running cells save, which may take a step")
         for one in self._running:
             while one.interrupts < self._interrupts:
                 one.interrupts += 1
-                first = one.interrupts == 1  # a cell of ours in the background may ignore Ctrl-C
+                first = one.interrupts == 1  # SIGINT may be ignored in background processes
                 number = self._signal if first else signal.SIGINT
                 one.process.send_signal(number if one.interrupts < 3 else signal.SIGKILL)
 
     def _pass_on_lines(self, one: _Running, *, ended: bool) -> None:
-        """Say what a cell has written into its log since the last time, in whole lines."""
+        """Prints the lines that a cell has written into its log since the last call."""
         with one.log.open("rb") as file:
             file.seek(one.shown)
             written = file.read()
@@ -339,7 +342,7 @@ class Queue:
             _say(self._console, f"  {line}")
 
     def _told(self, words: str) -> None:
-        """Say it, and about how long the rest takes, by what like cells took."""
+        """Prints `words` and an estimate of the remaining time, from the times of similar cells."""
         took = [run for run in self._runs.values() if run.done]
         rest = ""
         if took:
@@ -351,7 +354,10 @@ class Queue:
 
 
 def _expected(cell: Cell, took: Sequence[CellRun]) -> float:
-    """Seconds that cells of the same kind took, or of the same row, or all."""
+    """Returns the mean seconds of finished cells of the same row and difficulty.
+
+    If there are none, it takes the cells of the same row, then all cells.
+    """
     row = [run for run in took if run.cell.row == cell.row]
     like = [run for run in row if run.cell.difficulty == cell.difficulty]
     return fmean(run.seconds for run in like or row or took)
@@ -359,8 +365,10 @@ def _expected(cell: Cell, took: Sequence[CellRun]) -> float:
 
 @dataclass
 class _Running:
-    """A cell that runs; `interrupts` is how many it was told of, `shown` the bytes of its log that
-    were said."""
+    """A running cell.
+
+    `interrupts` counts the signals sent to it. `shown` is the number of printed bytes of its log.
+    """
 
     cell: Cell
     process: Process
@@ -384,7 +392,7 @@ def _make_folders(output: Path) -> None:
 
 
 def _tell_who_is_at_work(plan: Plan, console: Console) -> None:
-    """Cells that are being made look on the disk like cells that were stopped."""
+    """Prints a note if another process makes cells now; on the disk they look like stopped ones."""
     if (process := at_work(plan.output)) is not None:
         _say(
             console,
@@ -394,7 +402,7 @@ def _tell_who_is_at_work(plan: Plan, console: Console) -> None:
 
 
 def _at_once(cells: Sequence[Cell]) -> int:
-    """Cells on a GPU would share its memory: one at a time."""
+    """Returns how many cells run at a time: one per core, or one if a cell would share a GPU."""
     on_cpu = all(cell.experiment.args.device.type == "cpu" for cell in cells)
     return cores() if on_cpu else 1
 
@@ -408,7 +416,7 @@ def _move_aside(path: Path, into: Path) -> Path:
 
 
 def _last_line(log: Path) -> str:
-    """The end of a log, where an error says what it is."""
+    """Returns the last line of a log, which states the error."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()

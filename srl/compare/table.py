@@ -1,4 +1,4 @@
-"""The table of a comparison, for the eye and for programs.
+"""Makes the table of a comparison, for people and for programs.
 
 Every number is in `table.json`; `table.md` and the terminal show the same table.
 """
@@ -26,7 +26,7 @@ from srl.stats import Estimate
 
 
 def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> dict[str, object]:
-    """Every number of the comparison, and what it was made with."""
+    """Returns every number of the comparison, and the machine and code that made the cells."""
     return {
         "config": str(plan.source),
         "quick": plan.quick,
@@ -70,7 +70,7 @@ def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> d
             }
             for name, run in runs.items()
         },
-        # What the cells were made with, which need not be what this table is.
+        # The machine and code that made the cells, which may differ from those of this table.
         "made_with": [
             {**asdict(made), "cells": [name for name, run in runs.items() if run.made_with == made]}
             for made in dict.fromkeys(run.made_with for run in runs.values())
@@ -80,16 +80,16 @@ def as_json(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> d
 
 
 def write_table(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> None:
-    """`table.json` and `table.md` in the output folder."""
+    """Writes `table.json` and `table.md` into the output folder."""
     write_json(plan.output / "table.json", as_json(plan, runs, parts))
     replace_file(plan.output / "table.md", markdown(plan, runs, parts).encode())
 
 
-# ---- for the eye --------------------------------------------------------------------------------
+# ---- for people ---------------------------------------------------------------------------------
 
 
 def markdown(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> str:
-    """The table as Markdown."""
+    """Returns the table as Markdown."""
     lines = [f"# {plan.source.name}: {plan.metric}", ""]
     for part in parts:
         lines += [f"## {_heading(part, plan)}", ""]
@@ -103,7 +103,7 @@ def markdown(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> 
 
 
 def show(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part], console: Console) -> None:
-    """The table in the terminal."""
+    """Shows the table in the terminal."""
     for part in parts:
         title = _heading(part, plan)
         for header, rows in _tables(part, plan):
@@ -127,7 +127,7 @@ def _show_one(
 
 
 def _across(plan: Plan, parts: Sequence[Part]) -> list[tuple[list[str], list[list[str]]]]:
-    """Each contrast for all difficulties beside each other, with the row that is better."""
+    """Returns tables of each contrast for all difficulties side by side, with the better row."""
     if not plan.across:
         return []
     titles = {row.name: row.title for row in plan.rows}
@@ -160,11 +160,11 @@ def _decided(contrast: Contrast, titles: Mapping[str, str], plan: Plan) -> str:
 
 
 ALONE = "(p)"
-"""Marks intervals over problems alone in a table whose others are over training seeds too."""
+"""The mark of intervals over problems alone, if others in the table are over seeds too."""
 
 
 def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> list[str]:
-    """What one must know to read the table."""
+    """Returns the notes that a reader of the table needs."""
     found = []
     missing = [f"{n} ({r.state})" for n, r in runs.items() if not r.done]
     if missing:
@@ -206,7 +206,7 @@ def _command(plan: Plan) -> str:
 
 
 def _makings(runs: Mapping[str, CellRun]) -> list[str]:
-    """What the finished cells were made with; where they differ, how many with what."""
+    """Returns the machines and code of the finished cells, with numbers of cells if they differ."""
     made = [run.made_with for run in runs.values() if run.made_with is not None]
     found = [
         _counted(one.cpu for one in made),
@@ -225,7 +225,7 @@ def _makings(runs: Mapping[str, CellRun]) -> list[str]:
 
 
 def _counted(values: Iterable[object]) -> list[str]:
-    """The one value there is, or each with its number of cells; the unknown is left out."""
+    """Returns the only known value, or each known value with its number of cells."""
     counts = Counter(str(value) for value in values if value)
     if len(counts) < 2:
         return list(counts)
@@ -238,7 +238,7 @@ def _heading(part: Part, plan: Plan) -> str:
 
 
 def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
-    """Headers and rows of what a difficulty has: figures, contrasts, behaviour."""
+    """Returns the tables of a difficulty that have rows, each as its header and its rows."""
     contrasts = (_contrast_rows(part, plan, metric) for metric in plan.metrics)
     tables = (
         _figure_rows(part, plan),
@@ -251,8 +251,8 @@ def _tables(part: Part, plan: Plan) -> list[tuple[list[str], list[list[str]]]]:
 
 
 def _held_out_step_rows(part: Part) -> tuple[list[str], list[list[str]]]:
-    """Greedy steps beside the expert's, of rows whose settings have `test_rows`."""
-    # By place, not by title: two rows may have the same.
+    """Returns the table of greedy steps compared with the expert's, for rows with `test_rows`."""
+    # A list and not a mapping by title, because two rows may have the same title.
     by_row = [(row.title, [c.held_out_steps for c in cells if c.done]) for row, cells in part.rows]
     names = dict.fromkeys(n for _, cells in by_row for figures in cells for n in figures)
     rows = [
@@ -264,14 +264,14 @@ def _held_out_step_rows(part: Part) -> tuple[list[str], list[list[str]]]:
 
 
 def _mean_of(figures: Sequence[Estimate | None]) -> str:
-    """Of one training with its interval over problems; of several the mean alone."""
+    """Returns the figure of one training with its interval over problems; of several, the mean."""
     there = [figure for figure in figures if figure is not None]
     if len(there) == 1:
         return _interval(there[0])
     return f"{100 * fmean(figure.value for figure in there):.1f}" if there else "-"
 
 
-# Of the experts' load, first what a table has of the first fifth of training.
+# Figures of the experts' load that the table shows: of the first fifth of training, then the last.
 _OF_FIRST = {"router/violation": "violation at first"}
 _OF_LAST = {
     "router/violation": "violation at last",
@@ -282,7 +282,7 @@ _OF_LAST = {
 
 
 def _load_rows(part: Part) -> tuple[list[str], list[list[str]]]:
-    """How sparse policies used their experts in training, as means over a row's cells."""
+    """Returns the table of how experts were used in training, as means over a row's cells."""
     rows = []
     for row, cells in part.rows:
         loads = [cell.loads for cell in cells if cell.loads is not None]
@@ -360,14 +360,14 @@ def _short_of(cells: Sequence[CellRun]) -> str:
 
 
 def _groups_used(cells: Sequence[CellRun]) -> str:
-    """The share of the sampled groups that updates were made of."""
+    """Returns the share of the sampled groups that were trained on."""
     found = [cell.groups for cell in cells if cell.groups is not None]
     kept, tried = (sum(pair[i] for pair in found) for i in (0, 1))
     return f"{100 * kept / tried:.0f} %" if tried else "-"
 
 
 def _updates(cells: Sequence[CellRun]) -> str:
-    """Of the policies that were tested, and of how many where an earlier one was the best."""
+    """Returns the numbers of updates of the tested policies, and the total if one was earlier."""
     tested = [cell.policy_step for cell in cells if cell.policy_step is not None]
     if not tested:
         return "-"
@@ -383,17 +383,17 @@ def _tokens(cells: Sequence[CellRun]) -> str:
 
 
 def _trainings(cells: Sequence[CellRun]) -> int:
-    """How many trainings a row's interval is over."""
+    """Returns over how many trainings a row's interval is computed."""
     return sum(bool(cell.values) and cell.cell.trained for cell in cells)
 
 
 def _mark(trainings: int, plan: Plan) -> str:
-    """What stands behind an interval that is over problems alone while others are not."""
+    """Returns the mark after an interval that is over problems alone while others are not."""
     return f" {ALONE}" if trainings < 2 <= len(plan.seeds) else ""
 
 
 def _is_alone(part: Part, plan: Plan) -> bool:
-    """Whether any interval of a difficulty is marked."""
+    """Returns whether any interval of a difficulty is marked."""
     shown = [_trainings(cells) for row, cells in part.rows if part.figures[row.name]]
     shown += [len(c.seeds) for c in part.contrasts if c.difference is not None]
     return any(_mark(trainings, plan) for trainings in shown)
@@ -408,7 +408,7 @@ def _interval(estimate: Estimate | None, mark: str = "", *, signed: bool = False
 
 
 def _other(estimate: Estimate | None, is_metric: bool, mark: str) -> str:
-    """A figure beside the main one: with its interval only if contrasts are about it."""
+    """Returns a figure besides the main one; it has its interval only if contrasts use it."""
     if estimate is None or is_metric:
         return _interval(estimate, mark)
     return f"{100 * estimate.value:.1f}"

@@ -1,1 +1,1 @@
-"""Settings, strictly read: the fields of the trainers, and a whole experiment file."""
+"""Reads settings strictly: the fields of the trainers, and whole experiment files."""

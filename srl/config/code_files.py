@@ -1,6 +1,6 @@
-"""Finds the files of code that settings name, and of what it imports. Nothing is imported for that.
+"""Finds the files of code that settings name, and the files that it imports, without importing.
 
-Of installed packages only the named file counts: they have versions.
+For installed packages only the named file counts, because packages have versions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 _INSTALLED = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")}
-_OURS = {"srl", "rewards", "environments"}  # their version is a package's
+_OURS = {"srl", "rewards", "environments"}  # these belong to a package, which has a version
 
 
 def code_file(place: str) -> Path | None:
-    """The file of `file.py` or `package.module`, without importing it; None of what is ours."""
+    """Returns the file of `file.py` or `package.module` without importing it.
+
+    The result is None if there is no such Python file, and for modules of this project.
+    """
     if place.endswith(".py"):
         return Path(place).resolve() if Path(place).is_file() else None
     parts = place.split(".")
@@ -34,7 +37,10 @@ def code_file(place: str) -> Path | None:
 
 
 def with_imports(file: Path) -> set[Path]:
-    """A file and those that it imports, directly or not, from its own folder or the current one."""
+    """Returns a file and all files that it imports from its folder or the current one.
+
+    This includes indirect imports.
+    """
     found, waiting = set[Path](), [file]
     while waiting:
         file = waiting.pop()
@@ -45,14 +51,14 @@ def with_imports(file: Path) -> set[Path]:
             continue
         try:
             tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # told by whoever imports it
+        except (SyntaxError, ValueError):  # the real import reports the error
             continue
         waiting += [path for name, above in _imports(tree) for path in _beside(file, name, above)]
     return found
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Dotted names that a file imports, and how many folders above it a relative one starts."""
+    """Yields each dotted name that a file imports, with the level of a relative import, else 0."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
@@ -62,7 +68,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def _beside(file: Path, name: str, above: int) -> Iterator[Path]:
-    """The files that a dotted name may stand for, each package on the way included."""
+    """Yields the files that a dotted name may stand for, including its parent packages."""
     parts = name.split(".")
     if not above and parts[0] in _OURS:
         return

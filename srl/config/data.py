@@ -1,4 +1,4 @@
-"""The `data` block of an experiment: one source, or several that are mixed.
+"""Reads the `data` block of an experiment: one source, or several sources that are mixed.
 
 data:
   sources:
@@ -27,10 +27,10 @@ from srl.errors import UsageError
 
 WrongAnswers = Literal["drop", "keep"]
 
-# What a mixture has of its own.
+# Keys that only a mixture has; `_WORDS` are those that are passed to `Mixture` unchanged.
 _WORDS = ("mix_by", "same_problem", "when_exhausted")
 _MIXTURE_KEYS = ("sources", "preset", *_WORDS, "adaptive", "wrong_answers")
-# A name stands in figures (`kept_share/row/long`) and on command lines.
+# The name of a source is used in figures (`kept_share/row/long`) and on command lines.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 
 
@@ -39,13 +39,12 @@ class Source:
     """One source of expert solutions.
 
     Attributes:
-        name: what it is called in a mixture; None where it is the only one, and calls itself
-            something.
+        name: the name in a mixture; None if it is the only source, whose name the loader sets.
         environment: a built-in name, `file.py:Name` or `module:Name`.
-        options: `path`, `limit` and the environment's own.
-        granularity: how large its steps are made.
-        tags: for each of its trajectories, beside those that they have.
-        gold_answers: its answers are right, whatever others say.
+        options: `path`, `limit` and the environment's own options.
+        granularity: the size that the steps are to have.
+        tags: tags that are added to the tags of each trajectory.
+        gold_answers: the answers of this source are right, whatever other sources state.
     """
 
     name: str | None
@@ -57,15 +56,18 @@ class Source:
 
     @property
     def teacher(self) -> tuple[str, ...]:
-        """Who wrote its solutions: the same one for two sources that only differ in granularity."""
+        """Returns a key of who wrote the solutions.
+
+        Two sources that differ only in limit, granularity or keys of the mixture have the same key.
+        """
         told = {key: value for key, value in self.options.items() if key != "limit"}
         return self.environment, repr(sorted(told.items()))
 
     def load(self, report: LoadReport) -> list[Trajectory]:
-        """Its trajectories.
+        """Returns the trajectories of this source.
 
         Raises:
-            DataError, UsageError: what cannot be read or used, in words.
+            DataError, UsageError: something cannot be read or used; the message says what.
         """
         called = "" if self.name is None else f"source {self.name}: "
         try:
@@ -79,7 +81,8 @@ class Source:
         except CodeNameError as error:
             raise UsageError(f"data: {called}{error}") from error
         changed = [self.granularity.apply(one) for one in found]
-        # Where solutions of one step are usable at all, a loader has kept some.
+        # Only solutions that the granularity reduced to one step are dropped. Solutions that had
+        # one step before are usable, because the loader has kept them.
         shrunk = [
             len(after.steps) < 2 <= len(before.steps)
             for before, after in zip(found, changed, strict=True)
@@ -96,14 +99,14 @@ class Source:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What `data` says.
+    """The content of a `data` block.
 
     Attributes:
-        sources: each of them.
-        mixture: how they are mixed; None where there is only one, which is all there is. A source
-            of weight 0 is not in it: its problems are held out like the others, and no more.
-        wrong_answers: what becomes of solutions in a mixture whose answer is seen to be wrong: they
-            are left out ("drop") or not ("keep").
+        sources: all sources.
+        mixture: how the sources are mixed; None if there is only one source. A source with weight 0
+            is not in the mixture: its problems can be held out, but it is not trained on.
+        wrong_answers: what to do with solutions in a mixture whose answer is found to be wrong:
+            "drop" or "keep".
     """
 
     sources: tuple[Source, ...]
@@ -112,10 +115,10 @@ class DataPlan:
 
     @classmethod
     def of(cls, data: object, where: str) -> DataPlan:
-        """Read a `data` block; `where` names its origin in messages.
+        """Reads a `data` block; `where` names its origin in messages.
 
         Raises:
-            UsageError: a key, a value or a source that cannot be.
+            UsageError: a key, a value or a source is not allowed.
         """
         several = isinstance(data, Mapping) and "sources" in data
         if not several:
@@ -124,23 +127,23 @@ class DataPlan:
 
     @property
     def name(self) -> str:
-        """For a line of words."""
+        """Returns the names of the sources, joined by " + ", for messages."""
         return " + ".join(one.name or one.environment for one in self.sources)
 
     @property
     def environments(self) -> list[Environment]:
-        """What loads each of the sources.
+        """Returns the environment that loads each source.
 
         Raises:
-            UsageError, DataError: there is none of that name.
+            UsageError, DataError: there is no environment of that name.
         """
         return [environment_at(one.environment) for one in self.sources]
 
     def load(self, report: LoadReport) -> list[Trajectory]:
-        """The trajectories of all sources.
+        """Returns the trajectories of all sources.
 
         Raises:
-            DataError, UsageError: what cannot be read or used, in words.
+            DataError, UsageError: something cannot be read or used; the message says what.
         """
         loaded = [(source, one) for source in self.sources for one in source.load(report)]
         found = [one for _, one in loaded]
@@ -157,7 +160,7 @@ class DataPlan:
         return [one for place, one in enumerate(found) if place not in wrong]
 
     def whole(self, data: Mapping[str, object]) -> dict[str, object]:
-        """`data` with absolute paths of code, so that a run is resumed from any folder."""
+        """Returns `data` with absolute paths of code, so that a run can resume from any folder."""
         if self.mixture is None:
             return {**data, "source": whole_source(self.sources[0].environment)}
         blocks: Mapping[str, Mapping[str, object]] = data["sources"]  # type: ignore[assignment]

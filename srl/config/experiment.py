@@ -1,11 +1,11 @@
-"""An experiment file: which model, what data, which rewards and settings; strictly read.
+"""Reads experiment files strictly: the model, the data, the rewards and the settings.
 
-It holds the fields of `SRLConfig` at its top level, and beside them `model`, `data`, `rewards`,
+A file has the fields of `SRLConfig` at its top level, and besides them `model`, `data`, `rewards`,
 `method` and `lora`. Nothing is ignored: an unknown key or a wrong type is refused before anything
 is loaded, with a message that says what is allowed.
 
-Not `TrlParser`: it has no nested fields (`--data.limit 100`, `--rewards.similarity 1.0`), and its
-messages name argparse's options rather than the file's lines.
+`TrlParser` is not used: it has no nested fields (`--data.limit 100`, `--rewards.similarity 1.0`),
+and its messages name argparse's options rather than the file's lines.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _BLOCKS = ("model", "data", "rewards", "method", "lora")
 
 @dataclass
 class Experiment:
-    """One experiment file, checked.
+    """The checked content of an experiment file.
 
     Attributes:
         model: a folder or the name of a model on the hub.
-        data: `source`, a built-in name, `file.py:Name` or `module:Name`, `path` and `limit` for
-            `environments.load_trajectories`, and the source's own options; or `sources`, several
-            of them (`srl/config/data.py`).
+        data: `source`, which is a built-in name, `file.py:Name` or `module:Name`, `path` and
+            `limit` for `environments.load_trajectories`, and the source's own options; or
+            `sources`, which holds several such blocks (`srl/config/data.py`).
         rewards: step reward -> weight, or -> {weight, options, name}; see `rewards.RewardSum`.
-            Of these and of `data`, texts that are secrets are named: `srl/redaction.py`.
-        args: the trainer's settings, `output_dir` not yet a run's own folder.
-        method: "srl", or "sft", fine-tuning on the expert's text: `srl/training/sft.py`.
+            Secrets in `rewards` and `data` are replaced by their names: `srl/redaction.py`.
+        args: the trainer's settings; `output_dir` is not yet a run's own folder.
+        method: "srl", or "sft", which is fine-tuning on the expert's text: `srl/training/sft.py`.
         lora: the adapter to train; None trains the whole model.
     """
 
@@ -57,7 +57,7 @@ class Experiment:
     lora: LoraSettings | None = None
 
     def resolved(self) -> dict[str, object]:
-        """The full config, as config.yaml keeps it and `parse_experiment` reads it."""
+        """Returns the full config, as config.yaml stores it and `parse_experiment` reads it."""
         kind = type(self.args)
         default, own = kind(output_dir=self.args.output_dir), own_settings(kind)
         settings = {
@@ -72,29 +72,29 @@ class Experiment:
         return {**blocks, **settings, "lora": lora}
 
     def sum_rewards(self, run_folder: Path | None = None) -> RewardSum:
-        """The rewards, ready to score; see the function of the same name.
+        """Returns the rewards, ready to score; see the function of the same name.
 
         Raises:
-            UsageError: an unknown name, a weight that is none, or nothing to optimise.
+            UsageError: an unknown name, an invalid weight, or nothing to optimise.
         """
         return sum_rewards(self.rewards, self.args, run_folder)
 
     def load_trajectories(self, report: LoadReport) -> list[Trajectory]:
-        """The trajectories of `data`.
+        """Returns the trajectories of `data`.
 
         Raises:
-            DataError: what cannot be read or used, in words.
+            DataError: something cannot be read or used; the message says what.
         """
         return self.data_plan.load(report)
 
     @property
     def data_plan(self) -> DataPlan:
-        """`data`, read."""
+        """Returns `data` as a plan of its sources."""
         return DataPlan.of(self.data, "the experiment")
 
     @property
     def mixture(self) -> Mixture | None:
-        """How the sources of `data` are mixed; None where there is one."""
+        """Returns how the sources of `data` are mixed; None if there is only one source."""
         return self.data_plan.mixture
 
 
@@ -103,16 +103,16 @@ def sum_rewards(
     args: RewardSettings,
     run_folder: Path | None,
 ) -> RewardSum:
-    """The weighted sum of the rewards, with the deadline, workers and error policy of `args`.
+    """Returns the weighted sum of the rewards, with deadline, workers and error policy of `args`.
 
-    Rows that one fails on are saved beside `run_folder`, which is taken away again if nothing was
-    trained; without a folder nowhere.
+    Rows on which a reward fails are saved beside `run_folder`, because the folder itself is removed
+    if nothing was trained. Without a folder, such rows are not saved.
 
     Raises:
-        UsageError: an unknown name, a weight that is none, or nothing to optimise.
+        UsageError: an unknown name, an invalid weight, or nothing to optimise.
     """
     folder = None if run_folder is None else run_folder.resolve()
-    # Where nothing is trained on the sum there is no such setting.
+    # Settings of methods that do not train on the sum have no format_failure_reward.
     earned: float | Mapping[str, float] = FORMAT_FAILURE_REWARD
     if isinstance(args, GroupSettings):
         earned = args.format_failure_reward
@@ -132,7 +132,7 @@ def sum_rewards(
 
 
 def with_named_secrets(values: Mapping[str, object]) -> dict[str, object]:
-    """Settings whose options of rewards and data name secrets and do not hold them.
+    """Returns settings in which secrets of `rewards` and `data` are replaced by their names.
 
     Raises:
         UsageError: a secret is a number.
@@ -146,7 +146,7 @@ def with_named_secrets(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with_sources(named: dict[str, object], data: Mapping[str, object]) -> dict[str, object]:
-    """The names of sources are no secrets, whatever they look like."""
+    """Returns `named` with the original sources' names, which are never secrets."""
     if "source" in data:
         named["source"] = data["source"]
     blocks = data.get("sources")
@@ -169,14 +169,14 @@ def _with_named_secrets(rewards: Mapping[Any, object]) -> dict[Any, object]:
 
 
 def short_path(path: Path) -> Path:
-    """As one would type it from here."""
+    """Returns the path relative to the current folder if it is inside it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file; `overrides` are words of a command line, `--key value ...`.
+    """Reads an experiment file; `overrides` are words of a command line, `--key value ...`.
 
-    Code that they name is the user's own: see `srl/config/trust.py`.
+    Code that the file or the overrides name counts as the user's own: see `srl/config/trust.py`.
 
     Raises:
         UsageError: no such file, no YAML, an unknown key, a wrong type, impossible sizes.
@@ -190,12 +190,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def settings_of_any_method() -> list[str]:
-    """The settings of all methods, each once."""
+    """Returns the names of the settings of all methods, each name once."""
     return list(dict.fromkeys(name for kind in _SETTINGS.values() for name in setting_names(kind)))
 
 
 def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
-    """Check settings and build the experiment; `where` names their origin in messages.
+    """Checks settings and returns the experiment; `where` names their origin in messages.
 
     Raises:
         UsageError: an unknown key (the nearest one is named), a wrong type, a missing key, sizes

@@ -1,4 +1,4 @@
-"""The names of broken formats, and what each of them earns."""
+"""Defines the reasons of a broken format, and checks the reward of each."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from rewards import FORMAT_FAILURE_REWARD
 from srl.errors import UsageError
 
 FAILURES = (
-    "truncated",  # the length limit cut the completion, whatever it holds
+    "truncated",  # the length limit cut the completion, whatever it contains
     "missing_open",  # no <think>
     "missing_close",  # no </think> after the first <think>
     "repeated_tag",  # a second <think> or </think>
     "text_before_think",  # words before <think>
-    "unexpected_tag",  # a think tag from a policy that is told not to think
+    "unexpected_tag",  # a think tag although `think` is false
     "empty_action",  # nothing after </think>
-    "several_steps",  # step `k. **...` goes on into step `k+1. **...`
+    "several_steps",  # step `k. **...` is followed by step `k+1. **...`
 )
-"""Why a completion breaks the format. Where several hold, the first in this order is named."""
+"""The reasons why a completion breaks the format. If several apply, the first of them is named."""
 
 DEFAULT = "default"
-"""Stands for all failures that a mapping does not name."""
+"""The key for all failures that a mapping does not name."""
 
 _LEAST, _MOST = -1e6, 1e6
 
 
 def checked_failure_reward(value: float | Mapping[str, float]) -> float | dict[str, float]:
-    """What a broken format earns: one number, or a mapping by reason with its `default` filled in.
+    """Returns the checked reward of a broken format: a number, or a mapping with its `default`.
 
-    A mapping pays for parts of the format, so none of its values may be above 0: a valid step earns
-    at least that where the rewards are shares, from 0 to 1, with weights above 0.
+    A mapping can reward parts of the format, so none of its values may be above 0. A valid step
+    earns at least 0 if the rewards are shares from 0 to 1 with weights above 0.
 
     Raises:
-        UsageError: an unknown reason, or a number that cannot be.
+        UsageError: a reason is unknown, or a number is not allowed.
     """
     if not isinstance(value, Mapping):
         if not _LEAST <= value <= _MOST:

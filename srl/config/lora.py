@@ -1,4 +1,4 @@
-"""The settings of an adapter, in peft's names."""
+"""Defines the settings of a LoRA adapter, with peft's names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A LoRA adapter, in peft's names and with peft's meanings.
+    """The settings of a LoRA adapter, with peft's names and meanings.
 
     Attributes:
         r: the rank.
         lora_alpha: the adapter's output is multiplied by lora_alpha / r.
-        lora_dropout: dropout before the adapter, while it trains.
-        target_modules: "all-linear" is every linear layer but the head; or names of layers.
+        lora_dropout: the dropout before the adapter in training.
+        target_modules: "all-linear" for every linear layer except the head, or names of layers.
     """
 
     r: int = 16
@@ -29,10 +29,11 @@ class LoraSettings:
 
     @classmethod
     def of(cls, values: object) -> LoraSettings | None:
-        """The settings in an experiment's `lora` block; none for null.
+        """Returns the settings of an experiment's `lora` block; None for null.
 
         Raises:
-            UsageError: an unknown key (the nearest one is named), or a value that cannot be.
+            UsageError: a key is unknown (the message names the nearest one), or a value is not
+                allowed.
         """
         if values is None:
             return None
@@ -59,5 +60,5 @@ class LoraSettings:
         return cls(**{**dict(values), "lora_dropout": float(dropout)})
 
     def to_json(self) -> dict[str, object]:
-        """As an experiment file holds it."""
+        """Returns the settings as an experiment file stores them."""
         return asdict(self)

@@ -1,6 +1,6 @@
-"""How several sources are mixed: their weights, what those are of, and whether they move.
+"""Defines how several sources are mixed: their weights, the measure of shares, and adaptation.
 
-Whose row comes when is in `srl/data/mixing.py`; what `data` says besides, in `srl/config/data.py`.
+`srl/data/mixing.py` chooses the source of each row. `srl/config/data.py` reads the rest of `data`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MixBy = Literal["row", "trajectory", "token"]
 SameProblem = Literal["all", "once", "in_turn"]
 WhenExhausted = Literal["repeat", "drop", "stop"]
 
-# Preset -> the tag that it goes by, its value of which there is one part, and that of which there
-# are four (Li et al., arXiv 2502.12143, section 3.3; shares of trajectories).
+# Preset -> a tag, the tag's value that gets one part, and the value that gets four parts
+# (Li et al., arXiv 2502.12143, section 3.3; shares of trajectories).
 PRESETS = {
     "mix_long": ("length", "long", "short"),
     "mix_large": ("teacher", "large", "small"),
@@ -29,10 +29,10 @@ _LEAST_WEIGHT = 1e-6
 
 @dataclass(frozen=True)
 class Adaptive:
-    """How shares follow the signal of sources (`srl/data/adaptive.py`).
+    """The settings of shares that follow the signals of sources (`srl/data/adaptive.py`).
 
     Attributes:
-        smoothing: how much of a source's signal a group of its attempts leaves as it was.
+        smoothing: the weight of a source's old signal when a group of its attempts updates it.
         least, most: bounds of every share.
     """
 
@@ -41,10 +41,10 @@ class Adaptive:
     most: float = 0.95
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Checks every value.
 
         Raises:
-            UsageError: one that cannot be.
+            UsageError: a value is not allowed.
         """
         if not 0 <= self.smoothing < 1:
             raise UsageError(
@@ -57,10 +57,10 @@ class Adaptive:
             )
 
     def check(self, sources: int) -> None:
-        """Refuse bounds that so many sources cannot keep.
+        """Raises UsageError if this number of sources cannot keep the bounds.
 
         Raises:
-            UsageError: they cannot.
+            UsageError: the shares cannot add up to 1 within the bounds.
         """
         if self.least * sources > 1 or self.most * sources < 1:
             raise UsageError(
@@ -72,18 +72,21 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How much of a run is whose.
+    """The share of each source in a run.
 
     Attributes:
-        weights: source -> weight, above 0. Its share is its weight over the sum of them all.
-        mix_by: what shares are of: "row", a step to write, which is what an optimiser step counts;
-            "trajectory", an expert solution; "token", what the expert wrote.
-        same_problem: a problem that several sources solve is told by "all" of them, by one of them
-            alone ("once", drawn by their weights), or by each "in_turn": a source with n tellers
-            tells it in every n-th of its own epochs.
-        when_exhausted: when a source has been seen whole it starts again ("repeat"), or waits until
-            the others have been too, who share its part ("drop"), or ends the training ("stop").
-        adaptive: shares move towards the sources whose groups differ most; None keeps them.
+        weights: source -> weight, above 0. A source's share is its weight divided by the sum of all
+            weights.
+        mix_by: the measure of shares: "row", a step to write, which is what an optimiser step
+            counts; "trajectory", an expert solution; "token", the expert's tokens.
+        same_problem: which sources provide a problem that several sources solve: "all" of them,
+            only one ("once", drawn by their weights), or each "in_turn": with n such sources, each
+            source provides the problem in every n-th of its own epochs.
+        when_exhausted: what happens when all rows of a source have been drawn: the source starts
+            again ("repeat"); or it waits until the other sources are exhausted too, which share its
+            part ("drop"); or the training ends ("stop").
+        adaptive: shares move towards the sources whose groups' rewards differ most; None keeps the
+            shares constant.
     """
 
     weights: Mapping[str, float]
@@ -93,7 +96,7 @@ class Mixture:
     adaptive: Adaptive | None = None
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Checks every value.
 
         Raises:
             UsageError: a word that is not allowed, or weights that give no shares.
@@ -116,7 +119,7 @@ class Mixture:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Source -> its share; they add up to 1."""
+        """Returns source -> share; the shares add up to 1."""
         total = math.fsum(self.weights.values())
         return {source: weight / total for source, weight in self.weights.items()}
 
@@ -124,15 +127,16 @@ class Mixture:
 def preset_weights(
     preset: object, tags: Mapping[str, Mapping[str, str]], weights: Mapping[str, object]
 ) -> dict[str, float]:
-    """The weights of a preset: one part to four, each shared by the sources with its tag.
+    """Returns the weights of a preset: one part to four, each divided among the sources of a tag.
 
     Args:
-        preset: its name.
+        preset: the preset's name.
         tags: source -> its tags.
-        weights: those that sources have of their own; there must be none.
+        weights: the weights that sources have themselves; there must be none.
 
     Raises:
-        UsageError: no such preset, or sources that it says nothing about.
+        UsageError: there is no such preset, a source has a weight itself, or the tags do not fit
+            the preset.
     """
     fit(preset, Literal[tuple(PRESETS)], "preset")
     if weights:

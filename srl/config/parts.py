@@ -1,8 +1,8 @@
-"""Settings by part: what belongs together, and what each value may be.
+"""Defines groups of related settings, called parts, and checks their values.
 
-A method's settings are parts put together (`srl/config/settings.py`). A part that builds on
-another's values extends it. A function that needs one part takes that part, so that its signature
-says what it depends on.
+A method's settings class combines parts (`srl/config/settings.py`). A part that depends on the
+values of another part extends that part. A function that needs one part takes that part as its
+parameter, so that its signature shows what it depends on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from srl.config.format_failures import checked_failure_reward
 from srl.config.strict_yaml import fit
 from srl.errors import UsageError
 
-# Logits divided by it stay numbers of float32.
+# Bounds of the temperature: logits divided by it stay finite in float32.
 _COLDEST, _HOTTEST = 1e-4, 1e4
 
 ExpertsImplementation = Literal["auto", "eager", "batched_mm", "grouped_mm"]
-"""How transformers compute the experts of a sparse model: expert by expert, token by token, or all
-at once; "auto" is the model's own way."""
+"""How transformers computes the experts of a sparse model: expert by expert ("eager"), token by
+token ("batched_mm"), or all at once ("grouped_mm"). "auto" is the model's own way."""
 
 # The built-in losses (`srl/training/loss.py`).
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
@@ -34,13 +34,13 @@ LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "cispo")
 
 @dataclass
 class Part:
-    """Some settings; each subclass checks in `check` those that it adds."""
+    """A group of settings; `check` of each subclass checks the settings that it adds."""
 
     def __post_init__(self) -> None:
-        """Check all parts, those that others build on first.
+        """Checks all parts; a part is checked before the parts that extend it.
 
         Raises:
-            UsageError: a value that cannot be.
+            UsageError: a value is not allowed.
         """
         for part in parts_of(type(self)):
             _check_words(self, part)
@@ -48,41 +48,41 @@ class Part:
                 part.check(self)
 
     def check(self) -> None:
-        """Raise UsageError for a value that cannot be."""
+        """Raises UsageError if a value is not allowed."""
 
 
 def parts_of(kind: type) -> list[type[Part]]:
-    """The parts that a settings class is made of, those that others build on first."""
+    """Returns the parts of a settings class; a part comes before the parts that extend it."""
     return [one for one in reversed(kind.__mro__) if issubclass(one, Part)]
 
 
 def own_settings(kind: type) -> set[str]:
-    """The settings that its parts name; the others are transformers', with its defaults."""
+    """Returns the settings that the parts of `kind` define; all others come from transformers."""
     return {name for part in parts_of(kind) for name in inspect.get_annotations(part)}
 
 
 def setting_names(kind: type) -> list[str]:
-    """All settings that `kind` takes."""
+    """Returns the names of all settings that `kind` accepts."""
     return [one.name for one in fields(kind) if one.init]
 
 
 def at_least(settings: Part, why: str = "", **least: float) -> None:
-    """Refuse a number below its least value; None is no number, and NaN is refused.
+    """Raises UsageError if a number is below its least value or NaN; None is allowed.
 
     Raises:
-        UsageError: it names the setting, and `why`.
+        UsageError: the message names the setting and ends with `why`.
     """
     for name, bound in least.items():
         value = getattr(settings, name)
-        if value is not None and not value >= bound:  # not `<`, which NaN would pass
+        if value is not None and not value >= bound:  # `value < bound` would accept NaN
             raise UsageError(f"{name} is {value}; it must be {bound} or more{why}")
 
 
 def within(settings: Part, **ranges: tuple[float, float]) -> None:
-    """Refuse a number outside of its range, ends included; None is no number.
+    """Raises UsageError if a number is outside its range; the ends and None are allowed.
 
     Raises:
-        UsageError: it names the setting.
+        UsageError: the message names the setting.
     """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
@@ -91,10 +91,10 @@ def within(settings: Part, **ranges: tuple[float, float]) -> None:
 
 
 def check_seeds(**seeds: int | None) -> None:
-    """Refuse what torch and numpy do not both take as a seed.
+    """Raises UsageError if torch or numpy does not accept a value as a seed; None is allowed.
 
     Raises:
-        UsageError: it names the setting.
+        UsageError: the message names the setting.
     """
     for name, value in seeds.items():
         if value is not None and not 0 <= value < 2**32:
@@ -102,7 +102,10 @@ def check_seeds(**seeds: int | None) -> None:
 
 
 def _check_words(settings: Part, part: type[Part]) -> None:
-    """Words and switches; a file's were checked where it was read, Python's were not."""
+    """Raises UsageError if a Literal or bool setting of the part has another value.
+
+    Values from a file were checked when it was read; values given in Python were not.
+    """
     hints = typing.get_type_hints(part)
     for name in inspect.get_annotations(part):
         if hints[name] is bool or typing.get_origin(hints[name]) is Literal:
@@ -111,20 +114,20 @@ def _check_words(settings: Part, part: type[Part]) -> None:
 
 @dataclass
 class PromptSettings(Part):
-    """How a policy is asked.
+    """The settings of prompts.
 
     Attributes:
         template: "chat", "plain" text, or "auto": chat if the tokenizer has a chat template.
         think: the policy writes a monologue in think tags before its step.
-        whole_system_prompt: what the policy is told for a whole problem, to be solved in one
-            completion; null sends no system message. An experiment that does not give it takes its
-            environment's.
-        open_thought: prompts end in `<think>`, so that a policy which was never taught the format
-            starts inside its thought; a chat template that writes the tag itself does so anyway.
-        think_budget: tokens after which a thought that is still open is closed by writing the tag
-            for the policy; 0 is never. What is written for it carries no loss.
-        prompt_date: the day that a chat template which asks for the date is told, YYYY-MM-DD; it is
-            never today's, so that a run resumed tomorrow reads the same prompts.
+        whole_system_prompt: the system prompt for a whole problem that is solved in one
+            completion; null sends no system message. The default of an experiment is its
+            environment's prompt.
+        open_thought: prompts end in `<think>`, so that a policy that was never trained on the
+            format starts inside its thought. Some chat templates write the tag in any case.
+        think_budget: after this many tokens, an open thought is closed: the tag is written for the
+            policy; 0 is never. The tokens written for the policy have no loss.
+        prompt_date: the date for chat templates that ask for one, YYYY-MM-DD. It is never today's
+            date, so that a run resumed tomorrow reads the same prompts.
     """
 
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -155,14 +158,15 @@ class PromptSettings(Part):
 
 @dataclass
 class SamplingSettings(Part):
-    """How completions are drawn.
+    """The settings of sampling.
 
     Attributes:
         temperature, top_p, top_k, min_p: top_p 1.0, top_k 0 and min_p null are off.
-        whole_max_completion_length: the longest whole solution, in tokens.
-        rollout_token_budget: prompt and completion tokens sampled together, at full length. While
-            problems are solved step by step on a CPU, half as many are remembered beside them.
-        prefix_tree: compute tokens that rollouts share once, in the update and when sampling.
+        whole_max_completion_length: the maximum length of a whole solution, in tokens.
+        rollout_token_budget: the maximum number of prompt and completion tokens sampled together,
+            counted at full length. While problems are solved step by step on a CPU, the cache
+            keeps up to half as many tokens of earlier prompts in addition.
+        prefix_tree: compute tokens that rollouts share only once, in the update and in sampling.
         experts_implementation: how the experts of a sparse policy are computed; docs/experts.md.
     """
 
@@ -190,12 +194,13 @@ class SamplingSettings(Part):
 
 @dataclass
 class VerifierSettings(Part):
-    """How rewards are asked, the check of a final answer among them.
+    """The settings of reward calls, including the check of a final answer.
 
     Attributes:
-        reward_deadline: seconds that one call of a named reward may take; then it is stopped, its
-            value is null, and the metrics count it.
-        reward_workers: processes that score beside generation; null is the cores less one, 1 to 8.
+        reward_deadline: the seconds that one call of a named reward may take. A longer call is
+            stopped, its value is null, and the metrics count it.
+        reward_workers: the number of processes that score during generation; null is the number of
+            cores less one, from 1 to 8.
     """
 
     reward_deadline: float = 5.0
@@ -213,11 +218,11 @@ class VerifierSettings(Part):
 
 @dataclass
 class RewardSettings(VerifierSettings):
-    """How rewards of one's own are asked.
+    """The settings of calls of your own rewards.
 
     Attributes:
-        reward_errors: what happens when a reward function of yours fails: "stop" ends the run and
-            saves the row, "record" makes it a null and counts it.
+        reward_errors: what happens if your own reward function fails: "stop" ends the run and saves
+            the row, "record" sets the value to null and counts it.
     """
 
     reward_errors: Literal["stop", "record"] = "stop"
@@ -225,22 +230,22 @@ class RewardSettings(VerifierSettings):
 
 @dataclass
 class RowSettings(SamplingSettings, PromptSettings):
-    """What a row is: the context that the policy reads, and the completion that follows it.
+    """The settings of rows: the context that the policy reads, and the completion after it.
 
     Attributes:
         targets: which expert steps are targets. "literal" is 1..N-1 as the paper writes, "all" is
-            1..N, "skip_first" is 2..N. "whole" makes the whole solution the one target: with the
-            reward `answer` that is RLVR.
+            1..N, "skip_first" is 2..N. "whole" makes the whole solution the only target; with the
+            reward `answer` this is RLVR.
         step_title: "given" puts the next step's title into the prompt (the paper's footnote 1).
-        system_prompt: what the policy is told for a step; null sends no system message. An
-            experiment that does not give it takes its environment's.
-        max_completion_length: the longest completion of one step, in tokens.
-        few_shot: worked examples in front of every prompt: steps of so many training problems,
-            which are then not trained on.
-        step_ends_at: what ends a step beside the end of the policy's turn: "line" a line end,
+        system_prompt: the system prompt for a step; null sends no system message. The default of
+            an experiment is its environment's prompt.
+        max_completion_length: the maximum length of a completion of one step, in tokens.
+        few_shot: the number of worked examples before every prompt. They are steps of this many
+            training problems, which are then not trained on.
+        step_ends_at: what ends a step besides the end of the policy's turn: "line" a line end,
             "blank_line" a blank line, "turn" nothing else.
-        source_tag: a tag of expert solutions that prompts tell behind the problem, such as
-            "length", so that one policy keeps several styles apart; null tells none.
+        source_tag: a tag of expert solutions that prompts show after the problem, such as "length",
+            so that one policy can learn several styles separately; null shows no tag.
     """
 
     targets: Literal["literal", "all", "skip_first", "whole"] = "literal"
@@ -268,36 +273,37 @@ class RowSettings(SamplingSettings, PromptSettings):
 
     @property
     def length_field(self) -> str:
-        """The field that limits a row's completion: a step's, or a whole solution's."""
+        """Returns the name of the setting that limits a row's completion."""
         return self.limit_of(whole=self.targets == "whole")[0]
 
     @property
     def completion_length(self) -> int:
-        """The longest completion of a row, in tokens."""
+        """Returns the maximum length of a row's completion, in tokens."""
         return self.limit_of(whole=self.targets == "whole")[1]
 
     def limit_of(self, *, whole: bool) -> tuple[str, int]:
-        """The field that limits a completion of a step, or of a whole solution; its value."""
+        """Returns the name and value of the setting that limits a step, or a whole solution."""
         field = "whole_max_completion_length" if whole else "max_completion_length"
         return field, int(getattr(self, field))
 
 
 @dataclass
 class EvaluationSettings(RewardSettings, RowSettings):
-    """How held-out problems are solved, and their rows compared with the expert's.
+    """The settings of evaluation: solving held-out problems and comparing steps with the expert's.
 
     Attributes:
         validate_by: how validation problems are solved: "steps", "whole", or "auto": whole if
-            `targets` is.
+            `targets` is "whole".
         test_before: solve the test problems before training too.
-        test_rows: rows of theirs whose steps are compared with the expert's; 1000 give +-3 points.
-        short_steps: problems whose expert takes at most so many steps are called short in reports.
-        solve_max_steps: own steps after which step-by-step solving gives up.
-        solve_samples: sampled attempts per test problem beside the greedy one; 0 is none.
+        test_rows: the number of rows of test problems whose steps are compared with the expert's;
+            1000 rows give +-3 points.
+        short_steps: reports call a problem short if the expert takes at most this many steps.
+        solve_max_steps: step-by-step solving gives up after this many steps of the policy.
+        solve_samples: sampled attempts per test problem besides the greedy attempt; 0 is none.
         solve_whole: also solve the test problems in one completion.
         whole_samples: sampled attempts in one completion; null is `solve_samples`.
-        solve_as: with `source_tag`, the value that prompts tell when held-out problems are solved;
-            null is that of each problem's first solution.
+        solve_as: with `source_tag`, the tag's value in prompts of held-out problems; null is the
+            value of each problem's first solution.
     """
 
     validate_by: Literal["auto", "steps", "whole"] = "auto"
@@ -334,11 +340,11 @@ class EvaluationSettings(RewardSettings, RowSettings):
 
 @dataclass
 class SplitSettings(Part):
-    """How many problems there are for what.
+    """The numbers of problems for training, validation and test.
 
     Attributes:
-        train_problems: train on so many of the problems that are not held out, the same ones and
-            more where it is larger; 0 takes all.
+        train_problems: train on this many of the problems that are not held out; 0 takes all. A
+            larger number takes the same problems and more.
         validation_problems: held-out problems for `eval_steps` and the best checkpoint.
         test_problems: further held-out problems, solved before and after training.
     """
@@ -353,14 +359,15 @@ class SplitSettings(Part):
 
 @dataclass
 class BatchSettings(Part):
-    """Which rows an optimiser step takes, and how many tokens it computes at once.
+    """The settings of an optimiser step: its rows, and how many tokens it computes at once.
 
     Attributes:
-        prompts_per_step: rows wanted for one optimiser step; in SRL each is a group of rollouts.
-        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories, and their
-            rows one after another, so that they share prompts (docs/prefix_tree.md).
-        micro_batch_tokens: tokens of one forward and backward: nodes of the prefix tree, or, where
-            there is none, tokens of repeated rows with their padding.
+        prompts_per_step: rows wanted for one optimiser step; in SRL each row is a group of
+            rollouts.
+        prompt_order: "shuffled" draws rows one by one; "trajectory" draws trajectories and takes
+            their rows one after another, so that the rows share prompts (docs/prefix_tree.md).
+        micro_batch_tokens: tokens of one forward and backward. They are nodes of the prefix tree;
+            without a tree, they are tokens of repeated rows including padding.
     """
 
     prompts_per_step: int = 64
@@ -373,17 +380,17 @@ class BatchSettings(Part):
 
 @dataclass
 class GroupSettings(Part):
-    """The rollouts of one prompt, and which groups of them are trained on.
+    """The settings of groups: the rollouts of one prompt, and which groups are trained on.
 
     Attributes:
-        num_generations: G, rollouts of one prompt; 2 or more.
-        format_failure_reward: what a completion that breaks the format earns; the paper's -1 is for
-            steps, RLVR is usually given 0. Or a mapping by reason, none above 0, with `default` for
-            the others: docs/rewards.md.
+        num_generations: G, the number of rollouts of one prompt; 2 or more.
+        format_failure_reward: the reward of a completion that breaks the format. The paper's -1 is
+            for steps; RLVR usually uses 0. A mapping by reason is also allowed, with no value above
+            0 and `default` for all other reasons: docs/rewards.md.
         dynamic_sampling: drop flat groups and draw others instead.
         dynamic_sampling_epsilon: a group is kept if the population std of its rewards is above it.
-        max_sampling_rounds: draws in one step at most, the first included.
-        max_empty_steps: so many steps in a row without any group to train on stop the run.
+        max_sampling_rounds: the maximum number of draws in one step, including the first.
+        max_empty_steps: the run stops after this many steps in a row without a group to train on.
     """
 
     num_generations: int = 8
@@ -402,25 +409,25 @@ class GroupSettings(Part):
 
 @dataclass
 class LossSettings(Part):
-    """What an update minimises, and how often on the same rollouts; docs/losses.md.
+    """The settings of the loss, and the number of updates on the same rollouts; docs/losses.md.
 
     The names and the defaults are TRL's, except for `loss_type` and `beta`.
 
     Attributes:
-        loss_type: a name in `LOSS_TYPES`, or a loss of one's own by file.py:name or module:name.
+        loss_type: a name in `LOSS_TYPES`, or your own loss as file.py:name or module:name.
         multi_objective_aggregation: "sum_then_normalize" makes advantages from the weighted sum of
             the rewards; "normalize_then_sum" normalises each reward in its group, then sums.
         scale_rewards: advantages are divided by the std of the "group", of the whole "batch" of
             groups, or by nothing ("none").
         mask_truncated_completions: completions that the length limit cut do not enter the loss.
-        importance_sampling_level: the ratio to the policy that sampled belongs to each "token", or
-            is one for the "sequence": the geometric mean of its tokens' ratios.
-        epsilon: the clip range below 1, and above it too unless `epsilon_high` is given.
-        epsilon_high: the clip range above 1; of cispo the largest ratio itself, such as 5.
-        delta: the largest ratio under a negative advantage, which the clip range leaves unbounded.
-        beta: weight of the KL term against the run's first policy; 0 needs no second model.
-        use_bias_correction_kl: weigh the KL term by the ratio, as TRL does.
-        entropy_coef: weight of a bonus for the mean entropy of the predictions.
+        importance_sampling_level: "token" gives each token its own ratio to the policy that
+            sampled; "sequence" uses one ratio, the geometric mean of the tokens' ratios.
+        epsilon: the clip range below 1, and also above 1 unless `epsilon_high` is given.
+        epsilon_high: the clip range above 1; for cispo the largest ratio itself, such as 5.
+        delta: the largest ratio under a negative advantage, which the clip range does not bound.
+        beta: the weight of the KL term against the run's first policy; 0 needs no second model.
+        use_bias_correction_kl: weight the KL term by the ratio, as TRL does.
+        entropy_coef: the weight of a bonus for the mean entropy of the predictions.
         num_iterations: optimiser steps on the same rollouts; clipping matters from 2 on.
     """
 
@@ -442,7 +449,7 @@ class LossSettings(Part):
     def check(self) -> None:
         at_least(self, epsilon=0.0, epsilon_high=0.0, beta=0.0, num_iterations=1)
         most = dict.fromkeys(("epsilon", "epsilon_high", "delta", "beta"), (0, 1e6))
-        within(self, **most, entropy_coef=(-1e6, 1e6))  # what float32 can multiply
+        within(self, **most, entropy_coef=(-1e6, 1e6))  # float32 can multiply such numbers
         self.loss_type = _loss_type(self.loss_type)
         if self.delta is not None and not self.delta > 1:
             raise UsageError(
@@ -474,12 +481,16 @@ class LossSettings(Part):
 
     @property
     def clip_high(self) -> float:
-        """`epsilon_high`, or `epsilon` where it is not given."""
+        """Returns `epsilon_high`, or `epsilon` if it is not given."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
 
 def _loss_type(name: str) -> str:
-    """A built-in loss, or the place of another, with a file's absolute path."""
+    """Returns a built-in loss's name, or the place of another loss with its file's absolute path.
+
+    Raises:
+        UsageError: there is no such loss.
+    """
     if name in LOSS_TYPES:
         return name
     if not isinstance(name, str) or ":" not in name:
@@ -495,7 +506,7 @@ def _loss_type(name: str) -> str:
 
 @dataclass
 class LoggingSettings(Part):
-    """What a training writes down of its rollouts.
+    """The settings of the log of rollouts.
 
     Attributes:
         log_completions: write steps.jsonl, one record per rollout.

@@ -1,4 +1,4 @@
-"""What a training may do with the routers of a sparse policy (docs/experts.md)."""
+"""Defines the settings for the routers of a sparse policy (docs/experts.md)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from srl.config.strict_yaml import fit, refuse_unknown
 from srl.errors import UsageError
 
 SelectBy = Literal["gate_score", "token_share"]
-"""How an expert is scored: by its mean routing weight, or by the share of tokens it gets."""
+"""The score of an expert: its mean routing weight, or the share of tokens that it gets."""
 
 
 @dataclass
 class RouterSettings(Part):
-    """How the load of a sparse policy's experts is balanced; a dense policy takes none of these.
+    """The settings of routers and experts; a dense policy accepts none of them.
 
     Attributes:
-        router_balancing: "loss" adds the load-balancing loss of each layer (Switch Transformer,
-            arXiv 2101.03961), "library_loss" that of transformers, which sums over the layers
-            first, "bias" moves a bias that only chooses experts and is no part of the loss
-            (arXiv 2408.15664), "none" does nothing.
-        router_balancing_coef: weight of either loss.
+        router_balancing: how the load of the experts is balanced. "loss" adds the load-balancing
+            loss of each layer (Switch Transformer, arXiv 2101.03961). "library_loss" adds the loss
+            of transformers, which sums over the layers first. "bias" moves a bias that only chooses
+            experts and is not part of the loss (arXiv 2408.15664). "none" does nothing.
+        router_balancing_coef: the weight of either loss.
         router_bias_rate: how far an update moves the bias of an expert.
-        router_z_loss_coef: weight of the squared log-sum-exp of the router's logits (ST-MoE, arXiv
-            2202.08906), which keeps them small; 0 is off.
-        freeze_router: leave the routers' weights as they are. Routes still move, because what the
-            routers read does.
-        train_experts: only these experts train, and nothing else: those in a file that `experts
-            select` wrote, or {by, threshold, rows} to choose them when the run starts, as that
-            command does; null trains all.
+        router_z_loss_coef: the weight of the squared log-sum-exp of the router's logits (ST-MoE,
+            arXiv 2202.08906), which keeps the logits small; 0 is off.
+        freeze_router: do not train the routers' weights. Routes still change, because the inputs of
+            the routers change.
+        train_experts: train only these experts and nothing else: the experts in a file that
+            `experts select` wrote, or {by, threshold, rows} to choose them at the start of the run,
+            as that command does; null trains everything.
     """
 
     router_balancing: Literal["none", "loss", "library_loss", "bias"] = "none"
@@ -78,20 +78,20 @@ class RouterSettings(Part):
 
     @property
     def router_choices(self) -> dict[str, object]:
-        """Those of these settings that are not at their defaults."""
+        """Returns the settings of this part that differ from their defaults."""
         given = {one.name: getattr(self, one.name) for one in fields(RouterSettings)}
         return {name: x for name, x in given.items() if x != getattr(RouterSettings, name)}
 
 
-# How experts are chosen where nothing else is said.
+# The default selection of experts.
 SELECTION: dict[str, object] = {"by": "gate_score", "threshold": 0.2, "rows": 400}
 
 
 def _selection(given: Mapping[str, object]) -> dict[str, object]:
-    """How experts are chosen, with what is not said filled in.
+    """Returns the selection of experts, with defaults for missing keys.
 
     Raises:
-        UsageError: an unknown key, or a value that cannot be.
+        UsageError: a key is unknown, or a value is not allowed.
     """
     at = "train_experts"
     refuse_unknown(given, SELECTION, at)
@@ -108,11 +108,11 @@ def _selection(given: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass
 class ReplaySettings(Part):
-    """What an update of a sparse policy takes over from the sampler.
+    """The settings of what an update of a sparse policy copies from the sampler.
 
     Attributes:
-        replay_routes: send every token to the experts that it went to when it was sampled. In bf16
-            the sampler's routes are not always those of the update.
+        replay_routes: send every token to the experts to which it was sent in sampling. In bf16 the
+            sampler's routes can differ from those of the update.
     """
 
     replay_routes: bool = False

@@ -1,9 +1,10 @@
-"""The settings of each method: `SRLConfig`, `ExpertConfig`, `BenchmarkSettings`.
+"""Defines the settings of each method: `SRLConfig`, `ExpertConfig`, `BenchmarkSettings`.
 
-The trainers' are transformers' `TrainingArguments` (learning rate, schedule, saving, trackers ...)
-plus the parts of `srl/config/parts.py`, named as in TRL's `GRPOConfig` wherever the meaning is the
-same. Sizes that cannot work together, and settings of transformers that would be ignored, are
-refused before anything is loaded. A whole YAML file is `srl/config/experiment.py`.
+The trainers' settings are transformers' `TrainingArguments` (learning rate, schedule, saving,
+trackers ...) plus the parts of `srl/config/parts.py`. A part's setting has the name that TRL's
+`GRPOConfig` uses if the meaning is the same. Sizes that cannot work together, and settings of
+transformers that would be ignored, are refused before anything is loaded. Whole YAML files are read
+in `srl/config/experiment.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from srl.config.router import ReplaySettings, RouterSettings
 from srl.errors import UsageError
 from srl.redaction import SECRETS
 
-# Settings of transformers that an SRL step would silently ignore, and what to use instead.
+# Settings of transformers that an SRL step would silently ignore, with the reason.
 _UNUSED = {
     name: why
     for why, names in {
@@ -88,34 +89,36 @@ _UNUSED = {
 }
 
 
-_BELOW_1 = 1 - 2**-53  # the largest
+_BELOW_1 = 1 - 2**-53  # the largest float below 1
 
 
 @dataclass
 class TrainerConfig(
     RouterSettings, BatchSettings, SplitSettings, EvaluationSettings, TrainingArguments
 ):
-    """What both trainers can be told; sizes are those of one process.
+    """The settings of both trainers; sizes are those of one process.
 
     Attributes:
-        learning_rate: the paper's, for 7B models; small models bear and need far more.
-        lr_scheduler_type: the paper does not state one.
+        learning_rate: the default is the paper's, for 7B models; small models need a far higher
+            one and can bear it.
+        lr_scheduler_type: the learning rate schedule; the paper does not state one.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
-        data_seed: which problems are held out; null is `seed`.
-        save_every_minutes: a checkpoint also after the step with which so many minutes have passed
-            since the last one; null is off.
-        max_minutes: the step with which the steps have taken so many minutes is the last one,
-            whatever max_steps is; evaluations and checkpoints do not count. null is off. Two runs
-            of one seed then differ in how far they come.
-        max_expert_tokens: the step with which rows of so many of the expert's tokens were drawn is
-            the last one, if max_steps is not reached before. null is off.
+        data_seed: the seed that chooses the held-out problems and the worked examples; null is
+            `seed`.
+        save_every_minutes: save an additional checkpoint after the first step that ends this many
+            minutes after the last checkpoint; null is off.
+        max_minutes: stop after the step with which all steps have taken this many minutes, whatever
+            max_steps is. Evaluations and checkpoints do not count. null is off. Two runs with the
+            same seed can then stop at different steps.
+        max_expert_tokens: stop after the step with which the drawn rows contain this many of the
+            expert's tokens, if max_steps is not reached before. null is off.
     """
 
     save_every_minutes: float | None = None
     max_minutes: float | None = None
     max_expert_tokens: int | None = None
 
-    # Other defaults than transformers'.
+    # These defaults differ from those of transformers.
     output_dir: str | None = "runs"
     learning_rate: float = 5e-7
     lr_scheduler_type: str = "constant_with_warmup"
@@ -126,7 +129,7 @@ class TrainerConfig(
     disable_tqdm: bool | None = False
     save_strategy: str = "steps"
     save_total_limit: int | None = 2
-    # One training_step is one whole step: the trainer's own batch is a single tick.
+    # One training_step is one whole step, so the Trainer's own batch only counts steps.
     per_device_train_batch_size: int = 1
     remove_unused_columns: bool | None = False
 
@@ -138,11 +141,14 @@ class TrainerConfig(
 
     @property
     def split_seed(self) -> int:
-        """What chooses which problems are held out, and which are shown as worked examples."""
+        """Returns the seed that chooses the held-out problems and the worked examples."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def __getstate__(self) -> dict[str, object]:
-        """Without tokens: transformers pickles it beside every checkpoint and policy."""
+        """Returns the state without access tokens.
+
+        transformers pickles the state beside every checkpoint and policy.
+        """
         return without_tokens(self)
 
     def check(self) -> None:
@@ -150,7 +156,7 @@ class TrainerConfig(
         at_least(self, warmup_steps=0, eval_delay=0, save_total_limit=0)
         within(self, neftune_noise_alpha=(0, 1000))
         within(self, adam_beta1=(0, _BELOW_1), adam_beta2=(0, _BELOW_1), max_steps=(-1, 2**31 - 1))
-        if self.max_steps <= 0:  # they say how long
+        if self.max_steps <= 0:  # then num_train_epochs is the length of the training
             within(self, num_train_epochs=(1e-6, 1e6))
         for name in ("logging_steps", "eval_steps", "save_steps"):
             if (every := getattr(self, name)) is not None and not every > 0:
@@ -165,7 +171,7 @@ class TrainerConfig(
         check_seeds(seed=self.seed, data_seed=self.data_seed)
         defaults = {setting.name: setting.default for setting in fields(self)}
         for name, why in _UNUSED.items():
-            default = defaults.get(name)  # not every version of transformers has all of them
+            default = defaults.get(name)  # not every version of transformers has all settings
             value = getattr(self, name, default)
             if value in (default, None) or (value is False and default == "no"):
                 continue
@@ -180,18 +186,18 @@ class TrainerConfig(
 
 @dataclass
 class ExpertConfig(TrainerConfig):
-    """Everything `ExpertTrainer` can be told, which fine-tunes on text there is.
+    """All settings of `ExpertTrainer`, which fine-tunes on the expert's text (SFT).
 
-    `TrainerConfig` alone: it makes no rollouts to train on, so their sizes, the loss and what they
-    earn are no settings of it. What it samples to evaluate, and rows that are long, take more than
-    a budget if they must.
+    It adds little to `TrainerConfig`. SFT trains on no rollouts, so the sizes of rollouts, the loss
+    and the rewards are not settings here. Samples for evaluation and long rows may exceed a token
+    budget if necessary.
 
     Attributes:
-        require_thoughts: leave out rows whose step has no thought in the data, which would teach
-            to write a step after an empty thought.
-        also_whole: one more row for each solution, the whole of it under `whole_system_prompt`. A
-            policy that is taught single steps alone stops after one, also where it is asked for a
-            whole solution, so RLVR has nothing to start from.
+        require_thoughts: drop rows whose step has no thought in the data. Such rows would teach
+            the policy to write a step after an empty thought.
+        also_whole: add one row for each solution: the whole solution, under `whole_system_prompt`.
+            A policy that is trained on single steps only stops after one step, even if it is asked
+            for a whole solution. RLVR then has nothing to start from.
     """
 
     require_thoughts: bool = False
@@ -218,18 +224,18 @@ class ExpertConfig(TrainerConfig):
 
 @dataclass
 class SRLConfig(ReplaySettings, LoggingSettings, LossSettings, GroupSettings, TrainerConfig):
-    """Everything `SRLTrainer` can be told. Defaults follow the paper (arXiv 2510.25992) where it
-    states a value.
+    """All settings of `SRLTrainer`.
 
-    Each part documents its own: `PromptSettings`, `SamplingSettings`, `RowSettings`,
-    `VerifierSettings`, `RewardSettings`, `EvaluationSettings`, `SplitSettings`, `BatchSettings`,
-    `GroupSettings`, `LossSettings`, `LoggingSettings` (`srl/config/parts.py`), `RouterSettings`
-    and `ReplaySettings` (`srl/config/router.py`), and `TrainerConfig`.
+    Defaults follow the paper (arXiv 2510.25992) where it states a value. Each part documents its
+    own settings: `PromptSettings`, `SamplingSettings`, `RowSettings`, `VerifierSettings`,
+    `RewardSettings`, `EvaluationSettings`, `SplitSettings`, `BatchSettings`, `GroupSettings`,
+    `LossSettings`, `LoggingSettings` (`srl/config/parts.py`), `RouterSettings` and `ReplaySettings`
+    (`srl/config/router.py`), and `TrainerConfig`.
     """
 
     def check(self) -> None:
         self._check_saving()
-        # Rollouts of one row must fit into memory as it is bounded.
+        # The rollouts of one row must fit into the token budgets, which bound the memory.
         for name, rows, why in (
             ("rollout_token_budget", self.num_generations, "one prompt's rollouts"),
             ("micro_batch_tokens", 1, "one completion"),
@@ -244,13 +250,13 @@ class SRLConfig(ReplaySettings, LoggingSettings, LossSettings, GroupSettings, Tr
                 )
 
     def _check_saving(self) -> None:
-        """A checkpoint is only whole between two batches of rollouts."""
-        # An ExplicitEnum once transformers has read it.
+        """Raises UsageError if a checkpoint would be saved in the middle of a batch of rollouts."""
+        # transformers turns this value into an ExplicitEnum.
         strategy = getattr(self.save_strategy, "value", self.save_strategy)
         saved_after = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
         every = None if saved_after is None else getattr(self, saved_after)
         if strategy == "best" and every is None:
-            saved_after, every = "logging_steps", self.logging_steps  # as transformers has it
+            saved_after, every = "logging_steps", self.logging_steps  # transformers' fallback
         times = self.num_iterations
         if times == 1 or every is None or every <= 0 or (every >= 1 and every % times == 0):
             return
@@ -265,18 +271,18 @@ class SRLConfig(ReplaySettings, LoggingSettings, LossSettings, GroupSettings, Tr
 
 @dataclass
 class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
-    """How a benchmark's problems are asked, solved and verified.
+    """The settings of a benchmark: how its problems are prompted, solved and verified.
 
     Attributes:
-        num_fewshot: worked examples in front of each problem, in the benchmark's own layout, with
-            no system prompt unless `whole_system_prompt` is given.
-        fewshot_file: what the examples are drawn from: a file, or NAME=FILE for each benchmark;
-            null is the benchmark's training split on the hub.
-        as_is: the model's own chat template with the bare problem, and no system prompt of ours.
+        num_fewshot: the number of worked examples before each problem, in the benchmark's own
+            layout. There is then no system prompt unless `whole_system_prompt` is given.
+        fewshot_file: the source of the examples: a file, or NAME=FILE for each benchmark; null is
+            the benchmark's training split on the hub.
+        as_is: use the model's own chat template with only the problem, without our system prompt.
         bf16: None means bf16 autocast on a GPU and float32 on a CPU.
-        use_cpu: compute on the CPU though there is a GPU.
-        seed: of the samples, and of the examples that are drawn.
-        output_dir: where the folder of the evaluation is made.
+        use_cpu: compute on the CPU even if there is a GPU.
+        seed: the seed of the samples and of the draw of examples.
+        output_dir: the folder in which the evaluation's folder is created.
     """
 
     num_fewshot: int = 0
@@ -327,26 +333,26 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes."""
+        """Returns the device on which the policy computes."""
         found = None if self.use_cpu else torch.accelerator.current_accelerator(True)
         return torch.device("cpu") if found is None else found
 
 
 def without_tokens(settings: TrainingArguments) -> dict[str, object]:
-    """The state of `settings` for a pickle that people pass on."""
+    """Returns the state of `settings` without access tokens, for a pickle that users may share."""
     return {name: None if name in SECRETS else value for name, value in vars(settings).items()}
 
 
-# Metrics of `SRLTrainer.evaluate` that a best checkpoint may be chosen by. Not those among valid
-# steps alone: a policy that breaks the format on all hard rows would look best.
+# Metrics of `SRLTrainer.evaluate` that may choose the best checkpoint. Metrics over valid steps
+# only are not allowed: a policy that breaks the format on all hard rows would look best.
 BEST_BY = ("eval_accuracy", "eval_reward")
 
 
 def check_one_process(config: TrainerConfig) -> None:
-    """Both trainers run in one process, on one device.
+    """Raises UsageError unless there is one process with at most one GPU, as both trainers need.
 
     Raises:
-        UsageError: a launcher started several, or there are several GPUs.
+        UsageError: a launcher started several processes, or there are several GPUs.
     """
     if config.world_size > 1:
         raise UsageError(
@@ -363,15 +369,16 @@ def check_one_process(config: TrainerConfig) -> None:
 def check_evaluation(
     config: TrainerConfig, *, validates: bool, best_by: Sequence[str] = BEST_BY
 ) -> None:
-    """Refuse at the start what would otherwise fail at the first evaluation.
+    """Raises UsageError at the start for settings that would fail at the first evaluation.
 
     Args:
         config: the settings.
         validates: whether there are validation problems.
-        best_by: the metrics that a best checkpoint may be chosen by.
+        best_by: the metrics that may choose the best checkpoint.
 
     Raises:
-        UsageError: an evaluation without problems, or a best checkpoint by a figure there is not.
+        UsageError: an evaluation has no problems, or an unknown metric is to choose the best
+            checkpoint.
     """
     if not validates and (config.eval_strategy != "no" or config.eval_on_start):
         raise UsageError(

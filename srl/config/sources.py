@@ -1,4 +1,4 @@
-"""From the source that settings name to its environment: a built-in, or code of one's own."""
+"""Finds the environment of the source that settings name: a built-in, or the user's own code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def environment_at(source: str) -> Environment:
     """Returns the environment called `source`: a built-in name, `file.py:Name` or `module:Name`.
 
     Raises:
-        DataError: no such built-in, or what stands there is no environment.
-        UsageError: nothing stands there, or it cannot be imported.
+        DataError: there is no such built-in, or the named object is no environment.
+        UsageError: the named object does not exist, or it cannot be imported.
     """
     if ":" not in source:
         return built_in_environment(source)
@@ -24,5 +24,5 @@ def environment_at(source: str) -> Environment:
 
 
 def whole_source(source: str) -> str:
-    """The source with a file's absolute path, so that a run is resumed from any folder."""
+    """Returns the source with a file's absolute path, so that a run can resume from any folder."""
     return resolve(source, what="environment") if ":" in source else source

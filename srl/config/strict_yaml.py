@@ -1,4 +1,4 @@
-"""YAML that people write, strictly read: files, values on a command line, fields of settings."""
+"""Reads YAML strictly: files, values on a command line, and fields of settings."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from srl.errors import UsageError
 
 T = TypeVar("T")
 
-# What a settings class of a library raises of values that it does not take.
+# Errors that a library's settings class raises for values that it does not accept.
 _REFUSALS = (ValueError, TypeError, ImportError, OSError, ArithmeticError, LookupError)
 
-_FEW = 12  # So many words can be listed in a message.
+_FEW = 12  # a message lists at most this many words
 _MERGE = "tag:yaml.org,2002:merge"
 _TYPES_OF_1_1 = ("int", "float", "timestamp")
-_DEEPEST, _MOST_VALUES = 50, 10_000  # of a file, or of an option
-_LARGEST = 2**53  # whole numbers that a float holds too
-# What YAML cannot read, in whichever words: too many digits are a ValueError, brackets in
-# thousands are a RecursionError.
+_DEEPEST, _MOST_VALUES = 50, 10_000  # limits of a file, or of an option
+_LARGEST = 2**53  # a float can represent all whole numbers up to this one
+# Errors for text that YAML cannot read. Too many digits raise a ValueError; thousands of nested
+# brackets raise a RecursionError.
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses what is not meant, or cannot be kept: see the module's tests for all of it.
+    """A YAML loader that refuses ambiguous and harmful text; the module's tests show all cases.
 
-    A key that stands twice in a block would lose its first value. Tags make types that settings do
-    not have. Aliases may stand in one another, and unfold to gigabytes. Numbers are those of YAML
-    1.2: 1e-4 is one, and 010, 1:30 and 2026-01-01 are texts.
+    A key that occurs twice in a block would lose its first value. Tags create types that settings
+    do not have. Nested aliases can unfold to gigabytes. Numbers are those of YAML 1.2: 1e-4 is a
+    number, and 010, 1:30 and 2026-01-01 are texts.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._unfolded = 0
-        self._sizes: dict[int, int] = {}  # of nodes, with what their aliases stand for
+        self._sizes: dict[int, int] = {}  # id of a node -> its size with all aliases unfolded
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event, before = self.peek_event(), self._unfolded
@@ -70,7 +70,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, object]:
-        # What `<<:` merges in may be overridden: that is what it is for.
+        # Keys that `<<:` merges in are not checked here, because a block may override them.
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
         line = node.start_mark.line + 1
         for key in keys:
@@ -99,11 +99,11 @@ for _type, _regexp in _NUMBERS.items():
 
 
 def read_settings(path: Path) -> dict[str, object]:
-    """A file of `key: value` lines.
+    """Returns the settings of a file of `key: value` lines.
 
     Raises:
-        UsageError: it cannot be read, is no YAML, holds a key twice, or is no mapping of
-            texts.
+        UsageError: the file cannot be read, is no YAML, has a key twice, or is no mapping whose
+            keys are texts.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
@@ -120,10 +120,10 @@ def read_settings(path: Path) -> dict[str, object]:
 
 
 def read_value(text: str, option: str) -> object:
-    """The value of an option on the command line; `option` names it in the message.
+    """Returns the value of an option on the command line; `option` names it in the message.
 
     Raises:
-        UsageError: it is no YAML.
+        UsageError: the text is no YAML.
     """
     try:
         return yaml.load(text, _StrictLoader)
@@ -132,7 +132,7 @@ def read_value(text: str, option: str) -> object:
 
 
 def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -> None:
-    """Raise UsageError for a key that is not known; it names the nearest one, or a few that are."""
+    """Raises UsageError for an unknown key; it names the nearest known key, or all of a few."""
     for key in keys:
         if key not in known:
             few = f"; allowed: {', '.join(known)}" if len(known) <= _FEW else ""
@@ -140,16 +140,16 @@ def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -
 
 
 def nearest(word: object, known: Collection[str]) -> str:
-    """The known word that was perhaps meant, as the end of a message; or nothing."""
+    """Returns the end of a message that suggests the most similar known word; empty if none is."""
     near = get_close_matches(str(word), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def build(kind: type[T], values: Mapping[str, object], where: str) -> T:
-    """The dataclass `kind` with `values`, each of them of its field's type.
+    """Returns the dataclass `kind` with `values`, after a check of each value's type.
 
     Raises:
-        UsageError: a wrong type, or what the class itself refuses; `where` names the origin.
+        UsageError: a value has the wrong type, or the class refuses it; `where` names the origin.
     """
     hints = typing.get_type_hints(kind)
     fitting = {key: fit(value, hints[key], f"{where}: {key}") for key, value in values.items()}
@@ -157,16 +157,16 @@ def build(kind: type[T], values: Mapping[str, object], where: str) -> T:
         return kind(**fitting)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    except _REFUSALS as error:  # transformers' checks, in its words
+    except _REFUSALS as error:  # transformers' own checks; the message keeps its words
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{where}: {reason}") from error
 
 
 def fit(value: object, hint: object, where: str) -> object:
-    """`value` if it is of type `hint`, a whole number as float where one is asked for.
+    """Returns `value` if it has the type `hint`; a whole number becomes a float if needed.
 
     Raises:
-        UsageError: it is not; `where` names it.
+        UsageError: the value has another type; `where` names the value.
     """
     if value is False and where.endswith("_strategy"):
         value = "no"  # YAML 1.1 reads a bare `no` as False: eval_strategy: no
@@ -185,7 +185,7 @@ def fit(value: object, hint: object, where: str) -> object:
     for option in plain:
         base = typing.get_origin(option) or option
         if base not in (bool, int, float, str, list, dict):
-            return value  # an enum or a class of transformers, which checks it itself
+            return value  # an enum or a class of transformers, which checks the value itself
         if base is float and isinstance(value, str):  # a run's config.yaml has 1e-4 as a text
             with suppress(ValueError):
                 value = float(value)
@@ -201,12 +201,13 @@ def fit(value: object, hint: object, where: str) -> object:
 
 
 def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
-    """`--key value`, `--key=value` and `--block.key value` put into a copy of `values`.
+    """Returns a copy of `values` with the options of a command line applied.
 
-    Dashes in a key may stand for underscores. Values are read as YAML.
+    Options are `--key value`, `--key=value` and `--block.key value`. A key may use dashes in place
+    of underscores. Values are read as YAML.
 
     Raises:
-        UsageError: a word that is no option, or an option without its value.
+        UsageError: a word is no option, or an option has no value.
     """
     result = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
     rest = list(words)

@@ -1,8 +1,8 @@
-"""Whether code that a run's folder names may run: a folder may be somebody else's.
+"""Decides whether code that a run's folder names may run, as the folder may be somebody else's.
 
-What the user names, on the command line or in a config that is given, runs, and is noted: its name
-and a digest of its files. Code that only a run's own config.yaml names runs where it was noted, so
-that resuming one's own runs asks nothing.
+Code that the user names, on the command line or in a given config, may run. Its name and a digest
+of its files are noted. Code that only a run's own config.yaml names may run if it was noted. So
+users can resume their own runs without a question.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from srl.errors import UsageError
 
 
 def note(values: Mapping[str, object]) -> None:
-    """Note the code that settings name: from now on it may run for a run's folder as well."""
+    """Notes the code that settings name, so that it may run from a run's folder too."""
     lines = [f"{digest} {name}" for name, digest in _code_of(values).items()]
-    with suppress(OSError):  # then a resume asks
+    with suppress(OSError):  # without the note, a resume asks for --trust-code
         new = [line for line in lines if line not in _noted()]
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,16 +35,17 @@ def refuse_foreign(
     named: Mapping[str, object] | None = None,
     edited: bool = False,
 ) -> None:
-    """Refuse settings of a run's folder that name code which was never run here.
+    """Raises UsageError if settings of a run's folder name code that was never run here.
 
     Args:
         values: the settings.
-        where: the file that they stand in.
-        named: settings that the user gives beside them, whose code is the user's own.
-        edited: code that was run here, and has changed since, may run: a resume says so itself.
+        where: the file that contains the settings.
+        named: additional settings from the user, whose code is the user's own.
+        edited: whether code may run that was run here and has changed since; a resume reports such
+            changes itself.
 
     Raises:
-        UsageError: it names the code, and says what to type.
+        UsageError: the message names the code, and says what to type.
     """
     noted = _noted()
     names = {line.partition(" ")[2] for line in noted} if edited else set()
@@ -63,13 +64,13 @@ def refuse_foreign(
 
 
 def _code_of(values: Mapping[str, object]) -> dict[str, str]:
-    """Code that settings name, with its file's whole path -> a digest of its files."""
+    """Returns a digest of the files for each code that settings name, with its absolute path."""
     found = {}
     for target in _targets(values):
         place, _, name = target.rpartition(":")
         file = code_file(place)
         if place.endswith(".py") and file is None:
-            continue  # not there: told by whoever looks for it
+            continue  # the file does not exist; the code that loads it reports the error
         digest = hashlib.sha256()
         for path in sorted(with_imports(file)) if file is not None else ():
             digest.update(path.read_bytes())
@@ -88,7 +89,7 @@ def _targets(values: Mapping[str, object]) -> Iterator[str]:
 
 
 def sources_in(data: object) -> Iterator[object]:
-    """What the sources of a `data` block are loaded by."""
+    """Yields the `source` of each source of a `data` block."""
     if isinstance(data, Mapping):
         yield data.get("source")
         blocks = data.get("sources")

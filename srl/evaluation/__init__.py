@@ -1,1 +1,1 @@
-"""What a policy can do: problems solved, answers judged, figures with intervals."""
+"""Measures a policy: solves problems, judges answers, computes figures with intervals."""

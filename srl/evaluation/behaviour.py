@@ -1,10 +1,10 @@
-"""How a policy reasons, counted: length, thoughts between steps, checking, planning.
+"""Counts how a policy reasons: length, thoughts between steps, checking, planning.
 
 The paper (arXiv 2510.25992, section 5) reads its policies' solutions and names three habits that
 SRL brought out: planning ahead, adjusting on the way (thoughts between steps) and checking at the
-end; and it finds that solutions did not get longer. Here they are counted, by rules anyone can
-read. Lengths and interleaving follow from the tags. Checking and planning are phrases of English,
-so they see only what a policy says in such words: a policy that never learnt them scores 0.
+end. It also finds that solutions did not get longer. This module counts these habits by simple
+rules. Lengths and interleaving follow from the tags. Checking and planning are found by English
+phrases, so a policy that does not use such phrases scores 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHECKING = re.compile(
     r"|checking (?:that|if|the|my))\b"
     r"|\b(?:is|does) (?:that|this|it) (?:right|correct|make sense)\b"
     r"|\bplug(?:ging)? (?:it|this|that|these|them)? ?back\b"
-    # As an interjection: cars and people wait as well, for something or three hours.
+    # "wait" counts only as an interjection: problems also let cars and people wait.
     r"|(?:^|[.!?:>\n]\s*|\b(?:but|oh|hmm|no|ah),?\s+)wait\b(?!\s+(?:for|until|till)\b)",
     re.IGNORECASE,
 )
@@ -40,25 +40,26 @@ PLANNING = re.compile(
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What one attempt shows."""
+    """The counts of one attempt."""
 
-    tokens: int  # written
-    thoughts: int  # monologues in it
-    interleaved: int  # those that begin after some words of the solution
-    thought_share: float  # of its characters, those in monologues; tags count nowhere
-    checks: int  # places where it says that it checks something (`CHECKING`)
-    plans: int  # places where it says what it will do (`PLANNING`)
+    tokens: int  # tokens written
+    thoughts: int  # number of monologues
+    interleaved: int  # number of monologues that begin after some text of the solution
+    thought_share: float  # share of characters in monologues; tags are not counted
+    checks: int  # places where the policy says that it checks something (`CHECKING`)
+    plans: int  # places where the policy says what it will do (`PLANNING`)
 
 
 def behaviour(text: str, tokens: int) -> Behaviour:
-    """Count what one attempt shows.
+    """Returns the counts of one attempt.
 
-    A thought that is never closed reaches to the end; a `</think>` that closes none is passed over.
+    A thought that is never closed extends to the end. A `</think>` that closes no thought is
+    ignored.
 
     Args:
-        text: all that the policy wrote, tags included, one that the prompt opened with among them
-            (`Attempt.text` has it).
-        tokens: how many tokens that was.
+        text: all that the policy wrote, tags included, also an opening tag at the end of the prompt
+            (as in `Attempt.text`).
+        tokens: how many tokens the policy wrote.
     """
     inside = False
     thoughts = interleaved = thinking = solution = 0
@@ -85,8 +86,12 @@ def behaviour(text: str, tokens: int) -> Behaviour:
 def mean_behaviour(
     behaviours: Sequence[Behaviour], problems: Sequence[str]
 ) -> Mapping[str, Estimate]:
-    """Means per attempt, each of the problem beside it, with 95 % intervals over problems, which
-    `n` counts."""
+    """Returns the mean of each count per attempt, with 95 % intervals over problems.
+
+    Args:
+        behaviours: the counts of each attempt.
+        problems: the problem of each attempt; `n` counts the different problems.
+    """
     if not behaviours:
         return {}
     found = {

@@ -1,8 +1,8 @@
-"""What a model was trained on, stage by stage: no problem to solve may be among it.
+"""Finds the problems that a model was trained on in each stage, so that it is not measured on them.
 
-A run's policy lies in its folder, and config.yaml there names the model that it started from, which
-may be another run's policy. A later stage with another seed holds other problems out, so problems
-that are new to it may be old to the policy.
+A run's policy is in the run's folder. The config.yaml there names the model that the run started
+from, which may be another run's policy. A later stage with another seed holds out other problems,
+so an earlier stage may have trained on problems that the later stage holds out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _POLICY = re.compile(r"policy|adapter|checkpoint-\d+")
 
 
 def stages_of(model: str, say: Callable[[str], None] = lambda _: None) -> Iterator[RunFolder]:
-    """The runs that `model` went through, the last one first; none of a model from elsewhere.
+    """Yields the runs that trained `model`, the last run first; none for a model without a run.
 
     Args:
         model: a model's folder or hub name.
-        say: told where the way back ends at a folder that has gone.
+        say: called with a message if a stage's config.yaml is missing, so earlier runs are unknown.
     """
     seen: set[Path] = set()
     while (path := Path(model).resolve()) not in seen:
@@ -48,11 +48,12 @@ def stages_of(model: str, say: Callable[[str], None] = lambda _: None) -> Iterat
 
 
 def trained_on(model: str, say: Callable[[str], None]) -> Iterator[tuple[RunFolder, set[str]]]:
-    """Each stage of a model with the ids of the problems that it trained on.
+    """Yields each stage of a model with the ids of the problems that it trained on.
 
     Args:
         model: a model's folder or hub name.
-        say: told of a stage whose problems cannot be found out any more, which is left out.
+        say: called with a message on each stage that is left out, because its problems cannot be
+            found any more.
     """
     for run in stages_of(model, say):
         try:
@@ -68,15 +69,16 @@ def refuse_trained_on(
     *,
     validation: Sequence[Trajectory] = (),
 ) -> None:
-    """Refuse to measure a model on problems that it was trained on, in whichever stage.
+    """Raises UsageError if any stage of a model was trained on a problem that it is to solve.
 
     Args:
-        problems: what is to be solved.
+        problems: the problems to solve.
         model, say: as in `trained_on`.
-        validation: what picks the checkpoint. That is not measured, so it is told, not refused.
+        validation: the problems that choose the checkpoint. They give no final figure, so a message
+            reports them and no error is raised.
 
     Raises:
-        UsageError: a stage trained on some of them.
+        UsageError: a stage trained on some of the problems to solve.
     """
     asked, picking = ({one.problem_id for one in few} for few in (problems, validation))
     for run, trained in trained_on(model, say):
@@ -98,9 +100,12 @@ def refuse_trained_on(
 
 
 def _problems_of(run: RunFolder) -> set[str]:
-    """Ids of the problems of a run's rollouts; without a log of them, of all it could train on."""
+    """Returns the ids of the problems of a run's training rollouts.
+
+    Without a log of rollouts, these are all problems that the run could train on.
+    """
     if run.steps.is_file():
-        lines = read_rows(run.steps)  # two fields of a line: no record need be checked for them
+        lines = read_rows(run.steps)  # only two fields are needed, so records are not checked
         return {str(line.get("problem_id")) for line in lines if line.get("phase") == "train"}
     config = run.read_config()
     refuse_foreign(config, str(run.config))

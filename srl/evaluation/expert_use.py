@@ -1,9 +1,9 @@
-"""Which experts a sparse policy uses for expert solutions, and which of them matter (ESFT).
+"""Measures which experts a sparse policy uses for expert solutions, and selects some (ESFT).
 
-The rows go through the policy as they are: the prompt and what the expert wrote. A token that
-several rows begin with counts once. "Let the Expert Stick to His Last" (arXiv 2407.01906) scores an
-expert of a layer by the mean of its gate over all tokens, or by the share of tokens that go to it,
-and takes the best ones until their scores, which sum to 1 in a layer, reach a threshold.
+The rows go through the policy unchanged: the prompt and the expert's text. A token of a prefix that
+several rows share counts once. "Let the Expert Stick to His Last" (arXiv 2407.01906) scores an
+expert of a layer by the mean of its gate over all tokens, or by the share of tokens that go to it.
+Scores sum to 1 in a layer. The best experts are taken until their scores reach a threshold.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from srl.models.routing import Part, seeing, token_places
 from srl.models.scoring import completion_log_probs
 from srl.models.tree_models import attending_over_trees, refusal
 
-# Parts of a text, as numbers of its tokens.
+# The parts of a row. The code of each of its tokens is an index into this tuple.
 PARTS = ("prompt", "thought", "step")
 
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """What the routers did with some expert solutions.
+    """The choices of the routers for some expert solutions.
 
     Attributes:
         tokens: how many tokens counted.
-        layers: of each sparse layer how many of them went to each expert.
-        gates: of each sparse layer the sum of each expert's weights.
-        by: a split ("part", "source", "step_index") -> its values -> as `layers`. Prompts, which
-            steps share, count in "part" alone.
+        layers: for each sparse layer, how many of them went to each expert.
+        gates: for each sparse layer, the sum of each expert's weights.
+        by: a split ("part", "source", "step_index") -> its values -> as `layers`. Prompts count
+            only in "part", because steps share them.
     """
 
     tokens: int
@@ -49,12 +49,12 @@ class ExpertUse:
     by: Mapping[str, Mapping[str, list[list[int]]]]
 
     def scores(self, by: SelectBy) -> list[list[float]]:
-        """Of each layer the score of each expert; they sum to 1."""
+        """Returns the score of each expert, layer by layer; they sum to 1 in each layer."""
         layers: Sequence[Sequence[float]] = self.gates if by == "gate_score" else self.layers
         return [[value / sum(layer) for value in layer] for layer in layers]
 
     def to_json(self) -> dict[str, object]:
-        """As `experts report` writes it."""
+        """Returns the figures as `experts report` writes them."""
         return {
             "tokens": self.tokens,
             "layers": self.layers,
@@ -64,7 +64,7 @@ class ExpertUse:
 
 
 def select(scores: Sequence[Sequence[float]], threshold: float) -> list[list[int]]:
-    """Of each layer the fewest experts, in ascending order, whose scores sum to `threshold`."""
+    """Returns for each layer the fewest experts, ascending, whose scores sum to `threshold`."""
     chosen = []
     for layer in scores:
         order = sorted(range(len(layer)), key=lambda expert: (-layer[expert], expert))
@@ -88,15 +88,15 @@ def expert_use(
     budget: int,
     share: bool,
 ) -> ExpertUse:
-    """Put rows through a policy and watch its routers.
+    """Returns how a policy's routers spread the tokens of some rows over experts.
 
     Args:
         model: the policy.
         layers: its sparse layers.
-        form: the words around a step.
+        form: encodes the expert's text.
         rows: expert steps with their prompts.
-        budget: tokens that go through the model together.
-        share: compute what rows share once, where the model may be trusted with it.
+        budget: the most tokens in one batch.
+        share: compute shared prefixes once, if the model is known to support it.
     """
     tree = share and refusal(model) is None
     written = [form.encode_expert(one) for one in rows.examples]
@@ -118,7 +118,7 @@ def expert_use(
     was_training = model.training
     model.eval()
     try:
-        put_through(texts[:1], tree=False)  # looks for the head, which is not to be watched
+        put_through(texts[:1], tree=False)  # finds the head now, so that this is not watched
         with attending_over_trees(model) if tree else nullcontext():
             for batch, (some, _), (length, places) in zip(
                 batches, parts, token_places(parts), strict=True
@@ -140,7 +140,7 @@ def expert_use(
 
 
 def _kinds(form: PromptFormat, row: Row, example: StepExample) -> list[int]:
-    """The part that each token of a row belongs to, as its place in `PARTS`."""
+    """Returns the part of each token of a row, as an index into `PARTS`."""
     prompt, written = row
     whole = list(written)
     thought, _ = cut_around(whole, example.expert_step, form.read) or ([], whole)
@@ -148,7 +148,7 @@ def _kinds(form: PromptFormat, row: Row, example: StepExample) -> list[int]:
 
 
 class _Sums:
-    """Tokens by expert, layer by layer, for every value of every split; and sums of gates."""
+    """Sums of tokens per expert, by layer and value of each split, and sums of gates."""
 
     def __init__(self, layers: Sequence[SparseLayer], values: Mapping[str, list[str]]) -> None:
         self._values = values
@@ -160,7 +160,11 @@ class _Sums:
         self._tokens = 0
 
     def adder(self, codes: Mapping[str, Tensor]) -> Callable[[int, Tensor, Tensor, Tensor], None]:
-        """For one forward: codes are, for every split, the value of each of its T tokens, or -1."""
+        """Returns a function that adds the routers' results of one forward.
+
+        Args:
+            codes: for each split, the index of each token's value, [T]; -1 is not counted.
+        """
         self._tokens += int((codes["part"] >= 0).sum())
 
         def add(number: int, _logits: Tensor, weights: Tensor, indices: Tensor) -> None:
@@ -176,7 +180,7 @@ class _Sums:
         return add
 
     def use(self) -> ExpertUse:
-        """What was found."""
+        """Returns the sums as an `ExpertUse`."""
         of_parts = self._counts["part"]
         return ExpertUse(
             tokens=self._tokens,

@@ -1,6 +1,7 @@
-"""All figures of a policy on held-out problems, and the table that shows them.
+"""Computes all figures of a policy on held-out problems, and the table that shows them.
 
-Every attempt goes to `eval.jsonl`; the figures are means and shares over problems, with intervals.
+Every attempt is written to `eval.jsonl`. The figures are means and shares over problems, with
+intervals.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def measure(
     when: str,
     console: Console,
 ) -> dict[str, object]:
-    """All figures of a policy on held-out problems; every attempt goes to eval.jsonl."""
+    """Returns all figures of a policy on held-out problems; writes attempts to a run's eval.jsonl.
+
+    The result is empty if there are no problems.
+    """
     if not problems:
         return {}
     args = experiment.args
@@ -83,7 +87,7 @@ def measure(
 
 
 def _next_evaluation(path: Path) -> int:
-    """Evaluations are numbered in eval.jsonl: one made again after a kill is another one."""
+    """Returns the next evaluation's number in eval.jsonl; a repeat after a kill gets a new one."""
     if not path.is_file():
         return 0
     numbers = [row.get("evaluation") for row in read_rows(path)]
@@ -111,7 +115,7 @@ def _solve(
         return params if sampled else replace(params, temperature=0)
 
     def rounds(samples: int) -> list[tuple[int, int]]:
-        """First sample and how many: greedy, then sampled."""
+        """Returns (first sample, number of samples) of the greedy round, then the sampled one."""
         return [(0, 1), (1, samples)] if samples else [(0, 1)]
 
     attempts: list[Attempt] = []
@@ -153,10 +157,10 @@ def _steps(
     when: str,
     console: Console,
 ) -> dict[str, object]:
-    """Greedy steps on held-out rows beside the expert's."""
+    """Returns figures that compare greedy steps on held-out rows with the expert's steps."""
     if not args.test_rows:
         return {}
-    # The problems are in the order of a hash, so the first rows are a fair sample of them.
+    # The problems are ordered by a hash, so the first rows are a fair sample.
     rows = Rows.of(problems, form, args, limit, most=args.test_rows)
     if rows.dropped:
         say(console, f"{when}: held-out steps{dropped(rows.dropped)}")
@@ -194,7 +198,7 @@ def _steps(
 
 
 def _mean_of(steps: Sequence[Rollout], figure: Callable[[Rollout], float | None]) -> Estimate:
-    """Of the steps that a figure applies to."""
+    """Returns the mean of a figure over the steps that it applies to."""
     found = [(step.example.problem_id, v) for step in steps if (v := figure(step)) is not None]
     return bootstrap([v for _, v in found], [problem for problem, _ in found])
 
@@ -223,7 +227,7 @@ def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str,
                     str(length): estimate.to_json()
                     for length, estimate in by_length(chosen).items()
                 }
-            # Step by step a thought opens every step by rule: nothing to count there.
+            # Step by step, every step must open with a thought, so there is nothing to count.
             if mode == "whole" and not sampled:
                 shown = [behaviour(a.text, a.tokens) for a in chosen]
                 means = mean_behaviour(shown, [a.trajectory.problem_id for a in chosen])
@@ -234,19 +238,22 @@ def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str,
 
 
 def _of_samples(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
-    """pass@k and maj@k, k being all samples; nothing where there is one a problem."""
+    """Returns pass@k and maj@k, where k is all samples; empty if a problem has only one."""
     samples = [[(bool(one.correct), one.answer) for one in of] for of in by_problem(attempts)]
     if min(map(len, samples)) < 2:
         return {}
     return {
         f"{name}, {figure}": over_problems(values).to_json()
         for figure, values in sample_figures(samples, only_most=True).items()
-        if not figure.startswith("avg@")  # `accuracy`, which stands there already
+        if not figure.startswith("avg@")  # avg@k is `accuracy`, which the figures already hold
     }
 
 
 def comparison(before: Mapping[str, object], after: Mapping[str, object] | None) -> Table:
-    """Figures side by side, each with its 95 % interval; shares are in percent."""
+    """Returns a table of figures, side by side, with 95 % intervals.
+
+    All values but counts of behaviour are multiplied by 100, so shares are in percent.
+    """
     table = Table(title="held-out problems, 95 % intervals", title_justify="left")
     table.add_column("")
     table.add_column("n", justify="right")
@@ -300,9 +307,10 @@ def _change(before: object, after: object, scale: int) -> str:
 
 
 def paired_changes(run: RunFolder) -> str | None:
-    """What greedy accuracies gained, with 95 % intervals; None without a before and an after.
+    """Returns a line on the change of greedy accuracies, with 95 % intervals.
 
-    Problem by problem, so an interval is narrower than those of before and after let one think.
+    Returns None unless there is a before and an after. The change is paired by problem, so its
+    interval is narrower than the intervals of before and after suggest.
     """
     logged = read_attempts(run.eval)
     found = {

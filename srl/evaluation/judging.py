@@ -1,9 +1,9 @@
-"""Asks mathematics about the attempts that their environment leaves open.
+"""Verifies the answers that the environment leaves open, by mathematics.
 
-Equal text and equal numbers need no check. What only mathematics can tell equal is verified by the
-step reward `answer` in worker processes with a deadline; a check that was killed has verified
-nothing. Without it a policy that writes as the expert does would be ahead of one that is as often
-right. Held-out problems and benchmarks are judged here.
+Equal text and equal numbers need no check. Answers that only mathematics can show to be equal are
+verified by the step reward `answer`, in worker processes with a deadline. If a check is killed, its
+answer does not count as right. Without these checks, a policy that writes as the expert does would
+score higher than one that is right equally often. Held-out problems and benchmarks are judged here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from srl.evaluation.solving import Attempt
 
 
 def judged(attempts: Sequence[Attempt], args: VerifierSettings) -> list[Attempt]:
-    """The attempts with a verdict each; workers are started only where one is open.
+    """Returns the attempts, each with a verdict; workers start only if a verdict is open.
 
     Args:
-        attempts: as `srl.evaluation.solving` made them.
-        args: how the check is asked.
+        attempts: attempts from `srl.evaluation.solving`.
+        args: the settings of the check.
     """
     if all(one.correct is not None for one in attempts):
         return list(attempts)
@@ -33,7 +33,7 @@ def judged(attempts: Sequence[Attempt], args: VerifierSettings) -> list[Attempt]
 
 
 def make_verifier(args: VerifierSettings) -> RewardSum:
-    """The step reward `answer` in worker processes; close it."""
+    """Returns the step reward `answer` in worker processes; the caller must close it."""
     return RewardSum(
         {"answer": 1.0},
         deadline=args.reward_deadline,
@@ -43,9 +43,9 @@ def make_verifier(args: VerifierSettings) -> RewardSum:
 
 
 def verified(attempts: Sequence[Attempt], verifier: RewardSum) -> list[Attempt]:
-    """The attempts, those that were open with the verdict of the reward `answer`.
+    """Returns the attempts; those that were open now have the verdict of the reward `answer`.
 
-    `why` says of one that is not right whether its check was killed at the deadline or failed.
+    If an answer is not right, `why` says whether its check was killed at the deadline or failed.
     """
     found = list(attempts)
     open_ones = [place for place, one in enumerate(found) if one.correct is None]
@@ -58,7 +58,7 @@ def verified(attempts: Sequence[Attempt], verifier: RewardSum) -> list[Attempt]:
 
 
 def _as_step(one: Attempt) -> StepContext:
-    """The end of the solution, where the answer stands, as the only step there is."""
+    """Returns the last step of the solution, which holds the answer, as the only step."""
     return StepContext(
         problem=one.trajectory.problem,
         previous_steps=(),

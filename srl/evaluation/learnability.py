@@ -1,9 +1,10 @@
-"""What a policy could learn from each source, measured before any training.
+"""Measures what a policy could learn from each source, before any training.
 
-On held-out steps of each source: how likely the expert's step is to the policy, how close its own
-attempts come, and how often attempts at one step differ, which is all that SRL learns from. What
-strong teachers write can be out of a small policy's reach (Li et al., arXiv 2502.12143): likely
-tokens are few, attempts are no nearer than to a step of another problem, groups are flat.
+Three things are measured on held-out steps of each source: how likely the expert's step is under
+the policy, how similar the policy's attempts are to it, and how often the rewards of attempts at
+one step differ. SRL learns only from these differences. Texts of strong teachers can be out of a
+small policy's reach (Li et al., arXiv 2502.12143). Then few tokens are likely, attempts are no more
+similar to the expert's step than to a step of another problem, and a group's rewards are equal.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ from srl.rollout.samplers import Prompt, Sampler, SamplingParams, key_of
 from srl.stats import Estimate, bootstrap, share_of_rows
 
 UNLIKELY = 0.01
-"""Below this probability a token of the expert's counts as out of the policy's reach."""
+"""A token of the expert's step with a lower probability counts as out of the policy's reach."""
 
-# An unrelated step is one of so many of other problems whose lengths are the nearest.
+# Each step is compared with this many steps of other problems. They are drawn from the steps with
+# the nearest lengths, which are twice as many.
 _NEAREST = 8
-# Problems below which a mean has no interval.
+# With fewer problems than this, a mean has no interval.
 _FEW = 5
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What was found at one held-out step.
+    """The measurements at one held-out step.
 
     Attributes:
-        rollouts: the policy's attempts at it.
-        log_probs: of each token of the expert's step, given its context; in nats.
+        rollouts: the policy's attempts at the step.
+        log_probs: the log-probability of each token of the expert's step, given its context, in
+            nats.
         floor: mean similarity of the valid attempts with steps of other problems that are about as
-            long; None without valid attempts, or without other problems.
+            long; None if there are no valid attempts or no other problems.
         std: population standard deviation of the attempts' rewards.
         is_kept: whether dynamic sampling would train on the attempts.
     """
@@ -63,18 +66,18 @@ class Learned:
 
     @property
     def example(self) -> StepExample:
-        """The step."""
+        """Returns the row of the step."""
         return self.rollouts[0].example
 
     @property
     def similarity(self) -> float | None:
-        """Mean over the valid attempts; None without any."""
+        """Returns the mean similarity of the valid attempts; None if there are none."""
         values = [similarity(one.parsed.action, self.example.expert_step) for one in self.valid]
         return fmean(values) if values else None
 
     @property
     def valid(self) -> list[Rollout]:
-        """The attempts that keep to the format."""
+        """Returns the attempts without a format failure."""
         return [one for one in self.rollouts if one.is_valid]
 
 
@@ -90,18 +93,18 @@ def attempt_rows(
     epsilon: float,
     seed: int,
 ) -> list[Learned]:
-    """Every row with what the policy makes of it.
+    """Samples and scores attempts at each row, and returns the measurements of each row.
 
     Args:
         model: the policy.
-        sampler: the same policy.
-        form: the words around a step.
+        sampler: samples from the same policy.
+        form: encodes prompts and parses completions.
         rows: held-out steps of one source.
         args: temperature and lengths of the attempts.
-        rewards: what tells attempts apart.
+        rewards: the rewards of the attempts.
         samples: attempts at each step, as many as a group would have.
-        epsilon: groups with a smaller standard deviation would be dropped.
-        seed: of attempts and of unrelated steps.
+        epsilon: a group is kept only if its rewards' standard deviation is larger.
+        seed: the seed of the attempts and of the choice of unrelated steps.
     """
     keys = [
         key_of("learnability", one.source, one.problem_id, one.step_index) for one in rows.examples
@@ -138,9 +141,9 @@ def attempt_rows(
 def step_log_probs(
     model: PreTrainedModel, form: PromptFormat, rows: Rows, args: EvaluationSettings
 ) -> list[list[float]]:
-    """Of each row the log-probability of every token of the expert's step, after an empty thought.
+    """Returns the log-probability of each token of each row's expert step, after an empty thought.
 
-    Tags and the end token are not scored: they say nothing about the step.
+    Tags and the end token are not scored, because they say nothing about the step.
     """
     parts: list[Row] = []
     for example, prompt in zip(rows.examples, rows.prompts, strict=True):
@@ -176,10 +179,10 @@ def step_log_probs(
 
 
 def unrelated_steps(examples: Sequence[StepExample], seed: int) -> list[list[str]]:
-    """For each row some expert steps of other problems, about as long as its own.
+    """Returns for each row some expert steps of other problems, about as long as its own.
 
-    The similarity of any two texts depends on their lengths, so what a policy's steps earn beside
-    these is a floor for what they earn beside the expert's own.
+    The similarity of two texts depends on their lengths. So the similarity of a policy's step to
+    these unrelated steps is a floor for its similarity to the expert's own step.
     """
     by_length = sorted(examples, key=lambda one: (len(one.expert_step), one.expert_step))
     rng = random.Random(seed)
@@ -215,14 +218,14 @@ FIGURES: Mapping[str, Figure] = {
     "lift": _lift,
     "std": lambda one: one.std,
 }
-"""Name -> the figure of one step; None where it has none."""
+"""Name -> a function that returns the figure of one step; None if the step has no such figure."""
 
 
 def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
-    """Name -> mean over steps, with an interval over problems; figures without a value are out.
+    """Returns name -> mean over steps, with an interval over problems; omits figures without value.
 
-    Over fewer than five problems a mean has no interval (NaN): draws of so few would make it too
-    narrow.
+    Over fewer than five problems a mean has no interval (NaN), because a bootstrap of so few would
+    make it too narrow. `kept` and `format_failures` are shares and always have an interval.
     """
     result = {}
     attempts = [each for one in found for each in one.rollouts]
@@ -246,7 +249,10 @@ def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
 
 
 def bands(found: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Learned]]]:
-    """The steps by how many tokens the expert's has, in bands of about equally many steps."""
+    """Returns the steps in bands by the expert step's number of tokens, with a label for each band.
+
+    Bands have about equally many steps. Bands with the same label are joined.
+    """
     ordered = sorted(found, key=lambda one: len(one.log_probs))
     result: list[tuple[str, list[Learned]]] = []
     for number in range(count):
@@ -263,6 +269,6 @@ def bands(found: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Lear
 
 
 def rollouts_of(one: Learned) -> list[Rollout]:
-    """The attempts, with what was found at their step among their metrics."""
+    """Returns the attempts, with some figures of their step added to their metrics."""
     beside = {name: FIGURES[name](one) for name in ("log_prob", "unlikely", "floor")}
     return [replace(rollout, metrics={**rollout.metrics, **beside}) for rollout in one.rollouts]

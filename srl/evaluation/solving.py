@@ -1,12 +1,12 @@
-"""Solving held-out problems with a policy.
+"""Solves held-out problems with a policy.
 
-*Step by step* is what SRL trains: the policy writes one step, its own step joins the prompt with
-what the environment answers to it, and so on until the environment calls the attempt finished (in
-mathematics: it states an answer), it breaks the format or has used up its steps. *Whole* is one
-completion for the whole solution. An unfinished problem is a wrong one; nothing is left out of a
-denominator.
+*Step by step* is what SRL trains. The policy writes one step. That step and the environment's reply
+are added to the prompt, and the policy writes the next step. An attempt ends when the environment
+says that it is finished (in mathematics: it states an answer), when it breaks the format, or when
+it has used up its steps or its context. *Whole* is one completion for the whole solution.
+Unfinished attempts count in every denominator. In mathematics they are wrong.
 
-Intervals are 95 %, over problems: attempts at one problem are not independent.
+Intervals are 95 %, over problems, because attempts at one problem are not independent.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class Attempt:
         trajectory: the problem, with the expert's solution.
         mode: "steps" or "whole".
         sample: 0 for greedy, else the number of the sample, from 1.
-        steps: what the policy wrote, with what it observed; a whole solution is one step.
-        answer: what it stated or came to, or None.
-        correct: the environment's verdict; None, still open, until `judging` has asked mathematics.
-        failure: why it was not finished: a format failure, "no_answer", "context_limit", or None.
-        tokens: tokens it wrote.
-        text: all it wrote, monologues and tags included, an opening tag that the prompt already had
-            too; one completion behind another.
-        truncated: the length limit cut its last completion.
-        why: what its environment says about the verdict, or why it could not be checked.
+        steps: the policy's steps, with the observations; a whole solution is one step.
+        answer: the answer that the attempt stated or reached, or None.
+        correct: the environment's verdict; None means open, until `judging` has decided it.
+        failure: why the attempt was not finished: a format failure, "no_answer", "context_limit",
+            for a whole solution also "truncated"; or None.
+        tokens: how many tokens the policy wrote.
+        text: all that the policy wrote, one completion after another. Monologues and tags are
+            included, also an opening tag at the end of the prompt.
+        truncated: the length limit cut the last completion.
+        why: the environment's remark on the verdict, or why the answer could not be checked.
     """
 
     trajectory: Trajectory
@@ -60,7 +61,7 @@ class Attempt:
     why: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """One line of eval.jsonl; a whole solution's lines count as its steps."""
+        """Returns the attempt as a line of eval.jsonl; a whole solution's lines are its steps."""
         texts = [step.text for step in self.steps]
         if self.mode == "whole":
             texts = [line for text in texts for line in text.splitlines() if line.strip()]
@@ -95,25 +96,28 @@ def solve_step_by_step(
     first_sample: int = 0,
     tick: Tick | None = None,
 ) -> list[Attempt]:
-    """Attempts at each problem, all side by side, the policy's own steps fed back.
+    """Solves problems step by step; the prompt of each step holds the policy's earlier steps.
+
+    All attempts advance together, one step per round.
 
     Args:
-        sampler: the policy.
-        form: the words around a step.
-        problems: what to solve; each must have an answer to be solvable.
-        params: how to choose tokens; temperature 0 is greedy.
-        max_steps: give up after so many steps.
-        context_limit: give up on prompts that leave no room for a completion.
+        sampler: samples from the policy.
+        form: encodes prompts and parses completions.
+        problems: the problems; by the default verdict, one without an answer is never solved.
+        params: how tokens are chosen; temperature 0 is greedy.
+        max_steps: the largest number of steps of an attempt.
+        context_limit: the most tokens of a prompt and its completion together; a longer one ends
+            the attempt. None is no limit.
         num_samples: attempts at each problem.
-        first_sample: number of the first of them, for the record.
-        tick: told once a round how far it is.
+        first_sample: the number of the first attempt.
+        tick: called with the progress once per round.
 
     Returns:
-        All problems' first attempts, then their second ones, and so on.
+        The first attempts at all problems, then the second ones, and so on.
     """
     numbers = range(first_sample, first_sample + num_samples)
     attempts = [Attempt(problem, "steps", sample) for sample in numbers for problem in problems]
-    with sampler.remembering():  # the prompt of a step begins with that of the step before
+    with sampler.remembering():  # a step's prompt begins with the previous step's prompt
         active = _take_steps(sampler, form, attempts, params, max_steps, context_limit, tick)
     for place in active:
         attempts[place] = replace(attempts[place], failure="no_answer")
@@ -129,8 +133,10 @@ def _take_steps(
     context_limit: int | None,
     tick: Tick | None,
 ) -> list[int]:
-    """Go on with all attempts, in place, until each has ended or has `max_steps` steps; which are
-    the latter."""
+    """Continues all attempts, in place, until each has ended or has `max_steps` steps.
+
+    Returns the indices of attempts that have `max_steps` steps and have not ended.
+    """
     active = list(range(len(attempts)))
     for round_number in range(1, max_steps + 1):
         ready, prompts = [], []  # type: list[int], list[Prompt]
@@ -157,7 +163,7 @@ def _take_steps(
 
 
 def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tuple[Attempt, bool]:
-    """An attempt with one step more and what the environment says to it; whether it goes on."""
+    """Returns an attempt with one more step and its observation, and whether it continues."""
     parsed = form.parse(completion.ids, completion.truncated)
     text = _with_tags(form, completion)
     one = replace(
@@ -178,7 +184,7 @@ def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tupl
 
 
 def _judged(one: Attempt) -> Attempt:
-    """An attempt with the verdict of its environment."""
+    """Returns an attempt with the verdict of its environment."""
     verdict = verdict_on(one.trajectory, one.steps)
     return replace(one, answer=verdict.answer, correct=verdict.correct, why=verdict.why)
 
@@ -194,14 +200,14 @@ def solve_whole(
     first_sample: int = 0,
     keys: Sequence[int] | None = None,
 ) -> list[Attempt]:
-    """Attempts at each problem in one completion each; think tags may stand anywhere.
+    """Solves each problem in one completion per attempt; think tags may stand anywhere.
 
-    A truncated solution counts by what it stated before it was cut: nothing, as a rule.
+    A truncated solution is judged by what it stated before the cut, which is usually nothing.
 
     Args:
         sampler, form, problems, params, context_limit: as in `solve_step_by_step`.
         num_samples, first_sample: likewise.
-        keys: of each problem's prompt; by default they follow from the problem's id.
+        keys: the key of each problem's prompt; by default it is made from the problem's id.
 
     Returns:
         All attempts at the first problem, then those at the second, and so on.
@@ -227,7 +233,7 @@ def solve_whole(
 def whole_attempt(
     form: PromptFormat, trajectory: Trajectory, completion: Completion, *, sample: int
 ) -> Attempt:
-    """What one completion for a whole problem comes to."""
+    """Returns the judged attempt that one completion for a whole problem makes."""
     parsed = form.parse(completion.ids, completion.truncated, whole=True)
     one = _judged(
         Attempt(
@@ -246,19 +252,21 @@ def whole_attempt(
 
 
 def _with_tags(form: PromptFormat, completion: Completion) -> str:
-    """What was written, with its opening tag where that stands at the end of the prompt."""
+    """Returns the completion's text, with the opening tag if the prompt ends in it."""
     text = form.read(completion.ids)
     return OPEN + text if form.opens_thought and not text.lstrip().startswith(OPEN) else text
 
 
 def solves_whole(args: EvaluationSettings) -> bool:
-    """Whether validation problems are solved in one completion, rather than step by step."""
+    """Returns whether validation problems are solved in one completion, not step by step."""
     return (args.targets if args.validate_by == "auto" else args.validate_by) == "whole"
 
 
 def one_each(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """The first expert solution of each problem: a problem is solved as often, however many it
-    has."""
+    """Returns the first expert solution of each problem.
+
+    So the number of expert solutions does not change how often a problem is solved.
+    """
     found: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         found.setdefault(trajectory.problem_id, trajectory)
@@ -273,7 +281,7 @@ def solve_validation(
     *,
     context_limit: int | None,
 ) -> list[Attempt]:
-    """One greedy attempt at each problem, in the way that `validate_by` wants."""
+    """Returns one greedy attempt at each problem, made in the way that `validate_by` sets."""
     problems = one_each(problems)
     if solves_whole(args):
         longest = args.whole_max_completion_length
@@ -297,14 +305,14 @@ def solve_validation(
 
 
 def accuracy(attempts: Sequence[Attempt]) -> Estimate:
-    """The share of problems solved; with several attempts at one, its mean over them."""
+    """Returns the share of problems solved; several attempts at one problem are averaged first."""
     return over_problems(
         [avg_at_k([bool(one.correct) for one in of]) for of in by_problem(attempts)]
     )
 
 
 def by_problem(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-    """The attempts at each problem, in the order in which they were made."""
+    """Returns the attempts at each problem, in their order in `attempts`."""
     found: dict[str, list[Attempt]] = {}
     for attempt in attempts:
         found.setdefault(attempt.trajectory.problem_id, []).append(attempt)
@@ -312,7 +320,7 @@ def by_problem(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
 
 
 def by_length(attempts: Sequence[Attempt]) -> dict[int, Estimate]:
-    """Accuracy by how many steps the expert takes."""
+    """Returns the accuracy for each number of steps that the expert takes."""
     lengths = sorted({len(attempt.trajectory.steps) for attempt in attempts})
     return {
         length: accuracy([a for a in attempts if len(a.trajectory.steps) == length])

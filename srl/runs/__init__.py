@@ -1,1 +1,1 @@
-"""The run folder and the records in it; read on machines without torch."""
+"""Reads and writes the run folder and the records in it; works on machines without torch."""

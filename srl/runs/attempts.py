@@ -1,4 +1,4 @@
-"""Attempts at held-out problems, from eval.jsonl, and how many of them were solved."""
+"""Reads attempts at held-out problems from eval.jsonl, and computes how many were solved."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ class Attempt:
     """A line of eval.jsonl: one attempt at one held-out problem.
 
     Attributes:
-        when: `before`, `after`, or `eval`, with a number from the second of these on.
-        problem: which: its id, and its number among the solutions of that problem.
+        when: `before`, `after` or `eval`; the second evaluation called `eval` is `eval 2`, and so
+            on.
+        problem: the problem's id, and the attempt's number among those with the same id, time, mode
+            and sample.
         mode: `steps` (step by step) or `whole`.
-        sample: 0 is greedy.
-        source: of the problem.
+        sample: the number of the sample; 0 is greedy.
+        source: the source of the problem.
         num_steps: how many steps the expert takes.
         written: how many steps the policy took.
-        correct: it was solved.
+        correct: the attempt solved the problem.
         failure: why there is no answer, or None.
     """
 
@@ -42,9 +44,9 @@ class Attempt:
 
     @property
     def shortfall(self) -> str | None:
-        """Why it was not solved; None if it was.
+        """Returns why the attempt did not solve the problem; None if it did.
 
-        An answer given after fewer steps than the expert takes is mostly one that came too early.
+        A wrong answer after fewer steps than the expert takes is usually an answer given too early.
         """
         if self.correct:
             return None
@@ -56,13 +58,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many held-out problems were solved, at one time and in one way.
+    """The share of held-out problems that were solved at one time and in one way.
 
     Attributes:
         when, mode: as in `Attempt`.
-        sampled: sampled, or greedy.
+        sampled: True for samples, False for greedy attempts.
         estimate: share of problems solved; `n` counts problems.
-        failures: why attempts failed -> how many of them; see `Attempt.shortfall`.
+        failures: reason of failure -> number of attempts; see `Attempt.shortfall`.
     """
 
     when: str
@@ -86,19 +88,19 @@ _ATTEMPT: Fields = {
 
 
 def read_attempts(path: Path) -> list[Attempt]:
-    """The attempts in an eval.jsonl; of `before` and `after` those of the newest.
+    """Returns the attempts in an eval.jsonl; for `before` and `after`, only the newest evaluation.
 
-    An evaluation that was made again, after a kill or with other settings, is another one, by
-    its number in the lines.
+    An evaluation that is repeated, after a kill or with other settings, has another number in its
+    lines.
 
     Raises:
-        UsageError: a line is none of that file.
+        UsageError: a line does not belong to such a file.
     """
     rows = list(checked_rows(path, _ATTEMPT))
     numbers: dict[str, list[object]] = {}
     for row in rows:
         known = numbers.setdefault(str(row["when"]), [])
-        if (number := row.get("evaluation")) not in known:  # None: the logs had none at first
+        if (number := row.get("evaluation")) not in known:  # None: early logs have no number
             known.append(number)
     seen: Counter[tuple[object, ...]] = Counter()
     found = []
@@ -130,10 +132,10 @@ def read_attempts(path: Path) -> list[Attempt]:
 
 
 def forget(path: Path, when: str) -> None:
-    """Take the attempts of one time out of an eval.jsonl: they will be made again.
+    """Removes the attempts of one time from an eval.jsonl, because they will be made again.
 
     Raises:
-        UsageError: a line is no JSON object.
+        UsageError: a line is not a JSON object.
     """
     if path.is_file():
         kept = [row for row in read_rows(path) if row.get("when") != when]
@@ -141,7 +143,7 @@ def forget(path: Path, when: str) -> None:
 
 
 def accuracies(attempts: Sequence[Attempt]) -> list[Accuracy]:
-    """Held-out problems solved, as summary.json has it, by time, mode and sampling."""
+    """Returns accuracies on held-out problems by time, mode and sampling, as in summary.json."""
     parts: dict[tuple[str, str, bool], list[Attempt]] = {}
     for one in attempts:
         parts.setdefault((one.when, one.mode, one.sample > 0), []).append(one)
@@ -152,7 +154,12 @@ def accuracies(attempts: Sequence[Attempt]) -> list[Accuracy]:
 
 
 def solved_by(attempts: Sequence[Attempt], column: str) -> dict[str, dict[object, Estimate]]:
-    """Greedy accuracy, step by step, by `num_steps` or `source`: when -> value -> share."""
+    """Returns greedy step-by-step accuracy by a column: time -> value of the column -> share.
+
+    Args:
+        attempts: all attempts; others than greedy step-by-step ones are ignored.
+        column: `num_steps` or `source`.
+    """
     parts: dict[str, dict[object, list[Attempt]]] = {}
     for one in attempts:
         if one.mode == "steps" and one.sample == 0:
@@ -164,10 +171,10 @@ def solved_by(attempts: Sequence[Attempt], column: str) -> dict[str, dict[object
 
 
 def gain(attempts: Sequence[Attempt]) -> Estimate | None:
-    """Accuracy after minus before, problem by problem, with its 95 % interval.
+    """Returns the accuracy after minus before, paired by problem, with its 95 % interval.
 
-    `attempts` are of one mode, one at each problem each time. None where before or after is
-    missing, or they were not asked the same problems.
+    `attempts` have one mode, and one attempt at each problem each time. Returns None if before or
+    after is missing, or if their problems differ.
     """
     solved: dict[str, dict[tuple[str, int], bool]] = {"before": {}, "after": {}}
     for one in attempts:

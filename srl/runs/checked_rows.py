@@ -1,4 +1,4 @@
-"""Rows of a run's files, checked as they are read: a folder may be somebody else's, or edited."""
+"""Reads rows of a run's files and checks them, because a folder may be foreign or edited."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def is_step(value: object) -> bool:
 
 
 def checked_rows(path: Path, fields: Fields) -> Iterable[Row]:
-    """The rows of a log; none where there is no file.
+    """Yields the rows of a log; no rows if there is no file.
 
     Raises:
-        UsageError: a row lacks one of `fields`, or has something else in it (names the line).
+        UsageError: a row lacks one of `fields`, or has a wrong value in it (the message names the
+            line).
     """
     if not path.is_file():
         return

@@ -1,8 +1,9 @@
-"""Checkpoints on the disk: which one is whole, which one a run goes on from, which ones are kept.
+"""Checks checkpoints on the disk, finds the one that a run resumes from, and deletes old ones.
 
-The last file of a checkpoint is its manifest: size and SHA-256 of every other one. It is written
-once those are safe on the disk. So a checkpoint without it was cut off while it was saved, and one
-whose files are not what it says is damaged. No torch here.
+The last file of a checkpoint is its manifest: the size and SHA-256 of every other file. It is
+written after those files are safe on the disk. A checkpoint without a manifest was cut off while it
+was saved. A checkpoint whose files differ from its manifest is damaged. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from srl.runs.folder import CHECKPOINT, replace_file
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 STATE_FILE = "srl_state.json"
-# Whoever loads a checkpoint asks for these; transformers goes on without a word where some of them
-# are missing.
+# A whole checkpoint has one of `WEIGHTS` and all of `NEEDED`. transformers does not report it if
+# some of them are missing.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -31,7 +32,7 @@ NEEDED = (TRAINER_STATE, STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.
 
 
 def seal(checkpoint: Path) -> None:
-    """Make a checkpoint whole: its files on the disk, and then the manifest of them."""
+    """Completes a checkpoint: forces its files to the disk, then writes their manifest."""
     files = {}
     for path in _on_disk(checkpoint):
         with path.open("rb") as file:
@@ -44,7 +45,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is whole."""
+    """Returns a text that says what is wrong with a checkpoint; None if it is whole."""
     try:
         path = checkpoint / MANIFEST
         if path.name not in os.listdir(checkpoint):
@@ -88,17 +89,20 @@ def _damage(checkpoint: Path, name: str, size: int, sha256: str) -> str | None:
 
 
 def best_so_far(checkpoint: Path) -> Path | None:
-    """The best checkpoint up to a whole one: beside it, wherever the folder of both was moved."""
+    """Returns the best checkpoint at the time of a whole checkpoint; None if there is none.
+
+    The path is beside the whole checkpoint, so it stays right when their folder is moved.
+    """
     state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
     return None if best is None else checkpoint.parent / PurePath(best).name
 
 
 def why_not(checkpoint: Path, *, with_best: bool = False) -> str | None:
-    """Why a run cannot go on from a checkpoint, in words; None if it can.
+    """Returns a text that says why a run cannot resume from a checkpoint; None if it can.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the checkpoint's folder.
         with_best: the run ends with the best checkpoint, so that one must be whole as well.
     """
     if (why := damage(checkpoint)) or not with_best:
@@ -110,7 +114,7 @@ def why_not(checkpoint: Path, *, with_best: bool = False) -> str | None:
 
 
 def check_checkpoint(path: Path, *, with_best: bool = False) -> None:
-    """Raise UsageError unless a run can go on from the checkpoint `path`."""
+    """Raises UsageError unless a run can resume from the checkpoint `path`."""
     if why := why_not(path, with_best=with_best):
         raise UsageError(f"{path} is not a checkpoint to go on from: {why}.{_advice(with_best)}")
 
@@ -118,15 +122,15 @@ def check_checkpoint(path: Path, *, with_best: bool = False) -> None:
 def latest_checkpoint(
     folder: Path, told: Callable[[str], object], *, with_best: bool = False
 ) -> Path | None:
-    """The newest checkpoint in `folder` that a run can go on from; None if there are none at all.
+    """Returns the newest checkpoint that a run can resume from; None if there is no checkpoint.
 
     Args:
-        folder: the run's.
-        told: is given a line on every newer one that is passed over.
+        folder: the run's folder.
+        told: called with one line for each newer checkpoint that is skipped.
         with_best: see `why_not`.
 
     Raises:
-        UsageError: there are checkpoints, and none will do.
+        UsageError: there are checkpoints, but a run can resume from none of them.
     """
     passed: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
@@ -154,7 +158,7 @@ def _advice(with_best: bool) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Every checkpoint in a run's folder, whole or not, by its step.
+    """Returns all checkpoints in a run's folder, whole or not, ordered by step.
 
     Raises:
         UsageError: the folder cannot be read.
@@ -171,12 +175,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def rotate(newest: Path, *, limit: int | None, best: Path | None) -> None:
-    """Delete older checkpoints beyond `limit`, but never the best one; None or 0 deletes none.
+    """Deletes the oldest checkpoints beyond `limit`, but never the newest or the best one.
 
     Args:
-        newest: the one that was made whole just now.
-        limit: how many are kept.
-        best: None if there is none.
+        newest: the checkpoint that was just completed.
+        limit: how many checkpoints are kept; None or 0 deletes none.
+        best: the best checkpoint; None if there is none.
     """
     kept = {newest.name, *([best.name] if best is not None else [])}
     there = checkpoints(newest.parent)
@@ -186,20 +190,20 @@ def rotate(newest: Path, *, limit: int | None, best: Path | None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder at once for whoever looks: it is renamed before its files go."""
+    """Deletes a folder. The folder is renamed first, so no reader sees it half deleted."""
     aside = path.with_name(f".{path.name}.deleted.{os.getpid()}")
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Finish deleting what a process that was killed had begun to delete."""
+    """Finishes the deletion of folders that a killed process had begun to delete."""
     for aside in folder.glob(".*.deleted.*"):
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def put_in_place(written: Path, place: Path) -> None:
-    """Give a folder that was written aside its name, in place of what has it; both on one disk."""
+    """Renames the folder `written` to `place`, and replaces a folder there; both on one disk."""
     _on_disk(written)
     if place.exists():
         remove(place)
@@ -208,7 +212,7 @@ def put_in_place(written: Path, place: Path) -> None:
 
 
 def _on_disk(folder: Path) -> list[Path]:
-    """Have all that a folder holds safe on the disk; returns its files."""
+    """Forces a folder and all that it contains to the disk; returns its files."""
     inside = sorted(folder.rglob("*"))
     for path in (*inside, folder):
         _sync(path)
@@ -216,7 +220,7 @@ def _on_disk(folder: Path) -> list[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, safe on the disk."""
+    """Forces the content of a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

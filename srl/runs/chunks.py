@@ -1,4 +1,4 @@
-"""A log that is written in chunks, each of them whole: what of it stays when its work goes on."""
+"""Cuts a log that is written in chunks back to its whole chunks when the work resumes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def keep_whole_chunks(
     chunks: Sequence[Sequence[object]],
     key_of: Callable[[Mapping[str, object]], object],
 ) -> int:
-    """Cut a log behind its last whole chunk; returns how many chunks are in it.
+    """Cuts a log after its last whole chunk, and returns how many whole chunks it holds.
 
     Args:
         path: the log; it may be missing.
-        chunks: of each chunk the keys of its lines, in order.
+        chunks: for each chunk, the keys of its lines, in order.
         key_of: a line -> its key.
 
     Raises:
-        UsageError: a line is not the one that this work would have written there.
+        UsageError: a line has another key than the line that this work writes there.
     """
     if not path.is_file():
         return 0

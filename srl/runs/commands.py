@@ -1,6 +1,6 @@
-"""What to type to go on with a run or to start it again, quoted for a shell.
+"""Builds the commands that resume a run or start it again, quoted for a shell.
 
-Where our Makefile started this process, `train` is written as make takes it.
+If the project's Makefile started this process, `train` is written as a make command.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from itertools import pairwise
 
 from srl.runs.folder import RunFolder, free_name
 
-# Words that make hands to the shell as they are.
+# Words that make passes to the shell unchanged.
 _PLAIN = re.compile(r"[\w./+=@:,-]+", re.ASCII)
 
 
 def resume_command(run: RunFolder) -> str:
-    """The command that goes on with the run."""
+    """Returns the command that resumes the run."""
     return f"make resume RUN={_for_make(run.called)}"
 
 
 def command_again(run: RunFolder, words: Sequence[str] | None = None) -> str:
-    """The command that started the run, under a free name if its own is in use; empty if unknown.
+    """Returns the command that started the run, with a free name if its own name is in use.
+
+    The command is empty if it is unknown.
 
     Args:
-        run: the folder, which may have gone.
-        words: the command line that started it; by default that of command.txt.
+        run: the run's folder, which may be gone.
+        words: the command line that started the run; by default the first one in command.txt.
     """
     words = _first_command(run) if words is None else list(words)
     if words[1:3] != ["-m", "srl"] or words[3:4] not in (["train"], ["eval"]):
@@ -43,7 +45,7 @@ def command_again(run: RunFolder, words: Sequence[str] | None = None) -> str:
 
 
 def _first_command(run: RunFolder) -> list[str]:
-    """The first command line in command.txt, whose words may hold line ends."""
+    """Returns the words of the first command line in command.txt; words may hold line ends."""
     try:
         words = shlex.split(run.command.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,7 +56,7 @@ def _first_command(run: RunFolder) -> list[str]:
 
 
 def _without_name(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of --run-name, and the other words."""
+    """Returns the value of --run-name, and the other words."""
     name, others = None, list(words)
     for place, word in enumerate(others):
         option, equals, value = word.partition("=")
@@ -67,13 +69,13 @@ def _without_name(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _make_command(name: str | None, words: Sequence[str]) -> str:
-    """`make train …`; empty where make could not hand the words on."""
+    """Returns `make train …`; empty if make cannot pass the words on."""
     if list(words[:1]) != ["--config"] or not all(map(_PLAIN.fullmatch, [words[1], name or "-"])):
         return ""
     config, *options = words[1:]
     given = [f"CONFIG={config}", *([] if name is None else [f"RUN={name}"])]
     if options:
-        if any("\n" in word for word in options):  # it would end a line of the recipe
+        if any("\n" in word for word in options):  # a line end would end the recipe's line
             return ""
         given.append(f"ARGS={_for_make(shlex.join(options))}")
     return " ".join(["make", "train", *given])

@@ -1,26 +1,26 @@
-"""How the tokens of a sparse policy were spread over its experts: figures, without torch."""
+"""Computes how evenly a sparse policy's tokens were spread over its experts, without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-# A layer has collapsed where its top_k busiest experts get such a share of what it routes, though
-# it has more than twice as many.
+# A layer has collapsed if its top_k busiest experts get at least this share of what it routes,
+# although it has more than twice as many experts.
 _COLLAPSED = 0.9
 
 
 def load_figures(counts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Figures of how evenly tokens were spread over experts.
+    """Returns figures of how evenly tokens were spread over experts.
 
     Args:
-        counts: of each layer how many tokens went to each expert.
+        counts: for each layer, how many tokens went to each expert.
 
     Returns:
         `router/violation`, the mean over layers of (max - mean) / mean, and `max_router_violation`,
         the largest; `router/cv`, the mean coefficient of variation; `router/entropy`, the mean
-        entropy of the load as a share of that of an even one; `router/idle`, the share of experts
-        without a token.
+        entropy of the load divided by the entropy of an even load; `router/idle`, the share of
+        experts without a token.
     """
     violations, variations, entropies, idle, experts = [], [], [], 0, 0
     for layer in counts:
@@ -43,17 +43,20 @@ def load_figures(counts: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def is_collapsed(counts: Sequence[int], top_k: int) -> bool:
-    """Whether the busiest `top_k` experts of a layer get nearly all tokens, though it has more."""
+    """Returns whether a layer has collapsed: its `top_k` busiest experts get 90 % or more.
+
+    A layer with at most twice as many experts never counts as collapsed.
+    """
     busiest = sum(sorted(counts)[-top_k:])
     return len(counts) > 2 * top_k and busiest >= _COLLAPSED * sum(counts)
 
 
 Layers = Sequence[Sequence[int]]
-"""Of each sparse layer how many tokens went to each of its experts."""
+"""For each sparse layer, how many tokens went to each of its experts."""
 
 
 def is_load(value: object) -> bool:
-    """Whether a value of experts.jsonl is such a list of lists."""
+    """Returns whether a value of experts.jsonl is a valid `Layers`."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -67,7 +70,7 @@ def is_load(value: object) -> bool:
 
 
 def added(loads: Sequence[Layers]) -> list[list[int]]:
-    """The load of several steps together; of one shape."""
+    """Returns the sum of the loads of several steps, which must have the same shape."""
     return [
         [sum(counts) for counts in zip(*layers, strict=True)] for layers in zip(*loads, strict=True)
     ]

@@ -1,9 +1,9 @@
-"""The run folder `runs/<name>/`: where everything that one asks about a run afterwards is kept.
+"""Manages the run folder `runs/<name>/`, which keeps the files of one run.
 
-It knows the names of the files, how a run starts (config, command line, versions and git commit
-are written before anything is trained), and that a folder in use is never overwritten. Files that
-are replaced are replaced at once: a reader never sees half of one.
-No torch here: versions are read from the packages' metadata.
+This module defines the names of the files. At the start of a run it writes the config, the command
+line, the versions and the git state, before anything is trained. A folder in use is never
+overwritten. Files are replaced atomically, so a reader never sees half of one.
+This module does not import torch: it reads versions from the packages' metadata.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from srl.runs.lock import LOCK, writer_of
 from srl.runs.records import finite
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "cydifflib")
-# The experts that a run chose to train.
+# The file that lists the experts that a run chose to train.
 CHOSEN = "chosen_experts.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*")
 _FILES = (".yaml", ".txt", ".json", ".jsonl")
-# What a run writes beside its checkpoints; trackers write into a folder `runs` of it.
+# The names that a run writes beside its checkpoints; trackers write into its subfolder `runs`.
 _OURS = {
     *("config.yaml", "command.txt", "environment.json", "inputs.json", "before.json"),
     *("metrics.jsonl", "steps.jsonl", "problems.jsonl", "eval.jsonl", "samples.jsonl"),
@@ -46,7 +46,7 @@ _OURS = {
 
 
 class _File:
-    """What lies in a run's folder under a fixed name."""
+    """The path of a file or folder with a fixed name in a run's folder."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -57,16 +57,16 @@ class _File:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's folder. Make one with `create` (a new run) or `open` (one that exists)."""
+    """The folder of one run. Make one with `create` (a new run) or `open` (an existing run)."""
 
     path: Path
 
     @classmethod
     def create(cls, root: Path, name: str | None = None) -> RunFolder:
-        """A new, empty run folder `root/name`; without a name, the date and time are the name.
+        """Creates an empty run folder `root/name`; the default name is the date and time.
 
         Raises:
-            UsageError: the name cannot be a folder's, the folder is in use, or cannot be written.
+            UsageError: the name is not allowed, or the folder is in use or cannot be written.
         """
         if name is None:
             now = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -91,10 +91,10 @@ class RunFolder:
         return run
 
     def refuse_used(self) -> None:
-        """Refuse a folder in which there is something, or into which another process writes.
+        """Raises UsageError if the folder is not empty, or if another process writes to it.
 
         Raises:
-            UsageError: it is in use; the message names a free name.
+            UsageError: the folder is in use; the message suggests a free name.
         """
         if _is_free(self.path):
             return
@@ -112,11 +112,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that has started.
+        """Returns the folder of a run that has started.
 
         Raises:
-            UsageError: there is none at `path`; the message lists the runs that are there. Or it
-                cannot be read.
+            UsageError: `path` is not a run folder, or it cannot be read. The message lists the runs
+                beside it.
         """
         try:
             if (path / "config.yaml").is_file():
@@ -124,7 +124,7 @@ class RunFolder:
             found = "it has no config.yaml"
             if not path.exists():
                 found = "its link leads nowhere" if path.is_symlink() else "no such folder"
-        except OSError as error:  # a name that is too long, a folder one may not look into
+        except OSError as error:  # the name is too long, or a folder may not be read
             found = error.strerror or str(error)
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
@@ -132,13 +132,13 @@ class RunFolder:
 
     @classmethod
     def with_log(cls, path: Path) -> RunFolder:
-        """The folder of a step log: of a run, or one that a trainer used from Python writes to.
+        """Returns the folder of a step log: a run's, or one that a trainer in Python writes to.
 
         Args:
             path: the folder, or the `steps.jsonl` in it.
 
         Raises:
-            UsageError: there is none at `path`; the message lists the runs that are there.
+            UsageError: there is no such folder at `path`; the message lists the runs beside it.
         """
         if path.name == "steps.jsonl" and _is_file(path):
             path = path.parent
@@ -150,14 +150,16 @@ class RunFolder:
 
     @property
     def called(self) -> str:
-        """What the commands take for it: its name in runs/, elsewhere its path."""
+        """Returns the run's name as commands accept it: the folder's name in runs/, else a path."""
         return self.name if self.path.parent == Path("runs") else str(self.path)
 
     def refuse_links(self) -> None:
-        """Refuse to write where a link in the folder leads elsewhere, as in a stranger's run.
+        """Raises UsageError if a write could follow a link out of the folder.
+
+        A run folder from somebody else may contain such links.
 
         Raises:
-            UsageError: something of a run's is a link, or no file where a file must be.
+            UsageError: an entry of the run is a link, or is not a file although it must be one.
         """
         for entry in self._entries():
             kind = entry.lstat().st_mode
@@ -171,7 +173,7 @@ class RunFolder:
                 raise UsageError(f"{entry} is no file: this is not a run folder to write to")
 
     def _entries(self) -> Iterator[Path]:
-        """What lies there under names of ours; in checkpoints and models at any depth."""
+        """Yields the entries with a run's own names, and all that their subfolders contain."""
         for entry in self.path.iterdir():
             if entry.name in _OURS or CHECKPOINT.fullmatch(entry.name):
                 yield entry
@@ -179,7 +181,7 @@ class RunFolder:
                     yield from entry.rglob("*")
 
     def take_away(self) -> None:
-        """Remove what the start of a run has written; what others have put there stays."""
+        """Removes the run's own files and folders except checkpoints; other entries stay."""
         for name in _OURS:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
@@ -201,23 +203,23 @@ class RunFolder:
     policy = _File("policy")
 
     def write_start(self, config: Mapping[str, object], argv: Sequence[str]) -> None:
-        """Write down how the run starts: config.yaml, command.txt and environment.json."""
+        """Writes the files that describe the start: config.yaml, command.txt, environment.json."""
         self.write_config(config)
         replace_file(self.command, _command_line(argv).encode())
         write_json(self.environment, describe_environment())
 
     def write_config(self, config: Mapping[str, object]) -> None:
-        """Write config.yaml."""
+        """Writes config.yaml."""
         text = yaml.safe_dump(plain(_kept(config)), sort_keys=False, allow_unicode=True)
         replace_file(self.config, text.encode())
 
     def add_command(self, argv: Sequence[str]) -> None:
-        """Append a later command line, a resume, to command.txt."""
+        """Appends the command line of a resume to command.txt."""
         with self.command.open("a", encoding="utf-8") as file:
             file.write(_command_line(argv))
 
     def read_environment(self) -> dict[str, object]:
-        """environment.json as far as it can be read: nothing rests on it."""
+        """Returns the content of environment.json; empty if it cannot be read."""
         try:
             found = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -225,16 +227,16 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def read_config(self) -> dict[str, object]:
-        """The resolved config the run started with.
+        """Returns the resolved config from config.yaml.
 
         Raises:
-            UsageError: config.yaml is not a YAML mapping any more.
+            UsageError: config.yaml cannot be read, or is not a YAML mapping.
         """
         try:
             config = yaml.load(self.config.read_text(encoding="utf-8"), _WithoutAliases)
         except RecursionError as error:
             raise UsageError(f"cannot read {self.config}: it is nested too deeply") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:  # a date that is none, for one
+        except (OSError, ValueError, yaml.YAMLError) as error:  # an impossible date, for example
             raise UsageError(f"cannot read {self.config}: {error}") from error
         if not isinstance(config, dict):
             raise UsageError(f"{self.config} is not a mapping of settings: the run cannot go on")
@@ -242,12 +244,13 @@ class RunFolder:
 
 
 def run_path(name: str) -> Path:
-    """Where the run called `name` lies: in runs/, or at a path.
+    """Returns the path of the run called `name`: a folder of runs/, or the path itself.
 
-    A word without a slash names a folder of runs/, unless only a run's folder here is called so.
+    A word without a slash names a folder of runs/. It names a run folder in the current directory
+    only if runs/ has no entry of that name.
     """
     path = Path(os.path.expanduser(name))
-    if not path.name or path.name == "..":  # `.`, `..` and `/`: a run's folder has a name
+    if not path.name or path.name == "..":  # `.`, `..` and `/` have no name of their own
         return Path(os.path.abspath(path))
     if len(path.parts) > 1:
         return path
@@ -259,13 +262,16 @@ def run_path(name: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, a folder one may not look into
+    except OSError:  # the name is too long, or a folder may not be read
         return False
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """No aliases and no tags, which we never write: nested, a few lines of aliases unfold to
-    gigabytes; a tag on a text that is none of its type raises anything."""
+    """A YAML loader that refuses aliases and tags, which this project never writes.
+
+    A few lines of nested aliases can expand to gigabytes. A tag on a text that does not fit the
+    tag's type can raise any exception.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
@@ -279,7 +285,7 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    """`key: old -> new` for every setting that differs, nested keys joined by dots, sorted."""
+    """Returns `key: old -> new` for each changed setting, sorted; dots join nested keys."""
     before, after = flattened(plain(_kept(old))), flattened(plain(_kept(new)))
     return [
         f"{key}: {_show(before, key)} -> {_show(after, key)}"
@@ -289,18 +295,18 @@ def changed_keys(old: Mapping[str, object], new: Mapping[str, object]) -> list[s
 
 
 def _kept(config: Mapping[str, object]) -> dict[str, object]:
-    """The settings that are written down, or shown."""
+    """Returns the settings that may be written to a file or shown: all except `SECRETS`."""
     return {key: value for key, value in config.items() if key not in SECRETS}
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, replacing the file at once; NaN and infinity become null."""
+    """Replaces a file atomically with `value` as indented JSON; NaN and infinity become null."""
     text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=2)
     replace_file(path, (text + "\n").encode())
 
 
 def plain(value: object) -> Any:
-    """`value` in the types that YAML and JSON know: paths as text, enums as their value."""
+    """Returns `value` with types of YAML and JSON only: paths as text, enums as their value."""
 
     def known(other: object) -> object:
         if isinstance(other, Enum):
@@ -315,7 +321,7 @@ def plain(value: object) -> Any:
 
 
 def describe_environment() -> dict[str, object]:
-    """Versions, machine and state of the code: what one needs to run the same again."""
+    """Returns the versions, the machine and the git state, which are needed to repeat a run."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -327,9 +333,9 @@ def describe_environment() -> dict[str, object]:
 
 
 def git_state(root: Path) -> dict[str, object] | None:
-    """Commit, and whether the tree was dirty; None where `root` is not the root of a checkout.
+    """Returns the commit and whether the tree is dirty; None if `root` is not a checkout's root.
 
-    An installed copy can lie inside somebody else's checkout, whose commit says nothing about it.
+    An installed copy can lie inside another project's checkout, whose commit says nothing about it.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != root.resolve():
@@ -359,8 +365,11 @@ def _version(package: str) -> str | None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, then put in place: after a crash there is the old file or the new one."""
-    # A name may have 255 bytes, and a sign four.
+    """Replaces a file atomically: after a crash, the old file or the new file is there.
+
+    The content is written to a temporary file beside it, which is then renamed.
+    """
+    # A file name has at most 255 bytes, and a character at most four.
     beside = path.with_name(f".{path.name[:50]}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
@@ -373,14 +382,14 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a run may begin there; the lock of one that was killed at once does not count."""
+    """Returns whether a run may start there; a lock file that a killed run left is ignored."""
     if not path.exists():
         return not path.is_symlink()
     return path.is_dir() and all(entry.name == LOCK for entry in path.iterdir())
 
 
 def free_name(root: Path, name: str) -> str:
-    """`name` where it is free in `root`, else the first of name-2, name-3, … that is."""
+    """Returns `name` if it is free in `root`, else the first free one of name-2, name-3, …."""
     free, number = name, 2
     while not _is_free(root / free):
         free, number = f"{name}-{number}", number + 1
@@ -388,7 +397,7 @@ def free_name(root: Path, name: str) -> str:
 
 
 def flattened(value: object, prefix: str = "") -> dict[str, object]:
-    """Nested settings with their keys joined by dots."""
+    """Returns nested settings as one flat mapping, with keys joined by dots."""
     if not isinstance(value, dict) or (not value and prefix):
         return {prefix: value}
     flat: dict[str, object] = {}

@@ -1,8 +1,8 @@
-"""One writer per run folder: a lock that the kernel gives back when its process ends.
+"""Allows one writer per run folder, by a lock that the kernel releases when its process ends.
 
-The lock is `flock` on the file `.lock` in the folder, so a killed process leaves no lock behind,
-only the file, which says who wrote there last. A copy of a folder copies no lock. A file of its own
-rather than the folder: over NFS only a file that is open for writing can be locked.
+The lock is `flock` on the file `.lock` in the folder. A killed process leaves no lock behind, only
+the file, which names the last writer. A copy of a folder does not copy the lock. The lock is on a
+file and not on the folder, because over NFS only a file that is open for writing can be locked.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 from srl.errors import UsageError
 
 LOCK = ".lock"
-# What `flock` says where there are no locks: some network file systems.
+# The errors of `flock` on file systems without locks, such as some network file systems.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 @contextmanager
 def only_writer(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
-    """Holds the folder's lock; at the end its file goes, and with it a folder that is then empty.
+    """Holds the folder's lock inside this context, then removes its file, and the folder if empty.
 
     Args:
         folder: an existing folder.
-        warn: told in one line what a lock cannot promise here.
+        warn: called with a one-line warning if the lock may not keep other writers out.
 
     Raises:
-        UsageError: another process writes there; or the folder cannot be written.
+        UsageError: another process writes to the folder, or the folder cannot be written.
     """
     path = folder / LOCK
     descriptor = _take(path, warn)
     try:
         yield
     finally:
-        with suppress(OSError):  # it has gone with its folder
+        with suppress(OSError):  # the folder may be gone, and the file with it
             path.unlink()
         os.close(descriptor)
         with suppress(OSError):
@@ -47,7 +47,7 @@ def only_writer(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
 
 
 def writer_of(folder: Path) -> str | None:
-    """Who writes into the folder now, in words; None if nobody does."""
+    """Returns a text that names the process writing to the folder now; None if there is none."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -64,7 +64,7 @@ def writer_of(folder: Path) -> str | None:
 
 
 def _take(path: Path, warn: Callable[[str], object]) -> int:
-    """The descriptor of the locked file."""
+    """Locks the file, writes this process into it, and returns its descriptor."""
     while True:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -91,7 +91,7 @@ def _take(path: Path, warn: Callable[[str], object]) -> int:
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False)):
                 break
-        os.close(descriptor)  # the holder before us took the file away: take the new one
+        os.close(descriptor)  # the previous holder removed the file: lock the new one
     here = socket.gethostname()
     before = _read(descriptor)
     if before and f" on {here} " not in before:

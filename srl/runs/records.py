@@ -1,10 +1,11 @@
-"""The step record: one line of JSON per rollout, kept or not (schema 2), and its log.
+"""Reads and writes step records: one line of JSON per rollout, kept or not (schema 2).
 
-The log is what `inspect` and reports read, and what a user greps, so it is plain JSON lines:
-appended whole, readable while the run goes on, every float finite (a missing value is null), the
-text as it was scored. A checkpoint stores the log's position; a resumed run cuts the log back to
-it, so no rollout is told twice. Lines of schema 1 are read as records of schema 2, so a log may
-hold both. No torch here: logs are read on machines that have none.
+`inspect` and reports read the log, and users grep it, so it is plain JSON lines. Lines are
+appended whole and can be read while the run goes on. Every float is finite (a missing value is
+null), and texts are stored as they were scored. A checkpoint stores the log's position. A resumed
+run cuts the log back to it, so no rollout is recorded twice. Lines of schema 1 are read as records
+of schema 2, so a log may hold both. This module does not import torch: machines without it read
+logs too.
 """
 
 from __future__ import annotations
@@ -22,52 +23,53 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from srl.errors import RunError, UsageError
 
 SCHEMA = 2
-# Counts beyond it are no counts, and the index has no room for them.
+# The largest count: the index has no room for a larger one, and no real count reaches it.
 MOST = 2**31 - 1
-# Whole numbers up to it are floats without loss: any beyond stands for something else.
-# Figures of metrics.jsonl that are totals over the training steps since the line before, by how
-# their names begin; all others are means, or the largest.
+# Names, or starts of names, of the figures in metrics.jsonl that are totals over the training steps
+# since the previous line. All others are means or maxima.
 SUMMED = ("tokens", "masked_rollouts", "seconds/", "reward_deadlines/", "reward_errors/")
 
+# Floats represent whole numbers up to this one exactly. A larger one is not accepted as a float.
 _EXACT = 2**53
-_DIGITS = 308  # no float has more before its point
+_DIGITS = 308  # a longer whole number is refused
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One rollout of one expert step, in the order in which it is written.
+    """One rollout of one expert step; fields are written in this order.
 
     Attributes:
         schema: the version of this list of fields.
-        train_step: the optimiser step the rollout was made for, counted from 1; 0 is before any.
+        train_step: the optimiser step of the rollout, counted from 1; 0 is before the first.
         phase: made for training or for an evaluation. Evaluation keeps and drops nothing.
         source: the data set or teacher of the problem.
         problem_id: the hash of the problem's text.
-        tags: name -> text, what the data say of the trajectory.
-        step_index: the place of the expert's step, counted from 0.
-        num_steps: how many steps the expert's solution has.
+        tags: name -> text, what the data say about the trajectory.
+        step_index: the index of the expert's step, counted from 0.
+        num_steps: the number of steps in the expert's solution.
         group_id: the group within its optimiser step or evaluation, counted from 0.
-        rollout: the place within the group, counted from 0.
+        rollout: the index within the group, counted from 0.
         prompt_tokens: length of the prompt.
         completion_tokens: length of the completion, end-of-text token included.
-        truncated: the completion was cut at its allowed length.
+        truncated: the completion was cut at its length limit.
         thought: the policy's monologue.
-        action: the policy's step; on a format failure what was found of it, often nothing.
-        observation: what the world said after the step; empty where it says nothing.
-        expert_step: the step it is compared with.
-        previous_step: the step before it, None at the first step.
+        action: the policy's step; on a format failure the part that was found, often nothing.
+        observation: the environment's text after the step; empty if there is none.
+        expert_step: the step that the action is compared with.
+        previous_step: the step before the expert's step; None at the first step.
         format_failure: None, or the reason's name.
-        rewards: every reward by name; None does not apply, or was not scored.
-        reward: the weighted sum that the advantage is made from.
-        metrics: every further figure of the rollout by name; None does not apply. Among them
-            `lift`, similarity minus that of copying the previous step (None at the first step), and
-            `exact`, 1 if the action is the expert's step, white space at line ends aside.
+        rewards: every reward by name; None if it does not apply or was not scored.
+        reward: the weighted sum that the advantage is computed from.
+        metrics: every further figure of the rollout by name; None if it does not apply. Two of them
+            are `lift`, the similarity minus that of a copy of the previous step (None at the first
+            step), and `exact`, 1 if the action equals the expert's step apart from white space at
+            line ends.
         group_mean: mean reward of the group.
         group_std: population standard deviation of the group's rewards.
         kept: used in the update.
         dropped_because: None, or the reason's name.
-        advantage: None when dropped.
+        advantage: None if the rollout was dropped.
     """
 
     schema: int = SCHEMA
@@ -103,13 +105,13 @@ FIELDS = tuple(one.name for one in fields(StepRecord))
 
 
 class RecordWriter:
-    """Appends rows to a JSON-lines file: a batch of whole lines per write, flushed.
+    """A writer that appends rows to a JSON-lines file: each call writes whole lines and flushes.
 
-    Serves `steps.jsonl` (step records) and the other logs of a run folder (plain mappings).
+    It writes `steps.jsonl` (step records) and the other logs of a run folder (plain mappings).
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for appending; half a line left by a killed process is cut off.
+        """Opens `path` for appending, and cuts off half a line that a killed process left.
 
         Raises:
             UsageError: the file cannot be written.
@@ -122,11 +124,11 @@ class RecordWriter:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
     def write(self, rows: Iterable[StepRecord | Mapping[str, object]]) -> None:
-        """Append `rows`, in order; all of them reach the file or, on a bad row, none.
+        """Appends `rows` in order; if one row is bad, none is written.
 
         Raises:
             RunError: the file is not at its path any more.
-            OSError: there is no room.
+            OSError: there is no room on the disk.
         """
         lines = b"".join(json_line(row) for row in rows)
         if lines:
@@ -135,7 +137,7 @@ class RecordWriter:
             self._file.flush()
 
     def position(self) -> int:
-        """The log's length in bytes, once it is safe on the disk: what a checkpoint stores.
+        """Forces the log to the disk, and returns its length in bytes, which a checkpoint stores.
 
         Raises:
             RunError: the file is not at its path any more.
@@ -146,7 +148,7 @@ class RecordWriter:
         return self._file.tell()
 
     def _refuse_lost(self) -> None:
-        """What goes into a deleted file is lost, and no error says so."""
+        """Raises RunError if the file was deleted or replaced: a write would be lost silently."""
         try:
             there = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:
@@ -168,11 +170,11 @@ class RecordWriter:
 
 
 def truncate_to(positions: Mapping[Path, int]) -> None:
-    """Cut logs back to where `RecordWriter.position` said they were; all of them, or none.
+    """Cuts logs back to positions from `RecordWriter.position`; all are checked before any is cut.
 
     Raises:
-        UsageError: a log cannot be written, is shorter than that, or the position is not at the end
-            of a line, so it belongs to another log.
+        UsageError: a log cannot be written, is shorter than its position, or the position is not at
+            the end of a line. Then the position belongs to another log.
     """
     for path, position in positions.items():
         try:
@@ -203,50 +205,50 @@ def _check_position(path: Path, position: int) -> None:
 
 
 def read_records(path: Path) -> Iterator[StepRecord]:
-    """The records of a log, one by one. A last line without its end is being written: ignored.
+    """Yields the records of a log. It ignores an incomplete last line, which is being written.
 
     Raises:
-        UsageError: the file is missing, or a line is no step record (names the line).
+        UsageError: the file is missing, or a line is not a step record (the message names it).
     """
     for line, where in _lines(path):
         yield parse_record(line, where)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, object]]:
-    """The rows of another log of a run folder, one by one; nothing is asked of their keys.
+    """Yields the rows of another log of a run folder. It does not check their keys.
 
     Raises:
-        UsageError: the file is missing, or a line is no JSON object (names the line).
+        UsageError: the file is missing, or a line is not a JSON object (the message names it).
     """
     for line, where in _lines(path):
         yield read_object(line, where)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
-    """Each whole line, and where it stands, in words."""
+    """Yields each complete line, and a text that names the file and the line's number."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     with file:
-        for number, line in enumerate(file, start=1):  # bytes: split at \n alone
+        for number, line in enumerate(file, start=1):  # bytes are split only at \n
             if line.endswith(b"\n"):
                 yield line, f"{path}, line {number}"
 
 
 def json_line(row: StepRecord | Mapping[str, object]) -> bytes:
-    """One row as one line of JSON in UTF-8, with its end; keys in the row's own order."""
+    """Returns a row as one line of JSON in UTF-8, line end included; keys keep their order."""
     if isinstance(row, StepRecord):
         row = {name: getattr(row, name) for name in FIELDS}
     try:
         return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError:
-        # A lone surrogate has no UTF-8. Escaped it reads back as the same text.
+        # A lone surrogate cannot be written in UTF-8. An escaped one reads back as the same text.
         return (json.dumps(finite(row), allow_nan=False) + "\n").encode()
 
 
 def finite(value: object) -> object:
-    """`value` with every NaN and infinity replaced by None; mappings become dicts, tuples lists."""
+    """Returns `value` with None for NaN and infinity; mappings become dicts, sequences lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -257,7 +259,7 @@ def finite(value: object) -> object:
 
 
 def utf8(text: str) -> str:
-    """`text` for what holds UTF-8 only: lone halves of surrogate pairs become U+FFFD."""
+    """Returns `text` with lone surrogates replaced by U+FFFD, so that UTF-8 can encode it."""
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -294,18 +296,18 @@ def _decimal(digits: str) -> float:
     return value
 
 
-# Made once: json.loads would make it anew for every line.
+# Made once, because json.loads would make a new decoder for every line.
 _DECODER = json.JSONDecoder(parse_constant=_constant, parse_int=_whole, parse_float=_decimal)
 
 
 def read_object(line: bytes, where: str) -> dict[str, object]:
-    """The JSON object in one line of a log; `where` names the line in messages.
+    """Returns the JSON object in one line of a log; `where` names the line in messages.
 
     Raises:
-        UsageError: it is not JSON, or no object.
+        UsageError: the line is not JSON, or not an object.
     """
     try:
-        row = _DECODER.decode(line.decode())  # of bytes, json would guess the encoding
+        row = _DECODER.decode(line.decode())  # json would guess the encoding of bytes
     except (ValueError, RecursionError) as error:  # bad UTF-8 as well as bad JSON
         raise UsageError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
@@ -314,10 +316,10 @@ def read_object(line: bytes, where: str) -> dict[str, object]:
 
 
 def parse_record(line: bytes, where: str) -> StepRecord:
-    """The record in one line of the log; `where` names the line in messages.
+    """Returns the record in one line of the log; `where` names the line in messages.
 
     Raises:
-        UsageError: the line is no record of schema 1 or 2.
+        UsageError: the line is not a record of schema 1 or 2.
     """
     row = read_object(line, where)
     if row.get("schema") not in (1, SCHEMA):
@@ -341,10 +343,11 @@ def parse_record(line: bytes, where: str) -> StepRecord:
 
 
 def _fitting(wanted: object) -> Callable[[object], bool]:
-    """Whether a JSON value is of the type that a field of the record has: made once, asked often.
+    """Returns a function that tests whether a JSON value has a record field's type.
 
-    JSON has no subclasses, so types are compared outright, and a truth is no number. A whole
-    number is a count; one in place of a float is one that a float can hold.
+    The function is made once per field and called often. JSON has no subclasses, so types are
+    compared exactly, and a boolean is not a number. A whole number is a count, from 0 to `MOST`. In
+    place of a float, it must be a number that a float represents exactly.
     """
     origin = get_origin(wanted)
     if origin is Literal:
@@ -367,7 +370,7 @@ def _json_types(wanted: object) -> frozenset[object]:
     return kinds | {int} if float in kinds else kinds
 
 
-_ADDED = {"tags", "observation", "metrics"}  # by schema 2, where schema 1 had `lift`
+_ADDED = {"tags", "observation", "metrics"}  # new in schema 2, which replaced the field `lift`
 _TYPES = {name: _fitting(wanted) for name, wanted in get_type_hints(StepRecord).items()}
 
 

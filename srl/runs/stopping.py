@@ -1,8 +1,8 @@
-"""Signals that ask a command to stop: Ctrl-C, and what schedulers, terminals and `kill` send.
+"""Handles the signals that stop a command: Ctrl-C, and those of schedulers, terminals and `kill`.
 
-While training they are answered at the end of the step, with a checkpoint; at all other times at
-once, by an exception that passes every `except Exception`. A signal that whoever started the
-process has set to be ignored (nohup, a shell's background jobs) stays ignored.
+During training a signal stops the run at the end of the step, with a checkpoint. At all other times
+it stops the command at once, by an exception that passes every `except Exception`. A signal that
+was already ignored when the process started (nohup, a shell's background jobs) stays ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """While this is entered, every signal that asks to stop and is not ignored calls `handler`."""
+    """Calls `handler`, inside this context, for each stop signal that is not ignored."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     heeded = [one for one, known in before.items() if known not in (signal.SIG_IGN, None)]
     for number in heeded:
@@ -30,7 +30,7 @@ def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[Non
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the command; what there is to say about it is the message.
+    """Raised when a signal stops the command. Its message is the text for the user.
 
     Attributes:
         exit_code: 128 + the signal's number.
@@ -43,16 +43,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While this is entered, signals stop the command as the phase demands.
+    """A context in which signals stop the command, at once or after a training step.
 
     Attributes:
-        asked: the signal that asked a training to stop; None as long as none has.
+        asked: the first signal that asked for a later stop; None if there was none.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        self._tell: Callable[[str], object] | None = None  # in the phase of training
-        self._again: int | None = None  # Ctrl-C once more, while a file must be finished
+        self._tell: Callable[[str], object] | None = None  # set during training
+        self._again: int | None = None  # a second Ctrl-C while files are being written
         self._held = False
         self._handling = handling(self._on_signal)
 
@@ -64,21 +64,21 @@ class StopSignals:
         self._handling.__exit__(None, None, None)
 
     def after_this_step(self, tell: Callable[[str], object]) -> None:
-        """From here on a signal only asks: whoever trains looks at `asked` after each step.
+        """Makes signals from now on set `asked` only, which the trainer reads after each step.
 
-        Ctrl-C a second time stops at once. Other signals may come again and again: schedulers and
-        closing terminals repeat theirs.
+        A second Ctrl-C stops at once. Other signals may be repeated without effect, because
+        schedulers and closing terminals repeat theirs.
 
         Args:
-            tell: told, in words, that it will stop.
+            tell: called with a message that the training will stop.
         """
         self._tell = tell
 
     def at_once(self) -> None:
-        """From here on a signal stops at once.
+        """Makes signals from now on stop the command at once.
 
         Raises:
-            Stopped: one has asked meanwhile.
+            Stopped: a signal has asked for a stop in the meantime.
         """
         self._tell = None
         self.release()
@@ -86,14 +86,14 @@ class StopSignals:
             raise Stopped(self.asked)
 
     def hold(self) -> None:
-        """Until `release` nothing stops at once: files are being written."""
+        """Delays every stop until `release`, because files are being written."""
         self._held = True
 
     def release(self) -> None:
-        """The files are whole.
+        """Ends `hold`, because the files are complete.
 
         Raises:
-            Stopped: Ctrl-C was pressed a second time meanwhile.
+            Stopped: Ctrl-C was pressed a second time in the meantime.
         """
         self._held = False
         if self._again is not None:
@@ -102,14 +102,14 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._tell is None and not self._held:
-            self._held = True  # what is cleaned up now is cleaned up whole
+            self._held = True  # another signal must not interrupt the clean-up
             raise Stopped(number)
         if self.asked is None:
             self.asked = number
             if self._tell is None:
                 return
             more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-            with suppress(RuntimeError):  # it came in the middle of another line
+            with suppress(RuntimeError):  # the signal came while another line was being printed
                 self._tell(f"stopping after this step, with a checkpoint{more}")
         elif number == signal.SIGINT:
             if not self._held:

@@ -1,4 +1,5 @@
-"""A model on named benchmarks: greedy, avg@k, pass@k and maj@k, every sample kept with its verdict.
+"""Measures a model on named benchmarks: greedy, avg@k, pass@k and maj@k.
 
-Which benchmarks there are, and how their answers are read: `environments/benchmarks.py`.
+Every sample is kept with its verdict. `environments/benchmarks.py` defines the benchmarks and how
+their answers are read.
 """

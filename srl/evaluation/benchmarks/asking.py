@@ -1,7 +1,7 @@
-"""Asks a problem behind worked examples, and reads what is written up to the next question.
+"""Builds few-shot prompts for whole solutions, and reads completions up to the next question.
 
 A few-shot prompt is one text that the policy continues (`template: plain`), or turns of a chat
-(`template: chat`). Examples and problem are data: no control token comes from their text. All
+(`template: chat`). Examples and problem are data, so their text never becomes a control token. All
 problems of a benchmark have the same examples, so their prompts share a prefix.
 """
 
@@ -21,10 +21,10 @@ from srl.data.text_limits import TextLimits
 
 
 class FewShotFormat(PromptFormat):
-    """Prompts with worked examples for whole solutions; solutions end where a question begins.
+    """A prompt format with worked examples; a whole solution ends where a new question begins.
 
     Args:
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         few_shot: the examples and their layout.
         settings: template, think, the system prompt before the examples, and the date.
         stop_ids: tokens that end a completion.
@@ -69,7 +69,7 @@ class FewShotFormat(PromptFormat):
             self._examples_ids = self._woven(few_shot.turns("")[:-1])
 
     def encode_whole(self, problem: str) -> list[int]:
-        """The prompt for a whole solution: examples, problem, and where the answer begins."""
+        """Returns the prompt for a whole solution as token ids: examples, then the problem."""
         if self.template == "plain":
             return self._start(self._whole_frame, self.few_shot.text(problem))
         asked = self.few_shot.layout.question(problem)
@@ -80,15 +80,15 @@ class FewShotFormat(PromptFormat):
         ]
 
     def limits(self, *, whole: bool = False) -> TextLimits:
-        """A new question ends the answer."""
+        """Returns the limits on a completion's text: a new question ends the answer."""
         return self._limits
 
     def read(self, completion_ids: Sequence[int]) -> str:
-        """A completion as text, up to where the policy asks a question itself."""
+        """Returns a completion as text, up to the place where the policy asks a question itself."""
         return self.few_shot.cut(super().read(completion_ids))
 
     def _woven(self, turns: Sequence[str]) -> list[int]:
-        """The template with the examples in it, up to where the problem begins."""
+        """Returns the template with the examples as token ids, up to where the problem begins."""
         first, *others = turns
         ids = self._start(replace(self._turns, between=()), first)
         for after, words in zip(self._turns.between, [*others, ""], strict=True):

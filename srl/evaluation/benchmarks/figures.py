@@ -1,4 +1,4 @@
-"""The figures of an evaluation, from its samples.jsonl alone, and their table. No torch here."""
+"""Computes an evaluation's figures from its samples.jsonl, and their table. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GREEDY = 0
 
 @dataclass
 class _Tally:
-    """The samples of one problem, greedy apart."""
+    """The verdicts on one problem's solutions; the greedy one is kept apart from the samples."""
 
     greedy: bool | None
     samples: list[Sample]
@@ -29,15 +29,15 @@ class _Tally:
     extracted: dict[str, list[bool]]
 
 
-# lm-evaluation-harness's names -> where samples.jsonl says whether that answer is right.
+# lm-evaluation-harness's names -> the field of samples.jsonl that says if that answer is right.
 EXTRACTIONS = {"strict-match": "strict_right", "flexible-extract": "flexible_right"}
 _CAUSES = {"truncated": CUT_OFF, "context_limit": NO_ROOM}
 
 
 def figures_of(samples: Path) -> dict[str, object]:
-    """All figures of a samples.jsonl, by benchmark: everything in summary.json comes from there.
+    """Returns all figures of a samples.jsonl by benchmark, as summary.json stores them.
 
-    Shares of samples (truncated, no answer) count the greedy solutions too.
+    The counts of solutions (such as truncated and no answer) include the greedy ones.
     """
     problems: dict[str, dict[int, _Tally]] = {}
     counts: dict[str, dict[str, int]] = {}
@@ -99,7 +99,11 @@ def _estimates(tallies: Sequence[_Tally]) -> dict[str, object]:
 
 
 def table_of(summary: Mapping[str, object]) -> Table:
-    """The figures, a row each, a column for every benchmark; percent with 95 % intervals."""
+    """Returns a table with a row for each figure and a column for each benchmark.
+
+    Metrics are in percent, with 95 % intervals. Truncated and no answer are in percent of all
+    solutions.
+    """
     benchmarks = summary["benchmarks"]
     assert isinstance(benchmarks, dict)
     table = Table(title="%, 95 % intervals over problems", title_justify="left")

@@ -1,4 +1,4 @@
-"""Says how many problems got no answer that can be read, why, and what to try. No torch here."""
+"""Reports how many problems got no readable answer, why, and what to try. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from srl.config.settings import BenchmarkSettings
 
 CUT_OFF, NO_STATEMENT, NO_ROOM = "cut off", "no statement", "no room"
-# Below this share nothing is said.
+# Below this share of problems nothing is reported.
 _FEW = 0.05
 
 
 def remedies(summary: Mapping[str, object], args: BenchmarkSettings) -> list[str]:
-    """A line for each benchmark whose greedy solutions often state no answer that is read.
+    """Returns a line for each benchmark whose greedy solutions often have no readable answer.
 
     Args:
         summary: the content of summary.json.
-        args: how the problems were asked.
+        args: the settings of the prompts.
     """
     benchmarks = summary["benchmarks"]
     assert isinstance(benchmarks, dict)

@@ -1,14 +1,15 @@
-r"""A benchmark as the field does it: one greedy and K sampled solutions a problem, each verified.
+r"""Runs benchmarks: one greedy and K sampled solutions of each problem, each of them verified.
 
-The work is cut into chunks in an order that follows from the settings alone: per benchmark first
-greedy solutions, then samples; neighbouring problems together while `rollout_token_budget` lasts,
-and the samples of one problem in several chunks where they do not fit. A chunk is solved, verified
-in worker processes and written whole. Random numbers follow from (seed, problem, sample), so they
-depend on nothing that came before. So a run that was killed goes on with the first chunk that is
-not in samples.jsonl and ends with the file of an uninterrupted one.
+The work is cut into chunks. Their order is the same for the same model, benchmarks and settings:
+for each benchmark first greedy solutions, then samples. Neighbouring problems are in one chunk as
+long as they fit into `rollout_token_budget`. The samples of one problem are in several chunks if
+they do not fit. A chunk is solved, verified in worker processes, and written whole. Random numbers
+are drawn from (seed, problem, sample, token), so they do not depend on earlier chunks. So a run
+that was killed continues with the first chunk that is not in samples.jsonl, and ends with the same
+file as an uninterrupted run.
 
-Each verdict is the built-in reward `answer` (math-verify behind a whitelist) with a deadline; a
-check that was killed has verified nothing: the sample counts as not right, and is counted.
+Each verdict comes from the built-in reward `answer` (math-verify behind a whitelist) with a
+deadline. If a check was killed, the sample counts as not right, and the figures count such samples.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ from srl.runs.lock import only_writer
 from srl.runs.records import RecordWriter
 
 SAMPLES = "samples.jsonl"
-# How fast, and where to: they change no sample, so a resumed evaluation may have others.
+# Settings that change no sample, so a resumed evaluation may have other values.
 _FREE = ("reward_workers", "output_dir")
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What is evaluated, as it was asked for.
+    """A request to evaluate a model on benchmarks.
 
     Attributes:
         model: a model folder or a hub name.
         benchmarks: names and files, see `environments.benchmarks.find_benchmark`.
-        samples: K, sampled solutions a problem beside the greedy one.
-        limit: the first so many problems of each benchmark; None is all.
-        args: how to ask, sample and check.
+        samples: K, the number of sampled solutions of a problem, besides the greedy one.
+        limit: only the first `limit` problems of each benchmark; None is all.
+        args: the settings of prompts, sampling and checks.
     """
 
     model: str
@@ -77,20 +78,21 @@ def plan_from_words(
     settings: Mapping[str, object],
     of_run: Mapping[str, object] | None = None,
 ) -> BenchmarkPlan:
-    """Check what was asked for.
+    """Checks a request and returns it as a plan.
 
     Args:
         model: a model folder or a hub name.
-        benchmarks: names and files, with commas between them.
+        benchmarks: names and files, separated by commas.
         samples: K.
-        limit: the first so many problems of each; None is all.
-        settings: fields of `BenchmarkSettings` that were given.
-        of_run: those of the run whose policy it is. Its prompt is not taken where worked examples
-            stand in the prompt, or the model is asked as it is.
+        limit: only the first `limit` problems of each benchmark; None is all.
+        settings: fields of `BenchmarkSettings` that the user gave.
+        of_run: the fields of the run that trained the policy. Its prompt settings are not used if
+            the prompt has worked examples, or if `as_is` is set.
 
     Raises:
-        UsageError: a number that cannot be, a setting of no effect here or of a wrong type.
-        DataError: an unknown benchmark.
+        UsageError: a number is out of range, a setting has no effect here or a wrong type, or the
+            benchmarks or files of examples are wrong.
+        DataError: a benchmark is unknown.
     """
     if samples < 0:
         raise UsageError(f"--samples is {samples}; it must be 0 (greedy alone) or more")
@@ -123,7 +125,7 @@ def plan_from_words(
 
 
 def _asked(settings: Mapping[str, object], of_run: Mapping[str, object]) -> dict[str, object]:
-    """The settings with those of the run, and with what few-shot prompts and `as_is` imply."""
+    """Returns the settings, with those of the run and those that few-shot and `as_is` imply."""
     as_is = settings.get("as_is") is True
     if not as_is and not settings.get("num_fewshot"):
         return {**of_run, **settings}
@@ -134,7 +136,7 @@ def _asked(settings: Mapping[str, object], of_run: Mapping[str, object]) -> dict
 
 
 def _fewshot_files(given: str | None) -> dict[str, str]:
-    """Name of a benchmark, or "" for all others -> its file of worked examples."""
+    """Returns benchmark -> its file of worked examples; the key "" stands for all others."""
     if given is None:
         return {}
     files = [given] if Path(given).exists() else given.split(",")
@@ -155,13 +157,13 @@ def _fewshot_files(given: str | None) -> dict[str, str]:
 def run_benchmark(
     plan: BenchmarkPlan, name: str | None, argv: Sequence[str], console: Console
 ) -> dict[str, object]:
-    """Solve, verify, save, and say what came out; goes on with `runs/<name>/` if it has begun.
+    """Solves, verifies, saves and prints; continues `runs/<name>/` if it has begun.
 
     Returns:
         The content of summary.json.
 
     Raises:
-        UsageError, DataError: wrong use; a folder that was made for it is taken away again.
+        UsageError, DataError: wrong use; a new folder without any samples is removed again.
     """
     started = time.monotonic()
     root = Path(plan.args.output_dir or "runs")
@@ -171,10 +173,10 @@ def run_benchmark(
     few_shot = _few_shot(plan, loaded)
     say(console, f"asked {_how(plan.args, few_shot)}")
     seen = _trained_on(plan.model, loaded, console)
-    # First of all what takes no time: nothing is loaded for a folder that refuses.
+    # The quick checks come first, so no model is loaded if the folder cannot be used.
     settings = _resolved(plan, loaded, few_shot)
     run = _open(root, name)
-    # Two processes that write into one folder would mix their solutions.
+    # Two processes that write to one folder would mix their solutions.
     with only_writer(run.path, lambda line: say(console, line)):
         run.refuse_links()
         is_new = not run.config.is_file()
@@ -205,9 +207,10 @@ def run_benchmark(
 def _trained_on(
     model: str, loaded: Sequence[LoadedBenchmark], console: Console
 ) -> dict[str, dict[str, int]]:
-    """Benchmark -> stage of the model -> how many of the problems it trained on, where it did.
+    """Returns benchmark -> stage of the model -> number of its problems that the stage trained on.
 
-    A benchmark is asked all the same: it is not ours to say what it is for. But it is told.
+    Such a benchmark is run all the same, because the user decides what it is for. A message reports
+    the number.
     """
     found: dict[str, dict[str, int]] = {}
     for run, trained in trained_on(model, lambda line: say(console, line)):
@@ -224,7 +227,7 @@ def _trained_on(
 
 
 def _few_shot(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[str, FewShot]:
-    """The worked examples of each benchmark; none where none are asked for."""
+    """Returns the worked examples of each benchmark; empty if `num_fewshot` is 0."""
     if not plan.args.num_fewshot:
         return {}
     files = _fewshot_files(plan.args.fewshot_file)
@@ -241,7 +244,7 @@ def _few_shot(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[st
 
 
 def _how(args: BenchmarkSettings, few_shot: Mapping[str, FewShot]) -> str:
-    """How problems are asked, for the screen and the summary."""
+    """Returns a text that says how problems are asked, for the screen and the summary."""
     if args.as_is:
         return "as it is: the model's own chat template and the bare problem"
     if few_shot:
@@ -261,7 +264,7 @@ def _run(
     argv: Sequence[str],
     console: Console,
 ) -> dict[str, object]:
-    """Whatever is not in samples.jsonl yet, and the figures of all of it."""
+    """Makes the solutions that are not in samples.jsonl yet, and returns the figures of all."""
     samples = run.path / SAMPLES
     if settings is None and run.summary.is_file():
         say(console, f"{run.path} is complete: nothing is solved again")
@@ -312,7 +315,7 @@ def _run(
 def _resolved(
     plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark], few_shot: Mapping[str, FewShot]
 ) -> dict[str, object]:
-    """config.yaml of an evaluation: everything that its samples follow from."""
+    """Returns the content of an evaluation's config.yaml: all that determines its samples."""
     return {
         "model": plan.model,
         "weights": fingerprint(plan.model),
@@ -332,10 +335,10 @@ def _resolved(
 
 
 def _open(root: Path, name: str | None) -> RunFolder:
-    """The folder of an evaluation: one that has begun, or a new one.
+    """Returns the folder of an evaluation, which has begun or is new.
 
     Raises:
-        UsageError: it is in use by a run of another kind.
+        UsageError: the folder is in use but has no config.yaml, or a new one cannot be made.
     """
     if name is None or not (root / name / "config.yaml").is_file():
         return RunFolder.create(root, name)
@@ -343,7 +346,7 @@ def _open(root: Path, name: str | None) -> RunFolder:
 
 
 def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
-    """Raise UsageError if the folder is another kind of run's, or was begun with other settings."""
+    """Raises UsageError if the folder's run is of another kind, or began with other settings."""
     old = run.read_config()
     if "bench" not in old:
         raise UsageError(
@@ -361,13 +364,13 @@ def _check_same(run: RunFolder, settings: Mapping[str, object]) -> None:
 
 
 def _take_away(run: RunFolder) -> None:
-    """A folder in which nothing has been solved."""
+    """Removes the files of an evaluation that has solved nothing."""
     for name in (run.config, run.command, run.environment, run.path / SAMPLES):
         name.unlink(missing_ok=True)
 
 
 def _key(row: Mapping[str, object]) -> object:
-    """Which solution a line of samples.jsonl is, as `Chunk.keys` has them."""
+    """Returns the key of a line of samples.jsonl, in the form of `Chunk.keys`."""
     return row.get("benchmark"), row.get("number"), row.get("sample")
 
 

@@ -1,4 +1,4 @@
-"""Solutions of benchmark problems: made in chunks, told apart by their place, and verified."""
+"""Makes and verifies solutions of benchmark problems, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from srl.rollout.samplers import SamplingParams, key_of, make_sampler
 
 @dataclass(frozen=True)
 class Chunk:
-    """Solutions that are made, verified and written together.
+    """A group of solutions that are made, verified and written together.
 
     Attributes:
-        problems: neighbours, all of one benchmark.
-        first: the number of the first solution of each, `GREEDY` or a sample's.
+        problems: neighbouring problems of one benchmark.
+        first: the number of each problem's first solution: `GREEDY`, or that of a sample.
         count: how many solutions of each problem; 1 if greedy.
     """
 
@@ -46,17 +46,17 @@ class Chunk:
 
     @property
     def benchmark(self) -> str:
-        """The name of the benchmark."""
+        """Returns the name of the benchmark."""
         return self.problems[0].benchmark
 
     @property
     def asked(self) -> list[BenchmarkProblem]:
-        """The problem of each solution, in the order of the lines."""
+        """Returns the problem of each solution, in the order of the lines in samples.jsonl."""
         return [problem for problem in self.problems for _ in range(self.count)]
 
     @property
     def keys(self) -> list[tuple[str, int, int]]:
-        """(benchmark, number of the problem, number of the sample), in the order of the lines."""
+        """Returns (benchmark, problem's number, sample's number) of each line, in their order."""
         return [
             (problem.benchmark, problem.number, self.first + i)
             for problem in self.problems
@@ -65,7 +65,7 @@ class Chunk:
 
 
 class Solver:
-    """The policy with its prompt; chunks in, solutions out."""
+    """A policy with its prompt, which solves chunks of problems."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class Solver:
         samples: int,
         few_shot: FewShot | None = None,
     ) -> None:
-        """Take a policy and how to ask it.
+        """Prepares the prompt and the sampler of a policy.
 
         Args:
-            model: where it is to compute already.
-            tokenizer: its own.
+            model: the policy, already on its device.
+            tokenizer: the policy's tokenizer.
             args: prompt, sampling, lengths, budget, seed.
-            samples: K, sampled solutions a problem beside the greedy one.
-            few_shot: worked examples in front of each problem; None is the settings' prompt alone.
+            samples: K, the number of sampled solutions of a problem, besides the greedy one.
+            few_shot: worked examples before each problem; None uses only the settings' prompt.
         """
         self.args = args
         self.samples = samples
@@ -94,7 +94,7 @@ class Solver:
             ends = stop_ids(model, tokenizer)
             self.form = FewShotFormat(tokenizer, few_shot, args, stop_ids=ends)
         self.limit = context_limit(model)
-        # Whether the solutions of a chunk hold their prompt once.
+        # Whether the solutions of a problem in a chunk share one copy of their prompt.
         self.shares = way_of(model, share=args.prefix_tree).shared
         self.sampler = make_sampler(model, pad_id=int(tokenizer.pad_token_id), settings=args)
         self.sampled = SamplingParams.of(
@@ -108,18 +108,18 @@ class Solver:
         self._prompts: dict[str, list[int]] = {}
 
     def prompt(self, problem: BenchmarkProblem) -> list[int]:
-        """The prompt's tokens."""
+        """Returns the token ids of a problem's prompt."""
         if problem.problem not in self._prompts:
             self._prompts[problem.problem] = self.form.encode_whole(problem.problem)
         return self._prompts[problem.problem]
 
     def fits(self, problem: BenchmarkProblem) -> bool:
-        """Whether a whole solution has room behind the prompt."""
+        """Returns whether the context has room for a whole solution after the prompt."""
         most = len(self.prompt(problem)) + self.args.whole_max_completion_length
         return self.limit is None or most <= self.limit
 
     def chunks(self, problems: Sequence[BenchmarkProblem]) -> Iterator[Chunk]:
-        """All chunks of one benchmark.
+        """Yields all chunks of one benchmark.
 
         Raises:
             UsageError: no prompt leaves room for a solution.
@@ -142,14 +142,17 @@ class Solver:
             first += count
 
     def _in_budget(self, problem: BenchmarkProblem) -> int:
-        """How many solutions of one problem fit into the budget; one at least."""
+        """Returns how many solutions of one problem fit into the budget; at least 1."""
         prompt, solution = len(self.prompt(problem)), self.args.whole_max_completion_length
         if self.shares:
             return max(1, (self.args.rollout_token_budget - prompt) // solution)
         return max(1, self.args.rollout_token_budget // (prompt + solution))
 
     def _cut(self, problems: Sequence[BenchmarkProblem], first: int, count: int) -> Iterator[Chunk]:
-        """Neighbours together, within the budget; each as long as the longest of them."""
+        """Yields chunks of neighbouring problems within the budget.
+
+        Every prompt counts as long as the longest one of the chunk.
+        """
         chunk: list[BenchmarkProblem] = []
         for problem in problems:
             longest = max(len(self.prompt(one)) for one in [*chunk, problem])
@@ -163,7 +166,7 @@ class Solver:
             yield Chunk(tuple(chunk), first, count)
 
     def solve(self, chunk: Chunk) -> list[Attempt]:
-        """The solutions of a chunk, in the order of its keys; not yet verified."""
+        """Returns the solutions of a chunk, in the order of its keys; not yet verified."""
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
             return solve_whole(
                 self.sampler,
@@ -184,19 +187,21 @@ def verdicts(
     *,
     numbers: bool = False,
 ) -> list[dict[str, object]]:
-    """The lines of samples.jsonl: each solution with its verdict, asked for in worker processes.
+    """Returns the lines of samples.jsonl: each solution with its verdict from worker processes.
 
-    `verdict` is right, wrong, no_answer, or unverified: no check said that it is right, and one was
-    killed at its deadline or failed. That counts as not right; `failure` says why.
+    `verdict` is right, wrong, no_answer, or unverified. Unverified means that no check found the
+    answer right, and at least one was killed at its deadline or failed. It counts as not right, and
+    `failure` says why.
 
-    Beside it stand `strict_match` and `flexible_extract` and whether they are right. Of numbers
-    they are the harness's (`environments.extraction`). Of other answers the strict one is `answer`;
-    the flexible one is the last expression where there is no `answer`, and the verifier is asked.
+    A line also holds `strict_match` and `flexible_extract`, and whether they are right. If the
+    answers are numbers, both are the harness's (`environments.extraction`). Otherwise the strict
+    one is `answer`. The flexible one is `answer` too, or the last expression if there is no
+    `answer`. The verifier checks it.
 
     Args:
-        problems: of each solution.
+        problems: the problem of each solution.
         attempts: the solutions.
-        verifier: the reward `answer`; it is asked about each of a problem's golds.
+        verifier: the reward `answer`; it checks an answer against each of a problem's golds.
         numbers: the answers of this benchmark are numbers.
     """
     guesses = [
@@ -231,7 +236,7 @@ def verdicts(
 
 
 def _text(one: Attempt) -> str:
-    """A solution outside of its think tags."""
+    """Returns the text of a solution outside of its thoughts."""
     return "\n".join(step.text for step in one.steps)
 
 
@@ -242,7 +247,13 @@ def _matches(problem: BenchmarkProblem, answer: str | None) -> bool:
 def _line(
     problem: BenchmarkProblem, attempt: Attempt, checked: Sequence[Attempt]
 ) -> dict[str, object]:
-    """Args: `checked` is the attempt beside each gold; none where it states no answer."""
+    """Returns one line of samples.jsonl without the extracted answers.
+
+    Args:
+        problem: the problem.
+        attempt: the solution.
+        checked: the attempt checked against each gold; empty if it states no answer.
+    """
     verdict, failure = "wrong" if checked else "no_answer", attempt.failure
     if any(one.correct for one in checked):
         verdict = "right"
