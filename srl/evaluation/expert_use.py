@@ -2,7 +2,7 @@
 
 The rows go through the policy unchanged: the prompt and the expert's text. A token of a prefix that
 several rows share counts once. "Let the Expert Stick to His Last" (arXiv 2407.01906) scores an
-expert of a layer by the mean of its gate over all tokens, or by the share of tokens that go to it.
+expert of a layer by the mean of its gate over all tokens, or by its share of all choices.
 Scores sum to 1 in a layer. The best experts are taken until their scores reach a threshold.
 """
 
