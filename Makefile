@@ -25,6 +25,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # So that a message can say what to type again.
 export SRL_STARTED_BY = make
 
+# A model and a file of one's own, in place of the config's.
+OWN_DATA = --data '{source: files, path: "$(DATA)"}'
+OWN = $(if $(MODEL),--model $(call quoted,$(MODEL))) $(if $(DATA),$(OWN_DATA))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
@@ -43,8 +47,8 @@ model: need-name $(STAMP) ## prepare a model to train, in models/: NAME=hub/name
 experts: $(STAMP) ## sparse models: their cost, upcycling, exchange, pruning: ARGS="card --model NAME"
 	@$(PY) -m srl experts $(ARGS)
 
-train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [ARGS="--key value ..."]
-	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
+train: $(STAMP) ## the main job [CONFIG=file.yaml] [RUN=name] [MODEL=name] [DATA=file] [ARGS="--key value ..."]
+	$(PY) -m srl train --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(OWN) $(ARGS)
 
 resume: need-run $(STAMP) ## continue an interrupted run: RUN=name
 	$(PY) -m srl resume $(call quoted,$(RUN)) $(ARGS)
@@ -60,19 +64,19 @@ report: need-run $(STAMP) ## one self-contained HTML file: RUN=name [RUN2=other,
 	$(PY) -m srl report $(call quoted,$(RUN)) $(if $(RUN2),$(call quoted,$(RUN2))) $(ARGS)
 
 thoughts: $(STAMP) ## the policy explains the expert's steps; what helps is data for SFT [CONFIG=file.yaml] [RUN=name]
-	$(PY) -m srl thoughts --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
+	$(PY) -m srl thoughts --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(OWN) $(ARGS)
 
 learnability: $(STAMP) ## what a policy could learn from each source, before training [CONFIG=file.yaml] [RUN=name]
-	$(PY) -m srl learnability --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(ARGS)
+	$(PY) -m srl learnability --config $(CONFIG) $(if $(RUN),--run-name $(call quoted,$(RUN))) $(OWN) $(ARGS)
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)
 
 demo: $(STAMP) ## the method on one step, without training: attempts, scores, advantages [CONFIG=file.yaml]
-	@$(PY) -m srl demo --config $(CONFIG) $(ARGS)
+	@$(PY) -m srl demo --config $(CONFIG) $(OWN) $(ARGS)
 
 play: $(STAMP) ## you are the policy: type a step, see every reward [CONFIG=file.yaml]
-	@$(PY) -m srl play --config $(CONFIG) $(ARGS)
+	@$(PY) -m srl play --config $(CONFIG) $(OWN) $(ARGS)
 
 compare: $(STAMP) ## all rows of a comparison, and one table; goes on where it stopped [CONFIG=file.yaml]
 	$(PY) -m srl compare $(or $(NAMED_CONFIG),--config experiments/compare/compare.yaml) $(ARGS)

@@ -159,6 +159,7 @@ def load_trajectories(
             report.kept += own.kept
             report.dropped.update(own.dropped)
             report.read_as += own.read_as
+            report.drawn = source in _DRAWN
     _check_drops(path or source, own, 1.0 if source in _DRAWN else max_dropped_share)
     trajectories = [
         replace(one, source=one.source or source, environment=environment) for one in trajectories

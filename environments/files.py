@@ -153,8 +153,9 @@ def load(
         columns=[*needed, *([column] for column in optional)],
         report=report,
         limit=limit,
-        advice=" Say what they are called: problem_column, and solution_column or steps_column. "
-        "Shapes that are read without: docs/environments.md.",
+        advice=" Say what yours are called, such as --problem_column task --steps_column "
+        "derivation for check-data, and --data.problem_column task for train; or give another "
+        "format of docs/environments.md.",
     )
 
 

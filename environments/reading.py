@@ -167,8 +167,9 @@ def _read_hub(name: str, *, split: str, config: str | None) -> Iterator[Row]:
         cause = " ".join(str(error).split())[:300]
         raise DataError(
             f"{name} (split {split!r}, config {config!r}) could not be loaded from the hub: "
-            f"{type(error).__name__}: {cause}. Check the name and the network, or give the path of "
-            f"a local file that ends in {', '.join(SUFFIXES)}."
+            f"{type(error).__name__}: {cause}. Check the name and the network, or give a local "
+            f"file that ends in {', '.join(SUFFIXES)}: --data.path FILE for train, --path FILE for "
+            "check-data."
         ) from error
     yield from data
 

@@ -115,10 +115,12 @@ class LoadReport:
         rows: rows read.
         kept: rows that became trajectories.
         dropped: reason -> number of rows dropped for it.
+        drawn: whether the rows were drawn and not read, so that a dropped row is no loss.
         read_as: for sources in the format of another tool, one line each on how they were read.
     """
 
     rows: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    drawn: bool = False
     read_as: list[str] = field(default_factory=list)

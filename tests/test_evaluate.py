@@ -113,8 +113,8 @@ def test_own_steps_are_fed_back_until_an_answer(form: PromptFormat) -> None:
     assert a.sample == 7
     # Every token counts, thoughts and end tokens as well
     assert b.tokens == len(step("\nThe answer is 3. ")) + 1
-    assert told[0] == "step 1, 2 of 2 attempts open"
-    assert told[2] == "step 3, 1 of 2 attempts open"
+    assert told[0] == "step 1, 2 of 2 attempts unfinished"
+    assert told[2] == "step 3, 1 of 2 attempts unfinished"
 
 
 class InTurn(ScriptedPolicy):

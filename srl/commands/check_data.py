@@ -65,7 +65,7 @@ class MeasuredReward:
         own: its values for the expert's own steps.
         tricks: a name in `TRICKS` -> its values for that trick; there are no steps of another
             problem if the data has only one.
-        failed: how many of the expert's own steps it failed on.
+        failed: how many steps it failed on, the expert's own and those of tricks.
     """
 
     own: Values
@@ -240,7 +240,11 @@ def _measure(
                 trick: Values.of(score.rewards[name] for score in scores)
                 for trick, scores in said.items()
             },
-            sum(name in score.failures for score in said_of_own),
+            sum(
+                name in score.failures
+                for scores in (said_of_own, *said.values())
+                for score in scores
+            ),
         )
         for name in summed.names
     }

@@ -308,6 +308,8 @@ def _check_data(
     from srl.config.sources import environment_at
 
     options, asked = _options(rest)
+    if isinstance(nested := options.pop("data", {}), Mapping):  # spelt as for train
+        options = {**nested, **options}
     source = args.data
     # A word that looks like a path is one, so that a missing file is reported as missing.
     its_own = source in ENVIRONMENTS or ":" in source

@@ -150,6 +150,10 @@ def _refuse_gone(run: RunFolder) -> None:
         )
 
 
+# The share of format failures above which they are why nothing was learned.
+_MOSTLY = 0.9
+
+
 def _train(
     experiment: Experiment,
     run: RunFolder,
@@ -258,11 +262,21 @@ def _train(
             say(console, changes)
     kept = [line["groups_kept"] for line in trainer.state.log_history if "groups_kept" in line]
     if kept and not any(kept):  # each value is a mean over the steps since the previous line
+        failures = [
+            line["format_failures"]
+            for line in trainer.state.log_history
+            if "format_failures" in line
+        ]
+        advice = (
+            "Nearly all of them break the format: the first step's advice above and "
+            "docs/cold_start.md say what helps"
+            if failures and min(failures) > _MOSTLY
+            else "Look at the records, and take harder problems, or easier ones, or another reward"
+        )
         say(
             console,
             f"no group was kept in any of {trainer.state.global_step} steps, so the policy is the "
-            "one that the run started from: the rollouts of every group earned the same. Look at "
-            "the records, and take harder problems, or easier ones, or another reward",
+            f"one that the run started from: the rollouts of every group earned the same. {advice}",
         )
     if experiment.method == "srl":
         looking = f"records: {run.steps}   look at them with: make inspect RUN={run.called}"

@@ -11,6 +11,7 @@ and its messages name argparse's options rather than the file's lines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -186,7 +187,17 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
     values = apply_overrides(read_settings(path), overrides)
     note(values)
-    return parse_experiment(values, where=str(path))
+    try:
+        return parse_experiment(values, where=str(path))
+    except UsageError as error:
+        if not overrides or not str(error).startswith(f"{path}: "):
+            raise
+        with suppress(UsageError):
+            parse_experiment(read_settings(path), where=str(path))
+            # The file alone is fine.
+            message = str(error).removeprefix(f"{path}: ")
+            error = UsageError(f"on the command line, over {path}: {message}")
+        raise error from None
 
 
 def settings_of_any_method() -> list[str]:

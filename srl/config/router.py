@@ -21,8 +21,8 @@ class RouterSettings(Part):
     Attributes:
         router_balancing: how the load of the experts is balanced. "loss" adds the load-balancing
             loss of each layer (Switch Transformer, arXiv 2101.03961). "library_loss" adds the loss
-            of transformers, which averages over the layers first. "bias" moves a bias that only chooses
-            experts and is not part of the loss (arXiv 2408.15664). "none" does nothing.
+            of transformers, which averages over the layers first. "bias" moves a bias that only
+            chooses experts and is not part of the loss (arXiv 2408.15664). "none" does nothing.
         router_balancing_coef: the weight of either loss.
         router_bias_rate: how far an update moves the bias of an expert.
         router_z_loss_coef: the weight of the squared log-sum-exp of the router's logits (ST-MoE,

@@ -22,6 +22,17 @@ T = TypeVar("T")
 # Errors that a library's settings class raises for values that it does not accept.
 _REFUSALS = (ValueError, TypeError, ImportError, OSError, ArithmeticError, LookupError)
 
+# What other programs call some settings.
+_USUAL = {
+    "lr": "learning_rate",
+    "batch_size": "prompts_per_step",
+    "train_batch_size": "prompts_per_step",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "group_size": "num_generations",
+    "max_tokens": "max_completion_length",
+    "max_new_tokens": "max_completion_length",
+}
 _FEW = 12  # a message lists at most this many words
 _MERGE = "tag:yaml.org,2002:merge"
 _TYPES_OF_1_1 = ("int", "float", "timestamp")
@@ -141,7 +152,8 @@ def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -
 
 def nearest(word: object, known: Collection[str]) -> str:
     """Returns the end of a message that suggests the most similar known word; empty if none is."""
-    near = get_close_matches(str(word), known, n=1)
+    usual = _USUAL.get(str(word))
+    near = [usual] if usual in known else get_close_matches(str(word), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

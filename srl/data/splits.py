@@ -73,9 +73,12 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
     for line in report.read_as:
         say(console, f"data: {line}")
     drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
+    rows = f"{report.kept:,} of {report.rows:,} rows kept{drops}"
+    if report.drawn and experiment.mixture is None:
+        rows = f"{report.kept:,} problems drawn"
     say(
         console,
-        f"data: {experiment.data_plan.name}, {report.kept:,} of {report.rows:,} rows kept{drops}; "
+        f"data: {experiment.data_plan.name}, {rows}; "
         f"{len(train):,} trajectories to train on, {len(validation):,} to validate, "
         f"{len(test):,} to test",
     )

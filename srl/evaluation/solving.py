@@ -154,7 +154,7 @@ def _take_steps(
         if not ready:
             break
         if tick is not None:
-            tick(f"step {round_number}, {len(ready):,} of {len(attempts):,} attempts open")
+            tick(f"step {round_number}, {len(ready):,} of {len(attempts):,} attempts unfinished")
         for place, (completion,) in zip(ready, complete(sampler, prompts, 1, params), strict=True):
             attempts[place], goes_on = _with_step(form, attempts[place], completion)
             if goes_on:

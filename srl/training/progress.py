@@ -88,7 +88,7 @@ class ProgressReport(TrainerCallback):
         if "reward" in logs:
             words = (
                 f"reward {_number(logs['reward'])}"
-                f"  similarity {_number(logs.get('rewards/similarity', math.nan))}"
+                f"  {_rewards(logs)}"
                 f"  failures {_share(logs['format_failures'])}"
                 f"  groups {logs['groups_kept']:.0f}/{logs['groups_tried']:.0f}"
             )
@@ -180,6 +180,14 @@ class ProgressReport(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _rewards(logs: Mapping[str, float]) -> str:
+    """Returns the mean of each reward, similarity first."""
+    start = "rewards/"
+    names = [name.removeprefix(start) for name in logs if name.startswith(start)]
+    names.sort(key=lambda name: name != "similarity")
+    return "  ".join(f"{name} {_number(logs[start + name])}" for name in names)
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from transformers import SchedulerType
+
 from rewards import RewardCheck
 from srl.console import visible
 from srl.data.rows import dropped
@@ -57,7 +59,20 @@ def steps_line(args: TrainerConfig, rows: float) -> str:
             f"{args.max_steps:,} steps"
         )
     epochs = args.max_steps * args.prompts_per_step / rows
-    return f"{args.max_steps} steps, about {epochs:.2g} epochs"
+    return f"{args.max_steps} steps, about {epochs:.2g} epochs{_warm_up(args)}"
+
+
+def _warm_up(args: TrainerConfig) -> str:
+    """Returns a warning if the learning rate is still rising at the end; else nothing."""
+    steps = args.get_warmup_steps(args.max_steps)
+    is_constant = SchedulerType(args.lr_scheduler_type) is SchedulerType.CONSTANT
+    if is_constant or steps < args.max_steps:
+        return ""
+    return (
+        f"; the learning rate rises from 0 during the first {steps} steps (warmup_steps), so it "
+        f"stays below {args.learning_rate:g}, and the first step changes nothing; to change that: "
+        "--warmup_steps 0"
+    )
 
 
 def reward_report(args: SRLConfig, checks: Sequence[RewardCheck]) -> str:
@@ -106,11 +121,14 @@ def broken_format(
     ]
     if settings := _settings_against(reason, args):
         lines.append(f"  Settings that help: {'; or '.join(settings)}")
-    thoughts = ", with thoughts of its own from python -m srl thoughts" if args.think else ""
-    lines.append(f"  A cold start (docs/cold_start.md): method: sft first{thoughts}")
+    thoughts = " (for thoughts of its own: python -m srl thoughts)" if args.think else ""
+    lines.append(
+        f"  Or first fine-tune on the expert's steps, method: sft{thoughts}; see docs/cold_start.md"
+    )
     if len(reasons) > 1 and not isinstance(args.format_failure_reward, Mapping):
         lines.append(
-            "  With format_failure_reward by reason groups of failures differ, and teach the format"
+            "  Or give each kind of failure its own format_failure_reward: then the rollouts of a "
+            "group differ, and training can learn the format"
         )
     return "\n".join(lines)
 
