@@ -323,7 +323,7 @@ def _check_data(
     check = check_data(trajectories, report, rewards=asked, tell=tell)
     console.print(render(check), highlight=False, markup=False)
     if args.model is None:
-        say(console, "with --model NAME it counts the rows that are too long for a policy too")
+        say(console, "add --model NAME to count the rows that are too long for that model")
     else:
         _quieten()
         from srl.commands.check_data import left_out

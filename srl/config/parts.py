@@ -126,8 +126,8 @@ class PromptSettings(Part):
             format starts inside its thought. Some chat templates write the tag in any case.
         think_budget: after this many tokens, an open thought is closed: the tag is written for the
             policy; 0 is never. The tokens written for the policy have no loss.
-        prompt_date: the date for chat templates that ask for one, YYYY-MM-DD. It is never today's
-            date, so that a run resumed tomorrow reads the same prompts.
+        prompt_date: the date for chat templates that ask for one, YYYY-MM-DD. It is
+            fixed, so that a resumed run reads the same prompts.
     """
 
     template: Literal["auto", "chat", "plain"] = "auto"
@@ -241,7 +241,7 @@ class RowSettings(SamplingSettings, PromptSettings):
             an experiment is its environment's prompt.
         max_completion_length: the maximum length of a completion of one step, in tokens.
         few_shot: the number of worked examples before every prompt. They are steps of this many
-            training problems, which are then not trained on.
+            training problems, which are removed from training.
         step_ends_at: what ends a step besides the end of the policy's turn: "line" a line end,
             "blank_line" a blank line, "turn" nothing else.
         source_tag: a tag of expert solutions that prompts show after the problem, such as "length",
@@ -389,7 +389,7 @@ class GroupSettings(Part):
             0 and `default` for all other reasons: docs/rewards.md.
         dynamic_sampling: drop flat groups and draw others instead.
         dynamic_sampling_epsilon: a group is kept if the population std of its rewards is above it.
-        max_sampling_rounds: the maximum number of draws in one step, including the first.
+        max_sampling_rounds: how often a step may draw groups; the first draw counts.
         max_empty_steps: the run stops after this many steps in a row without a group to train on.
     """
 

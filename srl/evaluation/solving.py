@@ -103,7 +103,8 @@ def solve_step_by_step(
     Args:
         sampler: samples from the policy.
         form: encodes prompts and parses completions.
-        problems: the problems; by the default verdict, one without an answer is never solved.
+        problems: the problems. One without a known answer counts as unsolved, unless its
+            environment judges it otherwise.
         params: how tokens are chosen; temperature 0 is greedy.
         max_steps: the largest number of steps of an attempt.
         context_limit: the most tokens of a prompt and its completion together; a longer one ends

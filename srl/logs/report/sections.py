@@ -139,7 +139,7 @@ def remarks(runs: Runs) -> str:
             for r in remarks_of(one.run)
         )
         name = f"<h3>{text(one.name)}</h3>" if one.tag else ""
-        none = '<p class="none">No rule found anything.</p>'
+        none = '<p class="none">None of the automatic checks found a problem.</p>'
         parts.append(name + (f"<ul class=remarks>{items}</ul>" if items else none))
     return "".join(parts)
 
