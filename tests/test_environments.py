@@ -443,7 +443,7 @@ def test_an_unreachable_hub_says_to_give_a_local_path(
         raise ConnectionError("no route to host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(DataError, match=r"no route to host.*give the path of a local file"):
+    with pytest.raises(DataError, match=r"no route to host.*give a local file.*--data.path FILE"):
         load_trajectories(source)
 
 

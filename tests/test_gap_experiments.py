@@ -76,7 +76,7 @@ def test_the_page_shows_a_comparison_that_can_be_run(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(block)
     plan = load_plan(path)
-    [count] = re.findall(r"`--dry-run` counts the runs: .* = (\d+)\.", page)
+    [count] = re.findall(r"`--dry-run`\s+counts the runs: .* = (\d+)\.", page)
     assert len(plan.cells) == int(count)
     for cell in plan.cells:
         assert not cell.experiment.args.think

@@ -83,8 +83,8 @@ def test_every_stage_starts_from_what_the_last_one_trained(
         with torch.no_grad():
             return model.eval()(ids).logits.clone()
 
-    def loading(name: str):  # type: ignore[no-untyped-def]
-        model, tokenizer = load(name)
+    def loading(name: str, **further: object):  # type: ignore[no-untyped-def]
+        model, tokenizer = load(name, **further)
         started.setdefault(now, say(model))  # the first load of a stage is its start
         return model, tokenizer
 

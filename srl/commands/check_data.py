@@ -65,12 +65,14 @@ class MeasuredReward:
         own: its values for the expert's own steps.
         tricks: a name in `TRICKS` -> its values for that trick; there are no steps of another
             problem if the data has only one.
-        failed: how many steps it failed on, the expert's own and those of tricks.
+        failed: how many of the expert's own steps it failed on.
+        failed_on_tricks: how many of the cheap steps it failed on.
     """
 
     own: Values
     tricks: dict[str, Values]
     failed: int
+    failed_on_tricks: int
 
 
 @dataclass(frozen=True)
@@ -240,11 +242,8 @@ def _measure(
                 trick: Values.of(score.rewards[name] for score in scores)
                 for trick, scores in said.items()
             },
-            sum(
-                name in score.failures
-                for scores in (said_of_own, *said.values())
-                for score in scores
-            ),
+            sum(name in score.failures for score in said_of_own),
+            sum(name in score.failures for scores in said.values() for score in scores),
         )
         for name in summed.names
     }
@@ -395,7 +394,8 @@ def _render_rewards(check: DataCheck) -> list[str]:
     ]
     for name, reward in check.rewards.items():
         paid = [f"{_figure(reward.tricks[trick].mean):>{len(trick)}}" for trick in TRICKS]
-        lines.append("  ".join([f"{name:<{names}}", *paid]))
+        failed = f"FAILED on {reward.failed_on_tricks:,}" if reward.failed_on_tricks else ""
+        lines.append("  ".join([f"{name:<{names}}", *paid, failed]).rstrip())
     return lines
 
 

@@ -49,8 +49,12 @@ _LOOK = (
 _FOLLOW = 'watch it (make inspect RUN={run} ARGS="--follow")'
 
 
-def opening(run: RunData) -> Opening:
+def opening(run: RunData, called: str | None = None) -> Opening:
     """Returns what a reader should know about a run before any table.
+
+    Args:
+        run: its data.
+        called: what commands call the run; None is its path, which a report must not tell.
 
     Raises:
         UsageError: a file of the run does not have the expected format.
@@ -59,7 +63,10 @@ def opening(run: RunData) -> Opening:
     # A policy that breaks the format learns nothing else.
     bad.sort(key=lambda one: one.rule != "failures")
     to_mend = bad[0] if bad else None
-    return Opening(f"{_how_far(run)}; {_result(run)}.", f"Next: {_advice(run, to_mend)}.")
+    return Opening(
+        f"{_how_far(run)}; {_result(run)}.",
+        f"Next: {_advice(run, called or run.folder.called, to_mend)}.",
+    )
 
 
 def _how_far(run: RunData) -> str:
@@ -111,7 +118,7 @@ def _percent(estimate: Estimate) -> str:
     return number(estimate.value, share=True)
 
 
-def _advice(run: RunData, to_mend: Remark | None) -> str:
+def _advice(run: RunData, called: str, to_mend: Remark | None) -> str:
     folder = run.folder
     stopped = not run.complete and folder.config.is_file() and writer_of(folder.path) is None
     if stopped:
@@ -120,4 +127,4 @@ def _advice(run: RunData, to_mend: Remark | None) -> str:
         words = _NEXT[to_mend.rule]
     else:
         words = _LOOK if run.complete else _FOLLOW
-    return words.format(run=folder.called)
+    return words.format(run=called)

@@ -95,7 +95,7 @@ def _facts(one: Named) -> str:
         f"{len(steps):,} rollouts recorded, {len(steps) - len(one.train):,} of them in validations",
         *([f"started {started}"] if started else []),
     ]
-    said = "".join(f"<p>{text(sentence)}</p>" for sentence in opening(run))
+    said = "".join(f"<p>{text(sentence)}</p>" for sentence in opening(run, one.name))
     return f"<h3>{text(one.name)}</h3>{said}<p class=facts>{text(' · '.join(facts))}</p>"
 
 
