@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -328,8 +329,14 @@ def describe_environment() -> dict[str, object]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": _code_state(),
     }
+
+
+@cache
+def _code_state() -> dict[str, object] | None:
+    """Returns the git state of this project, read once: later changes are not in this process."""
+    return git_state(Path(__file__).resolve().parents[2])
 
 
 def git_state(root: Path) -> dict[str, object] | None:
