@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from environments.gsm8k import cleaned
+from environments.prompt_chains import chains, without_placeholders
 from environments.reading import NO_PROBLEM, NO_SOLUTION, NOT_TEXT, Row, UnusableRowError, text_of
-from environments.types import DataError, Step
+from environments.types import Step
 
 NO_EXPERT = "no solution, only a final answer"
 LONE_STEP = "a single step that continues no other row"
@@ -36,8 +36,6 @@ _SYSTEM = ("system", "developer")
 
 # A shorter solution may stand in its problem by chance.
 _SHORTEST_COPY = 40
-# More lone steps than this share of all solutions: the prompts do not continue each other.
-_MOST_LONE = 0.3
 
 
 @dataclass(frozen=True)
@@ -394,7 +392,7 @@ def _gathered(problem: str, target: str) -> Shape:
             else:
                 known.append((text, before, step, row))
         if any(isinstance(before, str) for _, before, _, _ in known):
-            yield from _chains(
+            yield from chains(
                 [
                     ("\n".join([text, before if isinstance(before, str) else "\n".join(before)]),
                      step, _plain(row, problem, target))
@@ -424,7 +422,7 @@ def _previous(row: Row) -> list[str] | str | None:
         except ValueError:
             read = None
         before = read if isinstance(read, list) else before
-    if before is None or (isinstance(before, str) and not _without_placeholders(before).strip()):
+    if before is None or (isinstance(before, str) and not without_placeholders(before).strip()):
         return []
     if isinstance(before, list | tuple) and all(isinstance(one, str) for one in before):
         return list(before)
@@ -446,112 +444,10 @@ def _chained(target: str) -> Shape:
                 yield _NOTHING
             else:
                 asked.append((prompt, step, _plain(row, "prompt", target)))
-        yield from _chains(asked)
+        yield from chains(asked)
 
     reading = f"a prompt that continues an earlier one and its `{target}` is the next step"
     return Shape(_NAME, reading, _READ, _chain_row, gather)
-
-
-@dataclass
-class _Asked:
-    """A prompt and the step that follows it."""
-
-    prompt: str
-    step: str
-    row: Row
-    before: _Asked | None = None
-    is_last: bool = True
-
-    def solution(self) -> dict[str, object]:
-        """Returns all steps up to this one; the first one's prompt is the problem."""
-        line = [self]
-        while (before := line[-1].before) is not None:
-            line.append(before)
-        line.reverse()
-        return {**self.row, "problem": line[0].prompt, "steps": [one.step for one in line]}
-
-
-@dataclass
-class _Prompt:
-    """A prompt, packed, with the steps that follow it in some row."""
-
-    packed: str
-    steps: set[str] = field(default_factory=set)
-
-
-def _chains(asked: Sequence[tuple[str, str, Row]]) -> Iterator[Row]:
-    """Puts prompts and their steps together to solutions.
-
-    Args:
-        asked: of each row the prompt, the step, and its other columns.
-
-    Raises:
-        DataError: hardly any prompt continues another one.
-    """
-    tail = _shared_end([prompt for prompt, _, _ in asked])
-    known: dict[tuple[str, str], _Asked] = {}
-    for prompt, step, row in asked:
-        text = _without_placeholders(prompt[: len(prompt) - tail]).rstrip()
-        known[_packed(text), _packed(step)] = _Asked(text, step, row)
-    # In this order a prompt comes after all prompts that it begins with, the longest of them last.
-    begun: list[_Prompt] = []
-    for prompt, step in sorted(known):
-        while begun and not prompt.startswith(begun[-1].packed):
-            begun.pop()
-        before = next((key for one in reversed(begun) if (key := _continued(prompt, one))), None)
-        if before is not None:
-            known[prompt, step].before = known[before]
-            known[before].is_last = False
-        if not begun or begun[-1].packed != prompt:
-            begun.append(_Prompt(prompt))
-        begun[-1].steps.add(step)
-    last = [one for one in known.values() if one.is_last]
-    lone = sum(one.before is None for one in last)
-    if len(last) > lone > _MOST_LONE * len(last):
-        raise DataError(
-            f"{lone:,} of {len(last):,} solutions have a single step, because no other prompt "
-            "continues theirs, while others have several. A prompt must contain the prompt of the "
-            "step before it and that step, word for word. Give rows with `problem` and `steps`, or "
-            "with `problem`, `previous_steps` (a list) and `next_step`."
-        )
-    for one in last:
-        yield one.solution()
-
-
-def _packed(text: str) -> str:
-    return "".join(text.split())
-
-
-# Between a prompt and its step, a later prompt may have the step's number or its title.
-_BETWEEN = 24
-
-
-def _continued(prompt: str, earlier: _Prompt) -> tuple[str, str] | None:
-    """Returns which earlier prompt and step a prompt is made of; texts without white space."""
-    rest = prompt[len(earlier.packed) :]
-    for skipped in range(min(_BETWEEN, len(rest)) + 1):
-        if rest[skipped:] in earlier.steps:
-            return earlier.packed, rest[skipped:]
-    return None
-
-
-def _without_placeholders(text: str) -> str:
-    """Returns a prompt without lines that stand for "no steps yet"."""
-    return "\n".join(line for line in text.split("\n") if _packed(line).lower() not in _NONE_YET)
-
-
-_NONE_YET = {"(none)", "none", "none.", "(noneyet)", "noneyet", "(nostepsyet)", "n/a", "[]"}
-
-
-def _shared_end(texts: Sequence[str]) -> int:
-    """Returns how many characters all texts end in alike, from a line's start on."""
-    if len(set(texts)) < 2:
-        return 0
-    backwards = sorted(text[::-1] for text in texts)  # all others begin as these two both do
-    pairs = zip(backwards[0], backwards[-1], strict=False)
-    end = "".join(sign for sign, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))[::-1]
-    cut = end.find("\n")
-    return 0 if cut < 0 else len(end) - cut
 
 
 def _plain(row: Row, *without: str) -> dict[str, object]:

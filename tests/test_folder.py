@@ -211,13 +211,11 @@ def test_git_state(tmp_path: Path) -> None:
 
 def test_a_run_names_the_commit_of_this_checkout() -> None:
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        pytest.skip("not a checkout")
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    head = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    is_checkout = done.returncode == 0 and (root / ".git").exists()  # not an unpacked archive
     state = describe_environment()["git"]
-    assert isinstance(state, dict)
-    assert state["commit"] == head
+    assert (state or {}).get("commit") == (done.stdout.strip() if is_checkout else None)  # type: ignore[attr-defined]
 
 
 def test_without_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
