@@ -105,9 +105,9 @@ def test_a_choice_takes_along_what_it_starts_from(tmp_path: Path) -> None:
     assert chosen(rows=["srl"], difficulties=["easy"]) == {"easy.srl.0", "easy.srl.3"}
     assert chosen(seeds=[0], difficulties=["easy"]) == {"easy.base", "easy.srl.0", "easy.two.0"}
     for words, message in (
-        ({"rows": ["slr"]}, r"--rows slr: .*it has base, two, srl"),
-        ({"seeds": [1]}, r"--seeds 1: .*it has 0, 3"),
-        ({"difficulties": ["x"]}, r"--difficulties x: .*it has easy, hard"),
+        ({"rows": ["slr"]}, r"--rows slr: .*has rows base, two, srl; .*add slr"),
+        ({"seeds": [1]}, r"--seeds 1: .*has seeds 0, 3; .*add 1 to `seeds`"),
+        ({"difficulties": ["x"]}, r"--difficulties x: .*has difficulties easy, hard"),
     ):
         with pytest.raises(UsageError, match=message):
             plan.choose(**words)  # type: ignore[arg-type]

@@ -89,8 +89,8 @@ class Plan:
             for one in asked or ():
                 if one not in there:
                     raise UsageError(
-                        f"{what} {one}: {self.source} has no such one; it has "
-                        f"{', '.join(map(str, there))}"
+                        f"{what} {one}: {self.source} has {what[2:]} {', '.join(map(str, there))}; "
+                        f"choose among them, or add {one} to `{what[2:]}` in the file"
                     )
         chosen: set[str | None] = set()
         for cell in reversed(self.cells):
