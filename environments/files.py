@@ -1,9 +1,9 @@
-"""Loads a user's trajectories: JSONL, JSON or Parquet with `problem`, and `solution` or `steps`.
+"""Loads a user's trajectories from a file with `problem`, and `solution` or `steps`.
 
-If a row has `steps` (a list of texts), they are used as they are. Otherwise a splitter cuts its
-`solution`. `answer` is optional: without it, the answer is what the solution states, in a box or as
-"The answer is 4". Every other plain column goes to the metadata. Rows in the formats of other tools
-are read too (`environments/shapes.py`).
+If a row has `steps`, a list, they are used as they are. A splitter cuts `steps` that are one text,
+and the `solution` of a row without steps. `answer` is optional: without it, the answer is what the
+solution states, in a box or as "The answer is 4". Every other plain column goes to the metadata.
+Rows in the formats of other tools are read too (`environments/shapes.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from environments.answers import stated_answer
 from environments.reading import (
     NO_PROBLEM,
     NO_SOLUTION,
+    ExpertRow,
     Row,
     answer_of,
     collect,
     read_rows,
-    steps_of,
     tags_of,
     text_of,
     texts_beside,
+    with_steps,
 )
-from environments.shapes import ANSWERS, ExpertRow, Shape, is_gsm8k, shape_of
+from environments.shapes import Shape, is_gsm8k, shape_of
 from environments.splitting import SPLITTERS, merge_fragments
 from environments.thought_blocks import ThinkBlocks, with_thoughts
 from environments.types import DataError, LoadReport, Step, Trajectory
@@ -66,7 +67,7 @@ def load(
         label: the name in logs and mixtures; by default the file's name without its suffix.
         problem_column: the column with the problem.
         solution_column: the column with the whole solution.
-        steps_column: the column with the list of steps, used even if the row has a solution too.
+        steps_column: the column with the steps, used even if the row has a solution too.
         answer_column: the column with the final answer. Rows may lack it and state the answer in
             their solution.
         thoughts_column: the column with the expert's thoughts, a list with one text for each step.
@@ -97,13 +98,10 @@ def load(
     def own(row: Row) -> ExpertRow:
         """Reads a row in this source's own format."""
         problem = text_of(row, problem_column, missing=NO_PROBLEM)
-        whole = row.get(steps_column) is None and solution_column in row
-        texts: tuple[str, ...]
-        if whole:
-            texts = (text_of(row, solution_column, missing=NO_SOLUTION),)
-        else:
-            texts = steps_of(row, steps_column)
-        return ExpertRow(problem, tuple(map(Step, texts)), whole)
+        if row.get(steps_column) is None and solution_column in row:
+            text = text_of(row, solution_column, missing=NO_SOLUTION)
+            return ExpertRow(problem, (Step(text),), whole=True)
+        return with_steps(row, problem, steps_column)
 
     rows = read_rows(path_or_hub, split=split, config=config)
     if only is not None:
@@ -120,7 +118,7 @@ def load(
             )
     asks_for_answer = shape is None or answer_column != "answer"
     if shape is not None:
-        known = [*shape.columns, answer_column]
+        known = [*shape.columns, *shape.answers, answer_column]
         rows = _gathered(rows, shape, path_or_hub, report)
 
     def build(row: Row) -> Trajectory:
@@ -133,7 +131,7 @@ def load(
         ]
         answer = answer_of(row, answer_column) if asks_for_answer else None
         answer = answer or found.answer
-        for column in ANSWERS if shape is not None else ():
+        for column in shape.answers if shape is not None else ():
             answer = answer or answer_of(row, column)
         if answer is None and found.complete:
             answer = stated_answer("\n".join(step.text for step in steps), found.problem)

@@ -7,9 +7,13 @@ a *row* drops the row and counts it by reason in the LoadReport. Every built-in 
 
 from __future__ import annotations
 
+import ast
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from environments.splitting import shows_something
@@ -17,12 +21,14 @@ from environments.types import DataError, LoadReport, Step, Trajectory
 
 Row = Mapping[str, object]
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HINT = (
     f"Give a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, "
     "or a hub name such as owner/name."
 )
+
+_STEP_TEXTS = ("action", "step", "text", "content")
 
 NO_PROBLEM = "no problem"
 NO_SOLUTION = "no solution"
@@ -37,6 +43,25 @@ NOT_UNICODE = "text that is not Unicode (a lone surrogate)"
 DUPLICATE = "duplicate row"
 
 
+@dataclass(frozen=True)
+class ExpertRow:
+    """An expert's solution as a row holds it.
+
+    Attributes:
+        problem: the problem's text.
+        steps: the steps; a solution that is to be cut is one step with all of its text.
+        whole: whether the solution is to be cut.
+        answer: the final answer, where the shape has a place of its own for it.
+        complete: whether the steps reach the end of the solution.
+    """
+
+    problem: str
+    steps: tuple[Step, ...]
+    whole: bool = False
+    answer: str | None = None
+    complete: bool = True
+
+
 class UnusableRowError(Exception):
     """A row makes no trajectory. The error's text is the reason that the report counts."""
 
@@ -44,7 +69,9 @@ class UnusableRowError(Exception):
 def read_rows(
     path_or_hub: str, *, split: str = "train", config: str | None = None
 ) -> Iterator[Row]:
-    """Reads the rows of a local .jsonl, .json (a list of objects) or .parquet file, or of the hub.
+    """Reads the rows of a local file of one of the `SUFFIXES`, or of the hub.
+
+    A .json file holds a list of objects. The first line of a .csv or .tsv file names the columns.
 
     Args:
         path_or_hub: an existing file, or `owner/name` on the hub.
@@ -137,6 +164,30 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield row
 
 
+def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
+    """Reads comma- or tab-separated values; an empty cell is null."""
+    csv.field_size_limit(2**31 - 1)  # the limit that Python sets is shorter than some solutions
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            table = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            for row in table:
+                if None in row:
+                    raise DataError(
+                        f"{path}, line {table.line_num}: more values than the first line has "
+                        f"columns ({', '.join(table.fieldnames or [])}). Put a text with the "
+                        "separator into quotes."
+                    )
+                yield {name: value or None for name, value in row.items()}
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, after line {table.line_num}: malformed table ({error})."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}).") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow  # installed with datasets; imported here because JSONL needs neither
     import pyarrow.parquet
@@ -153,6 +204,8 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    ".csv": partial(_read_table, delimiter=","),
+    ".tsv": partial(_read_table, delimiter="\t"),
 }
 
 
@@ -267,19 +320,56 @@ def text_of(row: Row, column: str, *, missing: str) -> str:
     return value
 
 
-def steps_of(row: Row, column: str) -> tuple[str, ...]:
-    """Returns the list of texts in a column unchanged.
+def steps_of(row: Row, column: str) -> tuple[Step, ...]:
+    """Returns the list of steps in a column.
+
+    A step is a text, or an object with its text in `action`, `step`, `text` or `content`, and
+    possibly a `thought` and an `observation`. A cell of a table may hold the list as text.
 
     Raises UnusableRowError if the column holds no such list.
     """
-    value = row.get(column)
+    value = _listed(row.get(column))
     if value is None:
         raise UnusableRowError(NO_STEPS)
     if not isinstance(value, list | tuple):
         raise UnusableRowError(f"{column} is not a list")
-    if not all(isinstance(step, str) for step in value):
+    return tuple(map(_step_of, value))
+
+
+def with_steps(row: Row, problem: str, column: str) -> ExpertRow:
+    """Returns a row's solution from the steps in a column; steps that are one text are to be cut.
+
+    Raises UnusableRowError if the column holds neither.
+    """
+    if isinstance(_listed(row.get(column)), str):
+        text = text_of(row, column, missing=NO_STEPS)
+        return ExpertRow(problem, (Step(text),), whole=True)
+    return ExpertRow(problem, steps_of(row, column))
+
+
+def _step_of(value: object) -> Step:
+    if isinstance(value, Mapping):
+        texts = [value.get(key) for key in _STEP_TEXTS if value.get(key) is not None]
+        beside = [value.get(key) or "" for key in ("thought", "observation")]
+        if texts and all(isinstance(one, str) for one in [texts[0], *beside]):
+            return Step(str(texts[0]), *map(str, beside))
+    if not isinstance(value, str):
         raise UnusableRowError(f"a step is {NOT_TEXT}")
-    return tuple(str(step) for step in value)
+    return Step(value)
+
+
+def _listed(value: object) -> object:
+    """Returns the list that a text writes down, in JSON or as Python prints it; else the value."""
+    if not isinstance(value, str) or not value.strip().startswith("["):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list):
+            return found
+    return value
 
 
 def tags_of(row: Row, column: str) -> dict[str, str]:

@@ -72,7 +72,7 @@ def load(
 
 def _steps(row: Row, titles: bool) -> tuple[str, ...]:
     if row.get("steps") is not None or "deepseek_attempt" not in row:
-        return steps_of(row, "steps")
+        return tuple(step.text for step in steps_of(row, "steps"))
     solution = text_of(row, "deepseek_attempt", missing=NO_SOLUTION)
     steps = split_numbered(solution, titles=titles)
     if len(steps) < 2:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+from environments.chats import Turn, chat, conversation, question_of, thought_beside, turns_of
 from environments.gsm8k import cleaned
 from environments.prompt_chains import chains, without_placeholders
-from environments.reading import NO_PROBLEM, NO_SOLUTION, NOT_TEXT, Row, UnusableRowError, text_of
+from environments.reading import (
+    NO_PROBLEM,
+    NO_SOLUTION,
+    ExpertRow,
+    Row,
+    UnusableRowError,
+    text_of,
+    with_steps,
+)
+from environments.step_labels import SHEPHERD_MARK, prm800k, process_bench, shepherd, stepwise
 from environments.types import Step
 
 NO_EXPERT = "no solution, only a final answer"
@@ -22,39 +31,22 @@ LABELLED_WRONG = "labelled as wrong"
 GIVEN_AWAY = "the problem contains the solution"
 
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
-"""Columns that may hold the final answer beside a solution; the first one with a value wins."""
+"""Columns that may hold the final answer beside a solution."""
 
 # Columns by what they hold; the first one that a row has wins.
 _PROBLEM = ("problem", "question", "query")
-_SOLUTION = ("solution", "response", "output", "completion")
+_SOLUTION = (
+    "solution", "generated_solution", "response", "output", "completion", "rationale",
+    "explanation", "reasoning", "cot", "content",
+)  # fmt: skip
+_ASKED = (*_PROBLEM, "instruction", "prompt", "input")
+_STEPS = ("steps", "reasoning_steps", "solution_steps", "trajectory")
 _TARGET = ("target_step", "teacher_step", "expert_step", "expert_action", "next_step")
 # Columns of a row of one step that say which step it is.
 _PLACE = ("previous_steps", "prompt", "k", "step_idx", "step_index", "step_id", "num_steps")
 
-_POLICY = ("assistant", "gpt", "bot", "model", "function_call")
-_SYSTEM = ("system", "developer")
-
 # A shorter solution may stand in its problem by chance.
 _SHORTEST_COPY = 40
-
-
-@dataclass(frozen=True)
-class ExpertRow:
-    """An expert's solution as a row holds it.
-
-    Attributes:
-        problem: the problem's text.
-        steps: the steps; a solution that is to be cut is one step with all of its text.
-        whole: whether the solution is to be cut.
-        answer: the final answer, where the shape has a place of its own for it.
-        complete: whether the steps reach the end of the solution.
-    """
-
-    problem: str
-    steps: tuple[Step, ...]
-    whole: bool = False
-    answer: str | None = None
-    complete: bool = True
 
 
 class Shape(NamedTuple):
@@ -64,6 +56,7 @@ class Shape(NamedTuple):
         name: what people call it.
         reading: how its columns are read, in a few words.
         columns: the columns that `read` uses.
+        answers: the columns that may hold the final answer; the first one with a value wins.
         read: turns a row into the solution in it; raises UnusableRowError.
         gather: turns rows of one step each into rows of whole solutions; None if rows are whole.
     """
@@ -73,6 +66,7 @@ class Shape(NamedTuple):
     columns: Sequence[str]
     read: Callable[[Row], ExpertRow]
     gather: Callable[[Iterable[Row]], Iterator[Row]] | None = None
+    answers: Sequence[str] = ANSWERS
 
 
 def shape_of(row: Row) -> Shape | None:
@@ -80,6 +74,9 @@ def shape_of(row: Row) -> Shape | None:
     has = row.keys()
     target = next((one for one in _TARGET if one in has), None)
     problem = next((one for one in _PROBLEM if one in has), None)
+    for fits, shape in _LABELLED:
+        if fits(row):
+            return shape
     if problem == "problem" and "solution" in has:
         return None
     if target is not None and problem is not None and "steps" in has:
@@ -93,135 +90,25 @@ def shape_of(row: Row) -> Shape | None:
     for needed, shape in _FIXED:
         if needed <= has:
             return shape
+    asked = next((one for one in _ASKED if one in has), None)
+    steps = next((one for one in _STEPS if one in has), None)
+    if steps is not None and (asked is not None or "task" in has):
+        return _with_steps(asked or "task", steps)
     solution = next((one for one in _SOLUTION if one in has), None)
-    for asked in (problem, "instruction", "prompt"):
-        if asked in has and solution is not None:
-            return _pair(str(asked), solution)
-    return None
+    if solution is None and _explains(row.get("answer")) and not is_gsm8k(row):
+        solution = "answer"
+    return None if asked is None or solution is None else _pair(asked, solution)
+
+
+def _explains(answer: object) -> bool:
+    """Returns whether an answer is more than a final answer: of several lines or sentences."""
+    return isinstance(answer, str) and any(mark in answer.strip() for mark in ("\n", ". "))
 
 
 def is_gsm8k(row: Row) -> bool:
     """Returns whether a row is one of GSM8K's own, whose solution ends in `#### 18`."""
     answer = row.get("answer")
     return "question" in row and isinstance(answer, str) and "\n#### " in answer
-
-
-# ---- chats ---------------------------------------------------------------------------------------
-
-
-class _Turn(NamedTuple):
-    role: str
-    text: str
-    thought: str = ""
-
-
-def _turns(value: object, column: str) -> list[_Turn]:
-    """Reads messages in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`)."""
-    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
-        raise UnusableRowError(f"{column} is not a list of messages")
-    turns = []
-    for message in value:
-        role = message.get("role") or message.get("from")
-        if not isinstance(role, str):
-            raise UnusableRowError(f"a message of {column} without a role")
-        content = message.get("content")
-        text = _content(message.get("value") if content is None else content)
-        lines = [text] * bool(text) + [_call(one) for one in _calls(message)]
-        turns.append(_Turn(role.lower(), "\n".join(lines), _thought(message)))
-    return turns
-
-
-def _thought(message: Mapping[str, object]) -> str:
-    for key in ("reasoning_content", "reasoning", "thinking"):
-        if isinstance(thought := message.get(key), str) and thought.strip():
-            return thought
-    return ""
-
-
-def _content(value: object) -> str:
-    """Returns a message's text; one in parts is joined."""
-    if value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        parts = [one.get("text") if isinstance(one, Mapping) else one for one in value]
-        if all(isinstance(one, str) for one in parts):
-            return "\n".join(map(str, parts))
-    if not isinstance(value, str):
-        raise UnusableRowError(f"a message is {NOT_TEXT}")
-    return value
-
-
-def _calls(message: Mapping[str, object]) -> list[object]:
-    """Returns the tool calls of a message, in any of the forms that are in use."""
-    calls = message.get("tool_calls") or message.get("function_call")
-    if isinstance(calls, str):
-        try:
-            calls = json.loads(calls)
-        except ValueError:
-            return [calls]
-    if not calls:
-        return []
-    return list(calls) if isinstance(calls, list | tuple) else [calls]
-
-
-def _call(value: object) -> str:
-    """Returns a tool call as one line of JSON, without keys that are null.
-
-    Tables give all calls of a column the same keys, and null to those that a call does not have.
-    """
-    call = value.get("function") or value if isinstance(value, Mapping) else value
-    return json.dumps(_without_nulls(call), ensure_ascii=False, default=str)
-
-
-def _without_nulls(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return value
-
-
-def _conversation(turns: Sequence[_Turn]) -> ExpertRow:
-    """Returns the solution in a conversation.
-
-    What stands before the assistant's first turn is the problem. Each turn of the assistant is a
-    step, and what the user or a tool says next is its observation. A single turn is a solution
-    that is to be cut.
-    """
-    spoken = [turn for turn in turns if turn.role not in _SYSTEM]
-    first = next((i for i, turn in enumerate(spoken) if turn.role in _POLICY), None)
-    if first is None:
-        raise UnusableRowError(NO_SOLUTION)
-    problem = _joined(spoken[:first])
-    if not problem:
-        raise UnusableRowError(NO_PROBLEM)
-    steps: list[Step] = []
-    at = first
-    while at < len(spoken):
-        end = at + 1
-        while end < len(spoken) and spoken[end].role not in _POLICY:
-            end += 1
-        reply = _joined(spoken[at + 1 : end])
-        steps.append(Step(spoken[at].text, spoken[at].thought, reply if end < len(spoken) else ""))
-        at = end
-    return ExpertRow(problem, tuple(steps), whole=len(steps) == 1)
-
-
-def _joined(turns: Sequence[_Turn]) -> str:
-    return "\n\n".join(turn.text for turn in turns if turn.text.strip())
-
-
-def _chat(column: str) -> Callable[[Row], ExpertRow]:
-    return lambda row: _conversation(_turns(row.get(column), column))
-
-
-def _asked(row: Row, column: str) -> str:
-    """Returns a prompt's text; of messages all that is said, without the system message."""
-    value = row.get(column)
-    if isinstance(value, str) or value is None:
-        return text_of(row, column, missing=NO_PROBLEM)
-    prompt = _joined([turn for turn in _turns(value, column) if turn.role not in _SYSTEM])
-    if not prompt:
-        raise UnusableRowError(NO_PROBLEM)
-    return prompt
 
 
 # ---- prompts and completions ---------------------------------------------------------------------
@@ -235,19 +122,19 @@ def _pair(asked: str, solution: str) -> Shape:
     beside = ("input", "context") if asked == "instruction" else ()
 
     def read(row: Row) -> ExpertRow:
-        if row.get("label") is False:  # TRL's unpaired preference data
+        if row.get("label") is False or row.get("correct") is False:
             raise UnusableRowError(LABELLED_WRONG)
         prompt, given = row.get(asked), row.get(solution)
         if isinstance(prompt, list | tuple):
-            turns = _turns(prompt, asked)
+            turns = turns_of(prompt, asked)
         else:
-            problem = _asked(row, asked)
+            problem = question_of(row, asked)
             more = [str(row[one]) for one in beside if str(row.get(one) or "").strip()]
-            turns = [*_earlier(row.get("history")), _Turn("user", "\n".join([problem, *more]))]
+            turns = [*_earlier(row.get("history")), Turn("user", "\n".join([problem, *more]))]
         if isinstance(given, list | tuple):
-            return _conversation([*turns, *_turns(given, solution)])
+            return conversation([*turns, *turns_of(given, solution)])
         text = text_of(row, solution, missing=NO_SOLUTION)
-        found = _conversation([*turns, _Turn("assistant", text)])
+        found = conversation([*turns, Turn("assistant", text, thought_beside(row))])
         if len(text.strip()) >= _SHORTEST_COPY and text.strip() in found.problem:
             raise UnusableRowError(GIVEN_AWAY)
         return found
@@ -256,39 +143,31 @@ def _pair(asked: str, solution: str) -> Shape:
     return Shape(
         f"{asked} and {solution}",
         f"the problem is `{asked}`{added}, the solution `{solution}`",
-        [asked, solution, *beside, "history", *ANSWERS],
+        [asked, solution, *beside, "history"],
         read,
+        answers=[one for one in ANSWERS if one != solution],
     )
 
 
-def _earlier(value: object) -> list[_Turn]:
+def _with_steps(asked: str, steps: str) -> Shape:
+    """Returns the shape of a problem in one column and its steps in another."""
+    return Shape(
+        f"{asked} and {steps}",
+        f"the problem is `{asked}`, the steps are `{steps}`",
+        [asked, steps],
+        lambda row: with_steps(row, question_of(row, asked), steps),
+    )
+
+
+def _earlier(value: object) -> list[Turn]:
     """Returns LLaMA-Factory's `history`: earlier questions with their answers."""
     if not isinstance(value, list | tuple):
         return []
     turns = []
     for pair in value:
         if isinstance(pair, list | tuple) and len(pair) == 2:
-            turns += [_Turn("user", str(pair[0])), _Turn("assistant", str(pair[1]))]
+            turns += [Turn("user", str(pair[0])), Turn("assistant", str(pair[1]))]
     return turns
-
-
-def _stepwise(row: Row) -> ExpertRow:
-    """Reads TRL's stepwise supervision: the steps before the first one that is labelled wrong."""
-    problem = _asked(row, "prompt")
-    steps, labels = row.get("completions"), row.get("labels")
-    if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
-        raise UnusableRowError("completions is not a list of texts")
-    if not isinstance(labels, list | tuple) or len(labels) != len(steps):
-        raise UnusableRowError("not as many labels as completions")
-    good = next((i for i, label in enumerate(labels) if not _is_right(label)), len(labels))
-    return ExpertRow(problem, tuple(map(Step, steps[:good])), complete=good == len(steps))
-
-
-def _is_right(label: object) -> bool:
-    """Returns whether a label, a boolean or a score from 0 to 1, calls a step right."""
-    if not isinstance(label, bool | int | float):
-        raise UnusableRowError("a label that is no boolean and no number")
-    return label >= 0.5
 
 
 def _verl(row: Row) -> ExpertRow:
@@ -296,7 +175,7 @@ def _verl(row: Row) -> ExpertRow:
     extra, judged = row.get("extra_info"), row.get("reward_model")
     extra = extra if isinstance(extra, Mapping) else {}
     asked = extra.get("question")
-    problem = asked if isinstance(asked, str) and asked.strip() else _asked(row, "prompt")
+    problem = asked if isinstance(asked, str) and asked.strip() else question_of(row, "prompt")
     truth = judged.get("ground_truth") if isinstance(judged, Mapping) else None
     answer = str(truth).strip() if isinstance(truth, str | int | float) else None
     for column in ("solution", "answer", "response"):
@@ -306,16 +185,51 @@ def _verl(row: Row) -> ExpertRow:
     raise UnusableRowError(NO_EXPERT)
 
 
-_FIXED: list[tuple[set[str], Shape]] = [
+_LABELLED: list[tuple[Callable[[Row], bool], Shape]] = [
     (
-        {"prompt", "completions", "labels"},
+        lambda row: {"prompt", "completions", "labels"} <= row.keys(),
         Shape(
             "stepwise supervision",
             "the problem is `prompt`, the steps are `completions` up to the first wrong one",
-            ["prompt", "completions", "labels", *ANSWERS],
-            _stepwise,
+            ["prompt", "completions", "labels"],
+            stepwise,
         ),
     ),
+    (
+        lambda row: {"problem", "steps", "label", "final_answer_correct"} <= row.keys(),
+        Shape(
+            "ProcessBench",
+            "the problem is `problem`, the steps are `steps` up to the first wrong one",
+            ["problem", "steps", "label", "final_answer_correct"],
+            process_bench,
+        ),
+    ),
+    (
+        lambda row: (
+            isinstance(row.get("question"), Mapping) and isinstance(row.get("label"), Mapping)
+        ),
+        Shape(
+            "PRM800K",
+            "the problem is `question.problem`, the steps are those chosen in `label.steps` up to "
+            "the first wrong one",
+            ["question", "label"],
+            prm800k,
+            answers=(),
+        ),
+    ),
+    (
+        lambda row: "label" in row and SHEPHERD_MARK in str(row.get("input")),
+        Shape(
+            "Math-Shepherd",
+            f"`input` is the problem with its steps, each before {SHEPHERD_MARK}, up to the first "
+            "wrong one",
+            ["input", "label"],
+            shepherd,
+        ),
+    ),
+]
+
+_FIXED: list[tuple[set[str], Shape]] = [
     (
         {"prompt", "reward_model"},
         Shape(
@@ -333,8 +247,8 @@ _FIXED: list[tuple[set[str], Shape]] = [
                 f"chat messages in `{column}`",
                 "the first question is the problem, what the assistant writes is the solution; of "
                 "several turns each is a step",
-                [column, *ANSWERS],
-                _chat(column),
+                [column],
+                chat(column),
             ),
         )
         for column in ("messages", "conversations", "conversation")
@@ -345,7 +259,7 @@ _FIXED: list[tuple[set[str], Shape]] = [
 # ---- a step a row --------------------------------------------------------------------------------
 
 _NAME = "a step a row"
-_READ = ["problem", "steps", *ANSWERS]
+_READ = ["problem", "steps"]
 # In place of a row that holds no step, so that it is counted.
 _NOTHING: Row = {"problem": "", "steps": []}
 
@@ -439,7 +353,7 @@ def _chained(target: str) -> Shape:
         asked = []
         for row in rows:
             try:
-                prompt, step = _asked(row, "prompt"), text_of(row, target, missing="")
+                prompt, step = question_of(row, "prompt"), text_of(row, target, missing="")
             except UnusableRowError:
                 yield _NOTHING
             else:

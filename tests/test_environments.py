@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +247,26 @@ def test_json_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:
     assert load_trajectories("files", str(tmp_path / "rows.parquet")) == expected
 
 
+@pytest.mark.parametrize("written", [json.dumps, str], ids=["JSON", "Python"])
+def test_tables_give_what_jsonl_gives(tmp_path: Path, written: Callable[[object], str]) -> None:
+    long = f'Line, one {"x" * 200_000}\n\nand "two".'  # longer than csv's own limit
+    rows = [
+        {"problem": 'p, "q"\nr', "solution": None, "steps": ["a; b", "it's\nc"], "answer": "3.5"},
+        {"problem": "p", "solution": long, "steps": None, "answer": None},
+    ]
+    expected = load_trajectories("files", jsonl(tmp_path, rows))
+    assert [len(one.steps) for one in expected] == [2, 2]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"rows{suffix}"
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            table.writeheader()
+            for row in rows:
+                steps = written(row["steps"]) if row["steps"] else None
+                table.writerow(row | {"steps": steps})
+        assert load_trajectories("files", str(path)) == expected
+
+
 def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\ufeff" + json.dumps(GOOD) + "\n\n", encoding="utf-8")
@@ -278,7 +299,7 @@ def test_every_unusable_row_is_dropped_and_counted_by_reason(tmp_path: Path) -> 
         {"problem": "p", "solution": " \n"},
         {"problem": "p", "solution": ["a"]},
         {"problem": "p", "steps": []},
-        {"problem": "p", "steps": "a b"},
+        {"problem": "p", "steps": {"a": "b"}},
         {"problem": "p", "steps": ["a", None]},
         {"problem": "p", "steps": ["a", " "]},
         {"problem": "p", "steps": ["a"]},
@@ -353,9 +374,12 @@ def test_a_source_without_one_usable_row_is_an_error(tmp_path: Path) -> None:
         ('{"a": 1}', "x.json", "expected a list of objects, found dict"),
         ("[1]", "x.json", "row 1: expected an object, found int"),
         ("not parquet", "x.parquet", "cannot be read as Parquet"),
-        ("problem,solution", "x.csv", r"files of kind \.csv are not read"),
+        ("problem,solution", "x.txt", r"files of kind \.txt are not read"),
+        ("problem,solution", "x.csv", r"x\.csv holds no rows"),
+        ("problem,solution\na,b\nc,d,e", "x.csv", r"line 3: more values .*\(problem, solution\)"),
+        ('problem,solution\na,"b', "x.csv", r"x\.csv, after line 1: malformed table"),
         ("x", "x", r"files of kind \(none\) are not read"),
-        ('{"question": "q", "steps": ["a", "b"]}', "x.jsonl", "column 'problem' is missing"),
+        ('{"q": "q", "steps": ["a", "b"]}', "x.jsonl", "column 'problem' is missing"),
         ('{"problem": "q", "text": "a"}', "x.jsonl", "'solution' or 'steps' is missing"),
     ],
 )

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from environments import LoadReport, Trajectory, load_trajectories
-from environments.types import DataError
+from environments.types import DataError, Step
 from srl.commands.cli import main
 
 Rows = list[dict[str, object]]
@@ -100,6 +100,36 @@ WHOLE: dict[str, Rows] = {
     "question and solution": one_each(
         lambda i: {"question": problem(i), "solution": solution(i), "answer": 4 * i + 6}
     ),
+    "a question and its answer in prose": one_each(
+        lambda i: {"question": problem(i), "answer": solution(i)}
+    ),
+    "problem and generated_solution": one_each(
+        lambda i: {
+            "problem": problem(i),
+            "generated_solution": solution(i),
+            "expected_answer": str(4 * i + 6),
+        }
+    ),
+    "messages and an output": one_each(
+        lambda i: {
+            "input": chat(i)[1:2],
+            "output": f"<think>\nHm.\n</think>\n\n{solution(i)}",
+            "reasoning": "on",
+        }
+    ),
+    "a thought beside the solution": one_each(
+        lambda i: {"input": problem(i), "reasoning_content": "Hm.", "content": solution(i)}
+    ),
+    "options and a rationale": one_each(
+        lambda i: {"question": problem(i), "options": ["A) 1", "B) 2"], "rationale": solution(i)}
+    ),
+    "question and steps": one_each(
+        lambda i: {"question": problem(i), "steps": steps(i), "answer": 4 * i + 6}
+    ),
+    "steps that are one text": one_each(lambda i: {"question": problem(i), "steps": solution(i)}),
+    "steps that are objects": one_each(
+        lambda i: {"task": problem(i), "trajectory": [{"text": step} for step in steps(i)]}
+    ),
     "content in parts": one_each(
         lambda i: {
             "messages": [
@@ -118,6 +148,20 @@ def test_a_solution_a_row(name: str, tmp_path: Path) -> None:
     assert texts(found) == EXPECTED
     assert (report.rows, report.kept) == (10, 10)
     assert len(report.read_as) == (name != "problem and solution")
+
+
+def test_steps_that_are_objects_have_thoughts_and_observations(tmp_path: Path) -> None:
+    said = [
+        {"thought": "Bags first.", "action": steps(1)[0], "observation": "9 apples"},
+        {"thought": None, "action": steps(1)[1]},
+    ]
+    for row in ({"task": problem(1), "trajectory": said}, {"problem": problem(1), "steps": said}):
+        [one] = load(tmp_path / "data.jsonl", [row])
+        assert one.steps == (Step(steps(1)[0], "Bags first.", "9 apples"), Step(steps(1)[1]))
+    report = LoadReport()
+    rows = [{"problem": problem(1), "steps": [{"text": 3}, {"words": "x"}]}]
+    with pytest.raises(DataError, match="a step is not text: 1"):
+        load(tmp_path / "data.jsonl", rows, report=report)
 
 
 def prompt_of(i: int, k: int, *, start: str = "", end: str = "") -> str:
@@ -193,19 +237,6 @@ def test_two_teachers_of_one_problem_stay_two_solutions(tmp_path: Path) -> None:
     ]
     found = load(tmp_path / "data.jsonl", rows)
     assert sorted(one.texts for one in found) == sorted([tuple(steps(1)), tuple(other)])
-
-
-def test_steps_end_before_the_first_wrong_one(tmp_path: Path) -> None:
-    good, wrong = [True, True, True], [True, True, False]
-    labels = [good, wrong, [False, True, True], [1.0, 0.2, 1.0]]
-    rows = [
-        {"prompt": problem(i), "completions": steps(i), "labels": one}
-        for i, one in enumerate(labels, 1)
-    ]
-    report = LoadReport()
-    found = load(tmp_path / "data.jsonl", rows, report=report)
-    assert [(len(one.steps), one.answer) for one in found] == [(3, "10"), (2, None)]
-    assert report.dropped == {"no steps": 1, "only one step": 1}
 
 
 def test_turns_are_steps_and_what_stands_between_them_is_what_the_world_said(
@@ -312,6 +343,8 @@ def test_what_cannot_be_read_is_counted_or_refused_in_words(tmp_path: Path) -> N
     gsm8k = {"question": problem(1), "answer": f"{solution(1)}\n#### 10"}
     with pytest.raises(DataError, match=r"check-data gsm8k --path .*data.jsonl"):
         load(path, [gsm8k])
+    with pytest.raises(DataError, match="column 'solution' or 'steps' is missing"):
+        load(path, [{"problem": problem(1), "answer": "10"}])
 
 
 def test_named_columns_are_taken_at_their_word(tmp_path: Path) -> None:
@@ -384,16 +417,6 @@ def test_verls_gsm8k_is_read_without_marks(tmp_path: Path) -> None:
     }
     [one] = load(tmp_path / "data.jsonl", [row])
     assert one.texts == ("He buys 3*3=9.", "Now he has 9+1=10.", "The answer is 10.")
-
-
-def test_a_completion_labelled_false_is_no_expert(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": problem(i), "completion": solution(i), "label": i % 2 == 0} for i in range(1, 5)
-    ]
-    report = LoadReport()
-    found = load(tmp_path / "data.jsonl", rows, report=report)
-    assert [one.problem for one in found] == [problem(2), problem(4)]
-    assert report.dropped == {"labelled as wrong": 2}
 
 
 def test_earlier_turns_of_a_prompt_are_kept(tmp_path: Path) -> None:
