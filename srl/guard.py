@@ -28,20 +28,20 @@ def check_packages_side_by_side() -> None:
     """
     home = Path(__file__).resolve().parent.parent
     for name in SIBLINGS:
-        found = _directory(name)
-        if found is None:
+        folder = _directory(name)
+        if folder is None:
             raise UsageError(
                 f"the package {name!r} is missing: it belongs beside srl, in {home}. "
                 f"Type: {_reinstall(home)}"
             )
-        if found.parent != home:
+        if folder.parent != home:
             raise UsageError(
-                f"a foreign package {name!r} comes first: found {found}, wanted {home / name}. "
-                f"{_get_rid_of(name, found)}, then: {_reinstall(home)}"
+                f"a foreign package {name!r} comes first: found {folder}, wanted {home / name}. "
+                f"{_get_rid_of(name, folder)}, then: {_reinstall(home)}"
             )
-        if _overwritten(name, found):
+        if _overwritten(name, folder):
             raise UsageError(
-                f"the distribution {name!r} has written its files over ours in {found}. "
+                f"the distribution {name!r} has written its files over ours in {folder}. "
                 f"Type: pip uninstall -y {name}, then: {_reinstall(home)}"
             )
 
@@ -67,11 +67,11 @@ def _overwritten(name: str, ours: Path) -> bool:
         return False
 
 
-def _get_rid_of(name: str, found: Path) -> str:
+def _get_rid_of(name: str, folder: Path) -> str:
     owners = sorted(set(packages_distributions().get(name, ())) - {DISTRIBUTION})
-    if owners and "site-packages" in found.parts:
+    if owners and "site-packages" in folder.parts:
         return f"Type: pip uninstall -y {' '.join(owners)}"
-    return f"Rename it, or take {found.parent} off PYTHONPATH"
+    return f"Rename it, or take {folder.parent} off PYTHONPATH"
 
 
 def _reinstall(home: Path) -> str:

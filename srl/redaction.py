@@ -96,10 +96,10 @@ def is_secret(key: object) -> bool:
 def scrubbed(text: str) -> str:
     """Returns a text of any kind without secrets and without what looks like a secret."""
 
-    def pair(found: re.Match[str]) -> str:
-        key, value = found.group("key", "value")
+    def pair(match: re.Match[str]) -> str:
+        key, value = match.group("key", "value")
         hides = is_secret(key) and not REFERENCE.fullmatch(value.strip("'\""))
-        return found[0].removesuffix(value) + HIDDEN if hides else found[0]
+        return match[0].removesuffix(value) + HIDDEN if hides else match[0]
 
     return _PAIR.sub(pair, _SHAPES.sub(HIDDEN, text))
 
@@ -180,8 +180,8 @@ def shareable_command(text: str) -> str:
     for before, word, hidden, asis in zip(
         ["", *words], words, without_secrets(words), written, strict=False
     ):
-        told = hidden if _is_prompt(_setting(before)) else _without_places(hidden)
-        shown.append(asis if told == word else shlex.quote(told))
+        cleaned = hidden if _is_prompt(_setting(before)) else _without_places(hidden)
+        shown.append(asis if cleaned == word else shlex.quote(cleaned))
     rest = iter(shown)
     return _WORD.sub(lambda _: next(rest), text)
 
@@ -206,12 +206,12 @@ def _without_place(value: str) -> str:
 def _without_places(word: str) -> str:
     """Returns a word of a command line with the folders of absolute paths removed."""
     if not word.startswith("--"):
-        told = _without_place(word)
-        return _FOLDERS.sub("", word) if told == word else told
+        cleaned = _without_place(word)
+        return _FOLDERS.sub("", word) if cleaned == word else cleaned
     option, equals, value = word.partition("=")
     block, dot, name = option.partition(".")
-    told = value if _is_prompt(_setting(option)) else _without_places(value)
-    return f"{block}{dot}{_without_place(name)}{equals}{told}"
+    cleaned = value if _is_prompt(_setting(option)) else _without_places(value)
+    return f"{block}{dot}{_without_place(name)}{equals}{cleaned}"
 
 
 def _setting(option: str) -> str:

@@ -99,7 +99,7 @@ def votes_of(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int
     shows to be equal (``x(x+1)`` and ``x^2+x``) split their vote, which slightly favours the right
     answer. For answers that are numbers, as in GSM8K, AMC and AIME, there is no difference.
     """
-    found: list[str] = []
+    distinct: list[str] = []
     votes: list[int | None] = []
     for answer, is_right in zip(answers, correct, strict=True):
         if is_right:
@@ -107,10 +107,10 @@ def votes_of(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int
         elif answer is None:
             votes.append(None)
         else:
-            same = (place for place, other in enumerate(found) if same_answer(answer, other))
-            place = next(same, len(found))
-            if place == len(found):
-                found.append(answer)
+            same = (place for place, other in enumerate(distinct) if same_answer(answer, other))
+            place = next(same, len(distinct))
+            if place == len(distinct):
+                distinct.append(answer)
             votes.append(place + 1)
     return votes
 

@@ -92,9 +92,9 @@ def adapt(
         stop_ids=stop_ids,
     )
     examples = [
-        one
-        for one in build_examples(trajectories, targets=targets, step_title=step_title)
-        if one.whole or why_uncopyable(one.expert_step, think=think) is None
+        example
+        for example in build_examples(trajectories, targets=targets, step_title=step_title)
+        if example.whole or why_uncopyable(example.expert_step, think=think) is None
     ]
     if not examples:
         raise UsageError("there are no rows: give trajectories with at least two steps each")

@@ -80,7 +80,7 @@ class MixedStream:
         self.drawn, self.kept, self._whole = (Amounts(examples, sizes, mixture) for _ in range(3))
         units = trajectory_numbers(examples) if in_order else list(range(len(examples)))
         self._sources = _by_source(examples, units, sizes[mixture.mix_by], mixture, seed)
-        self._whole.add([row for one in self._sources.values() for row in chain(*one.units)])
+        self._whole.add([row for source in self._sources.values() for row in chain(*source.units)])
         self._lags = dict.fromkeys(mixture.weights, 0.0)
         self._waiting: set[str] = set()
         self._rest: list[int] = []  # rows of the current unit that were not handed out yet
@@ -138,15 +138,15 @@ class MixedStream:
         """Returns measure -> source -> share, as they follow from the configured shares."""
         asked = self.mixture.mix_by
         totals = self._whole.amounts
-        found: dict[MixBy, dict[str, float]] = {}
+        shares: dict[MixBy, dict[str, float]] = {}
         for measure, amounts in totals.items():
             parts = {
                 name: share * amounts[name] / totals[asked][name]
                 for name, share in self._shares.items()
             }
             all_parts = math.fsum(parts.values())
-            found[measure] = {name: part / all_parts for name, part in parts.items()}
-        return found
+            shares[measure] = {name: part / all_parts for name, part in parts.items()}
+        return shares
 
     def line(self) -> str:
         """Returns the shares in words, for the start of a run."""
@@ -164,9 +164,9 @@ class MixedStream:
                 f"{rows:,.0f} rows of {self._whole.amounts['trajectory'][name]:,.0f} solutions)"
             )
         shared = sum(len(who) > 1 for who in _tellers(self._examples, [*nominal[by]]).values())
-        told = self.mixture.same_problem.replace("_", " ")
+        rule = self.mixture.same_problem.replace("_", " ")
         return f"mixture: {'; '.join(parts)}" + (
-            f"; {shared:,} problems are in several sources and told {told}" if shared else ""
+            f"; {shared:,} problems are in several sources and told {rule}" if shared else ""
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,7 +181,9 @@ class MixedStream:
             "is_over": self.is_over,
             "drawn": self.drawn.amounts,
             "kept": self.kept.amounts,
-            "sources": {name: [one.epoch, one.place] for name, one in self._sources.items()},
+            "sources": {
+                name: [source.epoch, source.place] for name, source in self._sources.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -291,9 +293,9 @@ class _Source:
 
     def _now(self) -> int:
         while not self._order:
-            told = [(self.epoch + first) % number == 0 for first, number in self.turns]
+            has_turn = [(self.epoch + first) % number == 0 for first, number in self.turns]
             order = permuted(len(self.units), f"{self.seed}-{self.epoch}")
-            self._order = [unit for unit in order if told[unit]]
+            self._order = [unit for unit in order if has_turn[unit]]
             if not self._order:  # other sources have the turn for all problems of this epoch
                 self.epoch += 1
         return self._order[self.place]
@@ -325,12 +327,12 @@ class Amounts:
 
     def figures(self, name: str) -> dict[str, float]:
         """Returns `name/measure/source` -> share; NaN if nothing was counted."""
-        found = {}
+        figures = {}
         for measure, amounts in self.amounts.items():
             total = math.fsum(amounts.values())
             for source, amount in amounts.items():
-                found[f"{name}/{measure}/{source}"] = amount / total if total else math.nan
-        return found
+                figures[f"{name}/{measure}/{source}"] = amount / total if total else math.nan
+        return figures
 
 
 def _sizes(examples: Sequence[StepExample], tokens: Sequence[int]) -> dict[MixBy, list[float]]:
@@ -352,7 +354,7 @@ def _by_source(
     seed: int,
 ) -> dict[str, _Source]:
     sources = {name: _Source(f"{seed}-{name}") for name in mixture.weights}
-    if strange := {one.source for one in examples} - sources.keys():
+    if strange := {example.source for example in examples} - sources.keys():
         raise UsageError(
             f"rows of source {sorted(strange)[0]!r}, which has no weight in the mixture (it has "
             f"{', '.join(sources)}); give it one"
@@ -386,10 +388,13 @@ def _by_source(
 
 def _tellers(examples: Sequence[StepExample], order: Sequence[str]) -> dict[str, list[str]]:
     """Returns problem -> the sources that solve it, in the given order."""
-    found: dict[str, set[str]] = {}
+    by_problem: dict[str, set[str]] = {}
     for example in examples:
-        found.setdefault(example.problem_id, set()).add(example.source)
-    return {problem: [one for one in order if one in who] for problem, who in found.items()}
+        by_problem.setdefault(example.problem_id, set()).add(example.source)
+    return {
+        problem: [source for source in order if source in who]
+        for problem, who in by_problem.items()
+    }
 
 
 def _drawn(problem: str, who: Sequence[str], shares: Mapping[str, float], seed: int) -> str:

@@ -224,8 +224,8 @@ class PromptFormat:
         if self.source_tag is None:
             return trajectory.problem
         own = trajectory.tags.get(self.source_tag)
-        told = (self.solve_as or own) if solving else own
-        beside = f"\n\n({self.source_tag}: {told})" if told else ""
+        tag = (self.solve_as or own) if solving else own
+        beside = f"\n\n({self.source_tag}: {tag})" if tag else ""
         return f"{trajectory.problem.strip()}{beside}"
 
     def encode_whole(self, problem: str) -> list[int]:
@@ -286,8 +286,8 @@ class PromptFormat:
             whole: the completion is a whole solution, which the end of a step does not end.
         """
         own = self._step_limits
-        found = replace(own, ends_at="turn", end_ids=frozenset()) if whole else own
-        return found if found.think_budget or found.ends_at != "turn" else None
+        limits = replace(own, ends_at="turn", end_ids=frozenset()) if whole else own
+        return limits if limits.think_budget or limits.ends_at != "turn" else None
 
     def ends_early(self, step: str) -> bool:
         """Returns whether `step_ends_at` would end a step too early and cut off the rest."""

@@ -37,9 +37,9 @@ def draw_shots(
     if not args.few_shot:
         return [], list(trajectories)
     usable = {
-        one.problem_id: one
-        for one in reversed(_in_turn(trajectories, args, seed))
-        if _rows(one, args)
+        trajectory.problem_id: trajectory
+        for trajectory in reversed(_in_turn(trajectories, args, seed))
+        if _rows(trajectory, args)
     }
     if args.few_shot >= len(usable):
         raise UsageError(
@@ -53,7 +53,7 @@ def draw_shots(
         rows = _rows(trajectory, args)
         shots.append(rows[min(number, len(rows) - 1)])
     shown = {shot.problem_id for shot in shots}
-    return shots, [one for one in trajectories if one.problem_id not in shown]
+    return shots, [trajectory for trajectory in trajectories if trajectory.problem_id not in shown]
 
 
 def _in_turn(
@@ -65,13 +65,13 @@ def _in_turn(
     then chooses the source for each problem.
     """
     wanted = getattr(args, "solve_as", None)
-    if wanted is None and len({one.source for one in trajectories}) < 2:
+    if wanted is None and len({trajectory.source for trajectory in trajectories}) < 2:
         return trajectories
 
-    def place(one: Trajectory) -> tuple[bool, bytes]:
-        other_style = wanted is not None and one.tags.get(args.source_tag or "") != wanted
-        told = f"{seed}:{one.problem_id}:{one.source}".encode()
-        return other_style, hashlib.sha256(told).digest()
+    def place(trajectory: Trajectory) -> tuple[bool, bytes]:
+        other_style = wanted is not None and trajectory.tags.get(args.source_tag or "") != wanted
+        key = f"{seed}:{trajectory.problem_id}:{trajectory.source}".encode()
+        return other_style, hashlib.sha256(key).digest()
 
     return sorted(trajectories, key=place)
 

@@ -69,7 +69,7 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
     if 0 < args.train_problems < left:
         train = split_by_problem(train, held_out=args.train_problems, seed=seed)[1]
     if (mixture := experiment.mixture) is not None:  # sources of weight 0 are only held out
-        train = [one for one in train if one.source in mixture.weights]
+        train = [trajectory for trajectory in train if trajectory.source in mixture.weights]
     for line in report.read_as:
         say(console, f"data: {line}")
     drops = "".join(f", {n:,} dropped: {why}" for why, n in report.dropped.items())
@@ -90,16 +90,16 @@ def load_splits(experiment: Experiment, console: Console) -> Splits:
 def _remarks(held_out: Sequence[Trajectory], max_steps: int) -> Iterator[str]:
     """Yields reasons why even a copy of the expert's solution would not count as solved."""
     count = len(held_out)
-    endless = sum(not is_finished(one, one.steps) for one in held_out)
+    endless = sum(not is_finished(trajectory, trajectory.steps) for trajectory in held_out)
     if endless > _MANY * count:
         yield (
             f"{endless:,} of {count:,} held-out solutions do not end with a step that states the "
             "answer, and a policy that writes like them is counted as not solving the problem: end "
             'solutions with a step such as "The answer is 4." (data.answer_step: true for GSM8K)'
         )
-    longer = sum(len(one.steps) > max_steps for one in held_out)
+    longer = sum(len(trajectory.steps) > max_steps for trajectory in held_out)
     if longer > _MANY * count:
-        longest = max(len(one.steps) for one in held_out)
+        longest = max(len(trajectory.steps) for trajectory in held_out)
         yield (
             f"{longer:,} of {count:,} held-out solutions have more than solve_max_steps "
             f"{max_steps} steps, after which an attempt is given up; the longest has {longest}"

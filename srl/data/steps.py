@@ -137,7 +137,11 @@ def build_examples(
                 f"step_title is {step_title!r}, but under targets: whole there is no step that a "
                 "title could announce; set step_title: off, or other targets"
             )
-        return [StepExample(one, 0, whole=True) for one in trajectories if one.steps]
+        return [
+            StepExample(trajectory, 0, whole=True)
+            for trajectory in trajectories
+            if trajectory.steps
+        ]
     rows = []
     for trajectory in trajectories:
         first = 1 if targets == "skip_first" else 0
@@ -152,7 +156,7 @@ def build_examples(
 def trajectory_numbers(examples: Sequence[StepExample]) -> list[int]:
     """Returns the number of each row's trajectory, from 0 in order of first appearance."""
     numbers: dict[int, int] = {}
-    return [numbers.setdefault(id(one.trajectory), len(numbers)) for one in examples]
+    return [numbers.setdefault(id(example.trajectory), len(numbers)) for example in examples]
 
 
 def split_by_problem(
@@ -186,7 +190,10 @@ def split_by_problem(
         by_problem, key=lambda problem: hashlib.sha256(f"{seed}:{problem}".encode()).digest()
     )
     ordered = [
-        sorted(by_problem[problem], key=lambda one: (one.source, one.texts, one.steps))
+        sorted(
+            by_problem[problem],
+            key=lambda trajectory: (trajectory.source, trajectory.texts, trajectory.steps),
+        )
         for problem in ranked
     ]
     return (

@@ -115,8 +115,8 @@ def chat_frame(
             tail += _channel(tokenizer, messages, tail, think=think, day=day)
             if not think and tail.rstrip().endswith(OPEN):
                 tail = f"{tail.rstrip()}{SEPARATOR}{CLOSE}{SEPARATOR}"  # an empty thought
-            said = system_prompt.strip() if system_prompt else ""
-            return Frame(head, tail, said, tuple(between))
+            system_text = system_prompt.strip() if system_prompt else ""
+            return Frame(head, tail, system_text, tuple(between))
     raise UsageError(
         f"the policy's chat template cannot be used: {problem}; give template: plain, "
         "or another tokenizer"
@@ -193,11 +193,11 @@ def turn_end(
             text = _written(tokenizer, messages, think=think, answer=False, day=day)
         except Exception:  # noqa: BLE001, a template is a foreign program
             continue
-        _, found, after = text.rpartition(_ASSISTANT)
+        _, marker, after = text.rpartition(_ASSISTANT)
         after = after.partition(_USER)[0]
         ids = tokenizer.encode(after, add_special_tokens=False, verbose=False)
-        tokens = [one for one in ids if one in added and tokenizer.decode([one]).strip()]
-        if found and tokens:
+        tokens = [token for token in ids if token in added and tokenizer.decode([token]).strip()]
+        if marker and tokens:
             before = after.partition(tokenizer.decode([tokens[0]]).strip())[0]
             blanks = "" if before.strip() else before
             return TurnEnd(int(tokens[0]), blanks, closes=len(tokens) >= least)
@@ -213,8 +213,8 @@ def _standing_clock(day: datetime) -> str:
     parts = [
         (letter, written)
         for directive in "aAbBcdeFHIjmMpSTuUVwWxXyY"
-        for told in [day.strftime(f"%{directive}")]
-        for letter, written in [(directive, told), (f"-{directive}", told.lstrip("0") or "0")]
+        for text in [day.strftime(f"%{directive}")]
+        for letter, written in [(directive, text), (f"-{directive}", text.lstrip("0") or "0")]
     ]
     replaced = "".join(f"|replace('%{letter}', '{written}')" for letter, written in parts)
     macro = "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}"

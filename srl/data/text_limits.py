@@ -50,8 +50,8 @@ class TextLimits:
 
     def cut(self, text: str) -> str:
         """Returns the text up to the end of its step; all of it if the step has not ended."""
-        found = self._end(text)
-        return text if found is None else text[: found.start() + 1]
+        match = self._end(text)
+        return text if match is None else text[: match.start() + 1]
 
     def is_over(self, ids: Sequence[int]) -> bool:
         """Returns whether the text of the completion ends it."""

@@ -94,8 +94,10 @@ def mean_behaviour(
     """
     if not behaviours:
         return {}
-    found = {
-        field.name: bootstrap([float(getattr(one, field.name)) for one in behaviours], problems)
+    means = {
+        field.name: bootstrap(
+            [float(getattr(counts, field.name)) for counts in behaviours], problems
+        )
         for field in fields(Behaviour)
     }
-    return {name: replace(one, n=len({*problems})) for name, one in found.items()}
+    return {name: replace(mean, n=len({*problems})) for name, mean in means.items()}

@@ -80,7 +80,7 @@ def refuse_trained_on(
     Raises:
         UsageError: a stage trained on some of the problems to solve.
     """
-    asked, picking = ({one.problem_id for one in few} for few in (problems, validation))
+    asked, picking = ({problem.problem_id for problem in group} for group in (problems, validation))
     for run, trained in trained_on(model, say):
         if seen := len(trained & picking):
             say(
@@ -110,4 +110,6 @@ def _problems_of(run: RunFolder) -> set[str]:
     config = run.read_config()
     refuse_foreign(config, str(run.config))
     experiment = parse_experiment(config, where=str(run.config))
-    return {one.problem_id for one in load_splits(experiment, Console(quiet=True)).train}
+    return {
+        trajectory.problem_id for trajectory in load_splits(experiment, Console(quiet=True)).train
+    }

@@ -99,11 +99,11 @@ def expert_use(
         share: compute shared prefixes once, if the model is known to support it.
     """
     tree = share and refusal(model) is None
-    written = [form.encode_expert(one) for one in rows.examples]
+    written = [form.encode_expert(example) for example in rows.examples]
     texts: list[Row] = list(zip(rows.prompts, written, strict=True))
-    kinds = [_kinds(form, row, one) for row, one in zip(texts, rows.examples, strict=True)]
-    sources = sorted({one.source for one in rows.examples})
-    indices = sorted({one.step_index for one in rows.examples})
+    kinds = [_kinds(form, row, example) for row, example in zip(texts, rows.examples, strict=True)]
+    sources = sorted({example.source for example in rows.examples})
+    indices = sorted({example.step_index for example in rows.examples})
     values = {"part": list(PARTS), "source": sources, "step_index": [str(i) for i in indices]}
     batches = (pack_trees if tree else pack_rows)(texts, budget)
     parts: list[Part] = [([texts[i] for i in batch], tree) for batch in batches]
@@ -125,13 +125,13 @@ def expert_use(
             ):
                 codes = {split: torch.full((length,), -1) for split in values}
                 for row, at in zip(batch, places, strict=True):
-                    one = rows.examples[row]
-                    told = [place for place in at if place is not None]
+                    example = rows.examples[row]
+                    fresh_places = [place for place in at if place is not None]
                     kind = [k for k, place in zip(kinds[row], at, strict=True) if place is not None]
-                    own = [place for place, k in zip(told, kind, strict=True) if k]
-                    codes["part"][told] = torch.tensor(kind, dtype=torch.long)
-                    codes["source"][own] = sources.index(one.source)
-                    codes["step_index"][own] = indices.index(one.step_index)
+                    own = [place for place, k in zip(fresh_places, kind, strict=True) if k]
+                    codes["part"][fresh_places] = torch.tensor(kind, dtype=torch.long)
+                    codes["source"][own] = sources.index(example.source)
+                    codes["step_index"][own] = indices.index(example.step_index)
                 with seeing(layers, sums.adder(codes)):
                     put_through(some, tree=tree)
     finally:

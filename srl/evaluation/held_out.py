@@ -182,25 +182,25 @@ def _steps(
     )
     steps = [group[0] for group in groups]
     valid = [step for step in steps if step.is_valid]
-    found = {
+    estimates = {
         f"{HELD_OUT_STEPS}{name}": _mean_of(valid, _reward_called(name)) for name in rewards.names
     }
-    found[f"{HELD_OUT_STEPS}exact"] = share_of_rows(
+    estimates[f"{HELD_OUT_STEPS}exact"] = share_of_rows(
         [step.metrics["exact"] == 1.0 for step in valid],
         [step.example.problem_id for step in valid],
     )
-    found[f"{HELD_OUT_STEPS}format failures"] = share_of_rows(
+    estimates[f"{HELD_OUT_STEPS}format failures"] = share_of_rows(
         [not step.is_valid for step in steps],
         [step.example.problem_id for step in steps],
     )
-    found[f"{HELD_OUT_STEPS}lift"] = _mean_of(valid, lambda step: step.metrics["lift"])
-    return {name: estimate.to_json() for name, estimate in found.items() if estimate.n}
+    estimates[f"{HELD_OUT_STEPS}lift"] = _mean_of(valid, lambda step: step.metrics["lift"])
+    return {name: estimate.to_json() for name, estimate in estimates.items() if estimate.n}
 
 
 def _mean_of(steps: Sequence[Rollout], figure: Callable[[Rollout], float | None]) -> Estimate:
     """Returns the mean of a figure over the steps that it applies to."""
-    found = [(step.example.problem_id, v) for step in steps if (v := figure(step)) is not None]
-    return bootstrap([v for _, v in found], [problem for problem, _ in found])
+    pairs = [(step.example.problem_id, v) for step in steps if (v := figure(step)) is not None]
+    return bootstrap([v for _, v in pairs], [problem for problem, _ in pairs])
 
 
 def _reward_called(name: str) -> Callable[[Rollout], float | None]:
@@ -208,22 +208,22 @@ def _reward_called(name: str) -> Callable[[Rollout], float | None]:
 
 
 def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str, object]:
-    found: dict[str, object] = {}
+    figures: dict[str, object] = {}
     for mode, words in _MODES.items():
         for sampled in (False, True):
             chosen = [a for a in attempts if a.mode == mode and (a.sample > 0) == sampled]
             if not chosen:
                 continue
             name = f"{words}, {'sampled' if sampled else 'greedy'}"
-            found[name] = accuracy(chosen).to_json()
-            found |= _of_samples(name, chosen)
+            figures[name] = accuracy(chosen).to_json()
+            figures |= _of_samples(name, chosen)
             short = [a for a in chosen if len(a.trajectory.steps) <= args.short_steps]
             long = [a for a in chosen if len(a.trajectory.steps) > args.short_steps]
             for part, label in ((short, "short"), (long, "long")):
                 if part:
-                    found[f"{name}, {label}"] = accuracy(part).to_json()
+                    figures[f"{name}, {label}"] = accuracy(part).to_json()
             if mode == "steps" and not sampled:
-                found["by expert steps"] = {
+                figures["by expert steps"] = {
                     str(length): estimate.to_json()
                     for length, estimate in by_length(chosen).items()
                 }
@@ -231,15 +231,17 @@ def _figures(attempts: Sequence[Attempt], args: EvaluationSettings) -> dict[str,
             if mode == "whole" and not sampled:
                 shown = [behaviour(a.text, a.tokens) for a in chosen]
                 means = mean_behaviour(shown, [a.trajectory.problem_id for a in chosen])
-                found[f"{words}: {BEHAVIOUR}"] = {
+                figures[f"{words}: {BEHAVIOUR}"] = {
                     aspect: estimate.to_json() for aspect, estimate in means.items()
                 }
-    return found
+    return figures
 
 
 def _of_samples(name: str, attempts: Sequence[Attempt]) -> dict[str, object]:
     """Returns pass@k and maj@k, where k is all samples; empty if a problem has only one."""
-    samples = [[(bool(one.correct), one.answer) for one in of] for of in by_problem(attempts)]
+    samples = [
+        [(bool(attempt.correct), attempt.answer) for attempt in of] for of in by_problem(attempts)
+    ]
     if min(map(len, samples)) < 2:
         return {}
     return {
@@ -267,15 +269,15 @@ def comparison(before: Mapping[str, object], after: Mapping[str, object] | None)
         if name == "by expert steps":
             parts = [part if isinstance(part, dict) else {} for part in (value, other)]
             for length in sorted({*parts[0], *parts[1]}, key=int):
-                one, two = parts[0].get(length), parts[1].get(length)
-                _row(table, f"  expert takes {length} steps", one, two)
+                old, new = parts[0].get(length), parts[1].get(length)
+                _row(table, f"  expert takes {length} steps", old, new)
         elif name.endswith(BEHAVIOUR):
             parts = [part if isinstance(part, dict) else {} for part in (value, other)]
             for aspect in {**parts[0], **parts[1]}:
-                one, two = parts[0].get(aspect), parts[1].get(aspect)
+                old, new = parts[0].get(aspect), parts[1].get(aspect)
                 percent = aspect == "thought_share"
                 words = aspect.replace("_", " ") + ("" if percent else ", a solution")
-                _row(table, name.removesuffix(BEHAVIOUR) + words, one, two, percent=percent)
+                _row(table, name.removesuffix(BEHAVIOUR) + words, old, new, percent=percent)
         else:
             _row(table, name, value, other)
     return table
@@ -299,10 +301,10 @@ def _cell(figure: object, scale: int) -> str:
 
 
 def _change(before: object, after: object, scale: int) -> str:
-    one = before["value"] if isinstance(before, dict) else before
-    two = after["value"] if isinstance(after, dict) else after
-    if isinstance(one, float) and isinstance(two, float):
-        return f"{scale * (two - one):+.1f}"
+    old = before["value"] if isinstance(before, dict) else before
+    new = after["value"] if isinstance(after, dict) else after
+    if isinstance(old, float) and isinstance(new, float):
+        return f"{scale * (new - old):+.1f}"
     return "-"
 
 
@@ -313,13 +315,13 @@ def paired_changes(run: RunFolder) -> str | None:
     interval is narrower than the intervals of before and after suggest.
     """
     logged = read_attempts(run.eval)
-    found = {
+    changes = {
         f"{words}, greedy": gain([a for a in logged if a.mode == mode and a.sample == 0])
         for mode, words in _MODES.items()
     }
-    said = [
+    parts = [
         f"{name} {100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
-        for name, change in found.items()
+        for name, change in changes.items()
         if change is not None
     ]
-    return f"changed, problem by problem, in points: {'; '.join(said)}" if said else None
+    return f"changed, problem by problem, in points: {'; '.join(parts)}" if parts else None

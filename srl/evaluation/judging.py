@@ -23,7 +23,7 @@ def judged(attempts: Sequence[Attempt], args: VerifierSettings) -> list[Attempt]
         attempts: attempts from `srl.evaluation.solving`.
         args: the settings of the check.
     """
-    if all(one.correct is not None for one in attempts):
+    if all(attempt.correct is not None for attempt in attempts):
         return list(attempts)
     verifier = make_verifier(args)
     try:
@@ -47,25 +47,25 @@ def verified(attempts: Sequence[Attempt], verifier: RewardSum) -> list[Attempt]:
 
     If an answer is not right, `why` says whether its check was killed at the deadline or failed.
     """
-    found = list(attempts)
-    open_ones = [place for place, one in enumerate(found) if one.correct is None]
-    scores = verifier.score([_as_step(found[place]) for place in open_ones])
+    checked = list(attempts)
+    open_ones = [place for place, attempt in enumerate(checked) if attempt.correct is None]
+    scores = verifier.score([_as_step(checked[place]) for place in open_ones])
     for place, score in zip(open_ones, scores, strict=True):
         correct = score.rewards["answer"] == 1.0
-        why = found[place].why if correct else score.failures.get("answer", found[place].why)
-        found[place] = replace(found[place], correct=correct, why=why)
-    return found
+        why = checked[place].why if correct else score.failures.get("answer", checked[place].why)
+        checked[place] = replace(checked[place], correct=correct, why=why)
+    return checked
 
 
-def _as_step(one: Attempt) -> StepContext:
+def _as_step(attempt: Attempt) -> StepContext:
     """Returns the last step of the solution, which holds the answer, as the only step."""
     return StepContext(
-        problem=one.trajectory.problem,
+        problem=attempt.trajectory.problem,
         previous_steps=(),
-        action=one.steps[-1].text if one.steps else "",
+        action=attempt.steps[-1].text if attempt.steps else "",
         thought="",
         expert_step="",
         step_index=0,
         num_steps=1,
-        answer=one.trajectory.answer,
+        answer=attempt.trajectory.answer,
     )

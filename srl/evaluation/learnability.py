@@ -72,13 +72,15 @@ class Learned:
     @property
     def similarity(self) -> float | None:
         """Returns the mean similarity of the valid attempts; None if there are none."""
-        values = [similarity(one.parsed.action, self.example.expert_step) for one in self.valid]
+        values = [
+            similarity(rollout.parsed.action, self.example.expert_step) for rollout in self.valid
+        ]
         return fmean(values) if values else None
 
     @property
     def valid(self) -> list[Rollout]:
         """Returns the attempts without a format failure."""
-        return [one for one in self.rollouts if one.is_valid]
+        return [rollout for rollout in self.rollouts if rollout.is_valid]
 
 
 def attempt_rows(
@@ -107,7 +109,8 @@ def attempt_rows(
         seed: the seed of the attempts and of the choice of unrelated steps.
     """
     keys = [
-        key_of("learnability", one.source, one.problem_id, one.step_index) for one in rows.examples
+        key_of("learnability", example.source, example.problem_id, example.step_index)
+        for example in rows.examples
     ]
     groups = sample_rollouts(
         sampler,
@@ -126,15 +129,15 @@ def attempt_rows(
     )
     likely = step_log_probs(model, form, rows, args)
     others = unrelated_steps(rows.examples, seed)
-    found = []
+    learned = []
     for group, log_probs, near in zip(groups, likely, others, strict=True):
-        actions = [one.parsed.action for one in group if one.is_valid]
+        actions = [rollout.parsed.action for rollout in group if rollout.is_valid]
         floors = [similarity(action, step) for action in actions for step in near]
-        std = pstdev([one.reward for one in group])
-        found.append(
+        std = pstdev([rollout.reward for rollout in group])
+        learned.append(
             Learned(group, log_probs, fmean(floors) if floors else None, std, std > epsilon)
         )
-    return found
+    return learned
 
 
 @torch.no_grad()
@@ -151,7 +154,7 @@ def step_log_probs(
         before, step = cut_around(whole, example.expert_step, form.read) or ([], whole)
         parts.append(([*prompt, *before], step))
     tree = args.prefix_tree and refusal(model) is None
-    found: list[list[float]] = [[] for _ in parts]
+    log_probs: list[list[float]] = [[] for _ in parts]
     was_training = model.training
     model.eval()
     pack, budget = pack_trees if tree else pack_rows, args.rollout_token_budget // 8
@@ -172,10 +175,10 @@ def step_log_probs(
                     tree=tree,
                 )
                 for place, values, mask in zip(batch, scores.log_probs, scores.mask, strict=True):
-                    found[place] = values[mask].tolist()
+                    log_probs[place] = values[mask].tolist()
     finally:
         model.train(was_training)
-    return found
+    return log_probs
 
 
 def unrelated_steps(examples: Sequence[StepExample], seed: int) -> list[list[str]]:
@@ -184,54 +187,58 @@ def unrelated_steps(examples: Sequence[StepExample], seed: int) -> list[list[str
     The similarity of two texts depends on their lengths. So the similarity of a policy's step to
     these unrelated steps is a floor for its similarity to the expert's own step.
     """
-    by_length = sorted(examples, key=lambda one: (len(one.expert_step), one.expert_step))
+    by_length = sorted(
+        examples, key=lambda example: (len(example.expert_step), example.expert_step)
+    )
     rng = random.Random(seed)
-    found = []
+    unrelated = []
     for example in examples:
         length = len(example.expert_step)
-        others = [one for one in by_length if one.problem_id != example.problem_id]
-        others.sort(key=lambda one: abs(len(one.expert_step) - length))
-        near = [one.expert_step for one in others[: 2 * _NEAREST]]
-        found.append(rng.sample(near, min(_NEAREST, len(near))))
-    return found
+        others = [other for other in by_length if other.problem_id != example.problem_id]
+        others.sort(key=lambda other: abs(len(other.expert_step) - length))
+        near = [other.expert_step for other in others[: 2 * _NEAREST]]
+        unrelated.append(rng.sample(near, min(_NEAREST, len(near))))
+    return unrelated
 
 
 Figure = Callable[[Learned], float | None]
 
 
-def _above_floor(one: Learned) -> float | None:
-    value = one.similarity
-    return None if value is None or one.floor is None else value - one.floor
+def _above_floor(step: Learned) -> float | None:
+    value = step.similarity
+    return None if value is None or step.floor is None else value - step.floor
 
 
-def _lift(one: Learned) -> float | None:
-    lifts = [lift for rollout in one.valid if (lift := rollout.metrics["lift"]) is not None]
+def _lift(step: Learned) -> float | None:
+    lifts = [lift for rollout in step.valid if (lift := rollout.metrics["lift"]) is not None]
     return fmean(lifts) if lifts else None
 
 
 FIGURES: Mapping[str, Figure] = {
-    "log_prob": lambda one: fmean(one.log_probs),
-    "unlikely": lambda one: fmean(p < math.log(UNLIKELY) for p in one.log_probs),
-    "similarity": lambda one: one.similarity,
-    "floor": lambda one: one.floor,
+    "log_prob": lambda step: fmean(step.log_probs),
+    "unlikely": lambda step: fmean(p < math.log(UNLIKELY) for p in step.log_probs),
+    "similarity": lambda step: step.similarity,
+    "floor": lambda step: step.floor,
     "above_floor": _above_floor,
     "lift": _lift,
-    "std": lambda one: one.std,
+    "std": lambda step: step.std,
 }
 """Name -> a function that returns the figure of one step; None if the step has no such figure."""
 
 
-def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
+def figures_of(steps: Sequence[Learned]) -> dict[str, Estimate]:
     """Returns name -> mean over steps, with an interval over problems; omits figures without value.
 
     Over fewer than five problems a mean has no interval (NaN), because a bootstrap of so few would
     make it too narrow. `kept` and `format_failures` are shares and always have an interval.
     """
     result = {}
-    attempts = [each for one in found for each in one.rollouts]
-    for name, figure in {**FIGURES, "kept": lambda one: one.is_kept}.items():
+    attempts = [rollout for step in steps for rollout in step.rollouts]
+    for name, figure in {**FIGURES, "kept": lambda step: step.is_kept}.items():
         pairs = [
-            (value, one.example.problem_id) for one in found if (value := figure(one)) is not None
+            (value, step.example.problem_id)
+            for step in steps
+            if (value := figure(step)) is not None
         ]
         values, problems = [float(value) for value, _ in pairs], [problem for _, problem in pairs]
         if not values:
@@ -240,20 +247,21 @@ def figures_of(found: Sequence[Learned]) -> dict[str, Estimate]:
             result[name] = share_of_rows([value > 0 for value in values], problems)
         else:
             mean = bootstrap(values, problems)
-            few = len(set(problems)) < _FEW
-            result[name] = replace(mean, low=math.nan, high=math.nan) if few else mean
+            too_few = len(set(problems)) < _FEW
+            result[name] = replace(mean, low=math.nan, high=math.nan) if too_few else mean
     result["format_failures"] = share_of_rows(
-        [not one.is_valid for one in attempts], [one.example.problem_id for one in attempts]
+        [not attempt.is_valid for attempt in attempts],
+        [attempt.example.problem_id for attempt in attempts],
     )
     return result
 
 
-def bands(found: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Learned]]]:
+def bands(steps: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Learned]]]:
     """Returns the steps in bands by the expert step's number of tokens, with a label for each band.
 
     Bands have about equally many steps. Bands with the same label are joined.
     """
-    ordered = sorted(found, key=lambda one: len(one.log_probs))
+    ordered = sorted(steps, key=lambda step: len(step.log_probs))
     result: list[tuple[str, list[Learned]]] = []
     for number in range(count):
         part = ordered[len(ordered) * number // count : len(ordered) * (number + 1) // count]
@@ -268,7 +276,7 @@ def bands(found: Sequence[Learned], count: int = 4) -> list[tuple[str, list[Lear
     return result
 
 
-def rollouts_of(one: Learned) -> list[Rollout]:
+def rollouts_of(step: Learned) -> list[Rollout]:
     """Returns the attempts, with some figures of their step added to their metrics."""
-    beside = {name: FIGURES[name](one) for name in ("log_prob", "unlikely", "floor")}
-    return [replace(rollout, metrics={**rollout.metrics, **beside}) for rollout in one.rollouts]
+    beside = {name: FIGURES[name](step) for name in ("log_prob", "unlikely", "floor")}
+    return [replace(rollout, metrics={**rollout.metrics, **beside}) for rollout in step.rollouts]

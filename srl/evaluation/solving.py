@@ -122,7 +122,7 @@ def solve_step_by_step(
         active = _take_steps(sampler, form, attempts, params, max_steps, context_limit, tick)
     for place in active:
         attempts[place] = replace(attempts[place], failure="no_answer")
-    return [_judged(one) for one in attempts]
+    return [_judged(attempt) for attempt in attempts]
 
 
 def _take_steps(
@@ -142,14 +142,14 @@ def _take_steps(
     for round_number in range(1, max_steps + 1):
         ready, prompts = [], []  # type: list[int], list[Prompt]
         for place in active:
-            one, problem = attempts[place], attempts[place].trajectory
-            read = context_of(problem, one.steps)
+            attempt, problem = attempts[place], attempts[place].trajectory
+            read = context_of(problem, attempt.steps)
             prompt = form.encode(form.asked(problem, solving=True), read)
             if context_limit is not None and len(prompt) + params.max_new_tokens > context_limit:
-                attempts[place] = replace(one, failure="context_limit")
+                attempts[place] = replace(attempt, failure="context_limit")
             else:
                 ready.append(place)
-                key = key_of(problem.problem_id, one.sample, round_number)
+                key = key_of(problem.problem_id, attempt.sample, round_number)
                 prompts.append(Prompt(prompt, key))
         active = []
         if not ready:
@@ -163,31 +163,33 @@ def _take_steps(
     return active
 
 
-def _with_step(form: PromptFormat, one: Attempt, completion: Completion) -> tuple[Attempt, bool]:
+def _with_step(
+    form: PromptFormat, attempt: Attempt, completion: Completion
+) -> tuple[Attempt, bool]:
     """Returns an attempt with one more step and its observation, and whether it continues."""
     parsed = form.parse(completion.ids, completion.truncated)
     text = _with_tags(form, completion)
-    one = replace(
-        one,
+    attempt = replace(
+        attempt,
         failure=parsed.failure,
-        tokens=one.tokens + len(completion.ids),
-        text=f"{one.text}\n{text}" if one.tokens else text,
+        tokens=attempt.tokens + len(completion.ids),
+        text=f"{attempt.text}\n{text}" if attempt.tokens else text,
         truncated=completion.truncated,
     )
     if parsed.failure is not None:
-        return one, False
+        return attempt, False
     step = Step(parsed.action, parsed.thought)
-    before, steps = one.steps, (*one.steps, step)
-    if is_finished(one.trajectory, steps):
-        return replace(one, steps=steps), False
-    seen = replace(step, observation=observation_of(one.trajectory, steps))
-    return replace(one, steps=(*before, seen)), True
+    before, steps = attempt.steps, (*attempt.steps, step)
+    if is_finished(attempt.trajectory, steps):
+        return replace(attempt, steps=steps), False
+    seen = replace(step, observation=observation_of(attempt.trajectory, steps))
+    return replace(attempt, steps=(*before, seen)), True
 
 
-def _judged(one: Attempt) -> Attempt:
+def _judged(attempt: Attempt) -> Attempt:
     """Returns an attempt with the verdict of its environment."""
-    verdict = verdict_on(one.trajectory, one.steps)
-    return replace(one, answer=verdict.answer, correct=verdict.correct, why=verdict.why)
+    verdict = verdict_on(attempt.trajectory, attempt.steps)
+    return replace(attempt, answer=verdict.answer, correct=verdict.correct, why=verdict.why)
 
 
 def solve_whole(
@@ -236,7 +238,7 @@ def whole_attempt(
 ) -> Attempt:
     """Returns the judged attempt that one completion for a whole problem makes."""
     parsed = form.parse(completion.ids, completion.truncated, whole=True)
-    one = _judged(
+    attempt = _judged(
         Attempt(
             trajectory,
             "whole",
@@ -247,9 +249,9 @@ def whole_attempt(
             truncated=completion.truncated,
         )
     )
-    if one.answer is not None or one.correct:
-        return one
-    return replace(one, failure="truncated" if completion.truncated else "no_answer")
+    if attempt.answer is not None or attempt.correct:
+        return attempt
+    return replace(attempt, failure="truncated" if completion.truncated else "no_answer")
 
 
 def _with_tags(form: PromptFormat, completion: Completion) -> str:
@@ -268,10 +270,10 @@ def one_each(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 
     So the number of expert solutions does not change how often a problem is solved.
     """
-    found: dict[str, Trajectory] = {}
+    first_by_problem: dict[str, Trajectory] = {}
     for trajectory in trajectories:
-        found.setdefault(trajectory.problem_id, trajectory)
-    return list(found.values())
+        first_by_problem.setdefault(trajectory.problem_id, trajectory)
+    return list(first_by_problem.values())
 
 
 def solve_validation(
@@ -308,16 +310,16 @@ def solve_validation(
 def accuracy(attempts: Sequence[Attempt]) -> Estimate:
     """Returns the share of problems solved; several attempts at one problem are averaged first."""
     return over_problems(
-        [avg_at_k([bool(one.correct) for one in of]) for of in by_problem(attempts)]
+        [avg_at_k([bool(attempt.correct) for attempt in of]) for of in by_problem(attempts)]
     )
 
 
 def by_problem(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
     """Returns the attempts at each problem, in their order in `attempts`."""
-    found: dict[str, list[Attempt]] = {}
+    groups: dict[str, list[Attempt]] = {}
     for attempt in attempts:
-        found.setdefault(attempt.trajectory.problem_id, []).append(attempt)
-    return list(found.values())
+        groups.setdefault(attempt.trajectory.problem_id, []).append(attempt)
+    return list(groups.values())
 
 
 def by_length(attempts: Sequence[Attempt]) -> dict[int, Estimate]:

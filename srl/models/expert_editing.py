@@ -103,7 +103,7 @@ def _taken(
             "the two were saved in different forms; load the donor with transformers and save it "
             "with save_pretrained"
         )
-    ours, theirs = (one.shape[1:] if is_row else one.shape for one in (stored, there))
+    ours, theirs = (tensor.shape[1:] if is_row else tensor.shape for tensor in (stored, there))
     if ours != theirs or stored.dtype != there.dtype:
         raise UsageError(
             f"{name} of {model.folder} is {stored.dtype} of shape {list(ours)}, and {source} of "
@@ -131,7 +131,7 @@ def _with_row(tensor: Tensor, *, path: Path, source: str, swap: Swap) -> Tensor:
 def _check_fit(model: SparseFiles, donor: SparseFiles) -> None:
     """Raises UsageError if an expert of the donor would compute something else in the model."""
     for key in ("model_type", *_MEANING):
-        ours, theirs = (getattr(one.config, key, None) for one in (model, donor))
+        ours, theirs = (getattr(files.config, key, None) for files in (model, donor))
         if ours != theirs:
             raise UsageError(
                 f"{model.folder} has {key} {ours} and {donor.folder} has {key} {theirs}; experts "

@@ -73,7 +73,7 @@ def keeping_cast_weights() -> Iterator[None]:
     try:
         yield
     finally:
-        _open[:] = [one for one in _open if one is not kept]
+        _open[:] = [copies for copies in _open if copies is not kept]
 
 
 class _Cast:
@@ -90,11 +90,11 @@ class _Cast:
         # An adapter's weights are computed again at each access, so they are not kept.
         if not _open or torch.is_grad_enabled() or not isinstance(value, nn.Parameter):
             return value.to(self._dtype)
-        version, found = _open[-1].get(value, (-1, value))
+        version, cast_copy = _open[-1].get(value, (-1, value))
         if version != value._version:
-            found = value.to(self._dtype)
-            _open[-1][value] = value._version, found
-        return found
+            cast_copy = value.to(self._dtype)
+            _open[-1][value] = value._version, cast_copy
+        return cast_copy
 
 
 def _grouped_mm(
@@ -117,7 +117,7 @@ def _aligned(module: nn.Module) -> bool:
     """Returns whether the kernel accepts the module's weights in 16 bits."""
     return all(
         size % _ALIGNED == 0
-        for one in module.parameters()
-        if one.dim() == 3
-        for size in one.shape[1:]
+        for weight in module.parameters()
+        if weight.dim() == 3
+        for size in weight.shape[1:]
     )

@@ -52,9 +52,9 @@ class SparseLayer(NamedTuple):
     def weights(self) -> dict[str, nn.Parameter]:
         """Returns the parameters of the experts, each [E, ...], by their names in `experts`."""
         return {
-            name: one
-            for name, one in self.experts.named_parameters()
-            if one.dim() >= 2 and one.shape[0] == self.num_experts
+            name: weight
+            for name, weight in self.experts.named_parameters()
+            if weight.dim() >= 2 and weight.shape[0] == self.num_experts
         }
 
 
@@ -68,7 +68,7 @@ def sparse_layers(model: nn.Module) -> list[SparseLayer]:
         model = model.get_base_model()  # type: ignore[operator]
     kinds = _router_kinds(model)
     modules = dict(model.named_modules())
-    found = []
+    layers = []
     for name, router in modules.items():
         if not isinstance(router, kinds):
             continue
@@ -81,11 +81,11 @@ def sparse_layers(model: nn.Module) -> list[SparseLayer]:
             experts = inner
         if not isinstance(experts, nn.Module):
             continue
-        sizes = {one.shape[0] for one in experts.parameters() if one.dim() == 3}
+        sizes = {weight.shape[0] for weight in experts.parameters() if weight.dim() == 3}
         top_k = getattr(router, "top_k", None)
         if len(sizes) == 1 and isinstance(top_k, int):
-            found.append(SparseLayer(parent, router, experts, sizes.pop(), top_k, block))
-    return found
+            layers.append(SparseLayer(parent, router, experts, sizes.pop(), top_k, block))
+    return layers
 
 
 def _router_kinds(model: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -95,8 +95,8 @@ def _router_kinds(model: nn.Module) -> tuple[type[nn.Module], ...]:
         if isinstance(module, PreTrainedModel):
             recorded = getattr(module, "_can_record_outputs", None) or {}
             listed = recorded.get("router_logits", [])
-            for one in listed if isinstance(listed, Sequence) else [listed]:
-                kind = getattr(one, "target_class", one)
+            for recorder in listed if isinstance(listed, Sequence) else [listed]:
+                kind = getattr(recorder, "target_class", recorder)
                 if isinstance(kind, type) and issubclass(kind, nn.Module):
                     kinds.add(kind)
     return tuple(kinds)
@@ -138,7 +138,7 @@ class Cost:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Cost:
         """Counts the cost of `model`, which may be on the meta device."""
-        total = sum(one.numel() for one in model.parameters())
+        total = sum(parameter.numel() for parameter in model.parameters())
         idle = sum(
             weight.numel() // layer.num_experts * (layer.num_experts - layer.top_k)
             for layer in sparse_layers(model)

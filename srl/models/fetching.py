@@ -94,7 +94,7 @@ def ask_hub(name: str) -> HubModel:
         ) from error
     except Exception as error:  # no network, a proxy or a server error, from several libraries
         raise HubUnreachableError(_reason(error)) from error
-    sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     files = _files_of_a_policy(sizes)
     if not any(file.endswith(".safetensors") for file in files):
         ggufs = sorted(file for file in sizes if file.endswith(".gguf"))
@@ -113,12 +113,12 @@ def ask_hub(name: str) -> HubModel:
 
 def _files_of_a_policy(names: Sequence[str] | dict[str, int]) -> list[str]:
     """Returns the top-level files of a policy, without `consolidated*`, a copy of the weights."""
-    found = [
+    files = [
         name
         for name in names
         if "/" not in name and any(fnmatch(name, pattern) for pattern in MODEL_FILES)
     ]
-    return sorted(name for name in found if not name.startswith("consolidated"))
+    return sorted(name for name in files if not name.startswith("consolidated"))
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -141,7 +141,7 @@ def download(model: HubModel, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
-    check_room(folder, model.size - sum(one.stat().st_size for one in folder.glob("*")))
+    check_room(folder, model.size - sum(file.stat().st_size for file in folder.glob("*")))
     try:
         snapshot_download(
             model.name,

@@ -342,9 +342,9 @@ def model_files(model: str) -> list[Path]:
     files: list[Path] = []
     folders = [Path(model)] if Path(model).is_dir() else []
     for folder in folders:  # the loop appends the bases
-        files += sorted(one for kind in MODEL_FILES for one in folder.glob(kind))
+        files += sorted(path for kind in MODEL_FILES for path in folder.glob(kind))
         if is_adapter_folder(folder):
             base = Path(base_of(folder))
-            if base.is_dir() and base.resolve() not in {one.resolve() for one in folders}:
+            if base.is_dir() and base.resolve() not in {path.resolve() for path in folders}:
                 folders.append(base)
     return files

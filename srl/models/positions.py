@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 def may_read_on(model: PreTrainedModel) -> bool:
     """Returns whether the keys of a prompt stay the same when the prompt grows."""
-    return not {one.get("rope_type") for one in _ropes(model)} & {"dynamic", "longrope"}
+    return not {rope.get("rope_type") for rope in _ropes(model)} & {"dynamic", "longrope"}
 
 
 def other_beyond(model: PreTrainedModel) -> int | None:
@@ -21,9 +21,9 @@ def other_beyond(model: PreTrainedModel) -> int | None:
     batch. An update batches a row with other rows than sampling did.
     """
     limits = [
-        int(one["original_max_position_embeddings"])
-        for one in _ropes(model)
-        if one.get("rope_type") == "longrope" and one.get("original_max_position_embeddings")
+        int(rope["original_max_position_embeddings"])
+        for rope in _ropes(model)
+        if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings")
     ]
     return min(limits, default=None)
 
@@ -31,4 +31,4 @@ def other_beyond(model: PreTrainedModel) -> int | None:
 def _ropes(model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
     """Yields the rotary embeddings in the config: one, or one for each kind of layer."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    yield from (one for one in (rope, *rope.values()) if isinstance(one, Mapping))
+    yield from (entry for entry in (rope, *rope.values()) if isinstance(entry, Mapping))

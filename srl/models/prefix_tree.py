@@ -85,12 +85,12 @@ class PrefixTree:
     @property
     def completion_nodes(self) -> list[int]:
         """The nodes that belong to the completion of at least one row, in order."""
-        found = {
+        nodes = {
             node
             for path, start in zip(self.paths, self.prompt_lengths, strict=True)
             for node in path[start:]
         }
-        return sorted(found)
+        return sorted(nodes)
 
     @property
     def repeated_tokens(self) -> int:

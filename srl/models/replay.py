@@ -56,7 +56,9 @@ def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool
     Returns:
         [T, L, K], -1 where no route is known; None if no row has routes.
     """
-    shape = next((one.prompt.shape[1:] for one in routes if one is not None), None)
+    shape = next(
+        (row_routes.prompt.shape[1:] for row_routes in routes if row_routes is not None), None
+    )
     if shape is None:
         return None
     if tree:
@@ -71,13 +73,13 @@ def laid_out(rows: Sequence[Row], routes: Sequence[Routes | None], *, tree: bool
                 for b, (prompt, written) in enumerate(rows)
             ],
         )
-    found = torch.full((length, *shape), -1, dtype=torch.int16)
+    token_routes = torch.full((length, *shape), -1, dtype=torch.int16)
     # Backwards, so that where rows share a token the route of the first row remains.
-    for at, one in zip(reversed(places), reversed(routes), strict=True):
-        if one is not None:
-            known = torch.cat([one.prompt, one.written])
-            found[torch.tensor(at[: len(known)])] = known
-    return found
+    for at, row_routes in zip(reversed(places), reversed(routes), strict=True):
+        if row_routes is not None:
+            known = torch.cat([row_routes.prompt, row_routes.written])
+            token_routes[torch.tensor(at[: len(known)])] = known
+    return token_routes
 
 
 @contextmanager

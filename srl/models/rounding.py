@@ -96,8 +96,8 @@ class WorstError:
         excess = (errors / allowed).nan_to_num(nan=math.inf, posinf=math.inf)
         at = int(excess.argmax())
         if excess[at] > self.excess:
-            found = errors[at], allowed[at], excess[at]
-            self.error, self.allowed, self.excess = (value.item() for value in found)
+            worst = errors[at], allowed[at], excess[at]
+            self.error, self.allowed, self.excess = (value.item() for value in worst)
 
     @property
     def fits(self) -> bool:

@@ -114,12 +114,12 @@ def seeing(
     """Calls `see` inside this context with the result of each router: (index of the layer in
     `layers`, logits [T, E], weights [T, k], indices [T, k])."""
 
-    def told(number: int, output: object) -> None:
+    def on_output(number: int, output: object) -> None:
         see(number, *cast(tuple[Tensor, Tensor, Tensor], output))
 
     hooks = [
         layer.router.register_forward_hook(
-            lambda _m, _a, output, number=number: told(number, output)
+            lambda _m, _a, output, number=number: on_output(number, output)
         )
         for number, layer in enumerate(layers)
     ]
@@ -135,8 +135,8 @@ def seeing(
 
 
 def _counts(experts: int, indices: Tensor, weight: Tensor) -> Tensor:
-    found = torch.zeros(experts, device=weight.device)
-    return found.scatter_add_(0, indices.reshape(-1), weight.repeat_interleave(indices.shape[1]))
+    counts = torch.zeros(experts, device=weight.device)
+    return counts.scatter_add_(0, indices.reshape(-1), weight.repeat_interleave(indices.shape[1]))
 
 
 def _probability(logits: Tensor, weight: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]
     """
     paths = iter(PrefixTree.of([row for rows, _ in parts for row in rows]).paths)
     seen: set[int] = set()
-    found = []
+    batches = []
     for rows, tree in parts:
         nodes = [next(paths) for _ in rows]
         if tree:
@@ -177,8 +177,8 @@ def token_places(parts: Sequence[Part]) -> list[tuple[int, list[list[int | None]
                 [None if node in seen else at for node, at in zip(path, place, strict=True)]
             )
             seen.update(path)
-        found.append((length, fresh))
-    return found
+        batches.append((length, fresh))
+    return batches
 
 
 def first_places(parts: Sequence[Part]) -> list[Tensor]:
@@ -199,7 +199,7 @@ def why_unreadable(layers: Sequence[SparseLayer]) -> str | None:
                 output = layer.router.forward(_some_states(layer))
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
             return f"the router of {layer.name} wants more than hidden states ({error})"
-        form = [tuple(one.shape) if isinstance(one, Tensor) else None for one in _parts(output)]
+        form = [tuple(part.shape) if isinstance(part, Tensor) else None for part in _parts(output)]
         if form != [(_TRIED, layer.num_experts), (_TRIED, layer.top_k), (_TRIED, layer.top_k)]:
             return (
                 f"the router of {layer.name} answers otherwise than with logits, weights and "
@@ -213,7 +213,7 @@ _TRIED = 16  # number of tokens in a trial of a router
 
 def _some_states(layer: SparseLayer) -> Tensor:
     """Returns random hidden states [16, H] for a router, always the same for one size."""
-    weight = next(one for one in layer.router.parameters() if one.dim() == 2)
+    weight = next(parameter for parameter in layer.router.parameters() if parameter.dim() == 2)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(_TRIED, weight.shape[1], generator=generator)
     return states.to(weight.device, weight.dtype)
@@ -248,8 +248,8 @@ def add_bias(layers: Sequence[SparseLayer]) -> None:
 
 def biases(layers: Sequence[SparseLayer]) -> list[Tensor]:
     """Returns the bias [E] of each router that has one; callers change it in place."""
-    found = [(layer.router, _bias_name(layer.router)) for layer in layers]
-    return [getattr(router, name) for router, name in found if name is not None]
+    routers = [(layer.router, _bias_name(layer.router)) for layer in layers]
+    return [getattr(router, name) for router, name in routers if name is not None]
 
 
 def save_bias(model: nn.Module, folder: Path) -> None:
@@ -271,7 +271,7 @@ def load_bias(model: nn.Module, folder: Path) -> None:
         return
     layers = sparse_layers(model)
     tensors = load_file(str(path))
-    shapes = {name: tuple(one.shape) for name, one in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != (needed := {_key(layer): (layer.num_experts,) for layer in layers}):
         raise UsageError(
             f"{path} is of another model: it has {len(shapes)} biases, and the model "

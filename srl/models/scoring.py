@@ -68,10 +68,10 @@ class CompletionScores(NamedTuple):
         """Pads the values of each row's tokens with 0 to [B, C], on the device of the mask."""
         B, C = self.mask.shape
         dtype = torch.bool if any(row and isinstance(row[0], bool) for row in values) else None
-        found = torch.zeros(B, C, dtype=dtype or torch.float32)
-        for row, own in zip(found, values, strict=True):
-            row[: len(own)] = torch.tensor(own, dtype=found.dtype)
-        return found.to(self.mask.device)
+        padded = torch.zeros(B, C, dtype=dtype or torch.float32)
+        for row, own in zip(padded, values, strict=True):
+            row[: len(own)] = torch.tensor(own, dtype=padded.dtype)
+        return padded.to(self.mask.device)
 
 
 def completion_log_probs(

@@ -120,10 +120,10 @@ class SparseFiles:
     def _check_whole(self) -> None:
         """Raises UsageError unless each sparse layer has a router and the config's experts."""
         for layer in self.layers:
-            of_layer = [one for one in self.tensors.values() if one.layer == layer]
-            experts = [one for one in of_layer if not one.is_router]
-            single = Counter(one.expert for one in experts if one.expert is not None)
-            rows = {one.shape[0] for one in of_layer if one.expert is None}
+            of_layer = [tensor for tensor in self.tensors.values() if tensor.layer == layer]
+            experts = [tensor for tensor in of_layer if not tensor.is_router]
+            single = Counter(tensor.expert for tensor in experts if tensor.expert is not None)
+            rows = {tensor.shape[0] for tensor in of_layer if tensor.expert is None}
             numbers, parts = single.keys(), set(single.values())
             complete = not single or (numbers == set(range(self.num_experts)) and len(parts) == 1)
             fits = rows <= {self.num_experts} and 0 < len(experts) < len(of_layer)

@@ -190,7 +190,7 @@ def _of_like_length(
 ) -> Iterator[list[tuple[list[int], list[bool]]]]:
     batch: list[tuple[list[int], list[bool]]] = []
     tokens = 0
-    for stretch in sorted(stretches, key=lambda one: -len(one[0])):
+    for stretch in sorted(stretches, key=lambda stretch: -len(stretch[0])):
         length = len(stretch[0])
         if batch and (len(batch) + 1) * len(batch[0][0]) > _MOST_PADDING * (tokens + length):
             yield batch
@@ -327,8 +327,8 @@ def _pieces(
     parts = [piece(own.nodes, own.nodes, True) for own in plan.selves]
     order = torch.cat([own.own_nodes for own in plan.selves]).argsort()
     out, lse = (
-        torch.cat([own.owned(x) for own, x in zip(plan.selves, found, strict=True)])[order]
-        for found in zip(*parts, strict=True)
+        torch.cat([own.owned(x) for own, x in zip(plan.selves, tensors, strict=True)])[order]
+        for tensors in zip(*parts, strict=True)
     )
     for prefix in plan.prefixes:
         path = plan.paths[prefix.trunk][: prefix.cut]
@@ -400,7 +400,7 @@ def _flex_works(
     tokens = [i % 7 for i in range(_FLEX_FROM)]
     rows: list[Row] = [(tokens[: len(tokens) // 2], [1, 3]), (tokens, [2, 1]), (tokens, [3])]
     plan = TreePlan.of(PrefixTree.of(rows), device)
-    found: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     try:
         with (
             torch.random.fork_rng([device.index] if device.index is not None else []),
@@ -414,12 +414,12 @@ def _flex_works(
             for attend in (_pieces, _flex):
                 out = attend(q, k, v, plan, how)
                 gradients = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
-                found.append([out.detach(), *gradients])
+                results.append([out.detach(), *gradients])
     # Errors that the compiler, or the compiler that it calls, may raise.
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError, SubprocessError) as e:
         _log.warning("FlexAttention is not used: %s", (str(e).splitlines() or ["?"])[0])
         return False
-    errors = [((a - b).norm() / a.norm()).item() for a, b in zip(*found, strict=True)]
+    errors = [((a - b).norm() / a.norm()).item() for a, b in zip(*results, strict=True)]
     close = all(error <= (1e-4 if dtype == torch.float32 else 3e-2) for error in errors)
     if not close:
         _log.warning("FlexAttention is not used: it is off by %s", errors)

@@ -84,14 +84,14 @@ def check_scoring(model: nn.Module, *, pad_id: int) -> None:
                 model, rows, pad_id=pad_id, temperature=1.0, device=device
             ).log_probs
         worst = WorstError()
-        for (prompt, written), logits, found, most in zip(
+        for (prompt, written), logits, log_probs, most in zip(
             rows, right, scores, allowed, strict=True
         ):
-            told = slice(len(prompt) - 1, -1)
-            every = logits[told].log_softmax(-1)
+            positions = slice(len(prompt) - 1, -1)
+            every = logits[positions].log_softmax(-1)
             expected = every[torch.arange(len(written)), torch.tensor(written)]
-            error = (found[: len(written)] - expected).abs() / logits.abs().max()
-            worst.add(error, most[told])
+            error = (log_probs[: len(written)] - expected).abs() / logits.abs().max()
+            worst.add(error, most[positions])
         fits, reason = worst.fits, f"they differ {worst}"
     except DivergedError:
         raise

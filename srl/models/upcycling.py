@@ -101,8 +101,8 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
         ) from error
 
 
-def _largest(one: Tensor, two: Tensor) -> float:
-    return (one - two).abs().max().item()
+def _largest(first: Tensor, second: Tensor) -> float:
+    return (first - second).abs().max().item()
 
 
 def _check_close(computed: Tensor, expected: Tensor, what: str) -> None:

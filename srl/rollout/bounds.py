@@ -60,9 +60,9 @@ class TextBounds:
             length: the most tokens of a completion so far.
             row_of: [rows] -> completion.
         """
-        found = torch.zeros_like(row_of, dtype=torch.bool)
+        ended = torch.zeros_like(row_of, dtype=torch.bool)
         if not self._limits.end_ids:
-            return found
+            return ended
         # Checks the tokens since the last call. This includes completions that an end token has
         # ended since then, because their text may have ended earlier.
         can_end = torch.isin(self._written[row_of, self._looked : length], self._end_ids).any(1)
@@ -73,10 +73,10 @@ class TextBounds:
                 if ids[end - 1] in self._limits.end_ids and self._limits.is_over(ids[:end]):
                     self._written[row, end:] = -1
                     self._over[row] = True
-                    found[place] = True
+                    ended[place] = True
                     break
         self._looked = length
-        return found
+        return ended
 
     def mark(self, group: Sequence[Completion], first: int) -> list[Completion]:
         """Returns completions with `truncated` and `forced` set as the limits require.
@@ -87,12 +87,12 @@ class TextBounds:
         """
         limits, marked = self._limits, []
         opened = self._open[first : first + len(group)].tolist()
-        for row, (one, was_open) in enumerate(zip(group, opened, strict=True), first):
+        for row, (completion, was_open) in enumerate(zip(group, opened, strict=True), first):
             if self._over[row]:
-                one = replace(one, truncated=False)
+                completion = replace(completion, truncated=False)
             if was_open:
                 start, stop = limits.think_budget, limits.think_budget + len(limits.close_ids)
-                places = range(len(one.ids))
-                one = replace(one, forced=[start <= place < stop for place in places])
-            marked.append(one)
+                places = range(len(completion.ids))
+                completion = replace(completion, forced=[start <= place < stop for place in places])
+            marked.append(completion)
         return marked

@@ -41,13 +41,13 @@ class KnownPrompts:
 
         The nodes in `but` get a negative number: their logits are needed, so they are read again.
         """
-        found: list[int] = []
+        places: list[int] = []
         for token, parent in zip(tree.tokens, tree.parents, strict=True):
-            before = found[parent] if parent >= 0 else _ROOT
-            found.append(self._children.get((before, token), _NEW) if before != _NEW else _NEW)
+            before = places[parent] if parent >= 0 else _ROOT
+            places.append(self._children.get((before, token), _NEW) if before != _NEW else _NEW)
         for node in but:
-            found[node] = _NEW
-        return found
+            places[node] = _NEW
+        return places
 
     def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values [H_kv, n, D] of known tokens [n]."""

@@ -105,7 +105,8 @@ def sample_rollouts(
     for row, completions in sampler.sample(prompts, num_samples, params):
         example = examples[row]
         written[row] = [
-            (one, form.parse(one.ids, one.truncated, whole=example.whole)) for one in completions
+            (completion, form.parse(completion.ids, completion.truncated, whole=example.whole))
+            for completion in completions
         ]
         waiting += [
             example.context(parsed.action, parsed.thought)
@@ -192,21 +193,21 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     The mean of `reward` includes format failures. Means of rewards by name and of `metrics` include
     only valid rollouts that have a value, because a few -1 would hide the rewards of the steps.
     """
-    valid = [one for one in rollouts if one.is_valid]
+    valid = [rollout for rollout in rollouts if rollout.is_valid]
     metrics = {
-        "reward": _mean([one.reward for one in rollouts]),
-        "format_failures": _mean([float(not one.is_valid) for one in rollouts]),
-        "completion_tokens": _mean([float(len(one.completion_ids)) for one in rollouts]),
+        "reward": _mean([rollout.reward for rollout in rollouts]),
+        "format_failures": _mean([float(not rollout.is_valid) for rollout in rollouts]),
+        "completion_tokens": _mean([float(len(rollout.completion_ids)) for rollout in rollouts]),
     }
     for name in rollouts[0].metrics if rollouts else ():
-        values = [one.metrics[name] for one in valid]
+        values = [rollout.metrics[name] for rollout in valid]
         metrics[name] = _mean([value for value in values if value is not None])
     names = valid[0].score.rewards if valid else {}
     for name in names:
-        values = [one.score.rewards[name] for one in valid]
+        values = [rollout.score.rewards[name] for rollout in valid]
         metrics[f"rewards/{name}"] = _mean([value for value in values if value is not None])
         # These figures exist only if a reward has failed; most rewards never fail.
-        failures = [why for one in valid if (why := one.score.failures.get(name))]
+        failures = [why for rollout in valid if (why := rollout.score.failures.get(name))]
         if failures:
             late = failures.count(DEADLINE)
             metrics[f"reward_deadlines/{name}"] = float(late)

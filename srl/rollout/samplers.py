@@ -374,8 +374,11 @@ def _decode(
                     group = [_completion(ids, values, params) for ids, values in texts]
                     if recorder is not None:
                         group = [
-                            replace(one, routes=recorder.of(own.start + g, place, len(one.ids)))
-                            for g, one in enumerate(group)
+                            replace(
+                                completion,
+                                routes=recorder.of(own.start + g, place, len(completion.ids)),
+                            )
+                            for g, completion in enumerate(group)
                         ]
                     yield place, group if bounds is None else bounds.mark(group, own.start)
                 given |= ready
@@ -408,8 +411,8 @@ def _draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
         cumulative = probabilities.to(numbers.device).double().cumsum(-1)
     reached = numbers[:, None] * cumulative[:, -1:]
     # The first place above the number, so a token of probability 0 is never drawn.
-    found = torch.searchsorted(cumulative, reached, right=True)
-    return found.squeeze(1).clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
+    tokens = torch.searchsorted(cumulative, reached, right=True)
+    return tokens.squeeze(1).clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
 
 
 @contextmanager

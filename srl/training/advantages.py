@@ -104,8 +104,10 @@ def decoupled_advantages(
         totals = [0.0] * len(group)
         for name, weight in weights.items():
             values = [
-                one[name] if isinstance(one, Mapping) else math.copysign(one, one * weight)
-                for one in group
+                rewards[name]
+                if isinstance(rewards, Mapping)
+                else math.copysign(rewards, rewards * weight)
+                for rewards in group
             ]
             known = [value for value in values if value is not None]
             if len(known) < 2 or weight == 0:

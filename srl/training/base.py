@@ -221,7 +221,9 @@ class StepTrainer(ResumableTrainer):
             *(partial(str, line) for line in once),
             *first_lines,
         ]
-        shown = any(isinstance(one, ProgressReport) for one in self.callback_handler.callbacks)
+        shown = any(
+            isinstance(callback, ProgressReport) for callback in self.callback_handler.callbacks
+        )
         if not self.settings.disable_tqdm and not shown:
             # The command line shows the same, but signals are left to the user's script.
             self.add_callback(ProgressReport(Console(), first=self.start_lines))

@@ -47,13 +47,13 @@ class Batch:
 
         A rollout without any token that counts is in no micro-batch, but `scale` counts it.
         """
-        lengths = [sum(one.loss_mask) for one in rollouts]
-        counted = [one for one, length in zip(rollouts, lengths, strict=True) if length]
+        lengths = [sum(rollout.loss_mask) for rollout in rollouts]
+        counted = [rollout for rollout, length in zip(rollouts, lengths, strict=True) if length]
         return cls(
             rollouts=counted,
             scale=LossScale.of(lengths, max_completion_length),
             micro_batches=micro_batches(
-                [row_of(one) for one in counted], micro_batch_tokens, trees=trees
+                [row_of(rollout) for rollout in counted], micro_batch_tokens, trees=trees
             ),
         )
 

@@ -42,12 +42,12 @@ def read_state(
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         kinds = {**holds, **{name: of for name, of in (may_hold or {}).items() if name in state}}
-        found = {name: state[name] for name in kinds}
-        for name, value in found.items():
+        values = {name: state[name] for name in kinds}
+        for name, value in values.items():
             if type(value) is not kinds[name]:
                 raise TypeError(f"{name} is {value!r}")
         positions = {"experts": 0, **state["positions"]}  # older ones have no experts.jsonl
-        return found, {name: int(positions[name]) for name in logs}
+        return values, {name: int(positions[name]) for name in logs}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{checkpoint} is not a checkpoint of this trainer: {path.name} is missing or "

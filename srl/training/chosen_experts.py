@@ -32,7 +32,7 @@ class ChosenExperts(TrainerCallback):
     def __init__(
         self, model: nn.Module, layers: Sequence[SparseLayer], chosen: Sequence[Sequence[int]]
     ) -> None:
-        self.total = sum(one.numel() for one in model.parameters())
+        self.total = sum(parameter.numel() for parameter in model.parameters())
         self.moving = 0
         self._rest: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # other experts and their values
         model.requires_grad_(False)
@@ -98,8 +98,8 @@ def read_choice(path: str, layers: Sequence[SparseLayer]) -> list[list[int]]:
     """
     write = "write one with: python -m srl experts select --help"
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
-        chosen = [[_number(expert) for expert in layer] for layer in found]
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
+        chosen = [[_number(expert) for expert in layer] for layer in listed]
     except OSError as error:
         raise UsageError(
             f"train_experts: cannot read {path}: {error.strerror or error}; {write}"

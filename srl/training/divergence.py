@@ -29,7 +29,7 @@ def refuse_step(model: nn.Module, loss: Tensor, step: int) -> None:
         loss: the loss of the whole step.
         step: the number of the step, from 1.
     """
-    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = float(get_total_norm(gradients)) if gradients else 0.0
     if not (math.isfinite(norm) and bool(loss.isfinite())):
         raise DivergedError(
@@ -63,5 +63,5 @@ def refuse_policy(model: nn.Module, optimizer: Optimizer | None, prompt: list[in
 
 
 def _finite(values: Iterable[object]) -> bool:
-    found = [one.isfinite().all() for one in values if isinstance(one, Tensor)]
-    return not found or bool(torch.stack([one.to(found[0].device) for one in found]).all())
+    finite = [value.isfinite().all() for value in values if isinstance(value, Tensor)]
+    return not finite or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all())

@@ -29,7 +29,7 @@ class Group:
     @property
     def rewards(self) -> list[float]:
         """Returns one reward per rollout, for dynamic sampling."""
-        return [one.reward for one in self.rollouts]
+        return [rollout.reward for rollout in self.rollouts]
 
     def with_advantages(self, advantages: Sequence[float]) -> Group:
         """Returns the same group, each rollout with its advantage."""

@@ -118,7 +118,7 @@ class LossInputs:
     def row(self, number: int) -> LossInputs:
         """Returns one rollout as a micro-batch of its own."""
         rows = slice(number, number + 1)
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: x[rows] for name, x in given.items() if x is not None})
 
     @property
@@ -306,10 +306,10 @@ def load_loss(settings: LossSettings) -> Loss:
         return lambda inputs, scale: built_in(inputs, scale, settings)
     what = f"loss_type {settings.loss_type!r}"
     try:
-        found = find(settings.loss_type, what="loss_type")
+        function = find(settings.loss_type, what="loss_type")
     except CodeNameError as error:
         raise UsageError(str(error)) from error
-    loss = _with_settings(found, settings, what)
+    loss = _with_settings(function, settings, what)
     _try(loss, what)
 
     def named(inputs: LossInputs, scale: LossScale) -> LossResult:
@@ -319,26 +319,26 @@ def load_loss(settings: LossSettings) -> Loss:
     return named
 
 
-def _with_settings(found: object, settings: LossSettings, what: str) -> Loss:
+def _with_settings(function: object, settings: LossSettings, what: str) -> Loss:
     write = "write def my_loss(inputs, scale) or def my_loss(inputs, scale, settings)"
-    if not callable(found) or inspect.isclass(found):
-        raise UsageError(f"{what} is {found!r}, which is not a function; {write}")
+    if not callable(function) or inspect.isclass(function):
+        raise UsageError(f"{what} is {function!r}, which is not a function; {write}")
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(function)
         wants_settings = "settings" in signature.parameters
         more = {"settings": settings} if wants_settings else {}
         signature.bind(None, None, **more)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{what} cannot be called as a loss: {error}; {write}") from error
     if wants_settings:
-        return partial(found, settings=settings)
-    defaults = {one.name: one.default for one in fields(LossSettings)}
+        return partial(function, settings=settings)
+    defaults = {field.name: field.default for field in fields(LossSettings)}
     if idle := [name for name in _INSIDE if getattr(settings, name) != defaults[name]]:
         raise UsageError(
             f"{what} takes no settings, so {', '.join(idle)} would do nothing; take that out, or "
             "give the function a third parameter, settings, and use it"
         )
-    return found
+    return function
 
 
 def _try(loss: Loss, what: str) -> None:
@@ -393,10 +393,10 @@ def _try(loss: Loss, what: str) -> None:
             )
         [gradient] = torch.autograd.grad(value, log_probs, allow_unused=True)
         if gradient is None or not gradient.isfinite().all() or not gradient.any():
-            found = "none" if gradient is None else gradient.tolist()
+            entries = "none" if gradient is None else gradient.tolist()
             raise UsageError(
-                f"{what}: the gradient of its loss with respect to inputs.log_probs is {found}; it "
-                "must be finite, and not 0 everywhere"
+                f"{what}: the gradient of its loss with respect to inputs.log_probs is {entries}; "
+                "it must be finite, and not 0 everywhere"
             )
         parts = sum(loss(inputs.row(row), scale)[0].item() for row in (0, 1))
         if not math.isclose(parts, value.item(), rel_tol=1e-4, abs_tol=1e-6):

@@ -128,10 +128,10 @@ class ResumableTrainer(Trainer):
             check_checkpoint(Path(asked), with_best=with_best)
             return Path(asked)
         folder = Path(str(self.args.output_dir))
-        found = latest_checkpoint(folder, warnings.warn, with_best=with_best)
-        if found is None:
+        checkpoint = latest_checkpoint(folder, warnings.warn, with_best=with_best)
+        if checkpoint is None:
             raise UsageError(f"{folder} has no checkpoint to go on from")
-        return found
+        return checkpoint
 
     def _why_diverged(self, error: DivergedError) -> str:
         """Returns a message: when training stopped, why, and what to do."""
@@ -143,7 +143,7 @@ class ResumableTrainer(Trainer):
             when = f"after step {step}"
             advice = f"Lower learning_rate (now {self.args.learning_rate:g})"
             advice += "" if self.args.max_grad_norm else ", or clip gradients with max_grad_norm"
-        for line in [one for one in self.state.log_history if "grad_norm" in one][-1:]:
+        for line in [entry for entry in self.state.log_history if "grad_norm" in entry][-1:]:
             when += f" (loss {line['loss']:.3g}, gradient norm {line['grad_norm']:.3g}"
             when += ")" if line["step"] == step else f" at step {line['step']})"
         return f"training stops {when}: {error}. {advice}. {self._where_it_can_go_on()}"

@@ -86,7 +86,7 @@ class Routers:
                 sums_to_one(layer, f"router_balancing: {settings.router_balancing}")
         self._rules = None
         if self.replays:
-            self._rules = [sums_to_one(one, "replay_routes: true") for one in self.layers]
+            self._rules = [sums_to_one(layer, "replay_routes: true") for layer in self.layers]
         if settings.freeze_router:
             for layer in self.layers:
                 layer.freeze_router()
@@ -197,10 +197,10 @@ class Routers:
 
         It also replays them if the settings ask for it. Enter it around forward and backward.
         """
-        with self._following(number) as found:
+        with self._following(number) as disagreement:
             yield
-        if found is not None and self._fresh:
-            self._found.append(found)
+        if disagreement is not None and self._fresh:
+            self._found.append(disagreement)
 
     @contextmanager
     def _following(self, number: int) -> Iterator[Disagreement | None]:
@@ -212,8 +212,8 @@ class Routers:
             yield None
             return
         on_device = routes.to(self._device)  # type: ignore[call-overload]
-        with following(self.layers, on_device, self._rules) as found:
-            yield found
+        with following(self.layers, on_device, self._rules) as disagreement:
+            yield disagreement
 
     @contextmanager
     def watching(self, number: int) -> Iterator[None]:
@@ -262,21 +262,21 @@ class Routers:
                 bias += self.settings.router_bias_rate * (count.mean() - count).sign()
         whole = [[round(x) for x in count.tolist()] for count in counts]
         losses = {f"router/{name}": value for name, value in self._losses.items()}
-        compared = sum(one.compared for one in self._found) * len(self.layers)
+        compared = sum(disagreement.compared for disagreement in self._found) * len(self.layers)
         if compared:
-            differ = sum(float(one.differ.sum()) for one in self._found)
+            differ = sum(float(disagreement.differ.sum()) for disagreement in self._found)
             losses["router/disagreement"] = differ / compared
         return {**load_figures(whole), **losses}, whole
 
     def collapsed(self, counts: Sequence[Sequence[int]]) -> list[int]:
         """Returns the layers, from 0, that have collapsed and were not reported before."""
-        found = [
+        numbers = [
             number
             for number, (layer, count) in enumerate(zip(self.layers, counts, strict=True))
             if number not in self._told and is_collapsed(count, layer.top_k)
         ]
-        self._told.update(found)
-        return found
+        self._told.update(numbers)
+        return numbers
 
     def collapse(self, number: int, counts: Sequence[int]) -> str:
         """Returns a message about a layer that has collapsed: its load, and what to do."""

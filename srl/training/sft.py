@@ -87,27 +87,31 @@ class ExpertRows:
             UsageError: no row fits the context, or none can be trained on.
         """
         rows = Rows.of(trajectories, form, args, limit, also_whole=also_whole)
-        found = cls([], [], [], Counter(rows.dropped))
+        expert_rows = cls([], [], [], Counter(rows.dropped))
         for example, prompt in zip(rows.examples, rows.prompts, strict=True):
             completion = form.encode_expert(example)
             thoughts = [step.thought for step in example.expert_steps]
             if require_thoughts and not any(map(str.strip, thoughts)):
-                found.dropped["no thought before the step"] += 1
+                expert_rows.dropped["no thought before the step"] += 1
             elif args.think and any(map(TAG.search, thoughts)):
                 # The tag would end the thought, and the rest would be learned as the step.
-                found.dropped["a think tag inside a thought"] += 1
+                expert_rows.dropped["a think tag inside a thought"] += 1
             elif limit is not None and len(prompt) + len(completion) > limit:
-                found.dropped["too long for the policy's context"] += 1
+                expert_rows.dropped["too long for the policy's context"] += 1
             elif failure := form.parse(completion, False, whole=example.whole).failure:
                 # The row would teach what every evaluation counts as a failure.
-                found.dropped[f"the expert's text breaks the policy's format ({failure})"] += 1
+                expert_rows.dropped[
+                    f"the expert's text breaks the policy's format ({failure})"
+                ] += 1
             else:
-                found.examples.append(example)
-                found.prompts.append(prompt)
-                found.completions.append(completion)
-        if rows.examples and not found.examples:
-            raise UsageError(f"no row can be trained on{dropped(found.dropped)}; give other data")
-        return found
+                expert_rows.examples.append(example)
+                expert_rows.prompts.append(prompt)
+                expert_rows.completions.append(completion)
+        if rows.examples and not expert_rows.examples:
+            raise UsageError(
+                f"no row can be trained on{dropped(expert_rows.dropped)}; give other data"
+            )
+        return expert_rows
 
     def row(self, number: int) -> Row:
         """Returns the tokens of one row: its prompt and its completion."""

@@ -110,7 +110,7 @@ def broken_format(
         return None
     reasons = Counter(str(rollout.parsed.failure) for rollout in failed)
     reason, count = reasons.most_common(1)[0]
-    example = next(one for one in failed if one.parsed.failure == reason)
+    example = next(rollout for rollout in failed if rollout.parsed.failure == reason)
     text = visible(read(example.completion_ids))
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     wanted = "<think>…</think> and then the step" if args.think else "the step alone"

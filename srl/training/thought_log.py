@@ -18,7 +18,7 @@ def records_of(row: Row, explanations: Sequence[Explanation]) -> list[StepRecord
     Views treat a group as kept if its first record is kept. So the used explanation comes first.
     """
     example = row.example
-    mean, std = group_stats([one.lift for one in explanations])
+    mean, std = group_stats([explanation.lift for explanation in explanations])
     return [
         StepRecord(
             train_step=0,
@@ -30,29 +30,29 @@ def records_of(row: Row, explanations: Sequence[Explanation]) -> list[StepRecord
             num_steps=example.num_steps,
             group_id=row.number,
             rollout=number,
-            prompt_tokens=one.prompt_tokens,
-            completion_tokens=one.tokens,
-            truncated=one.truncated,
+            prompt_tokens=explanation.prompt_tokens,
+            completion_tokens=explanation.tokens,
+            truncated=explanation.truncated,
             thought="",
-            action=one.text,
+            action=explanation.text,
             expert_step=example.expert_step,
             previous_step=example.previous_steps[-1] if example.previous_steps else None,
             format_failure=None,
             rewards={},
-            reward=one.lift,
+            reward=explanation.lift,
             metrics={
-                "lift_logprob": one.lift,
-                "logprob": one.log_prob,
-                "logprob_empty": one.log_prob_empty,
-                "in_thought": one.in_thought,
+                "lift_logprob": explanation.lift,
+                "logprob": explanation.log_prob,
+                "logprob_empty": explanation.log_prob_empty,
+                "in_thought": explanation.in_thought,
             },
             group_mean=mean,
             group_std=std,
-            kept=one.dropped_because is None,
-            dropped_because=one.dropped_because,
+            kept=explanation.dropped_because is None,
+            dropped_because=explanation.dropped_because,
             advantage=None,
         )
-        for number, one in enumerate(explanations)
+        for number, explanation in enumerate(explanations)
     ]
 
 
@@ -94,10 +94,10 @@ def summary_of(log: Path, rows: Sequence[Row]) -> dict[str, object]:
     """Returns the counts and the mean lift from the log of all explanations."""
     fates: Counter[str] = Counter()
     lifts = []
-    for one in read_records(log):
-        fates[one.dropped_because or "kept"] += 1
-        if one.kept and one.reward is not None:
-            lifts.append(one.reward)
+    for record in read_records(log):
+        fates[record.dropped_because or "kept"] += 1
+        if record.kept and record.reward is not None:
+            lifts.append(record.reward)
     return {
         "steps": len(rows),
         "steps_with_thought": fates["kept"],

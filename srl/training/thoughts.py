@@ -184,18 +184,18 @@ class ThoughtWriter:
         Raises:
             UsageError: no row fits the policy's context.
         """
-        found = Rows.of(trajectories, self.form, self.args, self.limit, most=most)
+        candidates = Rows.of(trajectories, self.form, self.args, self.limit, most=most)
         rows: list[Row] = []
-        for example, prompt in zip(found.examples, found.prompts, strict=True):
+        for example, prompt in zip(candidates.examples, candidates.prompts, strict=True):
             row = Row(len(rows), example, prompt)
             whole = self.form.encode_expert(example, thoughts=False)
             if not self._fits(row):
-                found.dropped[TOO_LONG] += 1
+                candidates.dropped[TOO_LONG] += 1
             elif cut_around(whole, example.expert_step, self.form.read) is None:
-                found.dropped["the tokenizer does not give the step back as it stands"] += 1
+                candidates.dropped["the tokenizer does not give the step back as it stands"] += 1
             else:
                 rows.append(row)
-        return rows, found.dropped
+        return rows, candidates.dropped
 
     def prompt(self, example: StepExample) -> list[int]:
         """Returns the token ids of the prompt that asks for an explanation."""
@@ -247,7 +247,10 @@ class ThoughtWriter:
     def _scored(
         self, row: Row, prompt_tokens: int, completions: Sequence[Completion]
     ) -> list[Explanation]:
-        texts = [self.asking.parse(one.ids, one.truncated).action for one in completions]
+        texts = [
+            self.asking.parse(completion.ids, completion.truncated).action
+            for completion in completions
+        ]
         ends = [with_thought(row.example, text) for text in ("", *texts)]
         without, *others = [self.form.encode_expert(example) for example in ends]
         step = row.example.expert_step
@@ -258,15 +261,17 @@ class ThoughtWriter:
             Explanation(
                 text=text,
                 prompt_tokens=prompt_tokens,
-                tokens=len(one.ids),
-                truncated=one.truncated,
+                tokens=len(completion.ids),
+                truncated=completion.truncated,
                 log_prob=value,
                 log_prob_empty=empty,
                 in_thought=in_thought(step, text),
                 length=len(whole),
                 thought_length=len(whole) - len(without),
             )
-            for text, one, value, whole in zip(texts, completions, values, others, strict=True)
+            for text, completion, value, whole in zip(
+                texts, completions, values, others, strict=True
+            )
         ]
 
     def _cut(self, whole: list[int], step: str) -> tuple[list[int], list[int]]:
@@ -306,29 +311,34 @@ class ThoughtWriter:
 
     def _ranked(self, explanations: Sequence[Explanation]) -> list[Explanation]:
         """Returns them sorted; all but the valid one with the highest lift are dropped."""
-        judged = [replace(one, dropped_because=self._why_dropped(one)) for one in explanations]
-        judged.sort(key=lambda one: (one.dropped_because is not None, -one.lift))
+        judged = [
+            replace(explanation, dropped_because=self._why_dropped(explanation))
+            for explanation in explanations
+        ]
+        judged.sort(
+            key=lambda explanation: (explanation.dropped_because is not None, -explanation.lift)
+        )
         return [
-            replace(one, dropped_because="another_is_better")
-            if rank and one.dropped_because is None
-            else one
-            for rank, one in enumerate(judged)
+            replace(explanation, dropped_because="another_is_better")
+            if rank and explanation.dropped_because is None
+            else explanation
+            for rank, explanation in enumerate(judged)
         ]
 
-    def _why_dropped(self, one: Explanation) -> str | None:
-        if one.truncated:
+    def _why_dropped(self, explanation: Explanation) -> str | None:
+        if explanation.truncated:
             return "truncated"
-        if not one.text:
+        if not explanation.text:
             return "empty"
-        if TAG.search(one.text):
+        if TAG.search(explanation.text):
             return "tag"
-        if one.length > self.args.max_completion_length:
+        if explanation.length > self.args.max_completion_length:
             return "too_long"
-        if 0 < self.args.think_budget < one.thought_length:
+        if 0 < self.args.think_budget < explanation.thought_length:
             return "too_long"  # the budget would cut it off
-        if one.in_thought > self.settings.max_in_thought:
+        if explanation.in_thought > self.settings.max_in_thought:
             return "repeats_the_step"
-        return None if one.lift > self.settings.min_lift else "no_lift"
+        return None if explanation.lift > self.settings.min_lift else "no_lift"
 
 
 def refuse_unthinking(args: TrainerConfig) -> None:

@@ -117,7 +117,7 @@ class SRLTrainer(StepTrainer):
         self._take_rows(
             self.examples,
             self.dropped_rows,
-            lambda: [self.form.count_tokens(one.expert_step) for one in self.examples],
+            lambda: [self.form.count_tokens(example.expert_step) for example in self.examples],
         )
         self.reward_checks = try_rewards(self.rewards, self.examples[0])
         self.validation_rows = Rows.of(
@@ -227,19 +227,19 @@ class SRLTrainer(StepTrainer):
 
         If the rows are whole problems with the same prompts, `rollouts` become the attempts.
         """
-        problems = [one.problem_id for one in one_each(self.validation_trajectories)]
-        rows_are_problems = problems == [one.example.problem_id for one in rollouts]
+        problems = [trajectory.problem_id for trajectory in one_each(self.validation_trajectories)]
+        rows_are_problems = problems == [rollout.example.problem_id for rollout in rollouts]
         same_prompts = self.args.solve_as is None
         whole = self.args.targets == "whole" and solves_whole(self.args)
         if whole and rows_are_problems and same_prompts:
             return [
                 whole_attempt(
                     self.form,
-                    one.example.trajectory,
-                    Completion(one.completion_ids, one.truncated),
+                    rollout.example.trajectory,
+                    Completion(rollout.completion_ids, rollout.truncated),
                     sample=0,
                 )
-                for one in rollouts
+                for rollout in rollouts
             ]  # the rows are the problems, so nothing is sampled twice
         return self._attempts()
 
@@ -308,8 +308,10 @@ class SRLTrainer(StepTrainer):
             self._told_of_format = True
         rollouts = [rollout for group in collected.kept for rollout in group.rollouts]
         if args.mask_truncated_completions:
-            self.run_log.note({"masked_rollouts": sum(one.truncated for one in rollouts)})
-            rollouts = [without_loss(one) if one.truncated else one for one in rollouts]
+            self.run_log.note({"masked_rollouts": sum(rollout.truncated for rollout in rollouts)})
+            rollouts = [
+                without_loss(rollout) if rollout.truncated else rollout for rollout in rollouts
+            ]
         return Batch.of(
             rollouts,
             max_completion_length=args.completion_length,
@@ -323,7 +325,10 @@ class SRLTrainer(StepTrainer):
         if args.multi_objective_aggregation == "normalize_then_sum":
             return decoupled_advantages(
                 [
-                    [one.score.rewards if one.is_valid else one.reward for one in group.rollouts]
+                    [
+                        rollout.score.rewards if rollout.is_valid else rollout.reward
+                        for rollout in group.rollouts
+                    ]
                     for group in groups
                 ],
                 self.rewards.weights,
@@ -340,7 +345,7 @@ class SRLTrainer(StepTrainer):
     ) -> tuple[Tensor, Figures]:
         """Returns this micro-batch's share of the step's loss, and its figures."""
         rollouts = [batch.rollouts[i] for i in micro_batch.rows]
-        rows, tree = [row_of(one) for one in rollouts], micro_batch.tree
+        rows, tree = [row_of(rollout) for rollout in rollouts], micro_batch.tree
         with self.routers.watching(number):
             scores = self._score(
                 model,
@@ -351,8 +356,8 @@ class SRLTrainer(StepTrainer):
                 entropy_gradient=self.args.entropy_coef != 0.0,
             )
         if rollouts[0].policy_version == self.state.global_step:
-            counted = [one.loss_mask for one in rollouts]
-            gap.add(scores, [one.log_probs for one in rollouts], counted)
+            counted = [rollout.loss_mask for rollout in rollouts]
+            gap.add(scores, [rollout.log_probs for rollout in rollouts], counted)
         old = None
         if self.args.num_iterations > 1:
             if number == len(batch.old_log_probs):  # the first pass
@@ -367,8 +372,10 @@ class SRLTrainer(StepTrainer):
                 ).log_probs
         inputs = LossInputs(
             log_probs=scores.log_probs,
-            advantages=torch.tensor([one.advantage for one in rollouts], device=self.args.device),
-            mask=scores.padded([one.loss_mask for one in rollouts]),
+            advantages=torch.tensor(
+                [rollout.advantage for rollout in rollouts], device=self.args.device
+            ),
+            mask=scores.padded([rollout.loss_mask for rollout in rollouts]),
             old_log_probs=old,
             ref_log_probs=reference,
             entropy=scores.entropy,

@@ -82,20 +82,20 @@ def figures_of(samples: Path) -> dict[str, object]:
 
 
 def _estimates(tallies: Sequence[_Tally]) -> dict[str, object]:
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     greedy = [float(tally.greedy) for tally in tallies if tally.greedy is not None]
     if greedy:
-        found["greedy"] = over_problems(greedy)
+        estimates["greedy"] = over_problems(greedy)
         for key in EXTRACTIONS:
             values = [float(tally.greedy_extracted[key]) for tally in tallies]
-            found[key] = over_problems(values)
+            estimates[key] = over_problems(values)
     for name, values in sample_figures([tally.samples for tally in tallies]).items():
-        found[name] = over_problems(values)
+        estimates[name] = over_problems(values)
     if most := min(len(tally.samples) for tally in tallies):
         for key in EXTRACTIONS:
             values = [avg_at_k(tally.extracted[key]) for tally in tallies]
-            found[f"{key} avg@{most}"] = over_problems(values)
-    return {name: estimate.to_json() for name, estimate in found.items()}
+            estimates[f"{key} avg@{most}"] = over_problems(values)
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
 def table_of(summary: Mapping[str, object]) -> Table:

@@ -140,18 +140,18 @@ def _fewshot_files(given: str | None) -> dict[str, str]:
     if given is None:
         return {}
     files = [given] if Path(given).exists() else given.split(",")
-    found: dict[str, str] = {}
-    for one in files:
-        name, equals, path = one.strip().partition("=")
-        named = bool(equals) and not Path(one.strip()).exists()
+    paths: dict[str, str] = {}
+    for entry in files:
+        name, equals, path = entry.strip().partition("=")
+        named = bool(equals) and not Path(entry.strip()).exists()
         whose = find_benchmark(name).name if named else ""
-        if whose in found:
+        if whose in paths:
             raise UsageError(
                 f"--fewshot_file {given}: two files for {whose or 'all benchmarks'}; give one, or "
                 "NAME=FILE for each"
             )
-        found[whose] = path if named else one.strip()
-    return found
+        paths[whose] = path if named else entry.strip()
+    return paths
 
 
 def run_benchmark(
@@ -167,9 +167,12 @@ def run_benchmark(
     """
     started = time.monotonic()
     root = Path(plan.args.output_dir or "runs")
-    loaded = [load_benchmark(find_benchmark(one), limit=plan.limit) for one in plan.benchmarks]
-    for one in loaded:
-        say(console, _about(one, plan))
+    loaded = [
+        load_benchmark(find_benchmark(name_or_path), limit=plan.limit)
+        for name_or_path in plan.benchmarks
+    ]
+    for benchmark in loaded:
+        say(console, _about(benchmark, plan))
     few_shot = _few_shot(plan, loaded)
     say(console, f"asked {_how(plan.args, few_shot)}")
     seen = _trained_on(plan.model, loaded, console)
@@ -212,18 +215,18 @@ def _trained_on(
     Such a benchmark is run all the same, because the user decides what it is for. A message reports
     the number.
     """
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for run, trained in trained_on(model, lambda line: say(console, line)):
-        for one in loaded:
-            if seen := sum(problem.problem_id in trained for problem in one.problems):
+        for benchmark in loaded:
+            if seen := sum(problem.problem_id in trained for problem in benchmark.problems):
                 stage = str(short_path(run.path))
-                found.setdefault(one.name, {})[stage] = seen
+                counts.setdefault(benchmark.name, {})[stage] = seen
                 say(
                     console,
-                    f"{seen:,} of the {len(one.problems):,} problems of {one.name} were trained on "
-                    f"in {stage}: what is solved of them says nothing of new ones",
+                    f"{seen:,} of the {len(benchmark.problems):,} problems of {benchmark.name} "
+                    f"were trained on in {stage}: what is solved of them says nothing of new ones",
                 )
-    return found
+    return counts
 
 
 def _few_shot(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[str, FewShot]:
@@ -232,14 +235,14 @@ def _few_shot(plan: BenchmarkPlan, loaded: Sequence[LoadedBenchmark]) -> dict[st
         return {}
     files = _fewshot_files(plan.args.fewshot_file)
     return {
-        one.name: load_few_shot(
+        benchmark.name: load_few_shot(
             find_benchmark(name),
-            one.problems,
+            benchmark.problems,
             number=plan.args.num_fewshot,
             seed=plan.args.seed,
-            file=files.get(one.name, files.get("")),
+            file=files.get(benchmark.name, files.get("")),
         )
-        for name, one in zip(plan.benchmarks, loaded, strict=True)
+        for name, benchmark in zip(plan.benchmarks, loaded, strict=True)
     }
 
 
@@ -248,7 +251,7 @@ def _how(args: BenchmarkSettings, few_shot: Mapping[str, FewShot]) -> str:
     if args.as_is:
         return "as it is: the model's own chat template and the bare problem"
     if few_shot:
-        drawn = ", ".join(f"{name}'s from {one.path}" for name, one in few_shot.items())
+        drawn = ", ".join(f"{name}'s from {shots.path}" for name, shots in few_shot.items())
         return f"{args.num_fewshot}-shot, worked examples: {drawn}"
     if args.whole_system_prompt == PAPER_EVALUATION_PROMPT:
         return "with the paper's evaluation prompt"
@@ -274,11 +277,17 @@ def _run(
     model, tokenizer = load_policy(plan.model, experts=plan.args.experts_implementation)
     model.to(plan.args.device)
     solvers = {
-        one.name: Solver(model, tokenizer, plan.args, plan.samples, few_shot.get(one.name))
-        for one in loaded
+        benchmark.name: Solver(
+            model, tokenizer, plan.args, plan.samples, few_shot.get(benchmark.name)
+        )
+        for benchmark in loaded
     }
-    numbers = {one.name: one.layout.numbers for one in loaded}
-    chunks = [chunk for one in loaded for chunk in solvers[one.name].chunks(one.problems)]
+    numbers = {benchmark.name: benchmark.layout.numbers for benchmark in loaded}
+    chunks = [
+        chunk
+        for benchmark in loaded
+        for chunk in solvers[benchmark.name].chunks(benchmark.problems)
+    ]
     if settings is not None:
         run.write_start(settings, argv)
     else:
@@ -291,15 +300,15 @@ def _run(
     verifier = make_verifier(plan.args)
     try:
         with RecordWriter(samples) as writer:
-            told = began = time.monotonic()
+            reported_at = began = time.monotonic()
             at_first = made
             for chunk in chunks[first:]:
                 solved, of = solvers[chunk.benchmark].solve(chunk), numbers[chunk.benchmark]
                 writer.write(verdicts(chunk.asked, solved, verifier, numbers=of))
                 made += len(chunk.keys)
                 now = time.monotonic()
-                if now - told >= _SECONDS_BETWEEN_LINES and made < total:
-                    told = now
+                if now - reported_at >= _SECONDS_BETWEEN_LINES and made < total:
+                    reported_at = now
                     left = (total - made) * (now - began) / (made - at_first)
                     say(console, f"{made:,} of {total:,} solutions  {clock(left)} left")
     finally:
@@ -320,13 +329,17 @@ def _resolved(
         "model": plan.model,
         "weights": fingerprint(plan.model),
         "bench": {
-            one.name: {
-                "path": one.path,
-                "problems": len(one.problems),
-                "digest": one.digest,
-                **({"examples": few_shot[one.name].digest} if one.name in few_shot else {}),
+            benchmark.name: {
+                "path": benchmark.path,
+                "problems": len(benchmark.problems),
+                "digest": benchmark.digest,
+                **(
+                    {"examples": few_shot[benchmark.name].digest}
+                    if benchmark.name in few_shot
+                    else {}
+                ),
             }
-            for one in loaded
+            for benchmark in loaded
         },
         "samples": plan.samples,
         "limit": plan.limit,
@@ -374,10 +387,13 @@ def _key(row: Mapping[str, object]) -> object:
     return row.get("benchmark"), row.get("number"), row.get("sample")
 
 
-def _about(one: LoadedBenchmark, plan: BenchmarkPlan) -> str:
-    drops = "".join(f", {n:,} rows dropped: {why}" for why, n in one.report.dropped.items())
-    counts = BENCHMARKS[one.name].counts if one.name in BENCHMARKS else 0
+def _about(benchmark: LoadedBenchmark, plan: BenchmarkPlan) -> str:
+    drops = "".join(f", {n:,} rows dropped: {why}" for why, n in benchmark.report.dropped.items())
+    counts = BENCHMARKS[benchmark.name].counts if benchmark.name in BENCHMARKS else 0
     other = ""
-    if counts and plan.limit is None and len(one.problems) != counts:
+    if counts and plan.limit is None and len(benchmark.problems) != counts:
         other = f" (the published set has {counts:,})"
-    return f"{one.name}: {len(one.problems):,} problems{other}{drops}, from {one.path}"
+    return (
+        f"{benchmark.name}: {len(benchmark.problems):,} problems{other}{drops}, "
+        f"from {benchmark.path}"
+    )

@@ -155,7 +155,7 @@ class Solver:
         """
         chunk: list[BenchmarkProblem] = []
         for problem in problems:
-            longest = max(len(self.prompt(one)) for one in [*chunk, problem])
+            longest = max(len(self.prompt(member)) for member in [*chunk, problem])
             copies = 1 if self.shares else count
             each = count * self.args.whole_max_completion_length + copies * longest
             if chunk and (len(chunk) + 1) * each > self.args.rollout_token_budget:
@@ -171,12 +171,18 @@ class Solver:
             return solve_whole(
                 self.sampler,
                 self.form,
-                [Trajectory(one.problem, (), source=one.benchmark) for one in chunk.problems],
+                [
+                    Trajectory(problem.problem, (), source=problem.benchmark)
+                    for problem in chunk.problems
+                ],
                 params=self.greedy if chunk.first == GREEDY else self.sampled,
                 context_limit=self.limit,
                 num_samples=chunk.count,
                 first_sample=chunk.first,
-                keys=[key_of(one.benchmark, one.number, one.problem_id) for one in chunk.problems],
+                keys=[
+                    key_of(problem.benchmark, problem.number, problem.problem_id)
+                    for problem in chunk.problems
+                ],
             )
 
 
@@ -205,29 +211,35 @@ def verdicts(
         numbers: the answers of this benchmark are numbers.
     """
     guesses = [
-        last_expression(_text(one)) if one.answer is None and not numbers else None
-        for one in attempts
+        last_expression(_text(attempt)) if attempt.answer is None and not numbers else None
+        for attempt in attempts
     ]
     pairs = [
-        (place, replace(asked, trajectory=replace(one.trajectory, answer=gold), correct=None))
-        for place, (problem, one, guess) in enumerate(zip(problems, attempts, guesses, strict=True))
-        for asked in [one if guess is None else replace(one, steps=(Step(f"\\boxed{{{guess}}}"),))]
-        if one.answer is not None or guess is not None
+        (place, replace(asked, trajectory=replace(attempt.trajectory, answer=gold), correct=None))
+        for place, (problem, attempt, guess) in enumerate(
+            zip(problems, attempts, guesses, strict=True)
+        )
+        for asked in [
+            attempt if guess is None else replace(attempt, steps=(Step(f"\\boxed{{{guess}}}"),))
+        ]
+        if attempt.answer is not None or guess is not None
         for gold in problem.golds
     ]
-    found = verified([one for _, one in pairs], verifier)
+    judged = verified([attempt for _, attempt in pairs], verifier)
     checked: dict[int, list[Attempt]] = {}
-    for (place, _), one in zip(pairs, found, strict=True):
-        checked.setdefault(place, []).append(one)
+    for (place, _), attempt in zip(pairs, judged, strict=True):
+        checked.setdefault(place, []).append(attempt)
     lines = []
-    for place, (problem, one, guess) in enumerate(zip(problems, attempts, guesses, strict=True)):
+    for place, (problem, attempt, guess) in enumerate(
+        zip(problems, attempts, guesses, strict=True)
+    ):
         own = checked.get(place, [])
-        line = _line(problem, one, own if one.answer is not None else [])
+        line = _line(problem, attempt, own if attempt.answer is not None else [])
         if numbers:
-            strict, flexible = strict_match(_text(one)), flexible_extract(_text(one))
+            strict, flexible = strict_match(_text(attempt)), flexible_extract(_text(attempt))
             right = [_matches(problem, strict), _matches(problem, flexible)]
         else:
-            strict, flexible = one.answer, one.answer if guess is None else guess
+            strict, flexible = attempt.answer, attempt.answer if guess is None else guess
             right = [line["verdict"] == "right", any(check.correct for check in own)]
         line |= {"strict_match": strict, "strict_right": right[0]}
         line |= {"flexible_extract": flexible, "flexible_right": right[1]}
@@ -235,9 +247,9 @@ def verdicts(
     return lines
 
 
-def _text(one: Attempt) -> str:
+def _text(attempt: Attempt) -> str:
     """Returns the text of a solution outside of its thoughts."""
-    return "\n".join(step.text for step in one.steps)
+    return "\n".join(step.text for step in attempt.steps)
 
 
 def _matches(problem: BenchmarkProblem, answer: str | None) -> bool:
@@ -255,9 +267,9 @@ def _line(
         checked: the attempt checked against each gold; empty if it states no answer.
     """
     verdict, failure = "wrong" if checked else "no_answer", attempt.failure
-    if any(one.correct for one in checked):
+    if any(check.correct for check in checked):
         verdict = "right"
-    elif failed := [one.why for one in checked if one.why]:
+    elif failed := [check.why for check in checked if check.why]:
         verdict, failure = "unverified", failed[0]
     return {
         "benchmark": problem.benchmark,
