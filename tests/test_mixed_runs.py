@@ -77,7 +77,7 @@ def test_shares_of_a_run_and_its_resume(
     assert train(*words, name="straight") == 0
     shown = capsys.readouterr().out
     assert "mixture: long 25.0% of rows (18.2% of trajectories, " in shown
-    assert "problems are in several sources and told all" in shown
+    assert "problems are in several sources (same_problem: all)" in shown
     last = figures("straight")[-1]
     for name, share in (("long", 0.25), ("short", 0.75)):
         assert last[f"share/row/{name}"] == last[f"kept_share/row/{name}"] == share

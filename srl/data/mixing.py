@@ -164,10 +164,10 @@ class MixedStream:
                 f"{rows:,.0f} rows of {self._whole.amounts['trajectory'][name]:,.0f} solutions)"
             )
         shared = sum(len(who) > 1 for who in _tellers(self._examples, [*nominal[by]]).values())
-        rule = self.mixture.same_problem.replace("_", " ")
-        return f"mixture: {'; '.join(parts)}" + (
-            f"; {shared:,} problems are in several sources and told {rule}" if shared else ""
-        )
+        if shared:
+            rule = self.mixture.same_problem
+            parts.append(f"{shared:,} problems are in several sources (same_problem: {rule})")
+        return f"mixture: {'; '.join(parts)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for a checkpoint, as JSON values."""

@@ -304,10 +304,10 @@ class PromptFormat:
 
     def _first(self, frame: Frame, words: str) -> list[int]:
         """Returns the tokens of the frame's head and of the user's first words after it."""
-        if not self._text.holds_control(frame.said):
+        if not self._text.holds_control(frame.system_prompt):
             return self._first_ids + self._text.first(frame.head, words)
-        before, _, after = frame.head.rpartition(frame.said)
-        ids = [*self._text.first(before, frame.said), *self._text.next(after)]
+        before, _, after = frame.head.rpartition(frame.system_prompt)
+        ids = [*self._text.first(before, frame.system_prompt), *self._text.next(after)]
         return [*self._first_ids, *ids, *self._text.data(words)]
 
     def _examples(self, frame: Frame) -> list[int]:

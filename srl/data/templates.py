@@ -37,8 +37,8 @@ class Frame:
     Attributes:
         head: the text before them.
         tail: the text after them.
-        said: the system prompt, the part of the head that does not come from the template. It is
-            empty for plain text, which has no template.
+        system_prompt: the part of the head that does not come from the template. It is empty for
+            plain text, which has no template.
         between: the text between the messages of worked examples: after a user's message, after
             the assistant's, after the next user's, and so on. `head` then stands before the first
             example.
@@ -46,7 +46,7 @@ class Frame:
 
     head: str
     tail: str
-    said: str = ""
+    system_prompt: str = ""
     between: tuple[str, ...] = ()
 
 

@@ -187,7 +187,7 @@ class _Batch:
     slots: Tensor  # [M] into B * C: the place of each completion token in the result
     mask: Tensor  # [B, C]
 
-    def few(self) -> dict[str, object]:
+    def short_inputs(self) -> dict[str, object]:
         """Returns inputs of the same kind, with one line of at most 8 tokens."""
         ids = cast(Tensor, self.inputs["input_ids"])[:1, :8]
         if "tree" in self.inputs:
@@ -405,13 +405,13 @@ def _find_head(model: nn.Module, batch: _Batch) -> _Head | None:
         if isinstance(states, Tensor):
             seen.append(states)
 
-    few_tokens = batch.few()
+    short_inputs = batch.short_inputs()
     hook = backbone.register_forward_hook(see)
     # In training mode dropout draws random numbers; this test must not change the later ones.
     cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in cuda]):
-            logits = model(**accepted_by(model.forward, few_tokens), use_cache=False).logits
+            logits = model(**accepted_by(model.forward, short_inputs), use_cache=False).logits
             projected = project(seen[0]) if len(seen) == 1 else None
     finally:
         hook.remove()

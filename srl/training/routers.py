@@ -112,9 +112,9 @@ class Routers:
         self._routes: Sequence[Sequence[Routes | None]] = ()
         self._device: object = None
         self._fresh = True
-        self._found: list[Disagreement] = []
+        self._disagreements: list[Disagreement] = []
         self._losses: dict[str, float] = {}
-        self._told: set[int] = set()
+        self._warned: set[int] = set()
 
     @property
     def selection(self) -> Mapping[str, Any] | None:
@@ -172,7 +172,7 @@ class Routers:
             fresh: the policy is still the one that sampled. Then a different route comes from the
                 computation, not from another policy.
         """
-        self._loads, self._losses, self._shares, self._found = [], {}, None, []
+        self._loads, self._losses, self._shares, self._disagreements = [], {}, None, []
         self._parts, self._routes, self._device, self._fresh = parts, routes, device, fresh
         if not self.layers:
             return
@@ -200,7 +200,7 @@ class Routers:
         with self._following(number) as disagreement:
             yield
         if disagreement is not None and self._fresh:
-            self._found.append(disagreement)
+            self._disagreements.append(disagreement)
 
     @contextmanager
     def _following(self, number: int) -> Iterator[Disagreement | None]:
@@ -262,9 +262,11 @@ class Routers:
                 bias += self.settings.router_bias_rate * (count.mean() - count).sign()
         whole = [[round(x) for x in count.tolist()] for count in counts]
         losses = {f"router/{name}": value for name, value in self._losses.items()}
-        compared = sum(disagreement.compared for disagreement in self._found) * len(self.layers)
+        compared = sum(disagreement.compared for disagreement in self._disagreements) * len(
+            self.layers
+        )
         if compared:
-            differ = sum(float(disagreement.differ.sum()) for disagreement in self._found)
+            differ = sum(float(disagreement.differ.sum()) for disagreement in self._disagreements)
             losses["router/disagreement"] = differ / compared
         return {**load_figures(whole), **losses}, whole
 
@@ -273,9 +275,9 @@ class Routers:
         numbers = [
             number
             for number, (layer, count) in enumerate(zip(self.layers, counts, strict=True))
-            if number not in self._told and is_collapsed(count, layer.top_k)
+            if number not in self._warned and is_collapsed(count, layer.top_k)
         ]
-        self._told.update(numbers)
+        self._warned.update(numbers)
         return numbers
 
     def collapse(self, number: int, counts: Sequence[int]) -> str:

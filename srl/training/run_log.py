@@ -42,7 +42,7 @@ class RunLog:
         self.paths = {name: folder / f"{name}.jsonl" for name in names}
         self._written = tuple(name for name in names if log_completions or name not in completions)
         self._writers: dict[str, RecordWriter] = {}
-        self._told: set[bytes] = set()  # digests of the lines of problems.jsonl
+        self._problems: set[bytes] = set()  # digests of the lines of problems.jsonl
         self._pending: dict[str, list[float]] = {}
         self.listeners: list[Callable[[Sequence[StepRecord]], None]] = []
 
@@ -73,7 +73,7 @@ class RunLog:
             self.paths[name].parent.mkdir(parents=True, exist_ok=True)
             self._writers[name] = RecordWriter(self.paths[name])
         if "problems" in self._writers:  # a resumed run has written some before
-            self._told = {_digest(row) for row in read_rows(self.paths["problems"])}
+            self._problems = {_digest(row) for row in read_rows(self.paths["problems"])}
 
     def close(self) -> None:
         """Stops writing."""
@@ -156,8 +156,8 @@ class RunLog:
         new: list[Mapping[str, object]] = []
         for rollout in rollouts:
             row = problem_row(rollout.example.trajectory)
-            if (digest := _digest(row)) not in self._told:
-                self._told.add(digest)
+            if (digest := _digest(row)) not in self._problems:
+                self._problems.add(digest)
                 new.append(row)
         self._writers["problems"].write(new)
 
