@@ -240,20 +240,20 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     instead = compare.add_mutually_exclusive_group()
     instead.add_argument("--table", action="store_true", help="only show what is there, all of it")
     instead.add_argument("--dry-run", action="store_true", help="only list the runs")
-    for one in commands.choices.values():
-        one.set_defaults(parser=one)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
 def with_minus(words: Sequence[str]) -> list[str]:
     """Returns `--sort -reward` as `--sort=-reward`; argparse would read the value as an option."""
-    found: list[str] = []
+    arguments: list[str] = []
     for word in words:
-        if found and found[-1] == "--sort" and word.startswith("-") and word[1:2] != "-":
-            found[-1] = f"--sort={word}"
+        if arguments and arguments[-1] == "--sort" and word.startswith("-") and word[1:2] != "-":
+            arguments[-1] = f"--sort={word}"
         else:
-            found.append(word)
-    return found
+            arguments.append(word)
+    return arguments
 
 
 def unknown_words(args: argparse.Namespace, words: Sequence[str]) -> str:
@@ -270,8 +270,8 @@ def _source_options() -> str:
 
     every = "--path FILE_OR_HUB_NAME, --limit N, --max_dropped_share 0.5, --rewards.NAME WEIGHT"
     own = "; ".join(
-        f"{name}: " + (", ".join(f"--{option}" for option in options_of(one)) or "none")
-        for name, one in ENVIRONMENTS.items()
+        f"{name}: " + (", ".join(f"--{option}" for option in options_of(environment)) or "none")
+        for name, environment in ENVIRONMENTS.items()
     )
     return (
         f"further options, of any source: {every}. Of one source, with values as under data: in an "

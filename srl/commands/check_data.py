@@ -156,37 +156,41 @@ def check_data(
     if max_pairs < 1:
         raise UsageError(f"max_pairs is {max_pairs}; it must be 1 or more.")
     self_scores: list[float] = []
-    for number, one in enumerate(trajectories):
-        self_scores += [similarity(step, step) for step in one.texts]
+    for number, trajectory in enumerate(trajectories):
+        self_scores += [similarity(step, step) for step in trajectory.texts]
         tell(f"{number + 1:,} of {len(trajectories):,} solutions")
     places = [
-        (row, index) for row, one in enumerate(trajectories) for index in range(1, len(one.steps))
+        (row, index)
+        for row, trajectory in enumerate(trajectories)
+        for index in range(1, len(trajectory.steps))
     ]
     rng = random.Random(seed)
     drawn = rng.sample(places, min(max_pairs, len(places)))
     notes: Counter[str] = Counter()
-    for one in trajectories:
-        noted = one.metadata.get("notes")
+    for trajectory in trajectories:
+        noted = trajectory.metadata.get("notes")
         if isinstance(noted, tuple):
             notes.update(str(note) for note in noted)
     summed = make_rewards(built_ins_and(rewards or {}))
-    others = [one for one in trajectories if not _is_right(one)]
+    others = [trajectory for trajectory in trajectories if not _is_right(trajectory)]
     return DataCheck(
         rows=report.rows,
         kept=report.kept,
         dropped=Counter(report.dropped),
         notes=notes,
         trajectories=len(trajectories),
-        problems=len({one.problem_id for one in trajectories}),
+        problems=len({trajectory.problem_id for trajectory in trajectories}),
         steps=len(self_scores),
-        steps_per_trajectory=_spread(len(one.steps) for one in trajectories),
-        step_chars=_spread(len(step) for one in trajectories for step in one.texts),
-        with_answer=sum(one.answer is not None for one in trajectories),
-        with_thoughts=sum(any(step.thought for step in one.steps) for one in trajectories),
+        steps_per_trajectory=_spread(len(trajectory.steps) for trajectory in trajectories),
+        step_chars=_spread(len(step) for trajectory in trajectories for step in trajectory.texts),
+        with_answer=sum(trajectory.answer is not None for trajectory in trajectories),
+        with_thoughts=sum(
+            any(step.thought for step in trajectory.steps) for trajectory in trajectories
+        ),
         uncopyable=Counter(
             uncopyable(failure)
-            for one in trajectories
-            for step in one.texts
+            for trajectory in trajectories
+            for step in trajectory.texts
             if (failure := why_uncopyable(step, think=True)) is not None
         ),
         repeated_steps=sum(
@@ -216,42 +220,42 @@ def _measure(
     tricks: dict[str, list[StepContext]] = {name: [] for name in TRICKS}
     others = _unrelated(trajectories, drawn, rng)
     for number, (row, index) in enumerate(drawn):
-        one = trajectories[row]
-        here, before = StepExample(one, index), StepExample(one, index - 1)
-        expert, last = one.texts[index], one.texts[index - 1]
+        trajectory = trajectories[row]
+        here, before = StepExample(trajectory, index), StepExample(trajectory, index - 1)
+        expert, last = trajectory.texts[index], trajectory.texts[index - 1]
         own.append(here.context(expert, ""))
         tricks["one step more"].append(before.context(f"{last}\n{expert}", ""))
         tricks["all the rest"].append(
-            before.context("\n".join(one.texts[index - 1 : index - 1 + _REST]), "")
+            before.context("\n".join(trajectory.texts[index - 1 : index - 1 + _REST]), "")
         )
         tricks["step before"].append(here.context(last, ""))
-        tricks["problem"].append(here.context(one.problem, ""))
+        tricks["problem"].append(here.context(trajectory.problem, ""))
         tricks["1 + 1 = 2"].append(here.context("1 + 1 = 2", ""))
         tricks["look-alikes"].append(here.context(expert.translate(_LOOK_ALIKE), ""))
         if others:
             tricks["other step"].append(here.context(others[number], ""))
-    said_of_own = summed.score(own)
-    said = {}
+    own_scores = summed.score(own)
+    trick_scores = {}
     for trick, steps in tricks.items():
         tell(f"what rewards pay for {trick!r}")
-        said[trick] = summed.score(steps)
+        trick_scores[trick] = summed.score(steps)
     return {
         name: MeasuredReward(
-            Values.of(score.rewards[name] for score in said_of_own),
+            Values.of(score.rewards[name] for score in own_scores),
             {
                 trick: Values.of(score.rewards[name] for score in scores)
-                for trick, scores in said.items()
+                for trick, scores in trick_scores.items()
             },
-            sum(name in score.failures for score in said_of_own),
-            sum(name in score.failures for scores in said.values() for score in scores),
+            sum(name in score.failures for score in own_scores),
+            sum(name in score.failures for scores in trick_scores.values() for score in scores),
         )
         for name in summed.names
     }
 
 
-def _is_right(one: Trajectory) -> bool:
+def _is_right(trajectory: Trajectory) -> bool:
     """Returns whether the environment judges the expert's own solution as right."""
-    return bool(verdict_on(one, one.steps).correct)
+    return bool(verdict_on(trajectory, trajectory.steps).correct)
 
 
 def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
@@ -259,7 +263,9 @@ def _unverified(trajectories: Sequence[Trajectory]) -> list[str]:
 
     The caller leaves out solutions that are judged right; their answers need no check.
     """
-    answers = sorted({one.answer for one in trajectories if one.answer is not None})
+    answers = sorted(
+        {trajectory.answer for trajectory in trajectories if trajectory.answer is not None}
+    )
     stated = [
         StepContext("", (), f"\\boxed{{{answer}}}", "", answer, 0, 1, answer=answer)
         for answer in answers
@@ -274,7 +280,7 @@ def _unrelated(
     trajectories: Sequence[Trajectory], drawn: Sequence[tuple[int, int]], rng: random.Random
 ) -> list[str]:
     """Returns a random step of another problem per place; nothing if there is one problem."""
-    ids = [one.problem_id for one in trajectories]
+    ids = [trajectory.problem_id for trajectory in trajectories]
     if len(set(ids)) < 2:
         return []
     steps: list[str] = []
@@ -315,8 +321,8 @@ def left_out(trajectories: Sequence[Trajectory], model: str, max_completion_leng
 
 
 def _spread(counts: Iterable[int]) -> Spread:
-    found = list(counts) or [0]
-    return Spread(min(found), statistics.median(found), max(found))
+    values = list(counts) or [0]
+    return Spread(min(values), statistics.median(values), max(values))
 
 
 def render(check: DataCheck) -> str:
@@ -341,9 +347,16 @@ def render(check: DataCheck) -> str:
         ("answers that verify", _render_unverified(check)),
     ]
     width = max(len(name) for name, _ in lines)
-    told = [f"{name:<{width}}  {value}".rstrip() for name, value in lines]
+    aligned_lines = [f"{name:<{width}}  {value}".rstrip() for name, value in lines]
     return "\n".join(
-        [*check.read_as, *told, "", *_render_example(check.example), "", *_render_rewards(check)]
+        [
+            *check.read_as,
+            *aligned_lines,
+            "",
+            *_render_example(check.example),
+            "",
+            *_render_rewards(check),
+        ]
     )
 
 
@@ -351,16 +364,19 @@ def render(check: DataCheck) -> str:
 _SHOWN_STEPS, _SHOWN_CHARS = 6, 200
 
 
-def _render_example(one: Trajectory) -> list[str]:
+def _render_example(trajectory: Trajectory) -> list[str]:
     """Returns lines that show the first solution as it was read."""
-    lines = ["the first solution:", f"  problem  {_short(one.problem)}"]
-    for number, step in enumerate(one.steps[:_SHOWN_STEPS], 1):
+    lines = ["the first solution:", f"  problem  {_short(trajectory.problem)}"]
+    for number, step in enumerate(trajectory.steps[:_SHOWN_STEPS], 1):
         lines += [f"  thought  {_short(step.thought)}"] * bool(step.thought)
         lines.append(f"  step {number}   {_short(step.text)}")
         lines += [f"  world    {_short(step.observation)}"] * bool(step.observation)
-    if (more := len(one.steps) - _SHOWN_STEPS) > 0:
+    if (more := len(trajectory.steps) - _SHOWN_STEPS) > 0:
         lines.append(f"  and {more:,} more steps")
-    return [*lines, f"  answer   {'none' if one.answer is None else _short(one.answer)}"]
+    return [
+        *lines,
+        f"  answer   {'none' if trajectory.answer is None else _short(trajectory.answer)}",
+    ]
 
 
 def _short(text: str) -> str:

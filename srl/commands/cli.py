@@ -248,7 +248,7 @@ def _thoughts(args: argparse.Namespace, rest: list[str], argv: list[str], consol
     from srl.config.experiment import load_experiment
     from srl.training.thoughts import ThoughtSettings
 
-    named = {one.name: getattr(args, one.name) for one in fields(ThoughtSettings)}
+    named = {field.name: getattr(args, field.name) for field in fields(ThoughtSettings)}
     given = {name: value for name, value in named.items() if value is not None}
     write_thoughts(
         load_experiment(args.config, rest),
@@ -294,7 +294,7 @@ def _report(args: argparse.Namespace, rest: list[str], argv: list[str], console:
         None if args.other is None else _log_path(args.other),
         output=None if args.output is None else Path(args.output),
         rollouts=ROLLOUTS if args.rollouts is None else args.rollouts,
-        told=reading(),
+        progress=reading(),
     )
     say(console, str(report))
     return 0

@@ -82,7 +82,7 @@ def _worth_showing(
         limits=form.limits(whole=args.targets == "whole"),
     )
     rewards = experiment.sum_rewards()
-    short = [i for i, one in enumerate(rows.examples) if _is_short(one)]
+    short = [i for i, example in enumerate(rows.examples) if _is_short(example)]
     places = short or list(range(len(rows.examples)))
     order = PromptStream(len(places), args.seed).take(min(_TRIED, len(places)))
     best: list[Rollout] = []
@@ -114,12 +114,15 @@ def _is_short(row: StepExample) -> bool:
 
 
 def _is_telling(group: Sequence[Rollout]) -> bool:
-    exact = [normalize(one.parsed.action) == normalize(one.example.expert_step) for one in group]
-    return any(exact) and not all(exact) and all(one.is_valid for one in group)
+    exact = [
+        normalize(rollout.parsed.action) == normalize(rollout.example.expert_step)
+        for rollout in group
+    ]
+    return any(exact) and not all(exact) and all(rollout.is_valid for rollout in group)
 
 
 def _spread(group: Sequence[Rollout]) -> float:
-    return group_stats([one.reward for one in group])[1]
+    return group_stats([rollout.reward for rollout in group])[1]
 
 
 def _show(group: Sequence[Rollout], scale: ScaleRewards, console: Console) -> None:
@@ -135,22 +138,25 @@ def _show(group: Sequence[Rollout], scale: ScaleRewards, console: Console) -> No
     for place, step in enumerate(example.previous, 1):
         part(f"expert's step {place}", step.text)
     part(f"expert's step {example.step_index + 1}, to be found", expert)
-    rewards = [one.reward for one in group]
+    rewards = [rollout.reward for rollout in group]
     advantages = step_advantages([rewards], scale=scale)[0]
     how = "in green" if pen.colour else "marked ^"
-    for place, (one, advantage) in enumerate(zip(group, advantages, strict=True), 1):
+    for place, (rollout, advantage) in enumerate(zip(group, advantages, strict=True), 1):
         console.print()
-        if one.parsed.thought:
-            part(f"attempt {place}: thought", one.parsed.thought)
-        if one.is_valid:
-            action = normalize(one.parsed.action)
+        if rollout.parsed.thought:
+            part(f"attempt {place}: thought", rollout.parsed.thought)
+        if rollout.is_valid:
+            action = normalize(rollout.parsed.action)
             shared = [(i, i + n) for i, _, n in matching_blocks(action, expert)]
             part(f"attempt {place}: step, what it shares with the expert's {how}", action, shared)
         else:
-            part(f"attempt {place}: no step, because of {one.parsed.failure}", one.parsed.action)
-        named = ", ".join(f"{pen.say(n)} {number(v)}" for n, v in one.score.rewards.items())
+            part(
+                f"attempt {place}: no step, because of {rollout.parsed.failure}",
+                rollout.parsed.action,
+            )
+        named = ", ".join(f"{pen.say(n)} {number(v)}" for n, v in rollout.score.rewards.items())
         console.print(
-            Text(f"  {named or 'format failure'}; reward {number(one.reward)}, advantage "),
+            Text(f"  {named or 'format failure'}; reward {number(rollout.reward)}, advantage "),
             Text(number(advantage, sign=True), style="bold"),
             sep="",
         )

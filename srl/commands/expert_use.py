@@ -55,8 +55,8 @@ def report_experts(
             started = time.monotonic()
             layers, use = _measure(experiment, rows, console)
             run.write_start(experiment.resolved(), argv)
-            found = {"model": experiment.model, **use.to_json()}
-            write_json(run.path / "load.json", found)
+            load = {"model": experiment.model, **use.to_json()}
+            write_json(run.path / "load.json", load)
             page = load_page(f"experts of {experiment.model}", use.layers, use.by)
             replace_file(run.path / "load.html", page.encode())
             write_json(run.summary, {"seconds_last_session": time.monotonic() - started})

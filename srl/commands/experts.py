@@ -36,8 +36,8 @@ def add_experts(parser: argparse.ArgumentParser) -> None:
     _add_prune(add)
     _add_report(add)
     _add_select(add)
-    for one in commands.choices.values():
-        one.set_defaults(parser=one)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
 
 
 def _add_card(add: Callable[..., argparse.ArgumentParser]) -> None:

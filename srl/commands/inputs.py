@@ -51,13 +51,13 @@ def changes_since_start(run: RunFolder, inputs: Inputs) -> list[str]:
     """Returns a line per input that differs from inputs.json; no lines if the file is missing."""
     try:
         before = json.loads(run.inputs.read_text(encoding="utf-8"))
-        found = []
+        changes = []
         for kind, digests in inputs.items():
             old = before[kind]
             for name in sorted(old.keys() | digests.keys()):
                 if old.get(name) != digests.get(name):
-                    found.append(f"{kind}: {name} {_how(name in old, name in digests)}")
-        return found
+                    changes.append(f"{kind}: {name} {_how(name in old, name in digests)}")
+        return changes
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -69,7 +69,7 @@ def versions_since_start(run: RunFolder) -> str | None:
     try:
         before = json.loads(run.environment.read_text(encoding="utf-8"))
         now = describe_environment()
-        old, new = (_versions(one) for one in (before, now))
+        old, new = (_versions(environment) for environment in (before, now))
         pairs = [(name, old[name], new.get(name)) for name in old]
         changed = [f"{name} {was} -> {is_now}" for name, was, is_now in pairs if was != is_now]
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,15 +121,15 @@ def _named_files(experiment: Experiment) -> list[Path]:
     if isinstance(experts, str):
         words.append(experts)
     # Data files are left out: the digest of their rows is more exact.
-    data_files = {one.options.get("path") for one in experiment.data_plan.sources}
-    found: set[Path] = set()
+    data_files = {source.options.get("path") for source in experiment.data_plan.sources}
+    files: set[Path] = set()
     for word in words:
         place, colon, name = word.rpartition(":")
         if colon and name.isidentifier() and (code := code_file(place)) is not None:
-            found |= with_imports(code)
+            files |= with_imports(code)
         elif word not in data_files and _is_file(word):
-            found.add(Path(word).resolve())
-    return sorted(found)
+            files.add(Path(word).resolve())
+    return sorted(files)
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -101,7 +101,7 @@ def _measure(
     run.write_start(experiment.resolved(), argv)
     log = RunLog(run.path, log_completions=True)
     log.open()
-    found: dict[str, list[Learned]] = {}
+    by_source: dict[str, list[Learned]] = {}
     try:
         for number, (source, trajectories) in enumerate(_by_source(held_out).items()):
             own = Rows.of(trajectories, form, args, context_limit(model), most=most)
@@ -113,7 +113,7 @@ def _measure(
                 "attempts at each",
             )
             with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
-                found[source] = attempt_rows(
+                by_source[source] = attempt_rows(
                     model,
                     sampler,
                     form,
@@ -124,17 +124,17 @@ def _measure(
                     epsilon=epsilon,
                     seed=args.seed,
                 )
-            log.write_groups(number, _as_collected(found[source]))
+            log.write_groups(number, _as_collected(by_source[source]))
     finally:
         log.close()
         rewards.close()
-    figures = {source: _figures(of) for source, of in found.items()}
+    figures = {source: _figures(of) for source, of in by_source.items()}
     what = {"policy": experiment.model, "samples": samples, "sources": figures}
     write_json(run.path / "learnability.json", what)
     html = run.path / "learnability.html"
     replace_file(html, page(what).encode())
     write_json(run.summary, {"seconds_last_session": time.monotonic() - started})
-    for table in _tables(found):
+    for table in _tables(by_source):
         console.print(table)
     say(console, f"figures: {run.path / 'learnability.json'}   drawn: {html}")
     say(console, f"attempts: {run.steps}   look at them with: make inspect RUN={run.called}")
@@ -142,29 +142,29 @@ def _measure(
 
 
 def _by_source(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
-    found: dict[str, list[Trajectory]] = {}
-    for one in trajectories:
-        found.setdefault(one.source, []).append(one)
-    return dict(sorted(found.items()))
+    by_source: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        by_source.setdefault(trajectory.source, []).append(trajectory)
+    return dict(sorted(by_source.items()))
 
 
-def _as_collected(found: Sequence[Learned]) -> Collected[Group]:
+def _as_collected(rows: Sequence[Learned]) -> Collected[Group]:
     """Returns the attempts as groups with the decisions of dynamic sampling, for the log."""
     decisions = [
         FilterDecision(
-            sum(rollout.reward for rollout in one.rollouts) / len(one.rollouts),
-            one.std,
-            None if one.is_kept else "flat_group",
+            sum(rollout.reward for rollout in row.rollouts) / len(row.rollouts),
+            row.std,
+            None if row.is_kept else "flat_group",
         )
-        for one in found
+        for row in rows
     ]
-    return Collected([Group(rollouts_of(one)) for one in found], decisions, 1)
+    return Collected([Group(rollouts_of(row)) for row in rows], decisions, 1)
 
 
-def _figures(found: Sequence[Learned]) -> dict[str, object]:
+def _figures(rows: Sequence[Learned]) -> dict[str, object]:
     by_index: dict[int, list[Learned]] = {}
-    for one in found:
-        by_index.setdefault(one.example.step_index, []).append(one)
+    for row in rows:
+        by_index.setdefault(row.example.step_index, []).append(row)
 
     def of(part: Sequence[Learned]) -> dict[str, object]:
         return {
@@ -173,22 +173,22 @@ def _figures(found: Sequence[Learned]) -> dict[str, object]:
         }
 
     return {
-        "all": of(found),
+        "all": of(rows),
         "by_step_index": {str(index): of(part) for index, part in sorted(by_index.items())},
-        "by_length": {label: of(part) for label, part in bands(found)},
+        "by_length": {label: of(part) for label, part in bands(rows)},
     }
 
 
-def _tables(found: dict[str, list[Learned]]) -> list[Table]:
+def _tables(by_source: dict[str, list[Learned]]) -> list[Table]:
     """Returns two tables to print: by source, and each source by the length of its steps."""
     tables = []
     for title, lines in (
-        ("what could be learned from each source, 95 % intervals", list(found.items())),
+        ("what could be learned from each source, 95 % intervals", list(by_source.items())),
         (
             "by tokens of the expert's step",
             [
                 (f"{source} {label}", part)
-                for source, of in found.items()
+                for source, of in by_source.items()
                 for label, part in bands(of)
             ],
         ),

@@ -94,17 +94,17 @@ def _from_hub(name: str, folder: Path, tell: Tell) -> None:
     if _is_there(folder, {"hub": name}, tell):
         return
     try:
-        found = ask_hub(name)
+        hub_model = ask_hub(name)
     except HubUnreachableError as error:
         _without_hub(name, folder, str(error), tell)
     else:
-        tell(f"downloading {name} from the hub: {found.size / 1e6:,.0f} MB")
+        tell(f"downloading {name} from the hub: {hub_model.size / 1e6:,.0f} MB")
         started = time.monotonic()
         part = folder.with_name(f".{folder.name}.part")  # kept if the download is interrupted
         part.mkdir(parents=True, exist_ok=True)
-        download(found, part)
+        download(hub_model, part)
         shutil.rmtree(part / ".cache", ignore_errors=True)  # the downloader's own records
-        _write_source(part, {"hub": name, "revision": found.revision})
+        _write_source(part, {"hub": name, "revision": hub_model.revision})
         put_in_place(part, folder)
         tell(f"downloaded in {clock(time.monotonic() - started)}")
     _show(folder, tell)

@@ -115,10 +115,10 @@ def show(step: StepContext, score: StepScore, rewards: RewardSum, console: Conso
     table.add_column("value", justify="right")
     table.add_column("weight", justify="right")
     for name, value in score.rewards.items():
-        said = "does not apply" if value is None else f"{value:.4f}"
+        cell = "does not apply" if value is None else f"{value:.4f}"
         if name in score.failures:
-            said = visible(score.failures[name])
-        table.add_row(visible(name), Text(said), f"{rewards.weights[name]:g}")
+            cell = visible(score.failures[name])
+        table.add_row(visible(name), Text(cell), f"{rewards.weights[name]:g}")
     table.add_row("sum", f"{score.reward:.4f}", "")
     texts = aligned(step.action, step.expert_step, width=console.width)
     console.print(Group(table, Text(), texts, Text()), highlight=False)
@@ -176,10 +176,10 @@ def distributions(columns: Mapping[str, Sequence[float | None]], *, title: str) 
     for head in ("n", "no value", "mean", "5 %", "median", "95 %"):
         table.add_column(head, justify="right")
     for name, values in columns.items():
-        found = Values.of(values)
-        figures = (found.mean, found.low, found.median, found.high)
+        summary = Values.of(values)
+        figures = (summary.mean, summary.low, summary.median, summary.high)
         cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-        table.add_row(visible(name), f"{found.n:,}", f"{found.without:,}", *cells)
+        table.add_row(visible(name), f"{summary.n:,}", f"{summary.without:,}", *cells)
     return table
 
 
@@ -201,7 +201,7 @@ def step_from(row: Mapping[str, Any], where: str) -> StepContext:
     previous = row.get("previous_steps")
     if previous is None:
         previous = [] if row.get("previous_step") is None else [row["previous_step"]]
-    if not isinstance(previous, list) or not all(isinstance(one, str) for one in previous):
+    if not isinstance(previous, list) or not all(isinstance(step, str) for step in previous):
         raise UsageError(f"{where}: previous_steps is {previous!r}; it must be a list of texts")
     texts = {name: row.get(name) for name in _TEXTS}
     for name, text in texts.items():
@@ -241,9 +241,9 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _wrapped(rows: Sequence[Text], heads: Sequence[str], width: int) -> Text:
     """Returns lines of equal length in pieces of `width`; the lines of one piece are together."""
-    found = Text()
+    text = Text()
     for start in range(0, max(1, len(rows[0])), width):
         for row, head in zip(rows, heads, strict=True):
-            found.append(head).append(row[start : start + width]).append("\n")
-    found.rstrip()
-    return found
+            text.append(head).append(row[start : start + width]).append("\n")
+    text.rstrip()
+    return text

@@ -117,7 +117,7 @@ def _write(
     else:
         run.write_start(resolved, argv)
         solutions = {id(row.example.trajectory): row.example.trajectory for row in rows}
-        lines = b"".join(json_line(problem_row(one)) for one in solutions.values())
+        lines = b"".join(json_line(problem_row(trajectory)) for trajectory in solutions.values())
         replace_file(run.problems, lines)
     say(
         console,
@@ -126,7 +126,7 @@ def _write(
     )
     _explain(writer, rows, run, console)
     output = run.path / TRAJECTORIES
-    thoughts = {one.group_id: one.action for one in read_records(run.steps) if one.kept}
+    thoughts = {record.group_id: record.action for record in read_records(run.steps) if record.kept}
     replace_file(output, b"".join(map(json_line, trajectories_with(thoughts, rows))))
     summary = summary_of(run.steps, rows)
     write_json(run.summary, {**summary, "seconds_last_session": time.monotonic() - started})
@@ -151,20 +151,24 @@ def _explain(writer: ThoughtWriter, rows: Sequence[Row], run: RunFolder, console
     if made:
         say(console, f"going on: {made:,} of {total:,} steps are explained in {run.steps}")
     kept, at_first = 0, made
-    told = began = time.monotonic()
+    last_report = began = time.monotonic()
     with RecordWriter(run.steps) as log:
         for chunk in chunks[first:]:
-            found = writer.explain(chunk)
+            by_row = writer.explain(chunk)
             log.write(
                 record
-                for row, explanations in zip(chunk, found, strict=True)
+                for row, explanations in zip(chunk, by_row, strict=True)
                 for record in records_of(row, explanations)
             )
             made += len(chunk)
-            kept += sum(one.dropped_because is None for few in found for one in few)
+            kept += sum(
+                explanation.dropped_because is None
+                for explanations in by_row
+                for explanation in explanations
+            )
             now = time.monotonic()
-            if now - told >= _SECONDS_BETWEEN_LINES and made < total:
-                told = now
+            if now - last_report >= _SECONDS_BETWEEN_LINES and made < total:
+                last_report = now
                 left = (total - made) * (now - began) / (made - at_first)
                 share = kept / (made - at_first)
                 say(

@@ -360,9 +360,9 @@ def evaluate_policy(
     args = experiment.args
     shots, _ = draw_shots(splits.train, args, seed=args.split_seed)
     form = prompt_format(model, tokenizer, args, shots=shots)
-    found = measure(model, form, experiment, rewards, problems, run, "eval", console)
-    console.print(comparison(found, None))
-    return found
+    figures = measure(model, form, experiment, rewards, problems, run, "eval", console)
+    console.print(comparison(figures, None))
+    return figures
 
 
 def evaluate_run(
@@ -390,8 +390,8 @@ def evaluate_into(
         run.refuse_used()  # another process may have started first
         try:
             run.write_start({**experiment.resolved(), "model": model_name}, argv)
-            found = evaluate_policy(model_name, experiment, run, console)
-            write_json(run.summary, {"eval": found})
+            figures = evaluate_policy(model_name, experiment, run, console)
+            write_json(run.summary, {"eval": figures})
         except BaseException:
             run.take_away()
             raise
@@ -460,12 +460,12 @@ def _read_before(path: Path) -> dict[str, object]:
         UsageError: the file is missing or damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        figures = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"cannot read {path}, the figures from before the training: {error}. Restore it; or "
             f"write {{}} into it, and the summary has no figures from before"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(figures, dict):
         raise UsageError(f"{path} is not a JSON object, as the run wrote it. Restore it")
-    return found
+    return figures

@@ -73,7 +73,7 @@ def put_in_place(new: Path, folder: Path) -> None:
     Raises:
         UsageError: it cannot be renamed, for example because another folder has the name.
     """
-    for file in (one for one in new.iterdir() if one.is_file()):
+    for file in (path for path in new.iterdir() if path.is_file()):
         file.chmod(0o644)  # some are readable only by their owner
     try:
         new.rename(folder)

@@ -192,11 +192,11 @@ class CellRun:
 def read_cells(plan: Plan) -> dict[str, CellRun]:
     """Returns the name of every cell of the plan -> its run on the disk."""
     starts, sessions = log_lines(plan.output / STARTS), log_lines(plan.output / SESSIONS)
-    found: dict[str, CellRun] = {}
+    runs: dict[str, CellRun] = {}
     for cell in plan.cells:  # a cell comes after the cell it starts from
-        first = None if cell.after is None else found[cell.after]
-        found[cell.name] = _read(cell, plan.output, first, starts, sessions)
-    return found
+        first = None if cell.after is None else runs[cell.after]
+        runs[cell.name] = _read(cell, plan.output, first, starts, sessions)
+    return runs
 
 
 def read_cell(cell: Cell, output: Path) -> CellRun:
@@ -352,8 +352,8 @@ def _time(text: str | None) -> datetime | None:
     """Returns a log's date and time, in UTC if it has no zone; None for None."""
     if text is None:
         return None
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    timestamp = datetime.fromisoformat(text)
+    return timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
 
 
 def _ended(session: Line) -> datetime:

@@ -81,28 +81,28 @@ def figures_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, 
         if line["sample"] == 0:
             greedy.setdefault(mode, {})[problem] = correct
         else:
-            one = (correct, None if answer is None else str(answer))
-            sampled.setdefault(mode, {}).setdefault(problem, []).append(one)
-    found: dict[str, dict[str, float]] = {}
+            sample = (correct, None if answer is None else str(answer))
+            sampled.setdefault(mode, {}).setdefault(problem, []).append(sample)
+    figures: dict[str, dict[str, float]] = {}
     for mode in ("whole", "steps"):
         if mode in greedy:
-            found[f"{mode} greedy"] = {p: float(hit) for p, hit in greedy[mode].items()}
+            figures[f"{mode} greedy"] = {p: float(hit) for p, hit in greedy[mode].items()}
         if mode not in sampled:
             continue
         for name, values in sample_figures([*sampled[mode].values()], only_most=True).items():
-            found[f"{mode} {name}"] = dict(zip(sampled[mode], values, strict=True))
-    return found
+            figures[f"{mode} {name}"] = dict(zip(sampled[mode], values, strict=True))
+    return figures
 
 
 def behaviour_of(attempts: Iterable[Mapping[str, object]]) -> dict[str, dict[str, float]]:
     """Returns aspect of `Behaviour` -> problem id -> number, for greedy whole solutions."""
-    found: dict[str, dict[str, float]] = {}
+    by_aspect: dict[str, dict[str, float]] = {}
     for line in attempts:
         if (line["mode"], line["sample"]) == ("whole", 0):
             shown = behaviour(str(line.get("text", "")), int(str(line["completion_tokens"])))
             for aspect, value in asdict(shown).items():
-                found.setdefault(aspect, {})[str(line["problem_id"])] = float(value)
-    return found
+                by_aspect.setdefault(aspect, {})[str(line["problem_id"])] = float(value)
+    return by_aspect
 
 
 def row_estimate_of_counts(seeds: Sequence[Values]) -> Estimate:
@@ -124,19 +124,19 @@ def row_estimate(seeds: Sequence[Values]) -> Estimate:
     return _crossed(_matrix(seeds), _ROW_PRIOR, (0.0, 1.0))
 
 
-def contrast(one: Sequence[Values], other: Sequence[Values]) -> Estimate:
-    """Returns how much more `one` solves than `other`, paired by problem and by seed.
+def contrast(row: Sequence[Values], other: Sequence[Values]) -> Estimate:
+    """Returns how much more `row` solves than `other`, paired by problem and by seed.
 
     Args:
-        one: the values of each seed.
+        row: the values of each seed.
         other: the values of the same seeds, in the same order; the values of a row without seeds
             are repeated for each seed.
 
     Raises:
         ValueError: no values, other problems, or not as many seeds.
     """
-    pairs = zip(_matrix(one), _matrix(other), strict=True)
-    if one[0].keys() != other[0].keys():
+    pairs = zip(_matrix(row), _matrix(other), strict=True)
+    if row[0].keys() != other[0].keys():
         raise ValueError("the rows of a contrast have solved different problems")
     differences = [[a - b for a, b in zip(first, second, strict=True)] for first, second in pairs]
     return _crossed(differences, _CONTRAST_PRIOR, (-1.0, 1.0))

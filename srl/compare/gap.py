@@ -113,7 +113,7 @@ def expanded(values: Mapping[str, object], where: str) -> dict[str, object]:
     contrasts: list[list[str]] = []
     for method, settings in methods.items():
         for budget in ["", _TOKENS] if method in tokens else [""]:
-            for arm in (one for one in arms if one.trains(method)):
+            for arm in (arm for arm in arms if arm.trains(method)):
                 row: dict[str, object] = {
                     "title": _title(method, arm, budget),
                     "method": method,
@@ -165,11 +165,11 @@ def _contrasts(
 
     arms = [arm for arm in arms if arm.trains(method)]
     there = {arm.name for arm in arms}
-    found = [rows(*pair) for pair in pairs.values() if there.issuperset(pair)]
-    found += [
+    contrasts = [rows(*pair) for pair in pairs.values() if there.issuperset(pair)]
+    contrasts += [
         rows(arm.name, source) for arm in arms for source in arm.weights if source != arm.name
     ]
-    return found + [[_row(method, arm.name, budget), BASE] for arm in arms]
+    return contrasts + [[_row(method, arm.name, budget), BASE] for arm in arms]
 
 
 def _row(method: str, arm: str, budget: str) -> str:
@@ -201,16 +201,16 @@ def _mixture(name: str, of: object, sources: Mapping[str, object], at: str) -> A
 
 
 def _pair(of: object, names: Sequence[str], place: str) -> tuple[str, str]:
-    if not isinstance(of, list) or len(of) != 2 or any(one not in names for one in of):
+    if not isinstance(of, list) or len(of) != 2 or any(name not in names for name in of):
         raise UsageError(f"{place} is {of!r}; give two of {', '.join(names)}, as in [long, short]")
     return of[0], of[1]
 
 
 def _some(gap: Mapping[str, object], key: str, at: str) -> dict[str, Any]:
-    found = _optional(gap, key, at)
-    if not found:
+    entries = _optional(gap, key, at)
+    if not entries:
         raise UsageError(f"{at} has no {key}; name one or more")
-    return found
+    return entries
 
 
 def _optional(gap: Mapping[str, object], key: str, at: str) -> dict[str, Any]:

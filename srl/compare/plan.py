@@ -86,11 +86,12 @@ class Plan:
             (seeds, self.seeds, "--seeds"),
             (difficulties, self.difficulties, "--difficulties"),
         ):
-            for one in asked or ():
-                if one not in there:
+            for choice in asked or ():
+                if choice not in there:
                     raise UsageError(
-                        f"{what} {one}: {self.source} has {what[2:]} {', '.join(map(str, there))}; "
-                        f"choose among them, or add {one} to `{what[2:]}` in the file"
+                        f"{what} {choice}: {self.source} has {what[2:]} "
+                        f"{', '.join(map(str, there))}; "
+                        f"choose among them, or add {choice} to `{what[2:]}` in the file"
                     )
         chosen: set[str | None] = set()
         for cell in reversed(self.cells):

@@ -372,7 +372,7 @@ def _seeds(values: Mapping[str, object], where: str) -> tuple[tuple[int, ...], i
 
 def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[str, str], ...]:
     pairs = value if isinstance(value, list) else [value]
-    found = []
+    contrasts = []
     for pair in pairs:
         if (
             not isinstance(pair, list)
@@ -386,8 +386,8 @@ def _contrasts(value: object, rows: Collection[str], where: str) -> tuple[tuple[
             )
         for row in pair:
             _one_of(rows, row, f"{where}: contrasts names")
-        found.append((pair[0], pair[1]))
-    return tuple(found)
+        contrasts.append((pair[0], pair[1]))
+    return tuple(contrasts)
 
 
 def _metrics(given: object, cells: Sequence[Cell], where: str) -> tuple[str, ...]:

@@ -29,10 +29,10 @@ def check_problems(plan: Plan, missing: Collection[Cell], console: Console) -> N
             continue
         seen.append(split)
         # The numbers of dropped and remaining rows are printed once per difficulty.
-        told = console if cell.difficulty not in held_out else Console(quiet=True)
-        splits = load_splits(cell.experiment, told)
+        output = console if cell.difficulty not in held_out else Console(quiet=True)
+        splits = load_splits(cell.experiment, output)
         problems = tuple(
-            {(one.problem_id, one.answer) for one in part}
+            {(trajectory.problem_id, trajectory.answer) for trajectory in part}
             for part in (splits.validation, splits.test)
         )
         first, theirs = held_out.setdefault(cell.difficulty, (cell, problems))

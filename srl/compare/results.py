@@ -56,7 +56,7 @@ def build(plan: Plan, results: Mapping[str, CellRun]) -> list[Part]:
             (row, [results[cell.name] for cell in plan.cells_of(difficulty, row.name)])
             for row in plan.rows
         ]
-        problems = _same_problems([one for _, cells in rows for one in cells], plan)
+        problems = _same_problems([cell for _, cells in rows for cell in cells], plan)
         figures, shown = {}, {}
         for row, cells in rows:
             done = [cell.values for cell in cells if cell.values]
@@ -80,12 +80,21 @@ def _contrast(
     first: str, second: str, rows: Mapping[str, Sequence[CellRun]], metric: str
 ) -> Contrast:
     """Returns a contrast, paired by seed; a row without seeds is paired with every seed."""
-    one, other = (
+    first_by_seed, second_by_seed = (
         {cell.cell.seed: cell.values[metric] for cell in rows[row] if metric in cell.values}
         for row in (first, second)
     )
-    seeds: list[int | None] = [*sorted(s for s in {*one, *other} if s is not None)] or [None]
-    pairs = [(s, one.get(s, one.get(None)), other.get(s, other.get(None))) for s in seeds]
+    seeds: list[int | None] = [
+        *sorted(s for s in {*first_by_seed, *second_by_seed} if s is not None)
+    ] or [None]
+    pairs = [
+        (
+            s,
+            first_by_seed.get(s, first_by_seed.get(None)),
+            second_by_seed.get(s, second_by_seed.get(None)),
+        )
+        for s in seeds
+    ]
     there = [(s, a, b) for s, a, b in pairs if a is not None and b is not None]
     if not there:
         return Contrast(metric, first, second, (), None)

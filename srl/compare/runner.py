@@ -217,13 +217,13 @@ class Queue:
                     break
                 self._pass_on_interrupts()
                 time.sleep(_PAUSE)
-                for one in list(self._running):
-                    code = one.process.poll()
+                for running in list(self._running):
+                    code = running.process.poll()
                     if self._jobs == 1:  # lines of several cells would mix
-                        self._pass_on_lines(one, ended=code is not None)
+                        self._pass_on_lines(running, ended=code is not None)
                     if code is not None:
-                        self._running.remove(one)
-                        self._end(one, code)
+                        self._running.remove(running)
+                        self._end(running, code)
         if self._interrupts:
             return 128 + self._signal
         return FAILED if self.failures else DONE
@@ -231,7 +231,7 @@ class Queue:
     def _next(self) -> Cell | None:
         """Returns the next cell that can start, and gives up cells that wait for a failed cell."""
         unfinished = {cell.name for cell in self._waiting}
-        unfinished |= {one.cell.name for one in self._running}
+        unfinished |= {running.cell.name for running in self._running}
         for cell in list(self._waiting):
             if cell.after in self.failures:
                 self._waiting.remove(cell)
@@ -281,19 +281,19 @@ class Queue:
         how = "resumed" if state is State.INTERRUPTED else "started"
         self._told(f"{cell.name} {how}")
 
-    def _end(self, one: _Running, code: int) -> None:
-        name, seconds = one.cell.name, time.monotonic() - one.began
+    def _end(self, running: _Running, code: int) -> None:
+        name, seconds = running.cell.name, time.monotonic() - running.began
         line = {
             "cell": name,
-            "started": one.started,
+            "started": running.started,
             "seconds": round(seconds, 3),
             "exit": code,
-            "command": one.words,
+            "command": running.words,
         }
         with RecordWriter(self._plan.output / SESSIONS) as writer:
             writer.write([line])
         self._ended += 1
-        self._runs[name] = run = read_cell(one.cell, self._plan.output)
+        self._runs[name] = run = read_cell(running.cell, self._plan.output)
         if code == 0 and run.done:
             if not self._plan.keep_checkpoints:
                 for checkpoint in run.run.path.glob("checkpoint-*"):
@@ -308,7 +308,7 @@ class Queue:
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         if code == 0:
             how += f", but its run is not done ({run.state})"
-        self.failures[name] = f"failed ({how}): {_last_line(one.log)}; its log: {one.log}"
+        self.failures[name] = f"failed ({how}): {_last_line(running.log)}; its log: {running.log}"
         self._told(f"{name} {self.failures[name]}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -324,20 +324,20 @@ class Queue:
         if self._interrupts and not self._said_stopping:
             self._said_stopping = True
             _say(self._console, "stopping: the running cells save, which may take a step")
-        for one in self._running:
-            while one.interrupts < self._interrupts:
-                one.interrupts += 1
-                first = one.interrupts == 1  # SIGINT may be ignored in background processes
+        for running in self._running:
+            while running.interrupts < self._interrupts:
+                running.interrupts += 1
+                first = running.interrupts == 1  # SIGINT may be ignored in background processes
                 number = self._signal if first else signal.SIGINT
-                one.process.send_signal(number if one.interrupts < 3 else signal.SIGKILL)
+                running.process.send_signal(number if running.interrupts < 3 else signal.SIGKILL)
 
-    def _pass_on_lines(self, one: _Running, *, ended: bool) -> None:
+    def _pass_on_lines(self, running: _Running, *, ended: bool) -> None:
         """Prints the lines that a cell has written into its log since the last call."""
-        with one.log.open("rb") as file:
-            file.seek(one.shown)
+        with running.log.open("rb") as file:
+            file.seek(running.shown)
             written = file.read()
         whole = written if ended else written[: written.rfind(b"\n") + 1]
-        one.shown += len(whole)
+        running.shown += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             _say(self._console, f"  {line}")
 
@@ -347,8 +347,8 @@ class Queue:
         rest = ""
         if took:
             left = sum(_expected(cell, took) for cell in self._waiting)
-            for one in self._running:
-                left += max(0.0, _expected(one.cell, took) - (time.monotonic() - one.began))
+            for running in self._running:
+                left += max(0.0, _expected(running.cell, took) - (time.monotonic() - running.began))
             rest = f"  about {clock(left / self._jobs)} left"
         _say(self._console, f"[{self._ended}/{self._total}] {words}{rest}")
 
@@ -420,8 +420,8 @@ def _last_line(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:200] if said else "it said nothing"
+    nonempty = [line.strip() for line in lines if line.strip()]
+    return nonempty[-1][:200] if nonempty else "it said nothing"
 
 
 def _say(console: Console, text: str) -> None:

@@ -165,28 +165,28 @@ ALONE = "(p)"
 
 def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> list[str]:
     """Returns the notes that a reader of the table needs."""
-    found = []
+    notes = []
     missing = [f"{n} ({r.state})" for n, r in runs.items() if not r.done]
     if missing:
-        found.append(f"Incomplete, {len(missing)} of {len(runs)} cells: {', '.join(missing)}.")
+        notes.append(f"Incomplete, {len(missing)} of {len(runs)} cells: {', '.join(missing)}.")
     over = "over problems and training seeds together"
     alone = "over problems alone: of one training nobody knows what the next gives"
     if len(plan.seeds) == 1:
         over = alone
     elif any(_is_alone(part, plan) for part in parts):
         over += f"; those with {ALONE} {alone}"
-    found.append(
+    notes.append(
         f"Intervals are 95 %, {over} (srl/compare/figures.py). Contrasts are paired by problem and "
         "seed, and not corrected for their number."
     )
     if any(run.loads for run in runs.values()):
-        found.append(
+        notes.append(
             "Experts in training: means over layers and cells, at first and at last over a fifth "
             "of the updates. Violation is (most - mean) / mean of the tokens an expert gets "
             "(docs/experts.md)."
         )
     if any(run.tokens is not None for run in runs.values()):
-        found.append(
+        notes.append(
             "Groups used are those that updates were made of, of all that were sampled: dynamic "
             "sampling leaves out groups whose rollouts earned the same. Updates are those of the "
             "policies that were tested, seed by seed where validation picked them. Tokens and time "
@@ -194,11 +194,11 @@ def notes(plan: Plan, runs: Mapping[str, CellRun], parts: Sequence[Part]) -> lis
             "read; time with evaluations."
         )
     seconds = sum(run.seconds for run in runs.values())
-    found.append(
+    notes.append(
         f"{'; '.join([*_makings(runs), f'cells took {clock(seconds)}'])}. Made by: "
         f"{' '.join([_command(plan), *plan.given])}"
     )
-    return found
+    return notes
 
 
 def _command(plan: Plan) -> str:
@@ -208,20 +208,21 @@ def _command(plan: Plan) -> str:
 def _makings(runs: Mapping[str, CellRun]) -> list[str]:
     """Returns the machines and code of the finished cells, with numbers of cells if they differ."""
     made = [run.made_with for run in runs.values() if run.made_with is not None]
-    found = [
-        _counted(one.cpu for one in made),
-        _counted(one.cpu_count and f"{one.cpu_count} cores" for one in made),
-        _counted(one.threads and f"threads a cell: {one.threads}" for one in made),
-        _counted(one.torch and f"torch {one.torch}" for one in made),
+    aspects = [
+        _counted(making.cpu for making in made),
+        _counted(making.cpu_count and f"{making.cpu_count} cores" for making in made),
+        _counted(making.threads and f"threads a cell: {making.threads}" for making in made),
+        _counted(making.torch and f"torch {making.torch}" for making in made),
         _counted(
-            one.commit and f"commit {one.commit[:10]}{' with changes' if one.dirty else ''}"
-            for one in made
+            making.commit
+            and f"commit {making.commit[:10]}{' with changes' if making.dirty else ''}"
+            for making in made
         ),
     ]
-    said = [", ".join(values) for values in found if values]
-    if any(len(values) > 1 for values in found):
-        said.append("so not all cells were made alike")
-    return said
+    makings = [", ".join(values) for values in aspects if values]
+    if any(len(values) > 1 for values in aspects):
+        makings.append("so not all cells were made alike")
+    return makings
 
 
 def _counted(values: Iterable[object]) -> list[str]:
@@ -295,7 +296,7 @@ def _load_rows(part: Part) -> tuple[list[str], list[list[str]]]:
 
 
 def _behaviour_rows(part: Part, plan: Plan) -> tuple[list[str], list[list[str]]]:
-    aspects = dict.fromkeys(name for one in part.behaviour.values() for name in one)
+    aspects = dict.fromkeys(name for estimates in part.behaviour.values() for name in estimates)
     rows = []
     for row, cells in part.rows:
         if shown := part.behaviour[row.name].values():
@@ -361,8 +362,8 @@ def _short_of(cells: Sequence[CellRun]) -> str:
 
 def _groups_used(cells: Sequence[CellRun]) -> str:
     """Returns the share of the sampled groups that were trained on."""
-    found = [cell.groups for cell in cells if cell.groups is not None]
-    kept, tried = (sum(pair[i] for pair in found) for i in (0, 1))
+    counts = [cell.groups for cell in cells if cell.groups is not None]
+    kept, tried = (sum(pair[i] for pair in counts) for i in (0, 1))
     return f"{100 * kept / tried:.0f} %" if tried else "-"
 
 
@@ -378,8 +379,8 @@ def _updates(cells: Sequence[CellRun]) -> str:
 
 
 def _tokens(cells: Sequence[CellRun]) -> str:
-    found = [cell.tokens for cell in cells if cell.tokens is not None]
-    return f"{sum(found):,.0f}" if found else "-"
+    counts = [cell.tokens for cell in cells if cell.tokens is not None]
+    return f"{sum(counts):,.0f}" if counts else "-"
 
 
 def _trainings(cells: Sequence[CellRun]) -> int:

@@ -41,12 +41,12 @@ def with_imports(file: Path) -> set[Path]:
 
     This includes indirect imports.
     """
-    found, waiting = set[Path](), [file]
+    files, waiting = set[Path](), [file]
     while waiting:
         file = waiting.pop()
-        if file in found:
+        if file in files:
             continue
-        found.add(file)
+        files.add(file)
         if any(file.is_relative_to(folder) for folder in _INSTALLED):
             continue
         try:
@@ -54,7 +54,7 @@ def with_imports(file: Path) -> set[Path]:
         except (SyntaxError, ValueError):  # the real import reports the error
             continue
         waiting += [path for name, above in _imports(tree) for path in _beside(file, name, above)]
-    return found
+    return files
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -60,8 +60,8 @@ class Source:
 
         Two sources that differ only in limit, granularity or keys of the mixture have the same key.
         """
-        told = {key: value for key, value in self.options.items() if key != "limit"}
-        return self.environment, repr(sorted(told.items()))
+        options = {key: value for key, value in self.options.items() if key != "limit"}
+        return self.environment, repr(sorted(options.items()))
 
     def load(self, report: LoadReport) -> list[Trajectory]:
         """Returns the trajectories of this source.
@@ -71,7 +71,7 @@ class Source:
         """
         called = "" if self.name is None else f"source {self.name}: "
         try:
-            found = load_trajectories(
+            trajectories = load_trajectories(
                 environment_at(self.environment),
                 report=report,
                 **revealed(self.options),  # type: ignore[arg-type]
@@ -80,21 +80,24 @@ class Source:
             raise DataError(called + concealed(str(error), self.options)) from None
         except CodeNameError as error:
             raise UsageError(f"data: {called}{error}") from error
-        changed = [self.granularity.apply(one) for one in found]
+        changed = [self.granularity.apply(trajectory) for trajectory in trajectories]
         # Only solutions that the granularity reduced to one step are dropped. Solutions that had
         # one step before are usable, because the loader has kept them.
         shrunk = [
             len(after.steps) < 2 <= len(before.steps)
-            for before, after in zip(found, changed, strict=True)
+            for before, after in zip(trajectories, changed, strict=True)
         ]
         if any(shrunk):
             report.kept -= sum(shrunk)
             report.dropped["granularity leaves one step"] += sum(shrunk)
-        kept = [one for one, gone in zip(changed, shrunk, strict=True) if not gone]
+        kept = [trajectory for trajectory, gone in zip(changed, shrunk, strict=True) if not gone]
         if self.name is None:
             return kept
         tags: Mapping[str, str] = revealed(self.tags)  # type: ignore[assignment]
-        return [replace(one, source=self.name, tags={**one.tags, **tags}) for one in kept]
+        return [
+            replace(trajectory, source=self.name, tags={**trajectory.tags, **tags})
+            for trajectory in kept
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class DataPlan:
     @property
     def name(self) -> str:
         """Returns the names of the sources, joined by " + ", for messages."""
-        return " + ".join(one.name or one.environment for one in self.sources)
+        return " + ".join(source.name or source.environment for source in self.sources)
 
     @property
     def environments(self) -> list[Environment]:
@@ -137,7 +140,7 @@ class DataPlan:
         Raises:
             UsageError, DataError: there is no environment of that name.
         """
-        return [environment_at(one.environment) for one in self.sources]
+        return [environment_at(source.environment) for source in self.sources]
 
     def load(self, report: LoadReport) -> list[Trajectory]:
         """Returns the trajectories of all sources.
@@ -145,19 +148,21 @@ class DataPlan:
         Raises:
             DataError, UsageError: something cannot be read or used; the message says what.
         """
-        loaded = [(source, one) for source in self.sources for one in source.load(report)]
-        found = [one for _, one in loaded]
+        loaded = [
+            (source, trajectory) for source in self.sources for trajectory in source.load(report)
+        ]
+        trajectories = [trajectory for _, trajectory in loaded]
         if self.mixture is None or self.wrong_answers == "keep":
-            return found
+            return trajectories
         wrong = wrong_answers(
-            found,
+            trajectories,
             [source.teacher for source, _ in loaded],
             {source.teacher for source in self.sources if source.gold_answers},
         )
         for place, why in wrong.items():
             report.kept -= 1
-            report.dropped[f"{found[place].source}: {why}"] += 1
-        return [one for place, one in enumerate(found) if place not in wrong]
+            report.dropped[f"{trajectories[place].source}: {why}"] += 1
+        return [trajectory for place, trajectory in enumerate(trajectories) if place not in wrong]
 
     def whole(self, data: Mapping[str, object]) -> dict[str, object]:
         """Returns `data` with absolute paths of code, so that a run can resume from any folder."""
@@ -167,8 +172,11 @@ class DataPlan:
         return {
             **data,
             "sources": {
-                str(one.name): {**blocks[str(one.name)], "source": whole_source(one.environment)}
-                for one in self.sources
+                str(source.name): {
+                    **blocks[str(source.name)],
+                    "source": whole_source(source.environment),
+                }
+                for source in self.sources
             },
         }
 
@@ -206,19 +214,19 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
             raise UsageError(
                 f"{where}.sources: the name {name!r}; use letters, digits, _, + and -, such as long"
             )
-        one = _source_of(block, place)
-        own = one.options.get("tags") or {}
+        source = _source_of(block, place)
+        own = source.options.get("tags") or {}
         if not isinstance(own, Mapping) or not all(
             isinstance(text, str) for pair in own.items() for text in pair
         ):
             raise UsageError(f"{place}.tags is {own!r}; give texts, such as {{length: long}}")
-        if "weight" in one.options:
-            weights[name] = cast(float, fit(one.options["weight"], float, f"{place}.weight"))
-        gold = fit(one.options.get("gold_answers", False), bool, f"{place}.gold_answers")
+        if "weight" in source.options:
+            weights[name] = cast(float, fit(source.options["weight"], float, f"{place}.weight"))
+        gold = fit(source.options.get("gold_answers", False), bool, f"{place}.gold_answers")
         beside = ("weight", "tags", "gold_answers")
-        options = {key: value for key, value in one.options.items() if key not in beside}
+        options = {key: value for key, value in source.options.items() if key not in beside}
         sources.append(
-            replace(one, name=name, options=options, tags=dict(own), gold_answers=bool(gold))
+            replace(source, name=name, options=options, tags=dict(own), gold_answers=bool(gold))
         )
     words = {key: data[key] for key in _WORDS if key in data}
     try:
@@ -230,10 +238,10 @@ def _mixed(data: Mapping[str, object], where: str) -> DataPlan:
                 )
             words["adaptive"] = build(Adaptive, given, f"{where}.adaptive")
         if "preset" in data:
-            tags = {str(one.name): one.tags for one in sources}
+            tags = {str(source.name): source.tags for source in sources}
             weights = preset_weights(data["preset"], tags, weights)
             words.setdefault("mix_by", "trajectory")
-        elif missing := [one.name for one in sources if one.name not in weights]:
+        elif missing := [source.name for source in sources if source.name not in weights]:
             raise UsageError(
                 f"source {missing[0]} has no weight; give each one, or a preset "
                 f"({', '.join(PRESETS)}) for all"

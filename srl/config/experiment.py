@@ -228,7 +228,7 @@ def parse_experiment(values: Mapping[str, object], *, where: str) -> Experiment:
             "rewards: {similarity: 1.0}"
         )
     try:
-        asked = {one.prompts for one in data_plan.environments}
+        asked = {environment.prompts for environment in data_plan.environments}
     except (UsageError, DataError) as error:
         raise UsageError(f"{where}: data: {error}") from error
     prompts = asked.pop()

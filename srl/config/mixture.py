@@ -145,7 +145,7 @@ def preset_weights(
             "own; leave one of them away"
         )
     tag, *values = PRESETS[str(preset)]
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for value, part in zip(values, _PARTS, strict=True):
         names = [name for name, own in tags.items() if own.get(tag) == value]
         if not names:
@@ -153,10 +153,10 @@ def preset_weights(
                 f"preset {preset} mixes sources with tags {{{tag}: {values[0]}}} and "
                 f"{{{tag}: {values[1]}}}, and no source has {{{tag}: {value}}}"
             )
-        found |= dict.fromkeys(names, part / len(names))
-    if left := [name for name in tags if name not in found]:
+        shares |= dict.fromkeys(names, part / len(names))
+    if left := [name for name in tags if name not in shares]:
         raise UsageError(
             f"preset {preset} gives source {left[0]} no weight, for its tag {tag} is neither "
             f"{values[0]} nor {values[1]}; tag it, or give weights in place of the preset"
         )
-    return {name: found[name] for name in tags}
+    return {name: shares[name] for name in tags}

@@ -53,7 +53,7 @@ class Part:
 
 def parts_of(kind: type) -> list[type[Part]]:
     """Returns the parts of a settings class; a part comes before the parts that extend it."""
-    return [one for one in reversed(kind.__mro__) if issubclass(one, Part)]
+    return [part for part in reversed(kind.__mro__) if issubclass(part, Part)]
 
 
 def own_settings(kind: type) -> set[str]:
@@ -63,7 +63,7 @@ def own_settings(kind: type) -> set[str]:
 
 def setting_names(kind: type) -> list[str]:
     """Returns the names of all settings that `kind` accepts."""
-    return [one.name for one in fields(kind) if one.init]
+    return [field.name for field in fields(kind) if field.init]
 
 
 def at_least(settings: Part, why: str = "", **least: float) -> None:
@@ -146,10 +146,10 @@ class PromptSettings(Part):
                     f"leave {name} away, or set think: true"
                 )
         try:
-            told = date.fromisoformat(self.prompt_date).isoformat()
+            day = date.fromisoformat(self.prompt_date).isoformat()
         except (TypeError, ValueError):
-            told = None
-        if told != self.prompt_date:
+            day = None
+        if day != self.prompt_date:
             raise UsageError(
                 f"prompt_date is {self.prompt_date!r}; allowed: a day as YYYY-MM-DD, such as "
                 f"{PROMPT_DATE}"

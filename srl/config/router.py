@@ -79,7 +79,7 @@ class RouterSettings(Part):
     @property
     def router_choices(self) -> dict[str, object]:
         """Returns the settings of this part that differ from their defaults."""
-        given = {one.name: getattr(self, one.name) for one in fields(RouterSettings)}
+        given = {field.name: getattr(self, field.name) for field in fields(RouterSettings)}
         return {name: x for name, x in given.items() if x != getattr(RouterSettings, name)}
 
 
@@ -95,15 +95,15 @@ def _selection(given: Mapping[str, object]) -> dict[str, object]:
     """
     at = "train_experts"
     refuse_unknown(given, SELECTION, at)
-    found = {**SELECTION, **given}
-    found["by"] = fit(found["by"], SelectBy, f"{at}.by")
-    threshold = found["threshold"] = fit(found["threshold"], float, f"{at}.threshold")
-    rows = found["rows"] = fit(found["rows"], int, f"{at}.rows")
+    selection = {**SELECTION, **given}
+    selection["by"] = fit(selection["by"], SelectBy, f"{at}.by")
+    threshold = selection["threshold"] = fit(selection["threshold"], float, f"{at}.threshold")
+    rows = selection["rows"] = fit(selection["rows"], int, f"{at}.rows")
     if not 0 < cast(float, threshold) <= 1:
         raise UsageError(f"{at}.threshold is {threshold}; it must be above 0 and at most 1")
     if cast(int, rows) < 1:
         raise UsageError(f"{at}.rows is {rows}; it must be 1 or more")
-    return found
+    return selection
 
 
 @dataclass

@@ -334,8 +334,8 @@ class BenchmarkSettings(VerifierSettings, SamplingSettings, PromptSettings):
     @property
     def device(self) -> torch.device:
         """Returns the device on which the policy computes."""
-        found = None if self.use_cpu else torch.accelerator.current_accelerator(True)
-        return torch.device("cpu") if found is None else found
+        accelerator = None if self.use_cpu else torch.accelerator.current_accelerator(True)
+        return torch.device("cpu") if accelerator is None else accelerator
 
 
 def without_tokens(settings: TrainingArguments) -> dict[str, object]:

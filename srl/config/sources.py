@@ -17,10 +17,10 @@ def environment_at(source: str) -> Environment:
     if ":" not in source:
         return built_in_environment(source)
     try:
-        found = find(source, what="environment")
+        environment = find(source, what="environment")
     except ValueError as error:
         raise UsageError(f"source: {error}") from error
-    return as_environment(found, source)
+    return as_environment(environment, source)
 
 
 def whole_source(source: str) -> str:

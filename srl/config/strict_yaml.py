@@ -146,8 +146,8 @@ def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -
     """Raises UsageError for an unknown key; it names the nearest known key, or all of a few."""
     for key in keys:
         if key not in known:
-            few = f"; allowed: {', '.join(known)}" if len(known) <= _FEW else ""
-            raise UsageError(f"{where}: unknown key {key!r}{nearest(key, known) or few}")
+            allowed = f"; allowed: {', '.join(known)}" if len(known) <= _FEW else ""
+            raise UsageError(f"{where}: unknown key {key!r}{nearest(key, known) or allowed}")
 
 
 def nearest(word: object, known: Collection[str]) -> str:

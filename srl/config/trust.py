@@ -65,7 +65,7 @@ def refuse_foreign(
 
 def _code_of(values: Mapping[str, object]) -> dict[str, str]:
     """Returns a digest of the files for each code that settings name, with its absolute path."""
-    found = {}
+    digests = {}
     for target in _targets(values):
         place, _, name = target.rpartition(":")
         file = code_file(place)
@@ -74,10 +74,10 @@ def _code_of(values: Mapping[str, object]) -> dict[str, str]:
         digest = hashlib.sha256()
         for path in sorted(with_imports(file)) if file is not None else ():
             digest.update(path.read_bytes())
-        found[f"{file if place.endswith('.py') else place}:{name}"] = digest.hexdigest()[:32]
+        digests[f"{file if place.endswith('.py') else place}:{name}"] = digest.hexdigest()[:32]
     if values.get("trust_remote_code") is True:
-        found[f"trust_remote_code of {values.get('model')}"] = ""
-    return found
+        digests[f"trust_remote_code of {values.get('model')}"] = ""
+    return digests
 
 
 def _targets(values: Mapping[str, object]) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _targets(values: Mapping[str, object]) -> Iterator[str]:
     named = [values.get("loss_type"), *sources_in(data)]
     for key, reward in rewards.items() if isinstance(rewards, Mapping) else ():
         named += [key, reward.get("name") if isinstance(reward, Mapping) else None]
-    yield from (one for one in named if isinstance(one, str) and ":" in one)
+    yield from (target for target in named if isinstance(target, str) and ":" in target)
 
 
 def sources_in(data: object) -> Iterator[object]:

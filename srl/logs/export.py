@@ -86,7 +86,7 @@ def _tables(records: Iterator[StepRecord], schema: pa.Schema) -> Iterator[pa.Tab
     import pyarrow as pa
 
     while chunk := list(islice(records, GROUP)):
-        rows = [{name: _cell(getattr(one, name), name) for name in FIELDS} for one in chunk]
+        rows = [{name: _cell(getattr(record, name), name) for name in FIELDS} for record in chunk]
         yield pa.Table.from_pylist(rows, schema)
 
 

@@ -321,12 +321,12 @@ def counts(
     """
     across, columns = bins_of(table, most)
     names, meaning = codes(table[column])
-    found = {
+    by_name = {
         str(name): np.bincount(across[names == k], minlength=len(columns)).tolist()
         for k, name in enumerate(meaning)
         if name is not None
     }
-    return columns, dict(sorted(found.items(), key=lambda item: (-sum(item[1]), item[0])))
+    return columns, dict(sorted(by_name.items(), key=lambda item: (-sum(item[1]), item[0])))
 
 
 @dataclass(frozen=True)

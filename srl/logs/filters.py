@@ -87,12 +87,12 @@ class Range:
 
     def mask(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """Returns a mask of the values that lie in the range."""
-        found = pc.is_valid(column)
+        mask = pc.is_valid(column)
         if self.low is not None:
-            found = pc.and_(found, pc.greater_equal(column, self.low))
+            mask = pc.and_(mask, pc.greater_equal(column, self.low))
         if self.high is not None:
-            found = pc.and_(found, pc.less_equal(column, self.high))
-        return found
+            mask = pc.and_(mask, pc.less_equal(column, self.high))
+        return mask
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ class Filter:
         table = log.table
         if not table.num_rows:  # a log that was cut back, in which no reward has a name yet
             return np.zeros(0, dtype=np.int64)
-        found = pa.chunked_array([pa.array(np.ones(table.num_rows, dtype=bool))])
+        selected = pa.chunked_array([pa.array(np.ones(table.num_rows, dtype=bool))])
 
         def ask(mask: pa.ChunkedArray) -> None:
-            nonlocal found
-            found = pc.and_(found, pc.fill_null(mask, False))
+            nonlocal selected
+            selected = pc.and_(selected, pc.fill_null(mask, False))
 
         if self.phase != "all":
             ask(pc.equal(_text(table["phase"]), self.phase))
@@ -238,14 +238,14 @@ class Filter:
                 raise UsageError(f"no record has a {kind[:-1]} {name!r}; the log has: {has}")
             compare = _COMPARE[comparison.relation]
             ask(compare(table[comparison.column], comparison.number))
-        return np.flatnonzero(found.to_numpy())
+        return np.flatnonzero(selected.to_numpy())
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a filter, which are the same in all commands that read a log."""
     group = parser.add_argument_group("which records")
     numbers = "a number or a range: 40, 40:60, 40: or :60"
-    for option, said in (
+    for option, help_text in (
         ("train-step", f"optimiser step; {numbers}"),
         ("step-index", f"the expert's step, from 0; {numbers}"),
         ("steps-left", "how many of the expert's steps follow; 0: the last"),
@@ -253,16 +253,16 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         ("group", "the group within its optimiser step"),
     ):
         also = ["--step"] if option == "train-step" else []
-        group.add_argument(f"--{option}", *also, metavar="N", help=said)
+        group.add_argument(f"--{option}", *also, metavar="N", help=help_text)
     group.add_argument("--problem", metavar="ID", help="the problem whose id begins so")
     group.add_argument("--source", metavar="NAME", help="the data set or teacher")
-    for option, said in (
+    for option, help_text in (
         ("kept", "used in the update"),
         ("exact", "the expert's step to the letter"),
         ("copied", "the step before, to the letter"),
         ("truncated", "cut at the allowed length"),
     ):
-        group.add_argument(f"--{option}", choices=("true", "false"), help=said)
+        group.add_argument(f"--{option}", choices=("true", "false"), help=help_text)
     group.add_argument("--failure", metavar="NAME", help="this format failure; any, or none")
     group.add_argument("--failures-only", action="store_true", help="the same as --failure any")
     for option in _NUMBERS:

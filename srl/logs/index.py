@@ -72,7 +72,7 @@ _OPTIONAL = {
     "format_failure", "reward", "group_mean", "group_std", "dropped_because", "advantage", "copied",
 }  # fmt: skip
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 class LogChangedError(UsageError):
@@ -102,13 +102,13 @@ class Log:
         self.unfinished = unfinished
 
     @classmethod
-    def open(cls, path: Path, told: Told | None = None) -> Log:
+    def open(cls, path: Path, progress: Progress | None = None) -> Log:
         """Reads a log: the indexed part from the index, the rest from the file.
 
         Args:
             path: a `steps.jsonl`.
-            told: called with the bytes read so far and the size of the log, after each whole part
-                that no index has.
+            progress: called with the bytes read so far and the size of the log, after each whole
+                part that no index has.
 
         Raises:
             UsageError: there is no log, or a line is not a step record (the message names it).
@@ -120,7 +120,7 @@ class Log:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         with file:
             parts, end, lines = _indexed(path, file, size)
-            for rows, new_end, whole in _read(path, file, end, lines, size, told):
+            for rows, new_end, whole in _read(path, file, end, lines, size, progress):
                 part = _table(rows)
                 if whole:
                     _keep(path, len(parts), part, file, part["start"][-1].as_py(), new_end)
@@ -162,8 +162,8 @@ class Log:
                 except UsageError as error:
                     raise _changed(where) from error
                 # A log that was cut back and has grown again holds other records in these places.
-                told = record.train_step, utf8(record.problem_id), record.rollout
-                if told != (steps[row].as_py(), problems[row].as_py(), rollouts[row].as_py()):
+                identity = record.train_step, utf8(record.problem_id), record.rollout
+                if identity != (steps[row].as_py(), problems[row].as_py(), rollouts[row].as_py()):
                     raise _changed(where)
                 yield record
 
@@ -246,7 +246,7 @@ def _read(
     start: int,
     lines: int,
     size: int,
-    told: Told | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[list[dict[str, object]], int, bool]]:
     """Yields the rows from byte `start` on by part: rows, the byte after, whether it is whole."""
     file.seek(start)
@@ -266,8 +266,8 @@ def _read(
         if len(rows) == PART_RECORDS:
             yield rows, start, True
             rows = []
-            if told is not None:
-                told(start, size)
+            if progress is not None:
+                progress(start, size)
     if rows:
         yield rows, start, False
 

@@ -59,9 +59,9 @@ def opening(run: RunData, called: str | None = None) -> Opening:
     Raises:
         UsageError: a file of the run does not have the expected format.
     """
-    bad = [one for one in remarks_of(run) if not one.good]
+    bad = [remark for remark in remarks_of(run) if not remark.good]
     # A policy that breaks the format learns nothing else.
-    bad.sort(key=lambda one: one.rule != "failures")
+    bad.sort(key=lambda remark: remark.rule != "failures")
     to_mend = bad[0] if bad else None
     return Opening(
         f"{_how_far(run)}; {_result(run)}.",
@@ -85,9 +85,9 @@ def _result(run: RunData) -> str:
     after it, those of the validations, the change of the mean reward.
     """
     solved = {
-        one.when: one.estimate
-        for one in run.accuracies()
-        if one.mode == "steps" and not one.sampled
+        accuracy.when: accuracy.estimate
+        for accuracy in run.accuracies()
+        if accuracy.mode == "steps" and not accuracy.sampled
     }
     before, after, gain = solved.get("before"), solved.get("after"), run.gain()
     if before and after and gain:

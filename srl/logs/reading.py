@@ -24,12 +24,12 @@ def reading() -> Callable[[int, int], None]:
     It writes one message that the log is being read, once that has taken more than 2 seconds.
     """
     began = time.monotonic()
-    said = False
+    announced = False
 
-    def told(done: int, size: int) -> None:
-        nonlocal said
-        if not said and time.monotonic() - began > 2:
+    def report_progress(done: int, size: int) -> None:
+        nonlocal announced
+        if not announced and time.monotonic() - began > 2:
             say(f"reading {size / 1e6:,.0f} MB of records; an index of them is kept")
-            said = True
+            announced = True
 
-    return told
+    return report_progress

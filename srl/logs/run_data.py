@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from srl.errors import UsageError
-from srl.logs.index import Log, Told
+from srl.logs.index import Log, Progress
 from srl.runs.attempts import Accuracy, Attempt, accuracies, gain, read_attempts, solved_by
 from srl.runs.checked_rows import Row, checked_rows, is_step, is_text
 from srl.runs.expert_load import Layers, is_load
@@ -52,7 +52,7 @@ class RunData:
         self.log = log
 
     @classmethod
-    def open(cls, folder: RunFolder, told: Told | None = None) -> RunData:
+    def open(cls, folder: RunFolder, progress: Progress | None = None) -> RunData:
         """Opens a run and reads its step log; the other files are read when they are needed.
 
         Raises:
@@ -68,7 +68,7 @@ class RunData:
                     f"{folder.eval.name}; to solve them again: make eval RUN={folder.name}"
                 )
             raise UsageError(f"{path} does not exist: this run has recorded no rollouts yet")
-        log = Log.open(path, told)
+        log = Log.open(path, progress)
         if not log.table.num_rows:
             raise UsageError(
                 f"{path} holds no whole record yet: its first record is being written, or was cut "
@@ -115,8 +115,10 @@ class RunData:
     @property
     def last_step(self) -> int:
         """The last training step in the step log or in the training figures of metrics.jsonl."""
-        told = [step for points in self.training_figures().values() for step, _ in points[-1:]]
-        return max([int(self.log.table["train_step"].to_numpy().max()), *told])
+        last_steps = [
+            step for points in self.training_figures().values() for step, _ in points[-1:]
+        ]
+        return max([int(self.log.table["train_step"].to_numpy().max()), *last_steps])
 
     # -- metrics.jsonl ---------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class RunData:
         return self._figures(evaluation=True)
 
     def _figures(self, *, evaluation: bool) -> dict[str, Points]:
-        found: dict[str, Points] = {}
+        figures: dict[str, Points] = {}
         for row in self.metrics:
             if any(name.startswith("eval_") for name in row) != evaluation:
                 continue
@@ -157,9 +159,9 @@ class RunData:
                 continue
             for name, value in row.items():
                 if name not in ("step", "epoch") and (number := _number(value)) is not None:
-                    points = found.setdefault(name.removeprefix("eval_"), [])
+                    points = figures.setdefault(name.removeprefix("eval_"), [])
                     points.append((int(str(row["step"])), number))
-        return found
+        return figures
 
     def per_step(self, name: str) -> Points:
         """Returns the mean per training step of a figure that metrics.jsonl sums over several."""
@@ -180,8 +182,8 @@ class RunData:
 
     def seconds(self) -> float | None:
         """Returns the run's seconds of sampling and updating; None if none are recorded."""
-        found = [value for name, value in self.totals().items() if name.startswith("seconds/")]
-        return sum(found) if found else None
+        seconds = [value for name, value in self.totals().items() if name.startswith("seconds/")]
+        return sum(seconds) if seconds else None
 
     def validation_accuracy(self) -> list[tuple[int, Estimate]]:
         """Returns (training step, share of validation problems solved) of each validation.
@@ -190,7 +192,7 @@ class RunData:
         """
         figures = self.validation_figures()
         problems = dict(figures.get("problems", ()))
-        found = []
+        validations = []
         for step, value in figures.get("accuracy", ()):
             n = problems.get(step, 0)
             counted = 1 <= n <= _MOST_PROBLEMS and 0 <= value <= 1
@@ -199,8 +201,8 @@ class RunData:
                 if counted
                 else Estimate(value, math.nan, math.nan, 0)
             )
-            found.append((step, estimate))
-        return found
+            validations.append((step, estimate))
+        return validations
 
     # -- problems.jsonl --------------------------------------------------------------------------
 
@@ -211,17 +213,17 @@ class RunData:
         Raises:
             UsageError: a line does not have the format of that file.
         """
-        found: dict[str, list[Problem]] = {}
+        by_problem: dict[str, list[Problem]] = {}
         for row in checked_rows(self.folder.problems, {"problem_id": is_text, "problem": is_text}):
             steps, answer = row.get("steps"), row.get("answer")
-            found.setdefault(str(row["problem_id"]), []).append(
+            by_problem.setdefault(str(row["problem_id"]), []).append(
                 Problem(
                     str(row["problem"]),
                     tuple(map(str, steps)) if isinstance(steps, list) else (),
                     None if answer is None else str(answer),
                 )
             )
-        return found
+        return by_problem
 
     def problem_of(self, record: StepRecord) -> Problem | None:
         """Returns the expert solution that has the record's step; None if it is not recorded."""
@@ -254,7 +256,9 @@ class RunData:
 
     def gain(self, mode: str = "steps") -> Estimate | None:
         """Returns greedy accuracy after minus before, paired by problem; see `attempts.gain`."""
-        return gain([one for one in self.attempts if one.mode == mode and one.sample == 0])
+        return gain(
+            [attempt for attempt in self.attempts if attempt.mode == mode and attempt.sample == 0]
+        )
 
 
 def has_ended(folder: RunFolder) -> bool:

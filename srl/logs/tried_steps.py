@@ -75,9 +75,9 @@ def extremes(table: pa.Table, rows: np.ndarray, most: int) -> dict[str, list[Tri
 
     inorder = np.argsort(first_at)
     means = np.bincount(cells, weights=reward, minlength=count) / np.maximum(1, n)
-    found = (rows[first_at], n, means, mean_at(earliest), mean_at(latest), earliest, latest)
+    columns = (rows[first_at], n, means, mean_at(earliest), mean_at(latest), earliest, latest)
     example, tried, mean, first, last, first_step, last_step, best = (
-        part[inorder] for part in (*found, rows[order[ends]])
+        part[inorder] for part in (*columns, rows[order[ends]])
     )
 
     def top(which: np.ndarray, values: np.ndarray) -> list[TriedStep]:

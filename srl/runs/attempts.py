@@ -103,7 +103,7 @@ def read_attempts(path: Path) -> list[Attempt]:
         if (number := row.get("evaluation")) not in known:  # None: early logs have no number
             known.append(number)
     seen: Counter[tuple[object, ...]] = Counter()
-    found = []
+    attempts = []
     for row in rows:
         when, number = str(row["when"]), row.get("evaluation")
         known = numbers[when]
@@ -114,7 +114,7 @@ def read_attempts(path: Path) -> list[Attempt]:
             when = f"{when} {known.index(number) + 1}"
         key = (when, row["mode"], row["sample"], row["problem_id"])
         failure = row["failure"]
-        found.append(
+        attempts.append(
             Attempt(
                 when=when,
                 problem=(str(row["problem_id"]), seen[key]),
@@ -128,7 +128,7 @@ def read_attempts(path: Path) -> list[Attempt]:
             )
         )
         seen[key] += 1
-    return found
+    return attempts
 
 
 def forget(path: Path, when: str) -> None:
@@ -145,8 +145,8 @@ def forget(path: Path, when: str) -> None:
 def accuracies(attempts: Sequence[Attempt]) -> list[Accuracy]:
     """Returns accuracies on held-out problems by time, mode and sampling, as in summary.json."""
     parts: dict[tuple[str, str, bool], list[Attempt]] = {}
-    for one in attempts:
-        parts.setdefault((one.when, one.mode, one.sample > 0), []).append(one)
+    for attempt in attempts:
+        parts.setdefault((attempt.when, attempt.mode, attempt.sample > 0), []).append(attempt)
     return [
         Accuracy(when, mode, sampled, _accuracy(rows), _failures(rows))
         for (when, mode, sampled), rows in parts.items()
@@ -161,9 +161,11 @@ def solved_by(attempts: Sequence[Attempt], column: str) -> dict[str, dict[object
         column: `num_steps` or `source`.
     """
     parts: dict[str, dict[object, list[Attempt]]] = {}
-    for one in attempts:
-        if one.mode == "steps" and one.sample == 0:
-            parts.setdefault(one.when, {}).setdefault(getattr(one, column), []).append(one)
+    for attempt in attempts:
+        if attempt.mode == "steps" and attempt.sample == 0:
+            parts.setdefault(attempt.when, {}).setdefault(getattr(attempt, column), []).append(
+                attempt
+            )
     return {
         when: {value: _accuracy(rows) for value, rows in sorted(by.items())}
         for when, by in parts.items()
@@ -177,9 +179,9 @@ def gain(attempts: Sequence[Attempt]) -> Estimate | None:
     after is missing, or if their problems differ.
     """
     solved: dict[str, dict[tuple[str, int], bool]] = {"before": {}, "after": {}}
-    for one in attempts:
-        if one.when in solved:
-            solved[one.when][one.problem] = one.correct
+    for attempt in attempts:
+        if attempt.when in solved:
+            solved[attempt.when][attempt.problem] = attempt.correct
     before, after = solved["before"], solved["after"]
     if not before or before.keys() != after.keys():
         return None
@@ -192,7 +194,7 @@ def _accuracy(rows: Iterable[Attempt]) -> Estimate:
     by_problem: dict[tuple[str, int], list[bool]] = {}
     for row in rows:
         by_problem.setdefault(row.problem, []).append(row.correct)
-    return over_problems([avg_at_k(one) for one in by_problem.values()])
+    return over_problems([avg_at_k(outcomes) for outcomes in by_problem.values()])
 
 
 def _failures(rows: Iterable[Attempt]) -> dict[str, int]:

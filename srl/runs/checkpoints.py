@@ -66,8 +66,8 @@ def damage(checkpoint: Path) -> str | None:
     wrong = [f"it lacks {name}" for name in NEEDED if name not in files]
     if not any(name in files for name in WEIGHTS):
         wrong.append(f"it lacks the weights ({WEIGHTS[0]})")
-    found = (_damage(checkpoint, name, *described) for name, described in files.items())
-    wrong += [why for why in found if why is not None]
+    reasons = (_damage(checkpoint, name, *described) for name, described in files.items())
+    wrong += [why for why in reasons if why is not None]
     return "; ".join(wrong) or None
 
 
@@ -78,8 +78,8 @@ def _damage(checkpoint: Path, name: str, size: int, sha256: str) -> str | None:
             return f"{name} is missing"
         if not path.is_file():
             return f"{name} is not a file"
-        if (found := path.stat().st_size) != size:
-            return f"{name} has {found:,} of {size:,} bytes"
+        if (actual_size := path.stat().st_size) != size:
+            return f"{name} has {actual_size:,} of {size:,} bytes"
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return f"{name} is not what was saved: its SHA-256 is another one"
@@ -120,13 +120,13 @@ def check_checkpoint(path: Path, *, with_best: bool = False) -> None:
 
 
 def latest_checkpoint(
-    folder: Path, told: Callable[[str], object], *, with_best: bool = False
+    folder: Path, tell: Callable[[str], object], *, with_best: bool = False
 ) -> Path | None:
     """Returns the newest checkpoint that a run can resume from; None if there is no checkpoint.
 
     Args:
         folder: the run's folder.
-        told: called with one line for each newer checkpoint that is skipped.
+        tell: called with one line for each newer checkpoint that is skipped.
         with_best: see `why_not`.
 
     Raises:
@@ -137,7 +137,7 @@ def latest_checkpoint(
         why = why_not(checkpoint, with_best=with_best)
         if why is None:
             for line in passed:
-                told(f"passed over {line}")
+                tell(f"passed over {line}")
             return checkpoint
         passed.append(f"{checkpoint}: {why}")
     if passed:
@@ -185,7 +185,8 @@ def rotate(newest: Path, *, limit: int | None, best: Path | None) -> None:
     kept = {newest.name, *([best.name] if best is not None else [])}
     there = checkpoints(newest.parent)
     beyond = len(there) - max(limit, len(kept)) if limit else 0
-    for path in [one for one in there if one.name not in kept][: max(0, beyond)]:
+    removable = [path for path in there if path.name not in kept]
+    for path in removable[: max(0, beyond)]:
         remove(path)
 
 

@@ -35,10 +35,10 @@ def keep_whole_chunks(
             if not line.endswith(b"\n"):
                 break
             where = f"{path}, line {count + 1}"
-            found = key_of(read_object(line, where))
-            if count >= len(keys) or found != keys[count]:
+            line_key = key_of(read_object(line, where))
+            if count >= len(keys) or line_key != keys[count]:
                 raise UsageError(
-                    f"{where}: {found} stands where this command writes something else; give "
+                    f"{where}: {line_key} stands where this command writes something else; give "
                     "another --run-name"
                 )
             position += len(line)

@@ -122,14 +122,14 @@ class RunFolder:
         try:
             if (path / "config.yaml").is_file():
                 return cls(path)
-            found = "it has no config.yaml"
+            reason = "it has no config.yaml"
             if not path.exists():
-                found = "its link leads nowhere" if path.is_symlink() else "no such folder"
+                reason = "its link leads nowhere" if path.is_symlink() else "no such folder"
         except OSError as error:  # the name is too long, or a folder may not be read
-            found = error.strerror or str(error)
+            reason = error.strerror or str(error)
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
-        raise UsageError(f"{path} is not a run folder: {found}. {there}")
+        raise UsageError(f"{path} is not a run folder: {reason}. {there}")
 
     @classmethod
     def with_log(cls, path: Path) -> RunFolder:
@@ -222,10 +222,10 @@ class RunFolder:
     def read_environment(self) -> dict[str, object]:
         """Returns the content of environment.json; empty if it cannot be read."""
         try:
-            found = json.loads(self.environment.read_text(encoding="utf-8"))
+            environment = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return environment if isinstance(environment, dict) else {}
 
     def read_config(self) -> dict[str, object]:
         """Returns the resolved config from config.yaml.

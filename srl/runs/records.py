@@ -101,7 +101,7 @@ class StepRecord:
     advantage: float | None
 
 
-FIELDS = tuple(one.name for one in fields(StepRecord))
+FIELDS = tuple(field.name for field in fields(StepRecord))
 
 
 class RecordWriter:
@@ -333,9 +333,9 @@ def parse_record(line: bytes, where: str) -> StepRecord:
     if row.keys() != _TYPES.keys():
         missing = [name for name in FIELDS if name not in row]
         unknown = [name for name in row if name not in FIELDS]
-        said = [f"missing: {', '.join(missing)}"] if missing else []
-        said += [f"unknown: {', '.join(unknown)}"] if unknown else []
-        raise UsageError(f"{where}: not a step record of schema {SCHEMA}; {'; '.join(said)}")
+        differences = [f"missing: {', '.join(missing)}"] if missing else []
+        differences += [f"unknown: {', '.join(unknown)}"] if unknown else []
+        raise UsageError(f"{where}: not a step record of schema {SCHEMA}; {'; '.join(differences)}")
     for name, fits in _TYPES.items():
         if not fits(row[name]):
             raise UsageError(f"{where}: {name} is {_kind(row[name])}, which it cannot be")

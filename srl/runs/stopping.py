@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Calls `handler`, inside this context, for each stop signal that is not ignored."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    heeded = [one for one, known in before.items() if known not in (signal.SIG_IGN, None)]
+    heeded = [number for number, known in before.items() if known not in (signal.SIG_IGN, None)]
     for number in heeded:
         signal.signal(number, handler)
     try:

@@ -78,11 +78,11 @@ def line_chart(
     Returns:
         A <figure>, or an empty string if no series has a value.
     """
-    if rest := [one.name for one in series[SERIES:]]:
+    if rest := [curve.name for curve in series[SERIES:]]:
         caption = f"{caption} Not drawn: {', '.join(rest)}.".lstrip()
     # A run keeps its colour even if the other run has nothing to draw.
-    drawn = {k: (one.name, _drawable(one)) for k, one in enumerate(series[:SERIES])}
-    drawn = {k: one for k, one in drawn.items() if one[1]}
+    drawn = {k: (curve.name, _drawable(curve)) for k, curve in enumerate(series[:SERIES])}
+    drawn = {k: (name, points) for k, (name, points) in drawn.items() if points}
     if not drawn:
         return ""
     bins = sorted({b for _, points in drawn.values() for b in points})
@@ -92,7 +92,7 @@ def line_chart(
     counted = span_of if axis == TRAINING else _plain_span
     rows: dict[Bin, list[str]] = {b: [counted(b)] for b in bins}
     for k, (name, points) in drawn.items():
-        said = {b: _said(value, share=share) for b, value in points.items()}
+        labels = {b: _said(value, share=share) for b, value in points.items()}
         line, bars, dots, pen = "", "", "", "M"
         for b in series[k].bins:
             if b not in points:  # a gap
@@ -102,14 +102,14 @@ def line_chart(
             line, pen = f"{line}{pen}{across} {y(value.value)}", "L"
             if math.isfinite(value.low + value.high):
                 bars += f"M{across} {y(value.high)}V{y(value.low)}"
-            tip = f"{f'{name}, ' if len(series) > 1 else ''}{counted(b)}: {said[b]}"
+            tip = f"{f'{name}, ' if len(series) > 1 else ''}{counted(b)}: {labels[b]}"
             dots += f'<path d="M{across} {y(value.value)}h0"><title>{text(tip)}</title></path>'
         parts.append(
             f'<g class="s{k}"><path class="bars" d="{bars}"/><path class="line" d="{line}"/>'
             f'<g class="dots">{dots}</g></g>'
         )
         for b, row in rows.items():
-            row.append(said.get(b, ""))
+            row.append(labels.get(b, ""))
     legend = "".join(
         f'<span><svg viewBox="0 0 22 12" class="s{k}" aria-hidden="true">'
         f'<path class="line" d="M1 6H21"/></svg>{text(name)}</span>'
@@ -165,12 +165,12 @@ class _Scale:
         return f"{self.start + part * (self.end - self.start):.1f}"
 
 
-def _vertical(found: Sequence[Estimate]) -> _Scale:
+def _vertical(estimates: Sequence[Estimate]) -> _Scale:
     """Returns a scale for all values, and as much of their intervals as keeps the line readable."""
-    low, high = min(v.value for v in found), max(v.value for v in found)
+    low, high = min(v.value for v in estimates), max(v.value for v in estimates)
     # A bin of two problems has an interval ten times as wide as everything else. So on each side an
     # interval gets at most as much room as the line needs, or as the median interval.
-    banded = [v for v in found if math.isfinite(v.low + v.high)]
+    banded = [v for v in estimates if math.isfinite(v.low + v.high)]
     widths = sorted(v.high - v.low for v in banded)
     room = max(high - low, widths[len(widths) // 2] if widths else 0.0)
     low = max(low - room, min([low, *(v.low for v in banded)]))
@@ -187,27 +187,27 @@ def _vertical(found: Sequence[Estimate]) -> _Scale:
 def _axes(x: _Scale, y: _Scale, share: bool, axis: str) -> str:
     parts = []
     for mark in ticks(y.low, y.high):
-        said = f"{100 * mark:.6g} %" if share else f"{mark:.6g}"
+        label = f"{100 * mark:.6g} %" if share else f"{mark:.6g}"
         parts.append(
             f'<path class="grid" d="M{LEFT} {y(mark)}H{WIDTH - RIGHT}"/>'
-            f'<text class="up" x="{LEFT - 6}" y="{y(mark)}">{said.replace("-", "−")}</text>'
+            f'<text class="up" x="{LEFT - 6}" y="{y(mark)}">{label.replace("-", "−")}</text>'
         )
     for step in sorted({round(s) for s in ticks(x.low, x.high) if x.low < round(s) < x.high}):
         parts.append(f'<text x="{x(step)}" y="{HEIGHT - BOTTOM + 14}">{step:,}</text>')
     return f'{"".join(parts)}<text x="{WIDTH / 2:g}" y="{HEIGHT - 4}">{text(axis)}</text>'
 
 
-def _drawable(one: Series) -> dict[Bin, Estimate]:
+def _drawable(series: Series) -> dict[Bin, Estimate]:
     """Returns the points that can be drawn: those with a value that is not too large."""
-    pairs = zip(one.bins, one.values, strict=True)
+    pairs = zip(series.bins, series.values, strict=True)
     return {b: v for b, v in pairs if v is not None and abs(v.value) < _LARGEST}
 
 
 def _said(value: Estimate, *, share: bool) -> str:
-    said = with_interval(value, share=share)
-    return f"{said}, n = {number(value.n)}" if value.n else said
+    label = with_interval(value, share=share)
+    return f"{label}, n = {number(value.n)}" if value.n else label
 
 
 def _caption(title: str, caption: str) -> str:
-    said = f"<span>{text(caption)}</span>" if caption else ""
-    return f"<figcaption><strong>{text(title)}</strong>{said}</figcaption>"
+    span = f"<span>{text(caption)}</span>" if caption else ""
+    return f"<figcaption><strong>{text(title)}</strong>{span}</figcaption>"

@@ -86,13 +86,17 @@ def run_json(run: RunData, name: str, chosen: Chosen) -> dict[str, object]:
             problems.setdefault(id(problem), (len(problems), problem))
         where = None if problem is None else problems[id(problem)][0]
         lines = (int(row) + 1 for row in rows)
-        rollouts = [_rollout(one, line) for one, line in zip(group, lines, strict=True)]
+        rollouts = [_rollout(record, line) for record, line in zip(group, lines, strict=True)]
         groups.append(_group(group[0], len(group)) | {"problem": where, "rollouts": rollouts})
-    told = [
-        {"text": cut(one.text), "steps": [*map(cut, one.steps)], "answer": cut(one.answer)}
-        for _, one in problems.values()
+    problem_rows = [
+        {
+            "text": cut(problem.text),
+            "steps": [*map(cut, problem.steps)],
+            "answer": cut(problem.answer),
+        }
+        for _, problem in problems.values()
     ]
-    return {"name": name, "problems": told, "groups": groups}
+    return {"name": name, "problems": problem_rows, "groups": groups}
 
 
 def pack(runs: Sequence[Mapping[str, object]]) -> str:
@@ -114,12 +118,12 @@ def marks(action: str, expert_step: str) -> list[tuple[int, int, int]]:
 
     Places and lengths count characters.
     """
-    found = []
+    blocks = []
     for i, j, length in matching_blocks(action, expert_step)[:MOST_BLOCKS]:
         length = min(length, LONGEST_TEXT - i, LONGEST_TEXT - j)
         if length > 0:
-            found.append((i, j, length))
-    return found
+            blocks.append((i, j, length))
+    return blocks
 
 
 def _group(first: StepRecord, size: int) -> dict[str, object]:

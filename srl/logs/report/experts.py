@@ -22,25 +22,27 @@ def experts(runs: Runs) -> str:
 
     For dense policies it returns an empty string.
     """
-    maps = [part for one in runs if one.run.expert_load for part in _maps(one)]
+    maps = [part for named_run in runs if named_run.run.expert_load for part in _maps(named_run)]
     return f'<h2>Experts</h2><div class="charts">{"".join(maps)}</div>' if maps else ""
 
 
-def _maps(one: Named) -> list[str]:
-    loads = [load for load in one.run.expert_load if _shape(load[1]) == _shape(_last(one))]
+def _maps(named_run: Named) -> list[str]:
+    loads = [
+        load for load in named_run.run.expert_load if _shape(load[1]) == _shape(_last(named_run))
+    ]
     late = loads[-max(1, len(loads) // 5) :]
     steps = late[0][0], late[-1][0]
     return [
         load_map(
-            f"load of the experts, {span_of(steps)}{one.tag}",
+            f"load of the experts, {span_of(steps)}{named_run.tag}",
             added([layers for _, layers in late]),
         ),
-        _over_training(one, loads),
+        _over_training(named_run, loads),
     ]
 
 
-def _last(one: Named) -> Layers:
-    return one.run.expert_load[-1][1]
+def _last(named_run: Named) -> Layers:
+    return named_run.run.expert_load[-1][1]
 
 
 def _shape(layers: Layers) -> list[int]:
@@ -78,7 +80,7 @@ def load_page(title: str, layers: Layers, by: Mapping[str, Mapping[str, Layers]]
     return bare_page(title, f'<div class="charts">{"".join(maps)}</div>')
 
 
-def _over_training(one: Named, loads: Sequence[tuple[int, Layers]]) -> str:
+def _over_training(named_run: Named, loads: Sequence[tuple[int, Layers]]) -> str:
     """Returns a heat map, layers by training steps, of (largest load - mean) / mean."""
     size = -(-len(loads) // COLUMNS)
     bins = [loads[at : at + size] for at in range(0, len(loads), size)]
@@ -88,7 +90,7 @@ def _over_training(one: Named, loads: Sequence[tuple[int, Layers]]) -> str:
         [_cell(_violation(total[number])) for total in totals] for number in range(len(loads[0][1]))
     ][:ROWS]
     about = "(Largest load - mean) / mean: 0 is even; shaded up to 2."
-    title = f"imbalance by layer{one.tag}"
+    title = f"imbalance by layer{named_run.tag}"
     return heat_map(title, about, columns, _names(loads[0][1]), cells, _SCALE)
 
 

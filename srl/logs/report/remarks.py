@@ -68,7 +68,7 @@ def remarks_of(run: RunData) -> list[Remark]:
 
 
 def _solving(run: RunData, parts: Cells) -> Iterator[Rule]:
-    gain, validations = run.gain() or _NONE, [one for _, one in run.validation_accuracy()]
+    gain, validations = run.gain() or _NONE, [estimate for _, estimate in run.validation_accuracy()]
     fell, when = -gain.value, "after training than before"
     if math.isnan(fell) and len(validations) > 1:
         fell = validations[0].value - validations[-1].value
@@ -84,10 +84,10 @@ def _solving(run: RunData, parts: Cells) -> Iterator[Rule]:
                 "not what is right.",
             )  # fmt: skip
             break
-    after = [one.estimate for one in run.accuracies() if one.when == "after"]
+    after = [accuracy.estimate for accuracy in run.accuracies() if accuracy.when == "after"]
     solved = after or validations[-1:]
     yield (
-        "unsolved", bool(solved) and all(one.value == 0 for one in solved),
+        "unsolved", bool(solved) and all(estimate.value == 0 for estimate in solved),
         f"None of {number(solved[0].n or None) if solved else ''} held-out problems is solved "
         f"{'after training' if after else 'at the last validation'}.",
     )  # fmt: skip
@@ -112,7 +112,7 @@ def _last_fifth(run: RunData, parts: Cells) -> Iterator[Rule]:
         f"{_share(others)} of all others. The policy states answers; it does not take the steps "
         "before them. Take the answer step out of the targets.",
     )  # fmt: skip
-    failed = [one or _NONE for one in parts.metrics["format_failures"]]
+    failed = [estimate or _NONE for estimate in parts.metrics["format_failures"]]
     worst = max(range(len(failed)), key=lambda k: failed[k].value)
     cut, copied, lift = (_ends(parts, name)[1] for name in ("truncated", "copied", "lift"))
     yield from (

@@ -16,7 +16,7 @@ from pathlib import Path
 from srl.console import spelt
 from srl.errors import UsageError
 from srl.logs.figures import rows_of
-from srl.logs.index import Told
+from srl.logs.index import Progress
 from srl.logs.report import sections
 from srl.logs.report.embedded import choose, pack, run_json
 from srl.logs.report.experts import experts
@@ -51,7 +51,7 @@ def write_report(
     *,
     output: Path | None = None,
     rollouts: int = ROLLOUTS,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Writes the report of the run at `path`, compared with the run at `other` if one is given.
 
@@ -60,7 +60,7 @@ def write_report(
         other: a second run to compare it with.
         output: the file; by default `report.html` in the run's folder, or `report-OTHER.html`.
         rollouts: how many rollouts the page contains at most.
-        told: called while a log is read into its index; see `Log.open`.
+        progress: called while a log is read into its index; see `Log.open`.
 
     Raises:
         UsageError: there is no such run or log, both runs are the same, `rollouts` is below 1, or
@@ -68,7 +68,7 @@ def write_report(
     """
     if rollouts < 1:
         raise UsageError(f"--rollouts {rollouts}: at least 1 rollout has to be in the page")
-    folders = [RunFolder.with_log(one) for one in (path, other) if one is not None]
+    folders = [RunFolder.with_log(run_path) for run_path in (path, other) if run_path is not None]
     if len(folders) > 1 and folders[0].path.resolve() == folders[1].path.resolve():
         raise UsageError(
             f"{folders[1].path} is the run itself: name another run to compare it with, "
@@ -78,7 +78,7 @@ def write_report(
         beside = f"-{told_apart([folders[1].path])[0]}" if len(folders) > 1 else ""
         output = folders[0].path / f"report{beside}.html"
     _check_output(output)
-    runs = [RunData.open(folder, told) for folder in folders]
+    runs = [RunData.open(folder, progress) for folder in folders]
     page = make_page(runs, rollouts)
     try:
         replace_file(output, page.encode("utf-8"))
@@ -101,7 +101,10 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
         for run, lists in zip(runs, of_note, strict=True)
     ]
     inside = [part.rows for part in chosen]
-    embedded = [run_json(one.run, one.name, part) for one, part in zip(named, chosen, strict=True)]
+    embedded = [
+        run_json(named_run.run, named_run.name, part)
+        for named_run, part in zip(named, chosen, strict=True)
+    ]
     style, script = part_of_page("page.css"), part_of_page("page.js")
     pieces = {
         "policy": policy_of_page(style, script),
@@ -121,13 +124,14 @@ def make_page(runs: Sequence[RunData], rollouts: int = ROLLOUTS) -> str:
         "note": sections.steps_of_note(named, of_note, inside),
         "settings": sections.settings(named),
         "embedded": "; ".join(
-            f"{len(rows):,} of {one.run.log.table.num_rows:,} rollouts are here{text(one.tag)}"
-            for one, rows in zip(named, inside, strict=True)
+            f"{len(rows):,} of {named_run.run.log.table.num_rows:,} rollouts are here"
+            f"{text(named_run.tag)}"
+            for named_run, rows in zip(named, inside, strict=True)
         ),
         "data": pack(embedded),
     }
     # All pieces are replaced in one pass, so that a text that contains {{script}} is not replaced.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: pieces[found[1]], part_of_page("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: pieces[match[1]], part_of_page("page.html"))
 
 
 def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
@@ -137,12 +141,12 @@ def _of_note(run: RunData) -> dict[str, list[TriedStep]]:
     improved steps are those of the validations.
     """
     table = run.log.table
-    found = extremes(table, rows_of(table, "train"), OF_NOTE)
-    if not found["most improved"]:
+    steps = extremes(table, rows_of(table, "train"), OF_NOTE)
+    if not steps["most improved"]:
         validated = extremes(table, rows_of(table, "eval"), OF_NOTE)
-        del found["most improved"]
-        found["most improved from one validation to the last"] = validated["most improved"]
-    return found
+        del steps["most improved"]
+        steps["most improved from one validation to the last"] = validated["most improved"]
+    return steps
 
 
 def _check_output(path: Path) -> None:

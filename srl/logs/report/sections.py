@@ -80,34 +80,38 @@ Runs = Sequence[Named]
 def overview(runs: Runs) -> str:
     """Returns the state of each run, and its key figures at the start and end, with intervals."""
     return "".join(
-        _facts(one) + table(("", "first", "last", ""), _key_figures(one)) for one in runs
+        _facts(named_run) + table(("", "first", "last", ""), _key_figures(named_run))
+        for named_run in runs
     )
 
 
-def _facts(one: Named) -> str:
-    run, steps = one.run, one.run.log.table["train_step"]
+def _facts(named_run: Named) -> str:
+    run, steps = named_run.run, named_run.run.log.table["train_step"]
     asked = (run.config or {}).get("max_steps")
     of = f" of {asked:,}" if isinstance(asked, int) and asked > 0 else ""
     started = (run.environment or {}).get("started")
     facts = [
         "complete" if run.complete else "not complete",
         f"training step {pc.max(steps).as_py():,}{of}",
-        f"{len(steps):,} rollouts recorded, {len(steps) - len(one.train):,} of them in validations",
+        f"{len(steps):,} rollouts recorded, "
+        f"{len(steps) - len(named_run.train):,} of them in validations",
         *([f"started {started}"] if started else []),
     ]
-    said = "".join(f"<p>{text(sentence)}</p>" for sentence in opening(run, one.name))
-    return f"<h3>{text(one.name)}</h3>{said}<p class=facts>{text(' · '.join(facts))}</p>"
+    paragraphs = "".join(f"<p>{text(sentence)}</p>" for sentence in opening(run, named_run.name))
+    return (
+        f"<h3>{text(named_run.name)}</h3>{paragraphs}<p class=facts>{text(' · '.join(facts))}</p>"
+    )
 
 
-def _key_figures(one: Named) -> list[list[object]]:
-    run, rows = one.run, []
-    found = {a.when: a.estimate for a in run.accuracies() if a.mode == "steps" and not a.sampled}
-    before, after, gain = found.get("before"), found.get("after"), run.gain()
+def _key_figures(named_run: Named) -> list[list[object]]:
+    run, rows = named_run.run, []
+    solved = {a.when: a.estimate for a in run.accuracies() if a.mode == "steps" and not a.sampled}
+    before, after, gain = solved.get("before"), solved.get("after"), run.gain()
     if before or after:
         note = points(gain) if gain else ""
         if after and run.policy_step is not None:
             note += f"; after: policy of step {run.policy_step:,}, the best on validation"
-        shown = (with_interval(one, share=True) for one in (before, after))
+        shown = (with_interval(estimate, share=True) for estimate in (before, after))
         rows.append(["held-out problems solved", *shown, note])
     elif validations := run.validation_accuracy():
         ends = validations[0], validations[-1]
@@ -125,7 +129,7 @@ def _key_figures(one: Named) -> list[list[object]]:
         kept = f"{part.kept:,} of {part.tried:,} tried"
         rows.append(["groups kept", "", number(part.kept / part.tried, share=True), kept])
         took = f"in {number(run.seconds())} s" if run.seconds() else ""
-        tokens = pc.sum(one.train["completion_tokens"]).as_py()
+        tokens = pc.sum(named_run.train["completion_tokens"]).as_py()
         rows.append(["tokens written", "", number(tokens), took])
     return rows  # type: ignore[return-value]
 
@@ -133,12 +137,12 @@ def _key_figures(one: Named) -> list[list[object]]:
 def remarks(runs: Runs) -> str:
     """Returns the list of remarks on each run, by the rules of `remarks.py`."""
     parts = []
-    for one in runs:
+    for named_run in runs:
         items = "".join(
             f'<li class="{"good" if r.good else "look"}">{text(r.text)}</li>'
-            for r in remarks_of(one.run)
+            for r in remarks_of(named_run.run)
         )
-        name = f"<h3>{text(one.name)}</h3>" if one.tag else ""
+        name = f"<h3>{text(named_run.name)}</h3>" if named_run.tag else ""
         none = '<p class="none">None of the automatic checks found a problem.</p>'
         parts.append(name + (f"<ul class=remarks>{items}</ul>" if items else none))
     return "".join(parts)
@@ -149,29 +153,32 @@ def remarks(runs: Runs) -> str:
 
 def training(runs: Runs) -> str:
     """Returns charts of all metrics of rollouts, and of failed and dropped rollouts by reason."""
-    charts = _metric_charts(runs, [one.train for one in runs], "")
+    charts = _metric_charts(runs, [named_run.train for named_run in runs], "")
     for column, title in (("format_failure", "Format failures"), ("dropped_because", "Dropped")):
-        for one in runs:
-            bins, reasons = counts(one.train, column, most=BINS)
+        for named_run in runs:
+            bins, reasons = counts(named_run.train, column, most=BINS)
             lines = [
                 plain_series(name, list(zip(bins, map(float, n), strict=True)))
                 for name, n in reasons.items()
             ]
-            charts.append(line_chart(f"{title} by reason{one.tag}", "Rollouts.", lines))
+            charts.append(line_chart(f"{title} by reason{named_run.tag}", "Rollouts.", lines))
     return _charts(charts, "No rollouts of training in this log.")
 
 
 def _metric_charts(runs: Runs, tables: Sequence[pa.Table], prefix: str) -> list[str]:
     metrics = _metrics(runs)
     over = [
-        over_training(records, metrics_of(one.run.log), most=BINS)
-        for one, records in zip(runs, tables, strict=True)
+        over_training(records, metrics_of(named_run.run.log), most=BINS)
+        for named_run, records in zip(runs, tables, strict=True)
     ]
     return [
         line_chart(
             prefix + metric.label,
             _sentence(metric),
-            [_series(one.name, cells, metric) for one, cells in zip(runs, over, strict=True)],
+            [
+                _series(named_run.name, cells, metric)
+                for named_run, cells in zip(runs, over, strict=True)
+            ],
             share=metric.share,
         )
         for metric in metrics
@@ -181,10 +188,10 @@ def _metric_charts(runs: Runs, tables: Sequence[pa.Table], prefix: str) -> list[
 def optimisation(runs: Runs) -> str:
     """Returns charts of the figures that only metrics.jsonl has, without those that stay zero."""
     known = {name for metric in _metrics(runs) for name in (metric.name, metric.label)}
-    names = dict.fromkeys(name for one in runs for name in one.run.training_figures())
+    names = dict.fromkeys(name for named_run in runs for name in named_run.run.training_figures())
     charts = []
     for name in names:
-        lines = [_figure(one.run, name) for one in runs]
+        lines = [_figure(named_run.run, name) for named_run in runs]
         zero = not any(value for line in lines for _, value in line)
         if name not in known and not name.startswith("format_failures/") and not zero:
             charts.append(_plain(name, runs, lines))
@@ -196,10 +203,12 @@ def _figure(run: RunData, name: str) -> Points:
 
 
 def _plain(title: str, runs: Runs, lines: Sequence[Points]) -> str:
-    found = zip(runs, lines, strict=True)
+    pairs = zip(runs, lines, strict=True)
     about = "Per training step." if title.startswith(SUMMED) else ""
     return line_chart(
-        title, about, [plain_series(one.name, thinned(line, 2 * BINS)) for one, line in found]
+        title,
+        about,
+        [plain_series(named_run.name, thinned(line, 2 * BINS)) for named_run, line in pairs],
     )
 
 
@@ -210,18 +219,18 @@ def by_index(runs: Runs) -> str:
     """
     maps = []
     for metric in (REWARD_METRIC, FIXED["exact"]):
-        grids = [grid(one.train, metric, most=COLUMNS) for one in runs]
+        grids = [grid(named_run.train, metric, most=COLUMNS) for named_run in runs]
         every = [c for part in grids for row in part.cells for c in row if c is not None]
-        found = [c.value for c in every if math.isfinite(c.value)]
-        scale = (0.0, 1.0) if metric.share else (min(found, default=0.0), max(found, default=1.0))
-        for one, part in zip(runs, grids, strict=True):
+        values = [c.value for c in every if math.isfinite(c.value)]
+        scale = (0.0, 1.0) if metric.share else (min(values, default=0.0), max(values, default=1.0))
+        for named_run, part in zip(runs, grids, strict=True):
             about = _sentence(metric)
             if len(part.rows) > ROWS:
                 about += f" {len(part.rows) - ROWS} more rows are not shown."
             rows = [f"step index {row}" for row in part.rows[:ROWS]]
-            title = f"{metric.label} by step index{one.tag}"
+            title = f"{metric.label} by step index{named_run.tag}"
             columns, cells = list(map(span_of, part.columns)), part.cells[:ROWS]
-            if found:
+            if values:
                 maps.append(heat_map(title, about, columns, rows, cells, scale, share=metric.share))
     return _charts(maps)
 
@@ -230,8 +239,8 @@ def by_source(runs: Runs) -> str:
     """Returns charts of each source over training; a run with one source only has none."""
     metrics = [FIXED[name] for name in _OF_SOURCES]
     charts = []
-    for one in runs:
-        records = most_frequent(one.train, "source", SERIES)
+    for named_run in runs:
+        records = most_frequent(named_run.train, "source", SERIES)
         cells, names = codes(records["source"])
         if len(names) < 2:
             continue
@@ -241,7 +250,7 @@ def by_source(runs: Runs) -> str:
         ]
         for metric in metrics:
             lines = [_series(str(n), part, metric) for n, part in zip(names, parts, strict=True)]
-            title = f"{metric.label} by source{one.tag}"
+            title = f"{metric.label} by source{named_run.tag}"
             charts.append(line_chart(title, _sentence(metric), lines, share=metric.share))
     return _charts(charts)
 
@@ -249,14 +258,17 @@ def by_source(runs: Runs) -> str:
 def evaluation(runs: Runs) -> str:
     """Returns the shares of validation and held-out problems solved, and metrics of validations."""
     lines = []
-    for one in runs:
-        found = one.run.validation_accuracy()
-        every = max(1, -(-len(found) // (2 * BINS)))
-        found = found[::-1][::every][::-1]  # thins out a long list, and keeps the last point
-        lines.append(Series(one.name, [(s, s) for s, _ in found], [e for _, e in found]))
+    for named_run in runs:
+        validations = named_run.run.validation_accuracy()
+        every = max(1, -(-len(validations) // (2 * BINS)))
+        # Thins out a long list, and keeps the last point.
+        validations = validations[::-1][::every][::-1]
+        lines.append(
+            Series(named_run.name, [(s, s) for s, _ in validations], [e for _, e in validations])
+        )
     about = "Share of the validation problems solved, with Wilson's interval."
     charts = [line_chart("validation problems solved", about, lines, share=True)]
-    tables = [only(one.run.log.table, "eval") for one in runs]
+    tables = [only(named_run.run.log.table, "eval") for named_run in runs]
     charts += _metric_charts(runs, tables, "validation steps: ")
     shown = _charts(charts) + _held_out(runs)
     return shown or '<p class="none">This run has evaluated nothing yet.</p>'
@@ -264,23 +276,26 @@ def evaluation(runs: Runs) -> str:
 
 def _held_out(runs: Runs) -> str:
     rows: list[list[object]] = []
-    for one in runs:
-        for found in one.run.accuracies():
-            way = "step by step" if found.mode == "steps" else "whole solution"
-            what = f"{found.when}, {way}, {'sampled' if found.sampled else 'greedy'}{one.tag}"
-            why = sorted(found.failures.items(), key=lambda item: (-item[1], item[0]))
-            rows.append([what, number(found.estimate.n), _solved(found.estimate),
+    for named_run in runs:
+        for accuracy in named_run.run.accuracies():
+            way = "step by step" if accuracy.mode == "steps" else "whole solution"
+            how = "sampled" if accuracy.sampled else "greedy"
+            what = f"{accuracy.when}, {way}, {how}{named_run.tag}"
+            why = sorted(accuracy.failures.items(), key=lambda item: (-item[1], item[0]))
+            rows.append([what, number(accuracy.estimate.n), _solved(accuracy.estimate),
                          ", ".join(f"{name} {count:,}" for name, count in why)])  # fmt: skip
-        if gain := one.run.gain():
-            rows.append([f"after − before{one.tag}", number(gain.n), points(gain), ""])
+        if gain := named_run.run.gain():
+            rows.append([f"after − before{named_run.tag}", number(gain.n), points(gain), ""])
     if not rows:
         return ""
     parts = [_titled("held-out problems", ("", "problems", "solved", "why not"), rows)]
-    for one in runs:
-        if times := one.run.solved_by("num_steps"):
-            lengths = sorted({int(str(k)) for found in times.values() for k in found})
-            body = [[k, *(_solved(found.get(k)) for found in times.values())] for k in lengths]
-            title = f"solved by number of expert's steps{one.tag}"
+    for named_run in runs:
+        if times := named_run.run.solved_by("num_steps"):
+            lengths = sorted({int(str(k)) for by_length in times.values() for k in by_length})
+            body = [
+                [k, *(_solved(by_length.get(k)) for by_length in times.values())] for k in lengths
+            ]
+            title = f"solved by number of expert's steps{named_run.tag}"
             parts.append(_titled(title, ["steps", *times], body))
     return "".join(parts)
 
@@ -311,33 +326,37 @@ def _by_table(runs: Runs, column: str, title: str, most: int = LONGEST_TABLE) ->
     For each run it has the `most` values with the most rollouts.
     """
     metrics = [metric for metric in _metrics(runs) if metric.name != "group_std"]
-    found = []
-    for place, one in enumerate(runs):
-        records = most_frequent(one.train, column, most)
-        cells = by(records, column, metrics_of(one.run.log))
+    keyed_rows = []
+    for place, named_run in enumerate(runs):
+        records = most_frequent(named_run.train, column, most)
+        cells = by(records, column, metrics_of(named_run.run.log))
         for k, key in enumerate(cells.keys):
             counted = map(number, (cells.records[k], cells.groups[k], cells.problems[k]))
             values = ((cells.metrics.get(m.name, {k: None})[k], m.share) for m in metrics)
             figures = [with_interval(value, share=share) for value, share in values]
             order = (-cells.records[k] if column == "problem_id" else 0, key, place)
-            found.append((order, [_key(key, column, one), *counted, *figures]))
-    if not found:
+            keyed_rows.append((order, [_key(key, column, named_run), *counted, *figures]))
+    if not keyed_rows:
         return ""
-    found.sort(key=lambda row: row[0])
-    some = f" (the {most} with most rollouts)" if len(found) >= most else ""
+    keyed_rows.sort(key=lambda row: row[0])
+    some = f" (the {most} with most rollouts)" if len(keyed_rows) >= most else ""
     head = [title, "rollouts", "groups", "problems", *(m.label for m in metrics)]
-    return _titled(f"by {title}{some}", head, [row for _, row in found])
+    return _titled(f"by {title}{some}", head, [row for _, row in keyed_rows])
 
 
-def _key(key: object, column: str, one: Named) -> object:
+def _key(key: object, column: str, named_run: Named) -> object:
     if column != "problem_id" or len(str(key)) > _LONGEST_LINK:
-        return f"{key}{one.tag}"
+        return f"{key}{named_run.tag}"
     asked = quote(str(key), safe="", errors="replace")
-    return Raw(f'<a href="#find={one.link}{text(asked)}">{text(key)}</a>{text(one.tag)}')
+    return Raw(
+        f'<a href="#find={named_run.link}{text(asked)}">{text(key)}</a>{text(named_run.tag)}'
+    )
 
 
 def steps_of_note(
-    runs: Runs, found: Sequence[Mapping[str, Sequence[TriedStep]]], inside: Sequence[Iterable[int]]
+    runs: Runs,
+    of_note: Sequence[Mapping[str, Sequence[TriedStep]]],
+    inside: Sequence[Iterable[int]],
 ) -> str:
     """Returns the best, the worst and the most improved expert steps.
 
@@ -346,21 +365,21 @@ def steps_of_note(
     parts = []
     head = ("step", "expert's step", "best attempt of the last time", "rollouts", "mean reward",
             "first", "last")  # fmt: skip
-    for one, lists, here in zip(runs, found, map(set, inside), strict=True):
+    for named_run, lists, here in zip(runs, of_note, map(set, inside), strict=True):
         for title, steps in lists.items():
-            records = one.run.log.read([step.row for step in steps])
+            records = named_run.run.log.read([step.row for step in steps])
             rows = []
             for step, record in zip(steps, records, strict=True):
-                said = text(f"{step.problem_id[:8]}, {step.step_index + 1}/{record.num_steps}")
-                link = f'<a href="#r={one.link}{step.row + 1}">{said}</a>'
+                label = text(f"{step.problem_id[:8]}, {step.step_index + 1}/{record.num_steps}")
+                link = f'<a href="#r={named_run.link}{step.row + 1}">{label}</a>'
                 rows.append(
-                    [Raw(link) if step.row in here else said, _excerpt(record.expert_step),
+                    [Raw(link) if step.row in here else label, _excerpt(record.expert_step),
                      _excerpt(record.action), number(step.rollouts), number(step.reward),
                      f"{number(step.first)}, step {step.first_step}",
                      f"{number(step.last)}, step {step.last_step}"]
                 )  # fmt: skip
             none = '<p class="none">None was tried at two times, and better at the last.</p>'
-            heading = f"<h3>{text(title + one.tag)}</h3>"
+            heading = f"<h3>{text(title + named_run.tag)}</h3>"
             parts.append(heading + (table(head, rows) if rows else none))
     return "".join(parts)
 
@@ -376,12 +395,12 @@ def settings(runs: Runs) -> str:
         _flat_table("settings", runs, lambda run: run.config),
         _flat_table("environment", runs, lambda run: run.environment),
     ]
-    for one in runs:
-        path = one.run.folder.command
+    for named_run in runs:
+        path = named_run.run.folder.command
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace") as file:
                 command = text(shareable_command(file.read(_COMMAND).strip()), most=_COMMAND)
-            parts.append(f"<h3>{text(f'command{one.tag}')}</h3><pre>{command}</pre>")
+            parts.append(f"<h3>{text(f'command{named_run.tag}')}</h3><pre>{command}</pre>")
     return "".join(parts)
 
 
@@ -393,16 +412,16 @@ def _flat_table(
     Secrets and folders are hidden. Values that differ only in a hidden part still count as
     different.
     """
-    raw = [plain(of(one.run) or {}) for one in runs]
+    raw = [plain(of(named_run.run) or {}) for named_run in runs]
     shown = [flattened(shareable(part)) for part in raw]
     hidden = [
-        dict(zip(told, flattened(whole).values(), strict=False))
-        for told, whole in zip(shown, raw, strict=True)
+        dict(zip(shown_keys, flattened(whole).values(), strict=False))
+        for shown_keys, whole in zip(shown, raw, strict=True)
     ]
     keys = list(dict.fromkeys(key for part in shown for key in part if key))
     if not keys:
         return f'<h3>{text(title)}</h3><p class="none">Not recorded in this folder.</p>'
-    head = ["key", *(one.name for one in runs)]
+    head = ["key", *(named_run.name for named_run in runs)]
     rows = {key: [key, *(str(part.get(key, "–")) for part in shown)] for key in keys}
     differ = [row for key, row in rows.items() if len({str(p.get(key)) for p in hidden}) > 1]
     first = _titled(f"{title} that differ", head, differ) if differ else ""
@@ -414,7 +433,9 @@ def _flat_table(
 
 
 def _metrics(runs: Runs) -> list[Metric]:
-    return list(dict.fromkeys(metric for one in runs for metric in metrics_of(one.run.log)))
+    return list(
+        dict.fromkeys(metric for named_run in runs for metric in metrics_of(named_run.run.log))
+    )
 
 
 def _bins(cells: Cells) -> list[Bin]:

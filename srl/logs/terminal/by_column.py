@@ -130,31 +130,35 @@ def estimate_json(estimate: Estimate | None) -> dict[str, float | int] | None:
     return None if estimate is None else estimate.to_json()
 
 
-def grouped_json(data: RunData, wanted: Filter, found: Grouped) -> dict[str, object]:
+def grouped_json(data: RunData, wanted: Filter, grouping: Grouped) -> dict[str, object]:
     """Returns the table for scripts: all metrics with their intervals."""
     return {
         "run": str(data.folder.path),
-        "by": found.column,
+        "by": grouping.column,
         "filter": wanted.words,
-        "values": found.values,
-        "cells": cells_json(found.cells),
+        "values": grouping.values,
+        "cells": cells_json(grouping.cells),
     }
 
 
-def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
+def grouped_table(grouping: Grouped, wanted: Filter | None, pen: Pen) -> Group:
     """Returns the table, as wide as the terminal allows, and a line on what it leaves out.
 
     `wanted` is the filter of the records; None if it is shown elsewhere.
     """
-    cells = found.cells
+    cells = grouping.cells
     columns = [
         _Column("records", [f"{n:,}" for n in cells.records]),
         _Column("problems", [f"{n:,}" for n in cells.problems]),
         _Column("groups", [f"{n:,}" for n in cells.groups]),
     ]
-    metrics = [m for m in found.metrics if any(one is not None for one in cells.metrics[m.name])]
+    metrics = [
+        m
+        for m in grouping.metrics
+        if any(estimate is not None for estimate in cells.metrics[m.name])
+    ]
     keys = ["none" if key is None else pen.clip(str(key), 32) for key in cells.keys]
-    room = pen.width - max(map(cell_len, [found.column, *keys]))
+    room = pen.width - max(map(cell_len, [grouping.column, *keys]))
     plain = [_column(metric, cells, pen, bounds=False) for metric in metrics]
     full = [_column(metric, cells, pen, bounds=True) for metric in metrics]
     # Tries all intervals, then only those of the first metric, then none.
@@ -168,21 +172,21 @@ def grouped_table(found: Grouped, wanted: Filter | None, pen: Pen) -> Group:
         place = next((k for k, c in enumerate(chosen) if c.title in ("groups", "problems")), -1)
         left_out.append(chosen.pop(place).title)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column(found.column, no_wrap=True)
+    table.add_column(grouping.column, no_wrap=True)
     for column in chosen:
         table.add_column(column.title, justify="right", no_wrap=True)
     for k, key in enumerate(keys):
         table.add_row(Text(key), *(Text(column.shown[k]) for column in chosen))
     parts: list[RenderableType] = [table]
-    said = []
-    if found.values > len(keys):
-        how = "--limit" if wanted else f"--by {found.column}"
-        said.append(f"{len(keys):,} of {found.values:,} shown; {how} shows more")
+    notes = []
+    if grouping.values > len(keys):
+        how = "--limit" if wanted else f"--by {grouping.column}"
+        notes.append(f"{len(keys):,} of {grouping.values:,} shown; {how} shows more")
     if left_out and wanted:
-        said.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
+        notes.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
     if wanted:
-        said.append(f"records: {pen.say(wanted.words)}")
-    parts += [Text(". ".join(said), style="dim")] if said else []
+        notes.append(f"records: {pen.say(wanted.words)}")
+    parts += [Text(". ".join(notes), style="dim")] if notes else []
     return Group(*parts)
 
 
@@ -197,10 +201,10 @@ class _Column:
 
 
 def _column(metric: Metric, cells: Cells, pen: Pen, *, bounds: bool) -> _Column:
-    def one(estimate: Estimate | None) -> str:
+    def shown(estimate: Estimate | None) -> str:
         if estimate is None:
             return "-"
         value = figure(metric, estimate.value)
         return f"{value} {interval(metric, estimate)}".rstrip() if bounds else value
 
-    return _Column(pen.clip(metric.label, 24), [one(e) for e in cells.metrics[metric.name]])
+    return _Column(pen.clip(metric.label, 24), [shown(e) for e in cells.metrics[metric.name]])

@@ -135,11 +135,11 @@ def _inspect(path: Path, args: argparse.Namespace, console: Console) -> int:
         return _export(data, in_order(log, rows, args.sort), args)
     if args.by is not None:
         limit = args.limit or (None if args.json else _TABLE_ROWS)
-        found = grouped(log, rows, args.by, sort=args.sort, limit=limit)
+        grouping = grouped(log, rows, args.by, sort=args.sort, limit=limit)
         if args.json:
-            _write_object(grouped_json(data, wanted, found))
+            _write_object(grouped_json(data, wanted, grouping))
         else:
-            console.print(grouped_table(found, wanted, pen))
+            console.print(grouped_table(grouping, wanted, pen))
         return 0
     if args.json and not args.figures:
         _write_lines(log, _first(in_order(log, rows, args.sort), args))
@@ -219,7 +219,7 @@ def nothing_matches(log: Log, wanted: Filter) -> str:
     """Returns the message that no record matches the filter, with what the log contains."""
     steps = log.table["train_step"].to_numpy()
     phases = pc.value_counts(pc.cast(log.table["phase"], "string")).to_pylist()
-    held = ", ".join(f"{one['counts']:,} of phase {one['values']}" for one in phases)
+    held = ", ".join(f"{phase['counts']:,} of phase {phase['values']}" for phase in phases)
     return (
         f"no record in {log.path} matches {wanted.words}; it holds training steps "
         f"{int(steps.min())} to {int(steps.max())}: {held}"
@@ -259,11 +259,11 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
 
     def write(log: Log, rows: np.ndarray) -> None:
         if args.json:
-            said = list(_json_lines(log, rows))
+            lines = list(_json_lines(log, rows))
         else:
             records = zip(rows.tolist(), log.read(rows.tolist()), strict=True)
-            said = [record_line(row + 1, record, pen) for row, record in records]
-        for line in said:
+            lines = [record_line(row + 1, record, pen) for row, record in records]
+        for line in lines:
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -281,8 +281,8 @@ def _follow(folder: RunFolder, args: argparse.Namespace, wanted: Filter, console
 # ---- JSON ---------------------------------------------------------------------------------------
 
 
-def _write_object(found: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(finite(found), allow_nan=False) + "\n")
+def _write_object(content: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(finite(content), allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -300,5 +300,5 @@ def _json_lines(log: Log, rows: np.ndarray) -> Iterator[str]:
     """
     plain = sys.stdout.isatty() or not is_unicode(sys.stdout.encoding or "")
     for row, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
-        said = f'{{"line": {row + 1}, {json_line(record).decode().strip()[1:]}'
-        yield json.dumps(json.loads(said)) if plain else said
+        line = f'{{"line": {row + 1}, {json_line(record).decode().strip()[1:]}'
+        yield json.dumps(json.loads(line)) if plain else line

@@ -129,10 +129,10 @@ def _same(before: pa.Table, now: pa.Table) -> int:
     n = min(before.num_rows, now.num_rows)
     same = np.ones(n, dtype=bool)
     for column in _TELLING:
-        one, two = (
+        old, new = (
             table[column].slice(0, n).to_numpy(zero_copy_only=False) for table in (before, now)
         )
-        same &= (one == two) | ((one != one) & (two != two))
+        same &= (old == new) | ((old != old) & (new != new))
     return n if same.all() else int(np.argmin(same))
 
 
@@ -167,8 +167,10 @@ def follow_live(
             data = RunData(folder, log)
             status = Text(f"following, drawn at {time.strftime('%H:%M:%S')}; Ctrl-C ends", "dim")
             if not len(rows):
-                said = f"no record matches {pen.say(wanted.words)} yet, of {log.table.num_rows:,}"
-                live.update(Group(Text(said), status), refresh=True)
+                message = (
+                    f"no record matches {pen.say(wanted.words)} yet, of {log.table.num_rows:,}"
+                )
+                live.update(Group(Text(message), status), refresh=True)
                 return
             newest = rows[-max(1, min(limit, console.height - 12)) :].tolist()
             lines = [

@@ -136,13 +136,16 @@ def overview(
                     value,
                     first.metrics[name][0] if first else None,
                     last.metrics[name][0] if last else None,
-                    [None if one is None else one.value for one in trends.metrics[name]],
+                    [
+                        None if estimate is None else estimate.value
+                        for estimate in trends.metrics[name]
+                    ],
                 )
             )
     sampled = sampling_yield(table, most=1)
     if sampled:
         kept = [_kept(part) for part in (table, early, late)]
-        trend = [one.kept / one.tried for one in sampling_yield(table, most=bins)]
+        trend = [part.kept / part.tried for part in sampling_yield(table, most=bins)]
         if kept[0] is not None:
             courses.append(Course(GROUPS, kept[0], kept[1], kept[2], [*trend]))
     return Overview(
@@ -176,21 +179,21 @@ def _within(table: pa.Table, steps: tuple[int, int]) -> pa.Table:
 
 
 def _tables(log: Log, rows: np.ndarray, most: int) -> dict[str, Grouped]:
-    found = {}
+    tables = {}
     for column in TABLES:
         count = len(pc.unique(log.table[column].take(pa.array(rows))))
         if count > 1:
             sort = "-records" if count > most else None
-            found[column] = grouped(log, rows, column, sort=sort, limit=most)
-    return found
+            tables[column] = grouped(log, rows, column, sort=sort, limit=most)
+    return tables
 
 
 def _kept(table: pa.Table | None) -> Estimate | None:
     """Returns the share of groups that were kept, without an interval."""
-    found = sampling_yield(table, most=1) if table is not None else []
+    sampled = sampling_yield(table, most=1) if table is not None else []
     return (
-        Estimate(found[0].kept / found[0].tried, math.nan, math.nan, found[0].tried)
-        if found
+        Estimate(sampled[0].kept / sampled[0].tried, math.nan, math.nan, sampled[0].tried)
+        if sampled
         else None
     )
 
@@ -206,22 +209,22 @@ def _time(data: RunData) -> Time | None:
     return Time(sampling, updating, validating, speed)
 
 
-def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, object]:
+def overview_json(data: RunData, wanted: Filter, figures: Overview) -> dict[str, object]:
     """Returns everything that the overview shows, for JSON."""
-    sampling, gain = found.sampling, data.gain()
+    sampling, gain = figures.sampling, data.gain()
     return {
         "run": str(data.folder.path),
         "complete": data.complete,
         "unfinished_bytes": data.log.unfinished,
         "records_in_log": data.log.table.num_rows,
         "filter": wanted.words,
-        "records": found.records,
-        "problems": found.problems,
-        "groups": found.groups,
-        "tokens": found.tokens,
-        "train_steps": found.steps,
-        "bins": found.bins,
-        "fifths": found.fifths,
+        "records": figures.records,
+        "problems": figures.problems,
+        "groups": figures.groups,
+        "tokens": figures.tokens,
+        "train_steps": figures.steps,
+        "bins": figures.bins,
+        "fifths": figures.fifths,
         "metrics": {
             course.metric.name: {
                 "label": course.metric.label,
@@ -231,40 +234,40 @@ def overview_json(data: RunData, wanted: Filter, found: Overview) -> dict[str, o
                 "last_fifth": estimate_json(course.last),
                 "trend": course.trend,
             }
-            for course in found.courses
+            for course in figures.courses
             if course.metric is not GROUPS
         },
-        "format_failures": found.failures,
+        "format_failures": figures.failures,
         "sampling": None
         if sampling is None
         else {
             "tried": sampling.tried,
             "kept": sampling.kept,
             "dropped": sampling.dropped,
-            "trend": next(c.trend for c in found.courses if c.metric is GROUPS),
+            "trend": next(c.trend for c in figures.courses if c.metric is GROUPS),
         },
-        "time": None if found.time is None else asdict(found.time),
+        "time": None if figures.time is None else asdict(figures.time),
         "accuracies": [
             {
-                "when": one.when,
-                "mode": one.mode,
-                "sampled": one.sampled,
-                **one.estimate.to_json(),
-                "failures": one.failures,
+                "when": accuracy.when,
+                "mode": accuracy.mode,
+                "sampled": accuracy.sampled,
+                **accuracy.estimate.to_json(),
+                "failures": accuracy.failures,
             }
-            for one in data.accuracies()
+            for accuracy in data.accuracies()
         ],
         "gain": estimate_json(gain),
         "validations": [
             {"step": step, **estimate.to_json()} for step, estimate in data.validation_accuracy()
         ],
-        "by": {column: cells_json(one.cells) for column, one in found.tables.items()},
-        "values": {column: one.values for column, one in found.tables.items()},
+        "by": {column: cells_json(grouping.cells) for column, grouping in figures.tables.items()},
+        "values": {column: grouping.values for column, grouping in figures.tables.items()},
         "extremes": {
             name: [
                 {k: v for k, v in asdict(step).items() if k != "row"} | {"line": step.row + 1}
                 for step in steps
             ]
-            for name, steps in found.extremes.items()
+            for name, steps in figures.extremes.items()
         },
     }

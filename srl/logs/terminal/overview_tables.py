@@ -33,46 +33,47 @@ _LEAST_TREND, _MOST_TREND = 8, 60
 
 
 def overview_parts(
-    data: RunData, wanted: Filter, found: Overview, pen: Pen
+    data: RunData, wanted: Filter, figures: Overview, pen: Pen
 ) -> list[RenderableType]:
     """Returns the overview's sections in order: the run, metrics, tables, best and worst steps."""
     parts: list[RenderableType] = [
         *(Text(pen.say(sentence)) for sentence in opening(data)),
         Text(),
-        about(data, wanted, found, pen),
+        about(data, wanted, figures, pen),
         Text(),
-        courses(found, pen),
+        courses(figures, pen),
     ]
-    for table in found.tables.values():
+    for table in figures.tables.values():
         parts += [Text(), grouped_table(table, None, pen)]
-    if len(found.extremes["worst"]) > 1:
-        parts += [Text(), _extremes(data.log, found, pen)]
+    if len(figures.extremes["worst"]) > 1:
+        parts += [Text(), _extremes(data.log, figures, pen)]
     return parts
 
 
-def about(data: RunData, wanted: Filter, found: Overview, pen: Pen) -> Table:
+def about(data: RunData, wanted: Filter, figures: Overview, pen: Pen) -> Table:
     """Returns a table with the run's name, its state, its records, problems solved, and times."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
 
-    def row(label: str, said: str, style: str = "") -> None:
-        grid.add_row(Text(label, style="bold"), Text(said, style=style))
+    def row(label: str, content: str, style: str = "") -> None:
+        grid.add_row(Text(label, style="bold"), Text(content, style=style))
 
     row("run", pen.say(str(data.folder.path)))
     row("state", state(data), "" if data.complete else "yellow")
-    first, last = found.steps
+    first, last = figures.steps
     steps = f"training steps {first:,} to {last:,}" if first != last else f"training step {first:,}"
     row(
         "records",
-        f"{found.records:,} of {data.log.table.num_rows:,} ({pen.say(wanted.words)}): "
-        f"{found.problems:,} problems, {found.groups:,} groups, {steps}, {found.tokens:,} tokens",
+        f"{figures.records:,} of {data.log.table.num_rows:,} ({pen.say(wanted.words)}): "
+        f"{figures.problems:,} problems, {figures.groups:,} groups, {steps}, "
+        f"{figures.tokens:,} tokens",
     )
-    for said in _solved(data, pen):
-        row("solved", said)
+    for line in _solved(data, pen):
+        row("solved", line)
     if validations := data.validation_accuracy():
         row("validation", _validation(validations, pen))
-    if (taken := found.time) is not None:
+    if (taken := figures.time) is not None:
         speed = taken.tokens_per_second
         row(
             "time",
@@ -88,18 +89,18 @@ def state(data: RunData) -> str:
     steps = data.log.table["train_step"].to_numpy()
     reached = f"training step {int(steps.max()):,}"
     if data.complete:
-        said = f"complete, after {reached}"
+        sentence = f"complete, after {reached}"
     else:
         most = (data.config or {}).get("max_steps")
         of = f" of {most:,}" if isinstance(most, int) and most > 0 else ""
         age = max(0.0, time.time() - data.folder.steps.stat().st_mtime)
-        said = f"not complete: {reached}{of}; a record was last written {_ago(age)} ago"
+        sentence = f"not complete: {reached}{of}; a record was last written {_ago(age)} ago"
     if data.log.unfinished:
-        said += (
+        sentence += (
             f"; the last {data.log.unfinished:,} bytes of the log are no whole record: "
             "it is being written, or was cut off"
         )
-    return said
+    return sentence
 
 
 def _ago(seconds: float) -> str:
@@ -111,15 +112,16 @@ def _ago(seconds: float) -> str:
 def _solved(data: RunData, pen: Pen) -> list[str]:
     """Returns a line for each way of solving: before, after, and the change."""
     ways: dict[tuple[str, bool], list[Accuracy]] = {}
-    for one in data.accuracies():
-        ways.setdefault((one.mode, one.sampled), []).append(one)
-    said = []
-    for (mode, sampled), found in ways.items():
+    for accuracy in data.accuracies():
+        ways.setdefault((accuracy.mode, accuracy.sampled), []).append(accuracy)
+    lines = []
+    for (mode, sampled), accuracies in ways.items():
         parts = [
-            f"{percent(one.estimate.value)} {_range(one.estimate)} {pen.say(one.when)}".replace(
-                "  ", " "
-            )
-            for one in found
+            (
+                f"{percent(accuracy.estimate.value)} {_range(accuracy.estimate)} "
+                f"{pen.say(accuracy.when)}"
+            ).replace("  ", " ")
+            for accuracy in accuracies
         ]
         way = {"steps": "step by step", "whole": "whole solution"}.get(mode, pen.say(mode))
         line = f" {pen.arrow} ".join(parts)
@@ -127,8 +129,8 @@ def _solved(data: RunData, pen: Pen) -> list[str]:
         if gain is not None:
             line += f": {100 * gain.value:+.1f} {_range(gain)}"
         how = "sampled" if sampled else "greedy"
-        said.append(f"{line}; {found[-1].estimate.n:,} problems, {way}, {how}")
-    return said
+        lines.append(f"{line}; {accuracies[-1].estimate.n:,} problems, {way}, {how}")
+    return lines
 
 
 def _range(estimate: Estimate) -> str:
@@ -137,23 +139,24 @@ def _range(estimate: Estimate) -> str:
     return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _validation(found: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
-    def one(step: int, estimate: Estimate) -> str:
+def _validation(validations: Sequence[tuple[int, Estimate]], pen: Pen) -> str:
+    def at_step(step: int, estimate: Estimate) -> str:
         return f"{percent(estimate.value)} {_range(estimate)} at step {step:,}".replace("  ", " ")
 
-    if len(found) <= 3:
-        return f" {pen.arrow} ".join(one(*item) for item in found)
-    best = max(found, key=lambda item: item[1].value)
-    trend = pen.spark([estimate.value for _, estimate in found][-_MOST_TREND:])
-    return f"{one(*found[0])} {pen.arrow} {one(*found[-1])}; best {one(*best)}  {trend}"
+    if len(validations) <= 3:
+        return f" {pen.arrow} ".join(at_step(*validation) for validation in validations)
+    best = max(validations, key=lambda validation: validation[1].value)
+    trend = pen.spark([estimate.value for _, estimate in validations][-_MOST_TREND:])
+    ends = f"{at_step(*validations[0])} {pen.arrow} {at_step(*validations[-1])}"
+    return f"{ends}; best {at_step(*best)}  {trend}"
 
 
 # ---- metrics ------------------------------------------------------------------------------------
 
 
-def courses(found: Overview, pen: Pen) -> Group:
+def courses(figures: Overview, pen: Pen) -> Group:
     """Returns a table of metrics: mean, interval, course over training, first and last fifth."""
-    rows = [_course_row(course, pen) for course in found.courses if course.metric.name != "kept"]
+    rows = [_course_row(course, pen) for course in figures.courses if course.metric.name != "kept"]
     # Only the label's column wraps; the trend gets the width that is left.
     longest = max(cell_len(row[0]) for row in rows)
     titles = {1: "mean", 2: "95% interval", 4: FIFTHS.format(arrow=pen.arrow)}
@@ -166,34 +169,36 @@ def courses(found: Overview, pen: Pen) -> Group:
     table.add_column("", overflow="fold", width=label)
     table.add_column(titles[1], justify="right", no_wrap=True)
     table.add_column(titles[2], no_wrap=True)
-    trend = len(found.bins) > 1 and room >= _LEAST_TREND
+    trend = len(figures.bins) > 1 and room >= _LEAST_TREND
     if trend:
         table.add_column("over training", no_wrap=True)
-    if found.fifths is not None:
+    if figures.fifths is not None:
         table.add_column(titles[4], no_wrap=True)
     for name, value, between, values, change in rows:
         cells = [Text(name), Text(value, style="bold"), Text(between, style="dim")]
         if trend:
             cells.append(Text(pen.spark(_squeezed(values, room)), style="cyan"))
-        if found.fifths is not None:
+        if figures.fifths is not None:
             cells.append(Text(change))
         table.add_row(*cells)
     notes = Table.grid(padding=(0, 2))
     notes.add_column(no_wrap=True)
     notes.add_column(overflow="fold")
-    if found.fifths is not None:
-        (_, first), (last, end) = found.fifths
-        said = f"the first and the last fifth of training: steps {found.steps[0]:,} to {first:,}, "
-        notes.add_row(
-            Text(FIFTHS.format(arrow=pen.arrow), style="bold"), Text(f"{said}{last:,} to {end:,}")
+    if figures.fifths is not None:
+        (_, first), (last, end) = figures.fifths
+        note = (
+            f"the first and the last fifth of training: steps {figures.steps[0]:,} to {first:,}, "
         )
-    if found.failures:
-        notes.add_row(Text("failures", style="bold"), Text(tally(found.failures, pen)))
-    if found.sampling is not None:
-        whole = found.sampling
-        said = f"{whole.kept:,} kept of {whole.tried:,} tried"
-        said += f"; dropped: {tally(whole.dropped, pen)}" if whole.dropped else ""
-        notes.add_row(Text("groups", style="bold"), Text(said))
+        notes.add_row(
+            Text(FIFTHS.format(arrow=pen.arrow), style="bold"), Text(f"{note}{last:,} to {end:,}")
+        )
+    if figures.failures:
+        notes.add_row(Text("failures", style="bold"), Text(tally(figures.failures, pen)))
+    if figures.sampling is not None:
+        whole = figures.sampling
+        note = f"{whole.kept:,} kept of {whole.tried:,} tried"
+        note += f"; dropped: {tally(whole.dropped, pen)}" if whole.dropped else ""
+        notes.add_row(Text("groups", style="bold"), Text(note))
     return Group(table, notes)
 
 
@@ -219,7 +224,7 @@ def _squeezed(values: Sequence[float | None], room: int) -> Sequence[float | Non
     return [float(np.nanmean(p)) if not np.isnan(p).all() else None for p in parts]
 
 
-def _extremes(log: Log, found: Overview, pen: Pen) -> Table:
+def _extremes(log: Log, figures: Overview, pen: Pen) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     roomy = pen.width >= 76
     for title in ("steps", "record", *(("k/N", "tried") if roomy else ()), "mean"):
@@ -227,7 +232,7 @@ def _extremes(log: Log, found: Overview, pen: Pen) -> Table:
     table.add_column(FIFTHS.format(arrow=pen.arrow), no_wrap=True)
     table.add_column("expert's step")
     for name in ("most improved", "worst", "best"):
-        steps = found.extremes[name]
+        steps = figures.extremes[name]
         if not steps:
             none = pen.line("none was tried at two training steps and got better", "dim")
             table.add_row(Text(name, style="bold"), *[Text("-")] * (5 if roomy else 3), none)

@@ -76,16 +76,16 @@ class Pen:
 
     def line(self, text: str, style: str = "") -> Text:
         """Returns any text as the single line of a table cell, cut where the cell ends."""
-        said = self.say(text[:_LINE])
-        return Text(said, style=style, no_wrap=True, overflow=self.overflow)
+        printable = self.say(text[:_LINE])
+        return Text(printable, style=style, no_wrap=True, overflow=self.overflow)
 
     def clip(self, text: str, cells: int) -> str:
         """Returns any text, cut to at most `cells` columns of the terminal."""
-        said = self.say(text[:_LINE])
-        if cell_len(said) <= cells and len(text) <= _LINE:
-            return said
+        printable = self.say(text[:_LINE])
+        if cell_len(printable) <= cells and len(text) <= _LINE:
+            return printable
         dots = "…" if self.unicode else ".."
-        return set_cell_size(said, max(0, cells - len(dots))) + dots[:cells]
+        return set_cell_size(printable, max(0, cells - len(dots))) + dots[:cells]
 
     def spark(self, values: Sequence[float | None]) -> str:
         """Returns a sparkline: one character for each value, scaled from the lowest to the highest.

@@ -114,18 +114,18 @@ def group_table(log: Log, row: int, pen: Pen) -> Table:
     for title in ("", "record", "reward", "lift", "advantage", "tokens"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("policy's step")
-    for one, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
-        said = pen.line(record.action)
+    for member, record in zip(rows.tolist(), log.read(rows.tolist()), strict=True):
+        step = pen.line(record.action)
         if record.format_failure is not None:
-            said = pen.line(f"[{record.format_failure}] {record.action or record.thought}", "red")
+            step = pen.line(f"[{record.format_failure}] {record.action or record.thought}", "red")
         table.add_row(
-            Text(">" if one == row else ""),
-            Text(f"#{one + 1}"),
+            Text(">" if member == row else ""),
+            Text(f"#{member + 1}"),
             Text(number(record.reward)),
             Text(number(record.metrics.get("lift"), sign=True)),
             Text(number(record.advantage, sign=True)),
             Text(f"{record.completion_tokens:,}"),
-            said,
+            step,
         )
     return table
 
@@ -156,8 +156,8 @@ def _figures(record: StepRecord, pen: Pen) -> Table:
         rows.append(("tags", pen.say(", ".join(f"{k}: {v}" for k, v in record.tags.items()))))
     if failure is not None:
         rows.append(("format failure", pen.say(failure)))
-    for label, said in rows:
-        grid.add_row(Text(label), Text(said, style="red" if label == "format failure" else ""))
+    for label, text in rows:
+        grid.add_row(Text(label), Text(text, style="red" if label == "format failure" else ""))
     return grid
 
 
@@ -217,10 +217,10 @@ def marked(text: str, ranges: Sequence[Range], pen: Pen) -> Text:
     if pen.colour or not ranges:
         shown = Text(overflow="fold")
         for piece, hit in pieces:
-            said = pen.say(piece)
+            printable = pen.say(piece)
             if piece == "\n":
-                said += "\n"
-            shown.append(said, style=_MATCH if hit else "")
+                printable += "\n"
+            shown.append(printable, style=_MATCH if hit else "")
     else:
         shown = Text(_underlined(pieces, pen), no_wrap=True, overflow="crop")
     if left > 0:
