@@ -203,7 +203,7 @@ class Queue:
         self._running: list[_Running] = []
         self._interrupts = 0  # the first signal and each later Ctrl-C
         self._signal: int = signal.SIGINT  # the first signal
-        self._said_stopping = False
+        self._reported_stopping = False
 
     def run(self) -> int:
         """Runs all cells until they have ended, and returns the exit code."""
@@ -279,7 +279,7 @@ class Queue:
         begun = _Running(cell, process, words, started, time.monotonic(), log, shown)
         self._running.append(begun)
         how = "resumed" if state is State.INTERRUPTED else "started"
-        self._told(f"{cell.name} {how}")
+        self._report(f"{cell.name} {how}")
 
     def _end(self, running: _Running, code: int) -> None:
         name, seconds = running.cell.name, time.monotonic() - running.began
@@ -300,16 +300,16 @@ class Queue:
                     shutil.rmtree(checkpoint, ignore_errors=True)
             values = run.values.get(self._plan.metric, {})
             solved = f"{fmean(values.values()):.1%}" if values else "-"
-            self._told(f"{name} done in {clock(seconds)}: {self._plan.metric} {solved}")
+            self._report(f"{name} done in {clock(seconds)}: {self._plan.metric} {solved}")
             return
         if self._interrupts:
-            self._told(f"{name} stopped after {clock(seconds)}")
+            self._report(f"{name} stopped after {clock(seconds)}")
             return
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         if code == 0:
             how += f", but its run is not done ({run.state})"
         self.failures[name] = f"failed ({how}): {_last_line(running.log)}; its log: {running.log}"
-        self._told(f"{name} {self.failures[name]}")
+        self._report(f"{name} {self.failures[name]}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         # A signal may come between any two lines, also while a cell starts, so it is only counted.
@@ -321,8 +321,8 @@ class Queue:
 
     def _pass_on_interrupts(self) -> None:
         """Sends each counted signal to every running cell once; the third kills the cell."""
-        if self._interrupts and not self._said_stopping:
-            self._said_stopping = True
+        if self._interrupts and not self._reported_stopping:
+            self._reported_stopping = True
             _say(self._console, "stopping: the running cells save, which may take a step")
         for running in self._running:
             while running.interrupts < self._interrupts:
@@ -341,7 +341,7 @@ class Queue:
         for line in whole.decode(errors="replace").splitlines():
             _say(self._console, f"  {line}")
 
-    def _told(self, words: str) -> None:
+    def _report(self, words: str) -> None:
         """Prints `words` and an estimate of the remaining time, from the times of similar cells."""
         took = [run for run in self._runs.values() if run.done]
         rest = ""
