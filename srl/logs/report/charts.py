@@ -92,7 +92,7 @@ def line_chart(
     counted = span_of if axis == TRAINING else _plain_span
     rows: dict[Bin, list[str]] = {b: [counted(b)] for b in bins}
     for k, (name, points) in drawn.items():
-        labels = {b: _said(value, share=share) for b, value in points.items()}
+        labels = {b: _shown(value, share=share) for b, value in points.items()}
         line, bars, dots, pen = "", "", "", "M"
         for b in series[k].bins:
             if b not in points:  # a gap
@@ -142,7 +142,7 @@ def heat_map(
             return "–"
         shade = int((value.value - low) / ((high - low) or 1) * SHADES)
         return Raw(
-            f'<span class="h{min(SHADES - 1, max(0, shade))}" title="{_said(value, share=share)}">'
+            f'<span class="h{min(SHADES - 1, max(0, shade))}" title="{_shown(value, share=share)}">'
             f"{number(value.value, share=share)}</span>"
         )
 
@@ -203,7 +203,7 @@ def _drawable(series: Series) -> dict[Bin, Estimate]:
     return {b: v for b, v in pairs if v is not None and abs(v.value) < _LARGEST}
 
 
-def _said(value: Estimate, *, share: bool) -> str:
+def _shown(value: Estimate, *, share: bool) -> str:
     label = with_interval(value, share=share)
     return f"{label}, n = {number(value.n)}" if value.n else label
 
