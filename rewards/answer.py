@@ -220,7 +220,9 @@ def _same_in_other_words(left: list[str], right: list[str]) -> bool:
         if len(other) == 1 and len(several) > 1:
             if (made := as_tuple(several)) is not None:
                 return _same(made, other[0])
-            intervals = [found for one in several if (found := as_interval(one)) is not None]
+            intervals = [
+                interval for part in several if (interval := as_interval(part)) is not None
+            ]
             if len(intervals) == len(several) and len({name for name, _ in intervals}) == 1:
                 union = split(other[0], frozenset(["\\cup"]))[0]
                 return _same_in_any_order([text for _, text in intervals], union)
@@ -229,10 +231,10 @@ def _same_in_other_words(left: list[str], right: list[str]) -> bool:
 
 def _bracket(text: str) -> tuple[str, list[str], str] | None:
     """Returns the brackets and the two or more elements of a tuple or interval; else None."""
-    found = unwrap(text, frozenset(["(", "["]))
-    if found is None or len(parts := split(found[1], _SEPARATORS)[0]) < 2:
+    unwrapped = unwrap(text, frozenset(["(", "["]))
+    if unwrapped is None or len(parts := split(unwrapped[1], _SEPARATORS)[0]) < 2:
         return None
-    return found[0], parts, found[2]
+    return unwrapped[0], parts, unwrapped[2]
 
 
 def _same_in_order(left: list[str], right: list[str]) -> bool:

@@ -53,8 +53,8 @@ def find(target: str, *, what: str) -> object:
     """
     place, _, name = resolve(target, what=what).rpartition(":")
     module = _import(place)
-    found = getattr(module, name, None)
-    if found is None:
+    member = getattr(module, name, None)
+    if member is None:
         there = _callables(module)
         near = get_close_matches(name, there, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -62,7 +62,7 @@ def find(target: str, *, what: str) -> object:
             f"{place} has no {name!r}; it has: {', '.join(there) or 'no functions or classes'}"
             f"{hint}"
         )
-    return found
+    return member
 
 
 def _import(place: str) -> ModuleType:

@@ -45,13 +45,13 @@ def call(reward: LoadedReward, steps: Sequence[StepContext]) -> list[Outcome]:
 def _call(reward: LoadedReward, steps: list[StepContext]) -> list[Outcome]:
     started = time.perf_counter()
     try:
-        said: object = reward.function(steps if reward.batched else steps[0])  # type: ignore[arg-type]
-        if reward.batched and isinstance(said, Iterable) and not isinstance(said, Unordered):
-            said = list(said)  # an array, or a generator that runs here
+        output: object = reward.function(steps if reward.batched else steps[0])  # type: ignore[arg-type]
+        if reward.batched and isinstance(output, Iterable) and not isinstance(output, Unordered):
+            output = list(output)  # an array, or a generator that runs here
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
         return [_raised(error, reward)] * len(steps)
     seconds = (time.perf_counter() - started) / max(1, len(steps))
-    values = said if reward.batched else [said]
+    values = output if reward.batched else [output]
     if not isinstance(values, list) or len(values) != len(steps):
         came = f"{len(values)} values" if isinstance(values, list) else repr(values)[:80]
         failed = Outcome(failure=f"returned {came} for {len(steps)} steps")

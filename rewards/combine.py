@@ -142,18 +142,18 @@ class RewardSum:
         self._local: dict[str, LoadedReward] = {}
         self._specs: dict[str, RewardSpec] = {}
         for key, settings in rewards.items():
-            one = read_settings(key, settings)
-            if one.name in self._weights:
+            weighted = read_settings(key, settings)
+            if weighted.name in self._weights:
                 raise ValueError(
-                    f"two step rewards are called {one.name!r}; the log needs one name for each: "
-                    f"rename one of the functions, or write a_name: {{name: {one.shown}, "
-                    "weight: 1.0}"
+                    f"two step rewards are called {weighted.name!r}; the log needs one name for "
+                    f"each: rename one of the functions, or write a_name: "
+                    f"{{name: {weighted.shown}, weight: 1.0}}"
                 )
-            self._weights[one.name] = one.weight
-            if isinstance(one.reward, RewardSpec):
-                self._specs[one.name] = one.reward
+            self._weights[weighted.name] = weighted.weight
+            if isinstance(weighted.reward, RewardSpec):
+                self._specs[weighted.name] = weighted.reward
             else:
-                self._local[one.name] = one.reward
+                self._local[weighted.name] = weighted.reward
         if not self._weights or (for_training and not any(self._weights.values())):
             raise ValueError(
                 f"nothing to optimise: the step rewards are {self._weights or 'none at all'}; "
@@ -167,7 +167,7 @@ class RewardSum:
         if not isinstance(format_failure, Mapping):
             self._by_reason[_OTHERS] = float(format_failure)
         self._failed_rows = failed_rows
-        self._told_of: set[str] = set()
+        self._reported: set[str] = set()
         self._start_pools()
 
     def _start_pools(self) -> None:
@@ -176,7 +176,9 @@ class RewardSum:
         So a user's function that hangs does not affect the built-ins, and only the built-ins have a
         memory limit."""
         built_in = [*(spec for spec in self._specs.values() if spec.built_in), _LIFT]
-        read = {one for spec in built_in for one in READS.get(spec.target, ("metadata",))}
+        read = {
+            attribute for spec in built_in for attribute in READS.get(spec.target, ("metadata",))
+        }
         # Metadata cannot be compared. If a built-in may read them, every step is scored separately.
         self._read = None if "metadata" in read else sorted(read)
         theirs = [spec for spec in self._specs.values() if not spec.built_in]
@@ -211,18 +213,18 @@ class RewardSum:
             ValueError: a reward cannot be found, failed, or took longer than the deadline.
         """
         self.submit([step]).outcomes()
-        found = self.submit([step]).outcomes()
+        by_reward = self.submit([step]).outcomes()
         one_at_a_time = set(self._local) | self._theirs.batched_names
         checks = []
         for name, weight in self._weights.items():
-            outcome = found[name][0]
+            outcome = by_reward[name][0]
             if outcome.failure == DEADLINE:
                 raise ValueError(
                     f"step reward {name!r} did not answer within {self.deadline:g} s at "
                     f"{_place(step)}; make it faster, or raise reward_deadline"
                 )
             if outcome.failure is not None:
-                raise ValueError(self._told(name, [step], [outcome], 0))
+                raise ValueError(self._failure_message(name, [step], [outcome], 0))
             at_once = 1 if name in one_at_a_time else self.workers
             checks.append(RewardCheck(name, weight, outcome.value, outcome.seconds, at_once))
         return checks
@@ -251,7 +253,11 @@ class RewardSum:
         once: list[StepContext] = []
         which: list[int] = []
         for place, step in enumerate(batch):
-            key = place if self._read is None else tuple(getattr(step, one) for one in self._read)
+            key = (
+                place
+                if self._read is None
+                else tuple(getattr(step, attribute) for attribute in self._read)
+            )
             if key not in places:
                 places[key] = len(once)
                 once.append(step)
@@ -319,14 +325,14 @@ class RewardSum:
     def _is_built_in(self, name: str) -> bool:
         return name in self._specs and self._specs[name].built_in
 
-    def _notice(self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome]) -> None:
+    def _notice(self, name: str, steps: Sequence[StepContext], outcomes: Sequence[Outcome]) -> None:
         """Raises RewardError if a failure stops the run; otherwise warns once per reward."""
-        failed = [place for place, outcome in enumerate(said) if outcome.failure is not None]
-        stops = [place for place in failed if said[place].failure != DEADLINE]
+        failed = [place for place, outcome in enumerate(outcomes) if outcome.failure is not None]
+        stops = [place for place in failed if outcomes[place].failure != DEADLINE]
         if stops and self._errors == "stop" and not self._is_built_in(name):
-            raise RewardError(self._told(name, steps, said, stops[0]))
-        if failed and name not in self._told_of:
-            message = self._told(name, steps, said, failed[0])
+            raise RewardError(self._failure_message(name, steps, outcomes, stops[0]))
+        if failed and name not in self._reported:
+            message = self._failure_message(name, steps, outcomes, failed[0])
             worth = self._specs[name].target if self._is_built_in(name) else ""
             shown = "nulls" if worth not in _AFTER_FAILURE else f"{_AFTER_FAILURE[worth]:g}"
             _log.warning(
@@ -340,12 +346,12 @@ class RewardSum:
         ending = f"{re.sub(r'[^0-9A-Za-z_-]', '_', name)}.jsonl"
         return self._failed_rows.with_name(f"{self._failed_rows.name}.{ending}")
 
-    def _told(
-        self, name: str, steps: Sequence[StepContext], said: Sequence[Outcome], place: int
+    def _failure_message(
+        self, name: str, steps: Sequence[StepContext], outcomes: Sequence[Outcome], place: int
     ) -> str:
         """Returns a message about the failure at `place`; saves its rows, to repeat the failure."""
-        self._told_of.add(name)
-        step, outcome = steps[place], said[place]
+        self._reported.add(name)
+        step, outcome = steps[place], outcomes[place]
         failure = outcome.failure or ""
         if failure == DEADLINE:
             failure = f"did not answer within {self.deadline:g} s"
@@ -358,7 +364,9 @@ class RewardSum:
         # A batched function fails on the whole batch, so all of its rows are saved.
         batched = name in self._theirs.batched_names
         rows = (
-            [vars(one) for one in steps] if batched else [vars(step) | {"traceback": outcome.trace}]
+            [vars(context) for context in steps]
+            if batched
+            else [vars(step) | {"traceback": outcome.trace}]
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         # JSON keys are strings. Metadata that do not fit do not matter here.
@@ -382,8 +390,8 @@ class _Asked(NamedTuple):
     which: Sequence[int]
 
     def outcomes(self) -> list[Outcome]:
-        said = [outcome for part in self.parts for outcome in part.result()[self.place]]
-        return [said[place] for place in self.which]
+        outcomes = [outcome for part in self.parts for outcome in part.result()[self.place]]
+        return [outcomes[place] for place in self.which]
 
 
 def _ask(
@@ -415,9 +423,9 @@ class PendingScores:
                 reward could not be loaded again or has changed.
         """
         local = self._rewards._local
-        found = {name: call(reward, self._steps) for name, reward in local.items()}
+        by_reward = {name: call(reward, self._steps) for name, reward in local.items()}
         try:
-            return found | {asked.name: asked.outcomes() for asked in self._asked}
+            return by_reward | {asked.name: asked.outcomes() for asked in self._asked}
         except CodeNameError as error:  # the reward could be loaded at the start
             raise RewardError(str(error)) from error
 
@@ -427,11 +435,13 @@ class PendingScores:
         Raises:
             RewardError: see `RewardSum.score`.
         """
-        found = self.outcomes()
+        by_reward = self.outcomes()
         for name in self._rewards.names:
-            self._rewards._notice(name, self._steps, found[name])
+            self._rewards._notice(name, self._steps, by_reward[name])
         return [
-            self._rewards._combine(step, {name: said[place] for name, said in found.items()})
+            self._rewards._combine(
+                step, {name: outcomes[place] for name, outcomes in by_reward.items()}
+            )
             for place, step in enumerate(self._steps)
         ]
 

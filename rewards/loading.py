@@ -119,15 +119,15 @@ def load_reward(spec: RewardSpec) -> LoadedReward:
         CodeNameError: the reward is missing, cannot be imported or is not a step reward; or a
             secret is missing.
     """
-    found = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
+    reward = find(BUILT_INS.get(spec.target, spec.target), what="step reward")
     options = {name: revealed(value) for name, value in spec.options.items()}
     try:
-        return replace(bind(found, options, f"step reward {spec.target!r}"), options=spec.options)
+        return replace(bind(reward, options, f"step reward {spec.target!r}"), options=spec.options)
     except CodeNameError as error:
         raise CodeNameError(concealed(str(error), spec.options)) from None
 
 
-def bind(found: object, options: Mapping[str, object], what: str) -> LoadedReward:
+def bind(reward: object, options: Mapping[str, object], what: str) -> LoadedReward:
     """Returns a reward made from a function, a class or any callable, with its options.
 
     The options of a function are its keyword-only parameters. The options of a class are the
@@ -136,10 +136,10 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
     Raises:
         CodeNameError: it is not callable, or its parameters or an option are wrong.
     """
-    if inspect.isclass(found):
-        _check_options(found, options, f"{what} (a class)", list(_parameters(found, what)))
+    if inspect.isclass(reward):
+        _check_options(reward, options, f"{what} (a class)", list(_parameters(reward, what)))
         try:
-            function = found(**options)
+            function = reward(**options)
         except Exception as error:  # a user's class may raise anything
             raise CodeNameError(
                 f"{what}: making it with {dict(options)} raised {type(error).__name__}: {error}"
@@ -150,31 +150,31 @@ def bind(found: object, options: Mapping[str, object], what: str) -> LoadedRewar
                 "def __call__(self, step)"
             )
         return LoadedReward(function, _takes_batch(function, what))
-    if not callable(found):
-        raise CodeNameError(f"{what} is {found!r}, which is neither a function nor a class")
+    if not callable(reward):
+        raise CodeNameError(f"{what} is {reward!r}, which is neither a function nor a class")
     if options:
         named = [
             parameter.name
-            for parameter in _parameters(found, what).values()
+            for parameter in _parameters(reward, what).values()
             if parameter.kind is parameter.KEYWORD_ONLY
         ]
-        _check_options(found, options, what, named)
-        found = partial(found, **options)
-    return LoadedReward(found, _takes_batch(found, what))
+        _check_options(reward, options, what, named)
+        reward = partial(reward, **options)
+    return LoadedReward(reward, _takes_batch(reward, what))
 
 
-def _parameters(found: Callable[..., object], what: str) -> Mapping[str, inspect.Parameter]:
+def _parameters(reward: Callable[..., object], what: str) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(found).parameters
+        return inspect.signature(reward).parameters
     except (TypeError, ValueError) as error:
         raise CodeNameError(f"{what}: its parameters cannot be read: {error}") from error
 
 
 def _check_options(
-    found: Callable[..., object], options: Mapping[str, object], what: str, known: list[str]
+    reward: Callable[..., object], options: Mapping[str, object], what: str, known: list[str]
 ) -> None:
     try:
-        hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        hints = typing.get_type_hints(reward.__init__ if inspect.isclass(reward) else reward)
     except _UNREADABLE:
         hints = {}
     for option, value in options.items():

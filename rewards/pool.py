@@ -208,7 +208,7 @@ def _run(
     shared: _Shared, worker: _Worker | None, job: _Job
 ) -> tuple[_Worker | None, list[list[Outcome]]]:
     """Returns the worker that is left at the end, or None, and all outcomes of a job."""
-    found = [[Outcome()] * len(job.steps) for _ in shared.specs]
+    by_reward = [[Outcome()] * len(job.steps) for _ in shared.specs]
     worker = worker or _start(shared)
     calls = job.calls
     died_at: Call | None = None
@@ -217,7 +217,7 @@ def _run(
         answered, failure = worker.ask(job.steps, calls)
         for (reward, places), outcomes in zip(calls, answered, strict=False):
             for place, outcome in zip(places, outcomes, strict=True):
-                found[reward][place] = outcome
+                by_reward[reward][place] = outcome
         calls = calls[len(answered) :]
         if failure is None:
             continue
@@ -233,11 +233,11 @@ def _run(
         reward, places = calls[0]
         calls = calls[1:]
         for place in places:
-            found[reward][place] = Outcome(failure=failure, seconds=shared.deadline)
+            by_reward[reward][place] = Outcome(failure=failure, seconds=shared.deadline)
     if worker is not None and worker.calls >= _CALLS_PER_WORKER:
         worker.end()
         worker = None
-    return worker, found
+    return worker, by_reward
 
 
 def _start(shared: _Shared) -> _Worker:

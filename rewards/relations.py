@@ -38,14 +38,14 @@ _ARROWS = {"<": (0, "()"), "\\le": (0, "[]"), ">": (1, "()"), "\\ge": (1, "[]")}
 
 def split(text: str, marks: frozenset[str]) -> tuple[list[str], list[str]]:
     """Splits `text` at `marks` outside of all brackets; returns the parts and the marks found."""
-    parts, found, depth, start = [], [], 0, 0
+    parts, marks_found, depth, start = [], [], 0, 0
     for mark in _MARK.finditer(text):
         depth += (mark[0] in _OPENERS) - (mark[0] in _CLOSERS)
         if depth == 0 and mark[0] in marks:
             parts.append(text[start : mark.start()].strip())
-            found.append(mark[0])
+            marks_found.append(mark[0])
             start = mark.end()
-    return [*parts, text[start:].strip()], found
+    return [*parts, text[start:].strip()], marks_found
 
 
 def unwrap(text: str, openers: frozenset[str]) -> tuple[str, str, str] | None:
@@ -97,10 +97,10 @@ def tells_what_was_asked(sides: Sequence[str], marks: Sequence[str]) -> bool:
 
 def condition_of(text: str) -> str:
     """Returns the condition x > 3 of ``x | x > 3``, the inside of a set; other text unchanged."""
-    found = _SUCH_THAT.fullmatch(text)
-    if found is None or not re.search(rf"(?<![A-Za-z\\]){found[1]}", found[2]):
+    match = _SUCH_THAT.fullmatch(text)
+    if match is None or not re.search(rf"(?<![A-Za-z\\]){match[1]}", match[2]):
         return text
-    return found[2] if split(found[2], RELATIONS)[1] else text
+    return match[2] if split(match[2], RELATIONS)[1] else text
 
 
 def as_interval(text: str) -> tuple[str, str] | None:

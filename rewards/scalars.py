@@ -120,11 +120,11 @@ def _tokens(text: str) -> list[str] | None:
         if text[place] == " ":
             place += 1
             continue
-        found = _TOKEN.match(text, place)
-        if found is None:
+        match = _TOKEN.match(text, place)
+        if match is None:
             return None
-        tokens.append(found[0])
-        place = found.end()
+        tokens.append(match[0])
+        place = match.end()
     return tokens
 
 
@@ -256,16 +256,16 @@ def _latex(tokens: list[str]) -> str:
 @lru_cache(maxsize=1024)
 def _expression(latex: str) -> sympy.Expr | None:
     """Returns what math-verify reads, with real letters, and with e and i as the constants."""
-    found = parse(
+    parsed = parse(
         f"\\boxed{{{latex}}}", (_READING,), fallback_mode="no_fallback", parsing_timeout=None
     )
-    if len(found) != 1 or not isinstance(found[0], sympy.Expr):
+    if len(parsed) != 1 or not isinstance(parsed[0], sympy.Expr):
         return None
     known = {"e": sympy.E, "i": sympy.I}
-    return found[0].xreplace(
+    return parsed[0].xreplace(
         {
             symbol: known.get(symbol.name, sympy.Symbol(symbol.name, real=True))
-            for symbol in found[0].free_symbols
+            for symbol in parsed[0].free_symbols
         }
     )
 

@@ -36,13 +36,13 @@ def concealed(text: str, value: object) -> str:
     return text
 
 
-def _read(found: re.Match[str]) -> str:
+def _read(match: re.Match[str]) -> str:
     try:
-        return os.environ[found[1]]
+        return os.environ[match[1]]
     except KeyError:
         raise CodeNameError(
-            f"the secret {found[1]} is missing: it is not kept with the settings; set it in the "
-            f"environment, as in: export {found[1]}=..."
+            f"the secret {match[1]} is missing: it is not kept with the settings; set it in the "
+            f"environment, as in: export {match[1]}=..."
         ) from None
 
 

@@ -51,13 +51,13 @@ def read_settings(reward: str | StepReward, settings: object) -> WeightedReward:
     built_in = target if isinstance(target, str) else _built_in_of(target)
     name = key or name_of(target)
     number = _finite_weight(name, weight)
-    found = (
+    step_reward = (
         bind(target, options, f"step reward {name!r}")
         if built_in is None
         else RewardSpec(name, found_target(built_in), dict(options))
     )
     shown = target if isinstance(target, str) else "the function"
-    return WeightedReward(name, number, found, shown)
+    return WeightedReward(name, number, step_reward, shown)
 
 
 def name_of(reward: object) -> str:

@@ -211,7 +211,7 @@ def _blocks(
         whole = _Searched.of(b, autojunk)
     if autojunk and len(b) >= 200:  # difflib's rule
         return _blocks_in_ranges(a, whole, budget)
-    found: list[tuple[int, int, int]] = []
+    all_blocks: list[tuple[int, int, int]] = []
     pieces = [(a, whole, 0, 0)]
     while pieces:
         a, searched, a_start, b_start = pieces.pop()
@@ -236,17 +236,17 @@ def _blocks(
             blocks = matcher.get_matching_blocks()
             if a_start or b_start:
                 blocks = [(i + a_start, j + b_start, size) for i, j, size in blocks]
-            found += blocks
+            all_blocks += blocks
             continue
         i, j, size = matcher.find_longest_match(0, len(a), 0, len(b))
-        found.append((i + a_start, j + b_start, size))
+        all_blocks.append((i + a_start, j + b_start, size))
         # Without autojunk, the matches within a piece do not depend on the rest of the text.
         if i and j:
             pieces.append((a[:i], _Searched.of(b[:j], False), a_start, b_start))
         i, j = i + size, j + size
         if i < len(a) and j < len(b):
             pieces.append((a[i:], _Searched.of(b[j:], False), a_start + i, b_start + j))
-    return found
+    return all_blocks
 
 
 class _Searched(NamedTuple):
@@ -278,7 +278,7 @@ def _blocks_in_ranges(
     length = len(whole.b)
     in_b = {x: n for x, n in whole.counts.items() if n <= length // 100 + 1}
     before = [0, *accumulate(in_b.get(element, 0) for element in a)]
-    found = []
+    blocks = []
     ranges = [(0, len(a), 0, length)]
     while ranges:
         a_low, a_high, b_low, b_high = ranges.pop()
@@ -291,9 +291,9 @@ def _blocks_in_ranges(
         i, j, size = whole.matcher.find_longest_match(a_low, a_high, b_low, b_high)
         if size == 0:
             continue
-        found.append((i, j, size))
+        blocks.append((i, j, size))
         if a_low < i and b_low < j:
             ranges.append((a_low, i, b_low, j))
         if i + size < a_high and j + size < b_high:
             ranges.append((i + size, a_high, j + size, b_high))
-    return found
+    return blocks

@@ -79,7 +79,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:boxed|fbox|underline|ensuremath)(?=\s*\{)", ""),
     (rf"{_FONT}\{{\s*([A-Za-z0-9.]|\d[\d.,]*)\s*\}}", r" \1 "),
     (rf"\\mathbb\s*\{{?\s*([A-Z])\s*\}}?|\\([RZQNC]){_END}|\\(?:Real|Comple)(?:s|x|xes){_END}",
-     lambda found: rf"\mathbb{{{found[1] or found[2] or 'R'}}}"),
+     lambda match: rf"\mathbb{{{match[1] or match[2] or 'R'}}}"),
     (_TEXT, r"\\text"),
     (r"\\text\s*\{\s*:\s*\}|\{:\}|\\colon" + _END, ":"),
     (r"^\\text ?\{ ?(-?\d[\d.,]*) ([^{}]*)\}$", r"\1 \\text{ \2}"),
@@ -136,9 +136,9 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"√|(?<![\\A-Za-z])sqrt(?= ?[({])", r"\\sqrt"),
     (r"(?:\\|(?<![\\A-Za-z]))exp ?"
      r"(?:\\\{([^{}]*)\\\}|\(([^()]*)\)|\{([^{}]*)\}|(\d+|[A-Za-z]))(?!\w)",
-     lambda found: f"e^{{{found[1] or found[2] or found[3] or found[4]}}}"),
+     lambda match: f"e^{{{match[1] or match[2] or match[3] or match[4]}}}"),
     (r"\\log ?_ ?(?:\{(\w+)\}|(\w)) ?(?:(\d+(?:\.\d+)?)|([A-Za-z]))(?![\w^(])",
-     lambda found: f"\\log_{{{found[1] or found[2]}}}({found[3] or found[4]})"),
+     lambda match: f"\\log_{{{match[1] or match[2]}}}({match[3] or match[4]})"),
     (r"\^ ?-(\d+)", r"^{-\1}"),
     (r"\\frac ?([0-9A-Za-z]) ?([0-9A-Za-z])", r"\\frac{\1}{\2}"),
     (r"\\frac ?([0-9A-Za-z]) ?(?=\{)", r"\\frac{\1}"),
@@ -147,18 +147,18 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=\d) ?\{(\\frac\{\d+\}\{\d+\})\}", r"\1"),
     (r"\\sqrt ?([0-9A-Za-z])", r"\\sqrt{\1}"),
     (r"(\\sqrt\[\d\]) ?([0-9A-Za-z])", r"\1{\2}"),
-    (r"\\sqrt\[(\w)\]\{(\w+)\}(?=$)", lambda found: found[0] if found[1].isdigit()
-     else f"{found[2]}^{{1/{found[1]}}}"),
+    (r"\\sqrt\[(\w)\]\{(\w+)\}(?=$)", lambda match: match[0] if match[1].isdigit()
+     else f"{match[2]}^{{1/{match[1]}}}"),
     (r"\\(bar|overline|dot|hat|vec|tilde) ?([0-9A-Za-z])" + _END, r"\\\1{\2}"),
     # Numbers of another base
     (r"_ ?\{? ?\(?(?:\\text ?\{ ?)?(" + "|".join(_BASES) + r")(?: ?\})?\)? ?\}?",
-     lambda found: f"_{_BASES.index(found[1]) + 2}"),
+     lambda match: f"_{_BASES.index(match[1]) + 2}"),
     (r"(?<=\d) ?(?:\\text ?\{ ?)?\(?base(?: ?\} ?|[- ]?)(\d{1,2})\)? ?\}?$", r"_\1"),
     (r"(?<=\d) ?_ ?\{ ?\((\d{1,2})\) ?\}", r"_\1"),
     (r"^\((\d+)\) ?(?=_)", r"\1"),
     # Recurring digits, intervals in French notation
     (r"\.(\d{0,9})\\dot ?\{(\d)\} ?(\d{0,9}) ?\\dot ?\{(\d)\}", r".\1\\overline{\2\3\4}"),
-    (r"^\] ?([^\[\]()]*,[^\[\]()]*)([\[\]])$", lambda found: f"({found[1]}{')]'[found[2] == ']']}"),
+    (r"^\] ?([^\[\]()]*,[^\[\]()]*)([\[\]])$", lambda match: f"({match[1]}{')]'[match[2] == ']']}"),
     (r"^\[ ?([^\[\]()]*,[^\[\]()]*)\[$", r"[\1)"),
     # A matrix
     (r"\\begin\{(?:small|[bp])?matrix\*?\}", r"\\begin{pmatrix}"),
@@ -169,7 +169,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\\\ ?\[-?[\d.]+ ?[a-z]{2}\]|\\cr" + _END, r"\\\\"),
     # Equations below each other
     (r"^(?:\\\{ ?)?\\begin\{(cases|aligned|align|gathered|split|array)\*?\} ?(?:\{[clr| ]*\})?"
-     r"(.*)\\end\{\1\*?\}$", lambda found: ", ".join(found[2].replace("&", "").split(r"\\"))),
+     r"(.*)\\end\{\1\*?\}$", lambda match: ", ".join(match[2].replace("&", "").split(r"\\"))),
     # Marks at the end of an answer
     (r"[. ]+$|\\ ?$", ""),
 ]  # fmt: skip
@@ -201,7 +201,7 @@ def tidy(text: str) -> str | None:
         or not text.replace("\n", " ").replace("\t", " ").replace("√", "").isprintable()
     ):
         return None
-    text = _GOES_ON.sub(lambda found: _as_fraction(*found.groups()), text)
+    text = _GOES_ON.sub(lambda match: _as_fraction(*match.groups()), text)
     if _INEQUALITY.search(text):
         text = _AND.sub(r"\\wedge ", text)  # x > 1 and x < 2 is not a list
     for pattern, replacement in _REWRITING:
@@ -259,13 +259,13 @@ def local_number(text: str, gold: str) -> str | None:
         parts = (text[:point], text[point + 1 :]) if point > 0 else (text, "")
         whole, decimals = (re.sub(r"[^\d+-]", "", part) for part in parts)
         return f"{whole}.{decimals}" if decimals else whole
-    if "." in gold and (found := _DECIMAL_COMMA.fullmatch(text)):
-        return f"{found[1]}.{found[2]}"
+    if "." in gold and (match := _DECIMAL_COMMA.fullmatch(text)):
+        return f"{match[1]}.{match[2]}"
     return None
 
 
-def _recurring(found: re.Match[str]) -> str:
-    whole, fixed, period, _, bracketed = found.groups()
+def _recurring(match: re.Match[str]) -> str:
+    whole, fixed, period, _, bracketed = match.groups()
     return _as_fraction(whole, fixed or "", period or bracketed)
 
 

@@ -57,19 +57,19 @@ def split_unit(text: str, *, plain: bool = False, known: bool = False) -> tuple[
         plain: words outside of ``\\text{..}`` may be a unit too.
         known: of such words, accept only well-known units.
     """
-    if found := _MODULUS.fullmatch(text):
-        return found[1].strip(), f"mod {found[2]}"
-    if ":" in text and (found := _TIME.fullmatch(text)):
-        return found[1].strip(), f"{found[2].lower()}m"
-    if found := _TEMPERATURE.fullmatch(text):
-        return found[1].strip(), f"degree {found[2].lower()}"
-    if found := _LATEX_UNIT.fullmatch(text):
-        number, words = found.groups()
+    if match := _MODULUS.fullmatch(text):
+        return match[1].strip(), f"mod {match[2]}"
+    if ":" in text and (match := _TIME.fullmatch(text)):
+        return match[1].strip(), f"{match[2].lower()}m"
+    if match := _TEMPERATURE.fullmatch(text):
+        return match[1].strip(), f"degree {match[2].lower()}"
+    if match := _LATEX_UNIT.fullmatch(text):
+        number, words = match.groups()
         words = re.sub(r"\\text\{([^{}]*)\}", r"\1", words)
         frac = re.sub(r"\\frac\{(.*?)\}\{(.*?)\}$", r"\1/\2", words)
         words = frac.replace("\\cdot", " ")
-    elif (plain or known) and (found := _PLAIN_UNIT.fullmatch(_SQUARE.sub("square ", text))):
-        number, blank, words = found.groups()
+    elif (plain or known) and (match := _PLAIN_UNIT.fullmatch(_SQUARE.sub("square ", text))):
+        number, blank, words = match.groups()
         names = re.findall("[A-Za-z]+", words)
         if not _plain_words(names, words, glued=not blank, known=known):
             return text, ""
