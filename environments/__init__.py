@@ -78,36 +78,36 @@ def built_in_environment(name: str) -> Environment:
     return ENVIRONMENTS[name]
 
 
-def as_environment(found: object, source: str) -> Environment:
-    """Returns `found` as an environment; a class is called without arguments to make one.
+def as_environment(candidate: object, source: str) -> Environment:
+    """Returns `candidate` as an environment; a class is called without arguments to make one.
 
     Args:
-        found: the object that `source` names.
+        candidate: the object that `source` names.
         source: for the message.
 
     Raises:
         DataError: it is no environment, its class cannot be made, or its prompts are wrong.
     """
-    if inspect.isclass(found) and issubclass(found, Environment):
+    if inspect.isclass(candidate) and issubclass(candidate, Environment):
         try:
-            found = found()
+            candidate = candidate()
         except Exception as error:  # a user's class may raise anything
             raise DataError(
                 f"source {source!r}: the class cannot be made without arguments: "
                 f"{type(error).__name__}: {error}. Options of a source are keyword-only parameters "
                 "of its method `load`."
             ) from error
-    if not isinstance(found, Environment):
+    if not isinstance(candidate, Environment):
         raise DataError(
-            f"source {source!r} is {found!r}, which is no environment; give a class that extends "
-            "environments.Environment, or an instance of one."
+            f"source {source!r} is {candidate!r}, which is no environment; give a class that "
+            "extends environments.Environment, or an instance of one."
         )
-    if not isinstance(found.prompts, Prompts):
+    if not isinstance(candidate.prompts, Prompts):
         raise DataError(
-            f"source {source!r}: its prompts are {found.prompts!r:.80}; "
+            f"source {source!r}: its prompts are {candidate.prompts!r:.80}; "
             "give Prompts(step=…, whole=…)."
         )
-    return found
+    return candidate
 
 
 def load_trajectories(
@@ -138,7 +138,7 @@ def load_trajectories(
     """
     if isinstance(source, Environment):
         environment = source
-        names = (name for name, one in ENVIRONMENTS.items() if one is environment)
+        names = (name for name, known in ENVIRONMENTS.items() if known is environment)
         source = next(names, type(source).__name__)
     else:
         environment = built_in_environment(source)
@@ -162,13 +162,14 @@ def load_trajectories(
             report.drawn = source in _DRAWN
     _check_drops(path or source, own, 1.0 if source in _DRAWN else max_dropped_share)
     trajectories = [
-        replace(one, source=one.source or source, environment=environment) for one in trajectories
+        replace(trajectory, source=trajectory.source or source, environment=environment)
+        for trajectory in trajectories
     ]
     try_environment(trajectories[0])
     return trajectories
 
 
-def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Trajectory]:
+def _usable(loaded: Sequence[object], source: str, report: LoadReport) -> list[Trajectory]:
     """Returns the usable trajectories of those that a user's environment loaded.
 
     The others are counted as dropped.
@@ -177,19 +178,19 @@ def _usable(found: Sequence[object], source: str, report: LoadReport) -> list[Tr
         DataError: an item is no trajectory, or one of its texts is not text.
     """
     if not report.rows:
-        report.rows = report.kept = len(found)
+        report.rows = report.kept = len(loaded)
     kept = []
-    for one in found:
-        if not isinstance(one, Trajectory) or not one.is_of_texts:
+    for trajectory in loaded:
+        if not isinstance(trajectory, Trajectory) or not trajectory.is_of_texts:
             raise DataError(
-                f"environment {source}: its method load returned {one!r:.200}; it must return "
-                "trajectories whose problem, steps, answer and tags are texts"
+                f"environment {source}: its method load returned {trajectory!r:.200}; it must "
+                "return trajectories whose problem, steps, answer and tags are texts"
             )
-        if reason := why_unusable(one):
+        if reason := why_unusable(trajectory):
             report.kept -= 1
             report.dropped[reason] += 1
         else:
-            kept.append(one)
+            kept.append(trajectory)
     return kept
 
 
@@ -197,9 +198,9 @@ def options_of(environment: Environment) -> dict[str, object]:
     """Returns the options of an environment's source with their default values."""
     parameters = inspect.signature(environment.load).parameters.values()
     return {
-        one.name: one.default
-        for one in parameters
-        if one.kind is one.KEYWORD_ONLY and one.name not in ("report", "limit")
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("report", "limit")
     }
 
 

@@ -35,14 +35,18 @@ def wrong_answers(
     """
     wrong: dict[int, str] = {}
     by_problem: dict[str, list[int]] = {}
-    for place, one in enumerate(trajectories):
-        stated = stated_answer(one.steps[-1].text, one.problem) if one.steps else None
-        if one.answer is None or not is_number(one.answer):
+    for place, trajectory in enumerate(trajectories):
+        stated = (
+            stated_answer(trajectory.steps[-1].text, trajectory.problem)
+            if trajectory.steps
+            else None
+        )
+        if trajectory.answer is None or not is_number(trajectory.answer):
             continue
-        if stated is not None and is_number(stated) and not _alike(stated, one.answer):
+        if stated is not None and is_number(stated) and not _alike(stated, trajectory.answer):
             wrong[place] = NOT_ITS_OWN
         else:
-            by_problem.setdefault(one.problem_id, []).append(place)
+            by_problem.setdefault(trajectory.problem_id, []).append(place)
     for places in by_problem.values():
         answers = {place: str(trajectories[place].answer) for place in places}
         if known := [answers[place] for place in places if teachers[place] in gold]:

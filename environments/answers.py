@@ -87,13 +87,13 @@ def answer_in_words(text: str) -> str | None:
         start = stated.end()
     if start >= 0:
         return _statement(text[start : start + _LONGEST_STATEMENT])
-    called = [next(filter(None, one.groups())) for one in _CALLED_ANSWER.finditer(text)]
+    called = [next(filter(None, match.groups())) for match in _CALLED_ANSWER.finditer(text)]
     return (called[-1].strip() or None) if called else None
 
 
 def _statement(text: str) -> str | None:
     """Returns the beginning of `text` up to the end of its sentence or line, without markup."""
-    opener = next((one for one in _REGION if text.startswith(one)), None)
+    opener = next((mark for mark in _REGION if text.startswith(mark)), None)
     if opener is not None:
         closing = text.find(_REGION[opener], len(opener))
         inside = text[len(opener) : closing]
@@ -103,11 +103,11 @@ def _statement(text: str) -> str | None:
                 return inside.strip() or None
     line = text.partition("\n")[0]
     end = len(line)
-    for found in _ASIDE.finditer(line):
-        before = line[: found.start()]
+    for match in _ASIDE.finditer(line):
+        before = line[: match.start()]
         in_math = before.count("$") % 2 or before.count("{") > before.count("}")
-        if not in_math and not (found[0] == "." and _ends_in_abbreviation(before)):
-            end = found.start()
+        if not in_math and not (match[0] == "." and _ends_in_abbreviation(before)):
+            end = match.start()
             break
     return line[:end].strip().rstrip(".").strip(_AROUND) or None
 
@@ -181,8 +181,8 @@ def _plain(answer: str) -> str:
 
 
 def _number(text: str) -> Fraction | None:
-    if found := _FRACTION.match(text):
-        sign, top, bottom = found.groups()
+    if match := _FRACTION.match(text):
+        sign, top, bottom = match.groups()
         text = (
             f"{sign}{top}/{bottom}" if not (sign and top.startswith("-")) else f"{top[1:]}/{bottom}"
         )

@@ -24,10 +24,10 @@ def context_of(trajectory: Trajectory, steps: Sequence[Step]) -> tuple[Step, ...
     """
     environment = environment_of(trajectory)
     with asking(environment, "context"):
-        found = tuple(environment.context(trajectory, steps))
-    if not all(isinstance(step, Step) for step in found):
-        raise _wrong(environment, "context", found, "a sequence of Step")
-    return found
+        context = tuple(environment.context(trajectory, steps))
+    if not all(isinstance(step, Step) for step in context):
+        raise _wrong(environment, "context", context, "a sequence of Step")
+    return context
 
 
 def reads_all_steps(trajectory: Trajectory) -> bool:
@@ -47,26 +47,26 @@ def observation_of(trajectory: Trajectory, steps: Sequence[Step]) -> str:
     """Returns the environment's reply to the last of these steps."""
     environment = environment_of(trajectory)
     with asking(environment, "observe"):
-        found: object = environment.observe(trajectory, steps)
-    if not isinstance(found, str):
-        raise _wrong(environment, "observe", found, "a text, '' where the world says nothing")
-    return found
+        observation: object = environment.observe(trajectory, steps)
+    if not isinstance(observation, str):
+        raise _wrong(environment, "observe", observation, "a text, '' where the world says nothing")
+    return observation
 
 
 def verdict_on(trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
     """Returns the environment's verdict on an attempt."""
     environment = environment_of(trajectory)
     with asking(environment, "judge"):
-        found: object = environment.judge(trajectory, steps)
+        verdict: object = environment.judge(trajectory, steps)
     if (
-        not isinstance(found, Verdict)
-        or not isinstance(found.correct, bool | None)
-        or not isinstance(found.answer, str | None)
-        or not isinstance(found.why, str)
+        not isinstance(verdict, Verdict)
+        or not isinstance(verdict.correct, bool | None)
+        or not isinstance(verdict.answer, str | None)
+        or not isinstance(verdict.why, str)
     ):
         wanted = "Verdict(correct, answer, why): True, False or None; a text or None; a text"
-        raise _wrong(environment, "judge", found, wanted)
-    return found
+        raise _wrong(environment, "judge", verdict, wanted)
+    return verdict
 
 
 def try_environment(trajectory: Trajectory) -> None:
@@ -97,8 +97,8 @@ def asking(environment: Environment, method: str) -> Iterator[None]:
         ) from error
 
 
-def _wrong(environment: Environment, method: str, found: object, wanted: str) -> DataError:
+def _wrong(environment: Environment, method: str, returned: object, wanted: str) -> DataError:
     return DataError(
-        f"environment {type(environment).__name__}: its method {method} returned {found!r:.200}; "
-        f"it must return {wanted}"
+        f"environment {type(environment).__name__}: its method {method} returned "
+        f"{returned!r:.200}; it must return {wanted}"
     )

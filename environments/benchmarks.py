@@ -98,7 +98,7 @@ class Benchmark:
             UnusableRowError: the row has none.
         """
         if self.joined_columns is not None and all(map(row.get, self.joined_columns)):
-            parts = (text_of(row, one, missing=NO_PROBLEM) for one in self.joined_columns)
+            parts = (text_of(row, name, missing=NO_PROBLEM) for name in self.joined_columns)
             return " ".join(part.strip() for part in parts)
         column = next((c for c in self.problem_columns if row.get(c) is not None), None)
         if column is None:
@@ -137,7 +137,7 @@ def gold_of_column(row: Row, column: str = "answer") -> tuple[str, ...]:
     """
     value = row.get(column)
     values = value if isinstance(value, list | tuple) else [value]
-    golds = tuple(dict.fromkeys(clean_gold(text) for one in values if (text := _text(one))))
+    golds = tuple(dict.fromkeys(clean_gold(text) for entry in values if (text := _text(entry))))
     if not golds or not all(golds):
         raise UnusableRowError(NO_GOLD)
     return golds
@@ -191,7 +191,7 @@ def golds_of_olympiad(row: Row) -> tuple[str, ...]:
     value = row.get("final_answer")
     if value is None:
         return gold_of_column(row)
-    finals = [clean_gold(_text(one)) for one in (value if isinstance(value, list) else [value])]
+    finals = [clean_gold(_text(entry)) for entry in (value if isinstance(value, list) else [value])]
     if not finals or not all(finals):
         raise UnusableRowError(NO_GOLD)
     if row.get("is_multiple_answer") and len(finals) > 1:
@@ -315,8 +315,8 @@ def find_benchmark(name: str) -> Benchmark:
                 f"unknown benchmark {known!r} in {name!r}; there are {', '.join(BENCHMARKS)}"
             )
         return replace(named, path=path)
-    if (found := _named(name)) is not None:
-        return found
+    if (benchmark := _named(name)) is not None:
+        return benchmark
     if Path(name).suffix.lower() in SUFFIXES or Path(name).exists():
         # A file never gets the name of a published set, because it is not read like that set.
         stem = Path(name).stem

@@ -55,11 +55,11 @@ def boxes_in(text: str) -> list[Box]:
     part of it, and so is a power, a per cent sign or a degree sign right after it. A box that is
     never closed does not count.
     """
-    found = list(_BOX.finditer(text))
-    closing = _closing_braces(text) if found else {}
+    matches = list(_BOX.finditer(text))
+    closing = _closing_braces(text) if matches else {}
     boxes: list[Box] = []
     end = 0
-    for box in found:
+    for box in matches:
         if box.start() < end:
             continue
         start = box.end()

@@ -31,7 +31,7 @@ class Turn(NamedTuple):
 
 def turns_of(value: object, column: str) -> list[Turn]:
     """Reads messages in OpenAI's form (`role`, `content`) or ShareGPT's (`from`, `value`)."""
-    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(turn, Mapping) for turn in value):
         raise UnusableRowError(f"{column} is not a list of messages")
     turns = []
     for message in value:
@@ -40,7 +40,7 @@ def turns_of(value: object, column: str) -> list[Turn]:
             raise UnusableRowError(f"a message of {column} without a role")
         content = message.get("content")
         text = _content(message.get("value") if content is None else content)
-        lines = [text] * bool(text) + [_call(one) for one in _calls(message)]
+        lines = [text] * bool(text) + [_call(call) for call in _calls(message)]
         turns.append(Turn(role.lower(), "\n".join(lines), _thought(message)))
     return turns
 
@@ -63,8 +63,8 @@ def _content(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        parts = [one.get("text") if isinstance(one, Mapping) else one for one in value]
-        if all(isinstance(one, str) for one in parts):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        if all(isinstance(part, str) for part in parts):
             return "\n".join(map(str, parts))
     if not isinstance(value, str):
         raise UnusableRowError(f"a message is {NOT_TEXT}")
@@ -95,7 +95,7 @@ def _call(value: object) -> str:
 
 def _without_nulls(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return value
 
 

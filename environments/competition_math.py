@@ -109,9 +109,9 @@ def _trajectory(row: Row, drawings: Drawings, min_chars: int) -> Trajectory:
 def gold_of(problem: str, solution: str) -> str | None:
     """Returns the answer that the solution states; if it accepts several, the first of them."""
     if _NOTATION.search(problem):
-        said = answer_in_words(solution)
-        if said is not None and not boxes_in(said):
-            return said
+        stated = answer_in_words(solution)
+        if stated is not None and not boxes_in(stated):
+            return stated
     boxes = boxes_in(solution)
     if len(boxes) > 1 and _ALSO_ACCEPTED.search(solution, boxes[0].end):
         return boxes[0].content

@@ -26,8 +26,8 @@ _EXPRESSION = re.compile(
 
 def strict_match(text: str) -> str | None:
     """Returns the first number after `#### `, or None if there is none."""
-    found = _STRICT.search(text)
-    return None if found is None else found[1].strip()
+    match = _STRICT.search(text)
+    return None if match is None else match[1].strip()
 
 
 def flexible_extract(text: str) -> str | None:
@@ -49,13 +49,13 @@ def last_expression(text: str) -> str | None:
     last = _last(_EXPRESSION, text)
     if last is None:
         return None
-    found = next(group for group in last.groups() if group is not None)
-    return found.rpartition("=")[2].strip(" .,\n") or None
+    expression = next(group for group in last.groups() if group is not None)
+    return expression.rpartition("=")[2].strip(" .,\n") or None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = deque(pattern.finditer(text), maxlen=1)
-    return found[0] if found else None
+    matches = deque(pattern.finditer(text), maxlen=1)
+    return matches[0] if matches else None
 
 
 def _bare(text: str) -> str:

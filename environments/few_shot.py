@@ -94,7 +94,7 @@ class FewShot:
 
     def turns(self, problem: str) -> list[str]:
         """Returns the same as messages, of user and assistant in turn; the last one is a user's."""
-        shown = ((self.layout.question(one.problem), one.solution) for one in self.shots)
+        shown = ((self.layout.question(shot.problem), shot.solution) for shot in self.shots)
         return [*(words for pair in shown for words in pair), self.layout.question(problem)]
 
     def cut(self, completion: str) -> str:

@@ -122,26 +122,26 @@ def load(
         rows = _gathered(rows, shape, path_or_hub, report)
 
     def build(row: Row) -> Trajectory:
-        found = own(row) if shape is None else shape.read(row)
-        steps = list(with_thoughts(found.steps, cut, think_blocks, whole=found.whole))
+        expert_row = own(row) if shape is None else shape.read(row)
+        steps = list(with_thoughts(expert_row.steps, cut, think_blocks, whole=expert_row.whole))
         thoughts, observations = (texts_beside(row, column, len(steps)) for column in beside)
         steps = [
-            Step(step.text, thought or step.thought, said or step.observation)
-            for step, thought, said in zip(steps, thoughts, observations, strict=True)
+            Step(step.text, thought or step.thought, observation or step.observation)
+            for step, thought, observation in zip(steps, thoughts, observations, strict=True)
         ]
         answer = answer_of(row, answer_column) if asks_for_answer else None
-        answer = answer or found.answer
+        answer = answer or expert_row.answer
         for column in shape.answers if shape is not None else ():
             answer = answer or answer_of(row, column)
-        if answer is None and found.complete:
-            answer = stated_answer("\n".join(step.text for step in steps), found.problem)
+        if answer is None and expert_row.complete:
+            answer = stated_answer("\n".join(step.text for step in steps), expert_row.problem)
         metadata: dict[str, object] = {
             key: value
             for key, value in row.items()
             if key not in (*known, *optional) and isinstance(value, str | int | float | bool)
         }
         tags = {} if tags_column is None else tags_of(row, tags_column)
-        return Trajectory(found.problem, tuple(steps), answer, source_name, tags, metadata)
+        return Trajectory(expert_row.problem, tuple(steps), answer, source_name, tags, metadata)
 
     needed = [[problem_column], [solution_column, steps_column]] if shape is None else []
     return collect(
@@ -176,11 +176,12 @@ def _gathered(rows: Iterator[Row], shape: Shape, name: str, report: LoadReport) 
             count += 1
             yield row
 
-    found = list(shape.gather(counted()))
+    solutions = list(shape.gather(counted()))
     report.read_as.append(
-        f"{name} is read as {shape.name}: {shape.reading}; {count:,} rows, {len(found):,} solutions"
+        f"{name} is read as {shape.name}: {shape.reading}; {count:,} rows, "
+        f"{len(solutions):,} solutions"
     )
-    return iter(found)
+    return iter(solutions)
 
 
 def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterator[Row]:
@@ -195,15 +196,15 @@ def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterato
             "or leave it away."
         )
     values: dict[str, set[str]] = {column: set() for column in only}
-    found = False
+    matched = False
     for row in rows:
         for column, seen in values.items():
             if column in row and len(seen) <= _SHOWN:
                 seen.add(repr(row[column]))
         if all(column in row and row[column] == value for column, value in only.items()):
-            found = True
+            matched = True
             yield row
-    if not found:
+    if not matched:
         there = "; ".join(
             f"{column} is {', '.join(sorted(seen)[:_SHOWN])}{', …' * (len(seen) > _SHOWN)}"
             if seen

@@ -56,7 +56,7 @@ class Granularity:
         Raises:
             DataError: it is no block, or has a key or a value that is not allowed.
         """
-        known = [one.name for one in fields(cls)]
+        known = [setting.name for setting in fields(cls)]
         if not isinstance(given, Mapping):
             raise DataError(
                 f"granularity is {given!r}; give a block such as {{split_at: clauses}} or "

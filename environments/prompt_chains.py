@@ -33,7 +33,7 @@ class _Asked:
         while (before := line[-1].before) is not None:
             line.append(before)
         line.reverse()
-        return {**self.row, "problem": line[0].prompt, "steps": [one.step for one in line]}
+        return {**self.row, "problem": line[0].prompt, "steps": [asked.step for asked in line]}
 
 
 @dataclass
@@ -63,15 +63,17 @@ def chains(asked: Sequence[tuple[str, str, Row]]) -> Iterator[Row]:
     for prompt, step in sorted(known):
         while begun and not prompt.startswith(begun[-1].packed):
             begun.pop()
-        before = next((key for one in reversed(begun) if (key := _continued(prompt, one))), None)
+        before = next(
+            (key for earlier in reversed(begun) if (key := _continued(prompt, earlier))), None
+        )
         if before is not None:
             known[prompt, step].before = known[before]
             known[before].is_last = False
         if not begun or begun[-1].packed != prompt:
             begun.append(_Prompt(prompt))
         begun[-1].steps.add(step)
-    last = [one for one in known.values() if one.is_last]
-    lone = sum(one.before is None for one in last)
+    last = [entry for entry in known.values() if entry.is_last]
+    lone = sum(entry.before is None for entry in last)
     if len(last) > lone > _MOST_LONE * len(last):
         raise DataError(
             f"{lone:,} of {len(last):,} solutions have a single step, because no other prompt "
@@ -79,8 +81,8 @@ def chains(asked: Sequence[tuple[str, str, Row]]) -> Iterator[Row]:
             "step before it and that step, word for word. Give rows with `problem` and `steps`, or "
             "with `problem`, `previous_steps` (a list) and `next_step`."
         )
-    for one in last:
-        yield one.solution()
+    for entry in last:
+        yield entry.solution()
 
 
 def _packed(text: str) -> str:

@@ -257,9 +257,9 @@ def collect(
     """
     kept: list[Trajectory] = []
     seen: set[tuple[str, tuple[Step, ...]]] = set()
-    found: dict[str, None] = {}  # column names in order
+    column_names: dict[str, None] = {}  # column names in order
     for row in rows:
-        found.update(dict.fromkeys(row))
+        column_names.update(dict.fromkeys(row))
         report.rows += 1
         try:
             trajectory = build(row)
@@ -277,10 +277,10 @@ def collect(
         if len(kept) == limit:
             break
     for group in columns:
-        if not any(column in found for column in group):
+        if not any(column in column_names for column in group):
             raise DataError(
                 f"{name}: column {' or '.join(map(repr, group))} is missing from every row; the "
-                f"columns are {', '.join(map(repr, found)) or '(none)'}.{advice}"
+                f"columns are {', '.join(map(repr, column_names)) or '(none)'}.{advice}"
             )
     return kept
 
@@ -351,7 +351,7 @@ def _step_of(value: object) -> Step:
     if isinstance(value, Mapping):
         texts = [value.get(key) for key in _STEP_TEXTS if value.get(key) is not None]
         beside = [value.get(key) or "" for key in ("thought", "observation")]
-        if texts and all(isinstance(one, str) for one in [texts[0], *beside]):
+        if texts and all(isinstance(text, str) for text in [texts[0], *beside]):
             return Step(str(texts[0]), *map(str, beside))
     if not isinstance(value, str):
         raise UnusableRowError(f"a step is {NOT_TEXT}")
@@ -364,11 +364,11 @@ def _listed(value: object) -> object:
         return value
     for read in (json.loads, ast.literal_eval):
         try:
-            found = read(value)
+            parsed = read(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list):
-            return found
+        if isinstance(parsed, list):
+            return parsed
     return value
 
 
@@ -380,7 +380,7 @@ def tags_of(row: Row, column: str) -> dict[str, str]:
     value = row.get(column)
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(tag, str) for tag in value.values()):
         raise UnusableRowError(f"{column} is not an object of texts")
     return {str(name): text for name, text in value.items()}
 
@@ -393,7 +393,7 @@ def texts_of(row: Row, column: str) -> tuple[str, ...]:
     value = row.get(column)
     if value is None:
         return ()
-    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
         raise UnusableRowError(f"{column} is not a list of texts")
     return tuple(value)
 

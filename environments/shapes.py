@@ -72,8 +72,8 @@ class Shape(NamedTuple):
 def shape_of(row: Row) -> Shape | None:
     """Returns the shape of a file's first row; None if it has none of the shapes here."""
     has = row.keys()
-    target = next((one for one in _TARGET if one in has), None)
-    problem = next((one for one in _PROBLEM if one in has), None)
+    target = next((column for column in _TARGET if column in has), None)
+    problem = next((column for column in _PROBLEM if column in has), None)
     for fits, shape in _LABELLED:
         if fits(row):
             return shape
@@ -90,11 +90,11 @@ def shape_of(row: Row) -> Shape | None:
     for needed, shape in _FIXED:
         if needed <= has:
             return shape
-    asked = next((one for one in _ASKED if one in has), None)
-    steps = next((one for one in _STEPS if one in has), None)
+    asked = next((column for column in _ASKED if column in has), None)
+    steps = next((column for column in _STEPS if column in has), None)
     if steps is not None and (asked is not None or "task" in has):
         return _with_steps(asked or "task", steps)
-    solution = next((one for one in _SOLUTION if one in has), None)
+    solution = next((column for column in _SOLUTION if column in has), None)
     if solution is None and _explains(row.get("answer")) and not is_gsm8k(row):
         solution = "answer"
     return None if asked is None or solution is None else _pair(asked, solution)
@@ -129,23 +129,23 @@ def _pair(asked: str, solution: str) -> Shape:
             turns = turns_of(prompt, asked)
         else:
             problem = question_of(row, asked)
-            more = [str(row[one]) for one in beside if str(row.get(one) or "").strip()]
+            more = [str(row[column]) for column in beside if str(row.get(column) or "").strip()]
             turns = [*_earlier(row.get("history")), Turn("user", "\n".join([problem, *more]))]
         if isinstance(given, list | tuple):
             return conversation([*turns, *turns_of(given, solution)])
         text = text_of(row, solution, missing=NO_SOLUTION)
-        found = conversation([*turns, Turn("assistant", text, thought_beside(row))])
-        if len(text.strip()) >= _SHORTEST_COPY and text.strip() in found.problem:
+        expert_row = conversation([*turns, Turn("assistant", text, thought_beside(row))])
+        if len(text.strip()) >= _SHORTEST_COPY and text.strip() in expert_row.problem:
             raise UnusableRowError(GIVEN_AWAY)
-        return found
+        return expert_row
 
-    added = " with ".join(["", *(f"`{one}`" for one in beside)][:2])
+    added = " with ".join(["", *(f"`{column}`" for column in beside)][:2])
     return Shape(
         f"{asked} and {solution}",
         f"the problem is `{asked}`{added}, the solution `{solution}`",
         [asked, solution, *beside, "history"],
         read,
-        answers=[one for one in ANSWERS if one != solution],
+        answers=[column for column in ANSWERS if column != solution],
     )
 
 
@@ -267,7 +267,7 @@ _NOTHING: Row = {"problem": "", "steps": []}
 def _listed(row: Row) -> ExpertRow:
     """Reads a row that `gather` has put together."""
     steps = row.get("steps")
-    if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
         raise UnusableRowError("steps is not a list of texts")
     return ExpertRow(text_of(row, "problem", missing=NO_PROBLEM), tuple(map(Step, steps)))
 
@@ -338,7 +338,7 @@ def _previous(row: Row) -> list[str] | str | None:
         before = read if isinstance(read, list) else before
     if before is None or (isinstance(before, str) and not without_placeholders(before).strip()):
         return []
-    if isinstance(before, list | tuple) and all(isinstance(one, str) for one in before):
+    if isinstance(before, list | tuple) and all(isinstance(step, str) for step in before):
         return list(before)
     return before if isinstance(before, str) else None
 

@@ -52,10 +52,10 @@ def load_few_shot(
         hub = benchmark.training
         rows, path = read_rows(hub.path, split=hub.split, config=hub.config), hub.path
     try:
-        found = list(rows)
+        training_rows = list(rows)
     except DataError as error:
         raise DataError(f"{error}{'' if file else give}") from error
-    shots = draw_shots(benchmark, found, asked, number=number, seed=seed, path=path)
+    shots = draw_shots(benchmark, training_rows, asked, number=number, seed=seed, path=path)
     return FewShot(benchmark.layout, shots, path)
 
 
@@ -69,7 +69,7 @@ def draw_shots(
     path: str,
 ) -> tuple[Shot, ...]:
     """Returns `number` worked examples in the order of their rows; see `load_few_shot`."""
-    refused = {folded(one.problem) for one in asked}
+    refused = {folded(problem.problem) for problem in asked}
     usable: dict[str, Shot] = {}
     report = LoadReport()
     for row in rows:

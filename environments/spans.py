@@ -52,14 +52,14 @@ _TABLE_ROW = re.compile(r"\n[^\n|]*+\|[^\n]*+")
 
 def spans(text: str, *, inline: bool) -> list[Span]:
     """Returns the parts that must stay whole, in order; `inline` includes ``$..$``."""
-    found: list[Span] = []
+    parts: list[Span] = []
     closers = _Closers(text)
     tables = _tables(text)
     table = position = 0
     while (mark := _OPENER.search(text, position)) is not None or table < len(tables):
         if table < len(tables) and (mark is None or tables[table].start <= mark.start()):
             if tables[table].start >= position:
-                found.append(tables[table])
+                parts.append(tables[table])
                 position = tables[table].end
             table += 1
             continue
@@ -71,9 +71,9 @@ def spans(text: str, *, inline: bool) -> list[Span]:
         end = closers.after(opener, mark.start(), position)
         if end is not None:
             name = opener[:3] if opener[0] in "`~" else opener
-            found.append(Span(mark.start(), end, name))
+            parts.append(Span(mark.start(), end, name))
             position = end
-    return found
+    return parts
 
 
 class _Runs:
@@ -115,10 +115,10 @@ class _Closers:
             if self._environments is None:
                 self._environments = _environments(self._text)
             return self._environments.get(position)
-        found = self._next.get(opener)
-        if opener not in self._next or (found is not None and found.start() < position):
-            found = self._next[opener] = _CLOSER[opener].search(self._text, position)
-        return None if found is None or found.group().isspace() else found.end()
+        match = self._next.get(opener)
+        if opener not in self._next or (match is not None and match.start() < position):
+            match = self._next[opener] = _CLOSER[opener].search(self._text, position)
+        return None if match is None or match.group().isspace() else match.end()
 
     def _fence_end(self, opener: str, start: int, position: int) -> int | None:
         """Returns the end of the closing fence, or None. It has at least as many signs.
@@ -131,16 +131,16 @@ class _Closers:
         ):
             if not self._fences:
                 lines = list(_FENCE_LINE.finditer(text))
-                for one in "`~":
-                    runs = [(len(m[1]), m.start(), m.end(1)) for m in lines if m[1][0] == one]
-                    self._fences[one] = _Runs(runs)
+                for mark in "`~":
+                    runs = [(len(m[1]), m.start(), m.end(1)) for m in lines if m[1][0] == mark]
+                    self._fences[mark] = _Runs(runs)
             end = self._fences[sign].end_after(position, len(opener))
             if end is not None:
                 return end
         if sign == "~":
             return None
         if self._ticks is None:
-            runs = [(len(one[0]), one.start(), one.end()) for one in _TICKS.finditer(text)]
+            runs = [(len(ticks[0]), ticks.start(), ticks.end()) for ticks in _TICKS.finditer(text)]
             self._ticks = _Runs(runs)
         return self._ticks.end_after(position, len(opener))
 

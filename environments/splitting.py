@@ -299,7 +299,7 @@ def step_title(step: str) -> str | None:
     A colon or full stop at its end is left out. Text before step 1 belongs to step 1, so a first
     title may also stand on a later line.
     """
-    found = _TITLE.match(step) or _FIRST_TITLE.search(step)
-    if found is None:
+    match = _TITLE.match(step) or _FIRST_TITLE.search(step)
+    if match is None:
         return None
-    return found["title"].strip().rstrip(":.").strip() or None
+    return match["title"].strip().rstrip(":.").strip() or None

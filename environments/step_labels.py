@@ -23,7 +23,7 @@ def stepwise(row: Row) -> ExpertRow:
     """Reads TRL's stepwise supervision: `prompt`, `completions`, and a label for each of them."""
     problem = question_of(row, "prompt")
     steps, labels = row.get("completions"), row.get("labels")
-    if not isinstance(steps, list | tuple) or not all(isinstance(one, str) for one in steps):
+    if not isinstance(steps, list | tuple) or not all(isinstance(step, str) for step in steps):
         raise UnusableRowError("completions is not a list of texts")
     if not isinstance(labels, list | tuple) or len(labels) != len(steps):
         raise UnusableRowError("not as many labels as completions")
@@ -82,8 +82,8 @@ def _chosen(step: object) -> str | None:
         return own
     if not isinstance(offered, list | tuple) or type(at) is not int or not 0 <= at < len(offered):
         return None
-    one = offered[at] if isinstance(offered[at], Mapping) else {}
-    rating, text = one.get("rating"), one.get("text")
+    completion = offered[at] if isinstance(offered[at], Mapping) else {}
+    rating, text = completion.get("rating"), completion.get("text")
     if not isinstance(text, str) or not isinstance(rating, int | float) or rating < 0:
         return None
     return text

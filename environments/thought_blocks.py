@@ -86,11 +86,11 @@ def with_thoughts(
             steps.
     """
     for step in steps:
-        found = list(_parts(step, cut, blocks, whole=whole))
-        if not found and not whole:
+        parts = list(_parts(step, cut, blocks, whole=whole))
+        if not parts and not whole:
             raise UnusableRowError(ONLY_THOUGHT)
-        if found:
-            *others, last = found
+        if parts:
+            *others, last = parts
             yield from others
             yield Step(last.text, last.thought, step.observation)
 

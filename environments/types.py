@@ -42,7 +42,7 @@ class Step:
 
 def as_steps(steps: Iterable[Step | str]) -> tuple[Step, ...]:
     """Returns the steps as a tuple; plain texts become steps without thought and observation."""
-    return tuple(one if isinstance(one, Step) else Step(one) for one in steps)
+    return tuple(step if isinstance(step, Step) else Step(step) for step in steps)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Trajectory:
         return not any(_SURROGATE.search(text) for text in self._all_texts())
 
     def _all_texts(self) -> list[str]:
-        steps = [(one.text, one.thought, one.observation) for one in self.steps]
+        steps = [(step.text, step.thought, step.observation) for step in self.steps]
         texts = [self.problem, self.source, *(text for step in steps for text in step)]
         return [
             *texts,
