@@ -35,7 +35,7 @@ class Counter(Environment):
         """All pairs of numbers up to `largest` that are two presses apart or more."""
         if path is not None:
             raise DataError(f"Counter reads no file, but the path {path!r} was given; remove it")
-        found = []
+        trajectories = []
         for start in range(largest + 1):
             for goal, presses in _shortest(start, largest).items():
                 if len(presses) > 1:
@@ -44,9 +44,9 @@ class Counter(Environment):
                     for press in presses:
                         shown = BUTTONS[press](shown)
                         steps.append(Step(press, observation=_show(shown)))
-                    found.append(Trajectory(problem, tuple(steps), str(goal), "counter",
+                    trajectories.append(Trajectory(problem, tuple(steps), str(goal), "counter",
                                             metadata={"start": start}))  # fmt: skip
-        return found[:limit]
+        return trajectories[:limit]
 
     def judge(self, trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
         """Right if the counter ends at the goal."""
@@ -76,11 +76,11 @@ def _show(shown: int | str) -> str:
 
 def _shortest(start: int, largest: int) -> dict[int, list[str]]:
     """Number -> the fewest presses that lead there, by breadth-first search."""
-    found: dict[int, list[str]] = {start: []}
+    presses: dict[int, list[str]] = {start: []}
     queue = [start]
     for shown in queue:  # grows on the way
         for name, press in BUTTONS.items():
-            if 0 <= press(shown) <= largest and press(shown) not in found:
-                found[press(shown)] = [*found[shown], name]
+            if 0 <= press(shown) <= largest and press(shown) not in presses:
+                presses[press(shown)] = [*presses[shown], name]
                 queue.append(press(shown))
-    return found
+    return presses

@@ -59,18 +59,18 @@ class Contest:
 
     def lines(self) -> list[str]:
         """The row as text: its title, its contestants, its other figures."""
-        told = [f"row {self.row}: {self.title}" + (f"; goal: {self.goal}" if self.goal else "")]
+        lines = [f"row {self.row}: {self.title}" + (f"; goal: {self.goal}" if self.goal else "")]
         width = max(34, *map(len, self.seconds)) if self.seconds else 0
         for name, times in self.seconds.items():
-            told.append(
+            lines.append(
                 f"  {name:<{width}} {1000 * self.median(name):>11,.2f} ms "
                 f"[{1000 * min(times):,.2f}, {1000 * max(times):,.2f}]  {self.speed(name):>7.2f}x"
                 f"  {_words(self.agreement.get(name, ''))}".rstrip()
             )
         for name, value in self.figures.items():
             several = value if isinstance(value, list) else [value]
-            told += [f"  {name}: {_words(one)}" for one in several]
-        return told
+            lines += [f"  {name}: {_words(entry)}" for entry in several]
+        return lines
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -88,7 +88,7 @@ class Contest:
 
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -125,25 +125,25 @@ def run(
             work = prepare()
             wait()
             started = time.perf_counter()
-            found = work()
+            result = work()
             wait()
             if number >= 0:
                 contest.seconds.setdefault(name, []).append(time.perf_counter() - started)
             if number == rounds[0] and name == names[0]:
-                expected = found
+                expected = result
             elif number == rounds[0]:
-                contest.agreement[name] = compare(expected, found)
+                contest.agreement[name] = compare(expected, result)
         expected = None  # it may be large
     contest.base = min(peers or names[:1], key=contest.median)
     contest.ours = contest.ours or names[-1]
     return contest
 
 
-def bit_equal(expected: object, found: object) -> str:
+def bit_equal(expected: object, actual: object) -> str:
     """How many of two lists' numbers are equal to the last bit."""
     assert isinstance(expected, list)
-    assert isinstance(found, list)
-    same = sum(a == b for a, b in zip(expected, found, strict=True))
+    assert isinstance(actual, list)
+    same = sum(a == b for a, b in zip(expected, actual, strict=True))
     return f"{same:,} of {len(expected):,} bit-equal"
 
 

@@ -213,8 +213,8 @@ def rows_at_once(shape: Shape, tokens: int) -> int:
 def _parity(case: Case, cut: Cut, plan: Plan) -> dict[str, float]:
     """Differences of an update from that of repeated rows."""
     updates = []
-    for one in (padded(plan.tokens), cut):
-        update = ours(case, one)()()
+    for cutting in (padded(plan.tokens), cut):
+        update = ours(case, cutting)()()
         assert isinstance(update, Update)
         updates.append(update)
     return differences(*updates)
@@ -288,7 +288,7 @@ def rollout_rows(plan: Plan, repeats: int) -> list[Contest]:
         contest,
         contestants,
         repeats,
-        compare=lambda theirs, found: f"{found} tokens, generate {theirs}",
+        compare=lambda theirs, tokens: f"{tokens} tokens, generate {theirs}",
         warm_up=True,
         wait=wait,
     )
@@ -320,8 +320,8 @@ def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
     model.eval()
     model.generation_config.eos_token_id = None
     with torch.autocast(model.device.type, torch.bfloat16):
-        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return found[:, longest:].numel()
+        sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return sequences[:, longest:].numel()
 
 
 def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape) -> int:
@@ -332,7 +332,7 @@ def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
         groups = complete(
             sampler, [Prompt(ids, key) for key, ids in enumerate(prompts)], shape.G, params
         )
-    return sum(len(one.ids) for group in groups for one in group)
+    return sum(len(completion.ids) for group in groups for completion in group)
 
 
 def idle_rows(plan: Plan, repeats: int, steps: int = 3) -> list[Contest]:
@@ -355,15 +355,15 @@ def idle_rows(plan: Plan, repeats: int, steps: int = 3) -> list[Contest]:
     for _ in range(repeats):
         for who, training in trainings.items():
             times[who] += training()
-    contest.seconds = {who: one.step for who, one in times.items()}
+    contest.seconds = {who: run_times.step for who, run_times in times.items()}
     contest.base, contest.ours = contest.seconds
     planning = plan_seconds(setting, plan)
-    for who, one in times.items():
-        means = {part: mean(seconds) for part, seconds in one.parts.items()}
+    for who, run_times in times.items():
+        means = {part: mean(seconds) for part, seconds in run_times.parts.items()}
         host = means.get("scoring", means.get("scoring, packing, records", 0.0))
         host += planning if who == "ours" else 0.0
         contest.figures[f"{who}, seconds of a step"] = means
-        contest.figures[f"{who}, share of host work"] = host / mean(one.step)
+        contest.figures[f"{who}, share of host work"] = host / mean(run_times.step)
     contest.figures["ours, of it the trees' plans, s"] = planning
     return [contest]
 

@@ -59,11 +59,14 @@ def model_row(
     for _ in range(repeats):
         for name, training in trainings.items():
             times[name] += training()
-    contest.seconds = {name: one.step for name, one in times.items()}
+    contest.seconds = {name: run_times.step for name, run_times in times.items()}
     contest.base, contest.ours = contest.seconds
-    for name, one in times.items():
-        parts = {f"{part} s": mean(seconds) for part, seconds in one.parts.items()}
-        contest.figures[f"{name}, mean of a step"] = {**parts, "tokens written": mean(one.tokens)}
+    for name, run_times in times.items():
+        parts = {f"{part} s": mean(seconds) for part, seconds in run_times.parts.items()}
+        contest.figures[f"{name}, mean of a step"] = {
+            **parts,
+            "tokens written": mean(run_times.tokens),
+        }
     return [contest]
 
 
@@ -75,8 +78,8 @@ def floors(model: PreTrainedModel, shape: Shape, prompts: int) -> dict[str, floa
     source = torch.ones(2**26)  # 256 MB, beyond any cache
     bandwidth = 4 * source.numel() / _least(lambda: source.sum())
     # A prompt's rollouts share it; prompts in shuffled order share next to nothing.
-    one = replace(shape, K=1, Q=round(shape.mean_prompt), trajectories=prompts)
-    rows = one.rows(model.config.vocab_size)
+    shuffled = replace(shape, K=1, Q=round(shape.mean_prompt), trajectories=prompts)
+    rows = shuffled.rows(model.config.vocab_size)
     reading = forward_flops(model.config, PrefixTree.of([(p, p[:1]) for p, _ in rows])) / rate
     # One more token: the second of a row of two, less what the first one takes.
     two, first = (PrefixTree.of([([0], [1] * more)]) for more in (1, 0))

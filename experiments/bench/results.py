@@ -24,7 +24,7 @@ def merge(path: Path, about: Mapping[str, object], contests: Sequence[Contest]) 
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     again = {contest.row for contest in contests}
     for run in runs:
-        run["contests"] = [one for one in run["contests"] if one["row"] not in again]
+        run["contests"] = [entry for entry in run["contests"] if entry["row"] not in again]
     runs.append({**about, "contests": [contest.to_json() for contest in contests]})
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"runs": [run for run in runs if run["contests"]]}

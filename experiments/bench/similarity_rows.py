@@ -51,10 +51,10 @@ def similarity_row(
         solution = rng.choice(solutions)
         expert = rng.choice(solution)
         for _ in range(min(8, pairs - len(mixed))):
-            other = rng.choice([one for one in solutions if one is not solution])
+            other = rng.choice([problem for problem in solutions if problem is not solution])
             actions = (_edited(expert, rng), rng.choice(solution), rng.choice(other))
             for action, of_kind in sorted(
-                zip(actions, kinds.values(), strict=True), key=lambda one: len(one[1])
+                zip(actions, kinds.values(), strict=True), key=lambda pair: len(pair[1])
             ):
                 if action != expert and (action, expert) not in mixed:
                     mixed[action, expert] = None
@@ -79,8 +79,8 @@ def looping_row(repeats: int) -> list[Contest]:
     for length in (300, 600, 1200, 2400, 4800, 9600):
         longer = ("abc" * (length // 3), "acb" * (length // 3))
         name = f"ours, {length:,} characters"
-        one = _run(Contest(2, ""), {name: in_process([longer])[ONE_CORE]}, repeats)
-        growing.seconds |= one.seconds
+        contest = _run(Contest(2, ""), {name: in_process([longer])[ONE_CORE]}, repeats)
+        growing.seconds |= contest.seconds
     growing.base, growing.ours = "ours, 600 characters", "ours, 1,200 characters"
     return [*contests, growing]
 
@@ -131,9 +131,9 @@ def _pooled(workers: int, contexts: list[StepContext]) -> Contestant:
         rewards.score([StepContext("", (), str(n), "", "x", 0, 2) for n in range(16 * workers)])
 
         def score() -> list[float]:
-            found = [score.reward for score in rewards.score(contexts)]
+            values = [score.reward for score in rewards.score(contexts)]
             rewards.close()
-            return found
+            return values
 
         return score
 

@@ -135,14 +135,14 @@ def step_row(
             times[name] += training()
     title = f"whole steps: {prompts} prompts of about {shape.mean_prompt:.0f} tokens, G {shape.G}"
     contest = Contest(5, f"{title}, C {shape.C}", goal=">= 2.2x TRL")
-    contest.seconds = {name: one.step for name, one in times.items()}
+    contest.seconds = {name: run_times.step for name, run_times in times.items()}
     contest.base, contest.ours = min(list(times)[:2], key=contest.median), "ours, shuffled"
     contest.figures = {
         f"{name}, mean of a step": {
-            **{f"{part} s": mean(seconds) for part, seconds in one.parts.items()},
-            "tokens written": mean(one.tokens),
+            **{f"{part} s": mean(seconds) for part, seconds in run_times.parts.items()},
+            "tokens written": mean(run_times.tokens),
         }
-        for name, one in times.items()
+        for name, run_times in times.items()
     }
     return [contest]
 
@@ -284,10 +284,10 @@ def _timed(trainer: Trainer, method: str, wait: Callable[[], None]) -> list[floa
 
     def timed(*args: object, **more: object) -> object:
         started = time.perf_counter()
-        found = call(*args, **more)
+        result = call(*args, **more)
         wait()
         seconds.append(time.perf_counter() - started)
-        return found
+        return result
 
     setattr(trainer, method, timed)
     return seconds
@@ -321,8 +321,8 @@ class _Sampler:
             prompts, num_samples, params, first_sample=first_sample
         ):
             self.seconds += time.perf_counter() - started
-            self.tokens += sum(len(one.ids) for one in group)
-            yield index, [replace(one, truncated=False) for one in group]
+            self.tokens += sum(len(completion.ids) for completion in group)
+            yield index, [replace(completion, truncated=False) for completion in group]
             started = time.perf_counter()
         self.wait()
         self.seconds += time.perf_counter() - started
@@ -385,11 +385,11 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
         trainer.rewards.close()
     logged = [line for line in trainer.state.log_history if "seconds/collect" in line]
     logged, samplers = (x[setting.uncounted :] for x in (logged, trainer.samplers))
-    times = Times(step=clock.steps(), tokens=[one.tokens for one in samplers])
+    times = Times(step=clock.steps(), tokens=[sampler.tokens for sampler in samplers])
     collect = [line["seconds/collect"] for line in logged]
     update = [line["seconds/update"] for line in logged]
     times.parts = {
-        "rollouts": [one.seconds for one in samplers],
+        "rollouts": [sampler.seconds for sampler in samplers],
         "scoring, packing, records": [
             a - b.seconds for a, b in zip(collect, samplers, strict=True)
         ],

@@ -57,8 +57,10 @@ def _panel(panel: object, contests: Sequence[Contest], against: str) -> None:
     shares = sorted({point["P/C"] for line in by_prompts.values() for point in line})
     for colour, (K, line) in zip(COLOURS, by_prompts.items(), strict=False):
         x = [point["P/C"] for point in line]
-        panel.plot(x, [one["ceiling"] for one in line], "--", color=colour, lw=0.9)
-        panel.plot(x, [one[against] for one in line], "o-", color=colour, ms=3.5, label=f"K = {K}")
+        panel.plot(x, [point["ceiling"] for point in line], "--", color=colour, lw=0.9)
+        panel.plot(
+            x, [point[against] for point in line], "o-", color=colour, ms=3.5, label=f"K = {K}"
+        )
     panel.axhline(1, color="#999999", lw=0.8)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log", base=2)

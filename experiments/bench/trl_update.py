@@ -56,9 +56,9 @@ def trls(case: Case, trainer: GRPOTrainer, rows_at_once: int) -> Contestant:
     score = GRPOTrainer._get_per_token_logps_and_entropies
 
     def overheard(*args: object, **more: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        found = score(trainer, *args, **more)
-        seen.append(found[0].detach())
-        return found
+        result = score(trainer, *args, **more)
+        seen.append(result[0].detach())
+        return result
 
     def work() -> Update:
         trainer._get_per_token_logps_and_entropies = overheard

@@ -46,16 +46,16 @@ class Update:
     gradients: list[Tensor]
 
 
-def differences(expected: object, found: object) -> dict[str, float]:
+def differences(expected: object, actual: object) -> dict[str, float]:
     """Relative error of the gradient, and the largest difference of a token's log-probability."""
     assert isinstance(expected, Update)
-    assert isinstance(found, Update)
+    assert isinstance(actual, Update)
     apart = [
         (a.double() - b.double()).square().sum()
-        for a, b in zip(found.gradients, expected.gradients, strict=True)
+        for a, b in zip(actual.gradients, expected.gradients, strict=True)
     ]
     whole = [b.double().square().sum() for b in expected.gradients]
-    ours, theirs = _by_row(found), _by_row(expected)
+    ours, theirs = _by_row(actual), _by_row(expected)
     return {
         "gradient": (torch.stack(apart).sum() / torch.stack(whole).sum()).sqrt().item(),
         "log_prob": max((ours[row] - theirs[row]).abs().max().item() for row in theirs),

@@ -27,13 +27,13 @@ Updates = list[Mapping[str, object]]
 
 def updates_of(output: Path) -> dict[str, dict[str, list[Updates]]]:
     """Difficulty -> row -> for each seed the updates of its training, of rows that roll out."""
-    found: dict[str, dict[str, list[Updates]]] = defaultdict(lambda: defaultdict(list))
+    by_difficulty: dict[str, dict[str, list[Updates]]] = defaultdict(lambda: defaultdict(list))
     for difficulty, row, run in finished(output):
         if run.metrics.is_file():
             lines = [line for line in read_rows(run.metrics) if "groups_tried" in line]
             if lines:
-                found[difficulty][row].append(lines)
-    return found
+                by_difficulty[difficulty][row].append(lines)
+    return by_difficulty
 
 
 def pictures(rows: Collection[str]) -> Iterator[list[str]]:
@@ -54,7 +54,7 @@ def curve(name: str, seeds: Iterable[Updates], figure: str, per: str | None = No
             points[(int(str(line["step"])) - 1) // UPDATES].append(value)
     return plain_series(
         name,
-        [((UPDATES * k + 1, UPDATES * (k + 1)), fmean(found)) for k, found in points.items()],
+        [((UPDATES * k + 1, UPDATES * (k + 1)), fmean(values)) for k, values in points.items()],
     )
 
 

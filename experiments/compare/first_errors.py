@@ -79,14 +79,14 @@ def problems_of(run: RunFolder) -> dict[str, WordProblem]:
         raise SystemExit(f"{run.path}: only the embedded word_problems can be read")
     options.pop("thoughts", None)
     problems = draw_problems(options.pop("limit"), **options)  # type: ignore[arg-type]
-    return {one.trajectory().problem_id: one for one in problems}
+    return {problem.trajectory().problem_id: problem for problem in problems}
 
 
 def main() -> None:
     """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", nargs="?", default="runs/compare", type=Path)
-    found: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    by_cell: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     ends: dict[tuple[str, str, str], Counter[tuple[int, bool]]] = defaultdict(Counter)
     output = parser.parse_args().output
     problems: dict[str, dict[str, WordProblem]] = {}
@@ -98,18 +98,18 @@ def main() -> None:
                 steps = [str(step) for step in line["steps"]]  # type: ignore[attr-defined]
                 kind, tried = first_error(problems[difficulty][str(line["problem_id"])], steps)
                 shown = difficulty, str(line["mode"]), row
-                found[shown].update(
+                by_cell[shown].update(
                     {"attempts": 1, "steps": tried, kind or "none": 1}
                     | {"solved": int(bool(line["correct"]))}
                 )
                 ends[shown].update([(tried, kind is not None)])
-    if not found:
+    if not by_cell:
         raise SystemExit(f"{output}: no finished cell there; give the folder of a comparison")
     head = ["difficulty", "mode", "row", "n", "solved %", "no error %"]
     head += [f"{kind} %" for kind in KINDS]
     head += [f"{kind} / 100 steps" for kind in KINDS]
     lines = []
-    for (difficulty, mode, row), counts in sorted(found.items()):
+    for (difficulty, mode, row), counts in sorted(by_cell.items()):
         shares = [100 * counts[kind] / counts["attempts"] for kind in ("solved", "none", *KINDS)]
         rates = [100 * counts[kind] / counts["steps"] for kind in KINDS]
         values = [f"{value:.1f}" for value in shares + rates]

@@ -68,14 +68,14 @@ def coverage(
                 chances = (1 / (1 + math.exp(-became - h - draw.gauss(0, MEETING))) for h in hard)
                 row.append({str(i): float(draw.random() < p) for i, p in enumerate(chances)})
             rows.append(row)
-        between.append(stdev(fmean(one.values()) for one in rows[0]))
-        for kind, found, true in (
+        between.append(stdev(fmean(training.values()) for training in rows[0]))
+        for kind, estimate, true in (
             ("row", row_estimate(rows[0]), truth[0]),
             ("contrast", contrast(rows[1], rows[0]), truth[1] - truth[0]),
         ):
-            held[kind] += found.low <= true <= found.high
-            widths[kind].append((found.high - found.low) / 2)
-            squares[kind].append((found.value - true) ** 2)
+            held[kind] += estimate.low <= true <= estimate.high
+            widths[kind].append((estimate.high - estimate.low) / 2)
+            squares[kind].append((estimate.value - true) ** 2)
     return {
         "row": held["row"] / repeats,
         "contrast": held["contrast"] / repeats,
@@ -98,7 +98,7 @@ def main() -> None:
     print("solved  differ  seeds' std  row: held  half width  contrast: held  half width")
     lines = []
     for share, hard, apart in product((0.05, 0.5, 0.9), (1.0, 3.0), (0.0, 0.1, 0.2, 0.4)):
-        found = coverage(
+        figures = coverage(
             share=share,
             problem_spread=hard,
             seed_spread=apart,
@@ -106,11 +106,11 @@ def main() -> None:
             problems=args.problems,
             repeats=args.repeats,
         )
-        lines.append(found)
+        lines.append(figures)
         print(
-            f"{found['truth']:6.1%}  {found['difference']:6.1%}  {found['seed std']:10.1%}"
-            f"  {found['row']:9.1%}  {found['row half width']:10.1%}"
-            f"  {found['contrast']:14.1%}  {found['contrast half width']:10.1%}",
+            f"{figures['truth']:6.1%}  {figures['difference']:6.1%}  {figures['seed std']:10.1%}"
+            f"  {figures['row']:9.1%}  {figures['row half width']:10.1%}"
+            f"  {figures['contrast']:14.1%}  {figures['contrast half width']:10.1%}",
             flush=True,
         )
     for kind in ("row", "contrast"):

@@ -52,11 +52,11 @@ def write_solutions(folder: Path, count: int, seed: int) -> None:
     lines: dict[str, list[str]] = {"long": [], "short": []}
     for a, b, c in problems:
         end = f"The answer is {a + b + c}."
-        told = {
+        steps_by_length = {
             "long": [f"{a}+{b}={a + b}", f"{a + b}+{c}={a + b + c}", end],
             "short": [f"{a}+{b}+{c}={a + b + c}", end],
         }
-        for name, steps in told.items():
+        for name, steps in steps_by_length.items():
             row = {"problem": f"{a}+{b}+{c}?", "steps": steps, "answer": str(a + b + c)}
             lines[name].append(json.dumps(row) + "\n")
     for name, rows in lines.items():

@@ -30,8 +30,8 @@ def measure(given: Given, note: Note) -> None:
     rates = machine_rates(plan, repeats=3)
 
     def updates(kind: str) -> Callable[[], list[Contest]]:
-        one: Plan = replace(plan, updates={kind: plan.updates[kind]})
-        return lambda: update_rows(one, 1, rates)
+        kind_plan: Plan = replace(plan, updates={kind: plan.updates[kind]})
+        return lambda: update_rows(kind_plan, 1, rates)
 
     rows: dict[str, Callable[[], list[Contest]]] = {
         **{f"6, {kind}": updates(kind) for kind in plan.updates},

@@ -82,12 +82,12 @@ def _compared(given: Given, kind: tuple[int, int, int], size: int) -> dict[str, 
             return attend(q, k, v)
 
     figures: dict[str, object] = {"nodes": n, "pieces": len(plan.selves) + len(plan.prefixes)}
-    found: dict[str, list[Tensor]] = {}
+    results: dict[str, list[Tensor]] = {}
     repeats = 1 if given.toy else 5
     for name, attend in (("pieces", pieces), ("flex", flex)):
         try:
             started = time.perf_counter()
-            found[name] = update(attend)
+            results[name] = update(attend)
             wait()
             figures[f"{name}, first time, s"] = time.perf_counter() - started
             figures[f"{name}, update, ms"] = 1e3 * best_seconds(
@@ -98,15 +98,15 @@ def _compared(given: Given, kind: tuple[int, int, int], size: int) -> dict[str, 
             )
         except torch.OutOfMemoryError:
             figures[f"{name}, update, ms"] = "out of memory"
-    if len(found) == 2:
+    if len(results) == 2:
         names = ("output", "gradient of q", "gradient of k", "gradient of v")
-        for name, a, b in zip(names, found["pieces"], found["flex"], strict=False):
+        for name, a, b in zip(names, results["pieces"], results["flex"], strict=False):
             figures[f"relative difference, {name}"] = ((a - b).norm() / a.norm()).item()
         for what in ("update", "reading alone"):
-            one, other = (figures[f"{name}, {what}, ms"] for name in ("pieces", "flex"))
-            assert isinstance(one, float)
-            assert isinstance(other, float)
-            figures[f"{what}, speed"] = one / other
+            pieces_ms, flex_ms = (figures[f"{name}, {what}, ms"] for name in ("pieces", "flex"))
+            assert isinstance(pieces_ms, float)
+            assert isinstance(flex_ms, float)
+            figures[f"{what}, speed"] = pieces_ms / flex_ms
     return figures
 
 

@@ -92,7 +92,7 @@ def sft_settings(given: Given) -> dict[str, object]:
 
 def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
     """SRL; with `profiled` what `SRLConfig` itself takes, in smaller steps."""
-    found = {
+    settings = {
         **common(given),
         "prompts_per_step": 2 if given.toy else 16 if profiled else 64,
         "num_generations": 2 if given.toy else 8,
@@ -106,7 +106,7 @@ def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
         "log_completions": False,
     }
     beside = ("model", "data", "max_steps")
-    return {name: x for name, x in found.items() if not profiled or name not in beside}
+    return {name: x for name, x in settings.items() if not profiled or name not in beside}
 
 
 def rlvr_settings(given: Given) -> dict[str, object]:
@@ -144,9 +144,9 @@ def measure(given: Given, note: Note) -> None:
 
     def evaluate(name: str) -> float:
         started = time.monotonic()
-        found = measured(model, form, experiment, rewards, test, None, name, console)
+        figures = measured(model, form, experiment, rewards, test, None, name, console)
         seconds = time.monotonic() - started
-        kept = {key: found[key] for key in found if key.endswith("greedy") or "held-out" in key}
+        kept = {key: figures[key] for key in figures if key.endswith("greedy") or "held-out" in key}
         note({f"{name}, evaluated": rounded({**kept, "seconds": seconds})})
         return seconds
 

@@ -28,9 +28,9 @@ def measure(given: Given, note: Note) -> None:
     small, count = torch.zeros(32, device=given.device), 100 if given.toy else 1000
 
     def many() -> torch.Tensor:
-        found = small
+        total = small
         for _ in range(count):
-            found = found + 1
-        return found
+            total = total + 1
+        return total
 
     note({"starting one operation, s": best_seconds(many, repeats=3) / count})

@@ -36,9 +36,9 @@ def measure(given: Given, note: Note) -> None:
         with torch.autocast(given.device.type, torch.bfloat16, enabled=bf16):
             groups = complete(sampler, asked, G, sampling)
         return [
-            ((prompt, one.ids), one.log_probs)
+            ((prompt, completion.ids), completion.log_probs)
             for prompt, group in zip(prompts, groups, strict=True)
-            for one in group
+            for completion in group
         ]
 
     with _float32_as("highest"):
@@ -54,8 +54,8 @@ def measure(given: Given, note: Note) -> None:
         ("bf16, rows repeated", "highest", True, padded()),
     ):
         with _float32_as(precision):
-            found = _update(model, rows, cut, bf16=bf16)
-        note({f"{name}, beside fp32": _apart(exact, found, rows)})
+            update = _update(model, rows, cut, bf16=bf16)
+        note({f"{name}, beside fp32": _apart(exact, update, rows)})
 
 
 def _model_and_prompts(
@@ -108,20 +108,20 @@ def _gap(
 
 
 def _update(model: PreTrainedModel, rows: list[Row], cut: Cut, *, bf16: bool) -> Update:
-    found = ours(Case(model, rows, G, bf16), cut)()()
-    assert isinstance(found, Update)
-    return found
+    update = ours(Case(model, rows, G, bf16), cut)()()
+    assert isinstance(update, Update)
+    return update
 
 
-def _apart(exact: Update, found: Update, rows: Sequence[Row]) -> dict[str, float]:
+def _apart(exact: Update, inexact: Update, rows: Sequence[Row]) -> dict[str, float]:
     """Gradients as one long vector; log-probabilities token by token, in nats."""
     products = torch.zeros(3, dtype=torch.float64)
-    for a, b in zip(exact.gradients, found.gradients, strict=True):
+    for a, b in zip(exact.gradients, inexact.gradients, strict=True):
         # One tensor at a time: in float64 all of them might not fit.
         a, b = a.double().flatten(), b.double().flatten()
         products += torch.stack([a @ b, a @ a, b @ b]).cpu()
     both, ours, theirs = products.tolist()
-    first, second = (_lines(one, rows) for one in (exact, found))
+    first, second = (_lines(update, rows) for update in (exact, inexact))
     differences = torch.cat([(first[row] - second[row]).abs() for row in first])
     return {
         "gradient, cosine": both / (ours * theirs) ** 0.5,

@@ -63,13 +63,13 @@ class _Profiled(SRLTrainer):
             return super()._collect()
         with _profile() as half:
             began = time.perf_counter()
-            found = super()._collect()
+            collected = super()._collect()
             _wait()
             seconds = time.perf_counter() - began
         self.note({"collecting": figures(half, seconds)})
         self._half, self._began = _profile(), time.perf_counter()
         self._half.__enter__()
-        return found
+        return collected
 
     def _with_waits(self, *args: object, **more: object) -> torch.Tensor:
         with warnings.catch_warnings(record=True) as caught:
@@ -80,9 +80,9 @@ class _Profiled(SRLTrainer):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         places = Counter(
-            f"{'/'.join(Path(one.filename).parts[-3:])}:{one.lineno}"
-            for one in caught
-            if "synchroniz" in str(one.message)
+            f"{'/'.join(Path(warning.filename).parts[-3:])}:{warning.lineno}"
+            for warning in caught
+            if "synchroniz" in str(warning.message)
         )
         self.note({"waits of the host in one step": dict(places.most_common(20))})
         return loss
@@ -102,8 +102,8 @@ def _wait() -> None:
 def figures(profiled: profile, seconds: float, top: int = 15) -> dict[str, object]:
     """Returns seconds, the device's idle share, and its longest operations by name."""
     kind = DeviceType.CUDA if torch.cuda.is_available() else DeviceType.CPU
-    events = [one for one in profiled.events() or () if one.device_type == kind]
-    spans = [(one.time_range.start, one.time_range.end) for one in events]
+    events = [event for event in profiled.events() or () if event.device_type == kind]
+    spans = [(event.time_range.start, event.time_range.end) for event in events]
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for event in events:

@@ -50,9 +50,9 @@ class ResultFile:
 
     def note(self, name: str, figures: Mapping[str, object]) -> None:
         """Add figures to a part and save."""
-        found = self.parts[name].setdefault("figures", {})
-        assert isinstance(found, dict)
-        found.update(figures)
+        stored = self.parts[name].setdefault("figures", {})
+        assert isinstance(stored, dict)
+        stored.update(figures)
         self.save()
 
     def state(self, name: str) -> object:
@@ -84,7 +84,7 @@ def _rows(prefix: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _rows(f"{prefix}: {name}" if prefix else str(name), inner)
-    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
         for number, inner in enumerate(value):
             yield from _rows(f"{prefix} [{number}]", inner)
     else:
@@ -93,7 +93,7 @@ def _rows(prefix: str, value: object) -> Iterator[tuple[str, str]]:
 
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return f"{value:,.4g}" if isinstance(value, float) else str(value)

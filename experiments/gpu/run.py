@@ -218,7 +218,7 @@ def _about(args: argparse.Namespace, device: str) -> dict[str, object]:
 def _commit() -> str:
     """The commit that is measured, with a + where files were changed; empty without git."""
     try:
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
             cwd=ROOT,
             capture_output=True,
@@ -227,7 +227,7 @@ def _commit() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip()
+    return completed.stdout.strip()
 
 
 if __name__ == "__main__":

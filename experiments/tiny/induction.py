@@ -55,7 +55,7 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
     fast = (frequencies > 0.05).float()
     slow = torch.where(frequencies < 0.005)[0]
     slow = torch.cat([slow, slow + half])
-    told = _orthonormal(size, config.hidden_size, generator)
+    token_basis = _orthonormal(size, config.hidden_size, generator)
     written = _orthonormal(size * lookers, config.hidden_size, generator).chunk(lookers)
 
     back = model.model.layers[0].self_attn
@@ -70,7 +70,7 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
             [fast * torch.cos(phase), fast * torch.sin(phase)]
         )
         back.k_proj.bias[rows] = strength * torch.cat([fast, torch.zeros(half)])
-        back.v_proj.weight[rows] = told
+        back.v_proj.weight[rows] = token_basis
         back.o_proj.weight[:, rows] = WRITE_GAIN * written[head].T
 
     find = model.model.layers[1].self_attn
@@ -82,7 +82,7 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
             width = len(places)
             # The token `back_by` places before the query, against the one a place further back
             # from the key.
-            queried = told if back_by == 0 else written[back_by - 1]
+            queried = token_basis if back_by == 0 else written[back_by - 1]
             find.q_proj.weight[rows][places] += MATCH_GAIN * queried[:width]
             find.k_proj.weight[rows][places] += MATCH_GAIN * written[back_by][:width]
         copied = _orthonormal(size, config.hidden_size, generator)

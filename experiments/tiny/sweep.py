@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     keys = [entry.partition("=")[0] for entry in args.grid]
     choices = [entry.partition("=")[2].split(",") for entry in args.grid]
-    found = []
+    runs = []
     for values in itertools.product(*choices):
         settings = dict(zip(keys, values, strict=True))
         run = "+".join(f"{key}={value}" for key, value in settings.items())
@@ -50,12 +50,12 @@ def main() -> None:
                 stdout=subprocess.DEVNULL,
             )
         summary = json.loads((root / run / "summary.json").read_text())
-        found.append({"settings": settings, **summary})
+        runs.append({"settings": settings, **summary})
         print(run, _line(summary), flush=True)
-        _write(args, found)
+        _write(args, runs)
 
 
-def _write(args: argparse.Namespace, found: list[dict]) -> None:  # type: ignore[type-arg]
+def _write(args: argparse.Namespace, runs: list[dict]) -> None:  # type: ignore[type-arg]
     """After every run, so that nothing is lost if a later one fails."""
     out = HERE / "sweeps" / f"{args.name}.json"
     out.parent.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def _write(args: argparse.Namespace, found: list[dict]) -> None:  # type: ignore
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "steps": args.steps,
     }
-    out.write_text(json.dumps({**about, "runs": found}, indent=1) + "\n")
+    out.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n")
 
 
 def _line(summary: dict) -> str:  # type: ignore[type-arg]
