@@ -1,10 +1,11 @@
-"""An environment of your own: copy this file, change it, name it. docs/environments.md explains.
+"""An example of your own environment: copy this file and change it. See docs/environments.md.
 
     python -m srl check-data experiments/custom_environment.py:Counter
     make train ARGS="--data '{source: experiments/custom_environment.py:Counter}'"
 
-A counter shows a number, and the policy presses one button a step to bring it to another. The world
-answers every press with what the counter shows, which the policy reads before its next step.
+A counter shows a number. The policy presses one button in each step to bring it to another number.
+After every step, the environment replies with the number that the counter shows. The policy reads
+this reply before its next step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BUTTONS = {"Add 1.": lambda n: n + 1, "Double.": lambda n: 2 * n, "Take 3.": lam
 
 
 class Counter(Environment):
-    """Bring a counter from one number to another with as few presses as can be."""
+    """Problems that bring a counter from one number to another with as few presses as possible."""
 
     prompts = Prompts(
         step="Press one button: Add 1. Double. Take 3.",
@@ -32,7 +33,10 @@ class Counter(Environment):
         limit: int | None = None,
         largest: int = 40,
     ) -> list[Trajectory]:
-        """All pairs of numbers up to `largest` that are two presses apart or more."""
+        """Returns a trajectory for each pair of numbers that are two or more presses apart.
+
+        Numbers go from 0 to `largest`.
+        """
         if path is not None:
             raise DataError(f"Counter reads no file, but the path {path!r} was given; remove it")
         trajectories = []
@@ -49,16 +53,16 @@ class Counter(Environment):
         return trajectories[:limit]
 
     def judge(self, trajectory: Trajectory, steps: Sequence[Step]) -> Verdict:
-        """Right if the counter ends at the goal."""
+        """Returns the verdict: the attempt is right if the counter ends at the goal."""
         shown = str(_after(trajectory, steps))
         return Verdict(shown == trajectory.answer, shown, _show(shown))
 
     def finished(self, trajectory: Trajectory, steps: Sequence[Step]) -> bool:
-        """As soon as the counter shows the goal."""
+        """Returns whether the counter shows the goal, which ends the attempt."""
         return str(_after(trajectory, steps)) == trajectory.answer
 
     def observe(self, trajectory: Trajectory, steps: Sequence[Step]) -> str:
-        """What the counter shows; words that are on no button change nothing."""
+        """Returns what the counter shows. A line that names no button changes nothing."""
         return _show(_after(trajectory, steps))
 
 
@@ -75,10 +79,10 @@ def _show(shown: int | str) -> str:
 
 
 def _shortest(start: int, largest: int) -> dict[int, list[str]]:
-    """Number -> the fewest presses that lead there, by breadth-first search."""
+    """Returns number -> the shortest list of presses that leads to it, by breadth-first search."""
     presses: dict[int, list[str]] = {start: []}
     queue = [start]
-    for shown in queue:  # grows on the way
+    for shown in queue:  # the loop appends to the queue
         for name, press in BUTTONS.items():
             if 0 <= press(shown) <= largest and press(shown) not in presses:
                 presses[press(shown)] = [*presses[shown], name]

@@ -1,13 +1,13 @@
-"""Step rewards of your own: copy this file, change it, give its path. docs/rewards.md explains.
+"""Examples of your own step rewards: copy this file, change it, give its path. See docs/rewards.md.
 
     python -m srl score --action "So Kurt has 20/5=4 apples." --expert "So Kurt has 20/5=4 pears." \
         --rewards.experiments/custom_reward.py:same_object 1
     make train RUN=mine ARGS="--rewards.experiments/custom_reward.py:same_object 0.2"
     make inspect RUN=mine
 
-A reward is a function of one step, or, if its parameter is called `steps`, of a list of them. It
-returns a number, or None where it does not apply. Options are keyword-only parameters, or those of
-a class whose instances are called.
+A reward is a function of one step. If its parameter is called `steps`, it receives a list of steps.
+It returns a number, or None where it does not apply. Options are the function's keyword-only
+parameters, or the constructor's parameters of a class whose instances are called.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _LAST_WORD = re.compile(r"([a-z]+)\W*$")
 
 
 def same_object(step: StepContext) -> float | None:
-    """1.0 if the step ends with the object that the expert's ends with, 0.0 if with another.
+    """Returns 1.0 if the step ends with the same object as the expert's step, else 0.0.
 
-    None where the expert's step ends with no word, as it does where only a number is left.
+    Returns None if the expert's step does not end with a word, as when it ends with a number.
     """
     wanted = _LAST_WORD.search(step.expert_step)
     if wanted is None:
@@ -32,18 +32,18 @@ def same_object(step: StepContext) -> float | None:
 
 
 def brief(step: StepContext, *, characters: int = 60) -> float:
-    """1.0 for a thought of up to so many characters, falling to 0.0 at twice as many."""
+    """Returns 1.0 for a thought of up to so many characters, falling to 0.0 at twice as many."""
     return min(1.0, max(0.0, 2.0 - len(step.thought) / characters))
 
 
 def rank_in_batch(steps: list[StepContext]) -> list[float]:
-    """From 0.0 for the longest step of the batch to 1.0 for the shortest: all of them at once."""
+    """Returns, for each step of the batch, 1 minus its length relative to the longest step."""
     longest = max((len(step.action) for step in steps), default=0) or 1
     return [1.0 - len(step.action) / longest for step in steps]
 
 
 class Mentions:
-    """The share of some words that the step has in it.
+    """A reward: the share of the given lower-case words that occur in the step.
 
     In a config:  hedges: {name: "experiments/custom_reward.py:Mentions", weight: -0.1,
                            options: {words: [maybe, perhaps]}}

@@ -1,22 +1,23 @@
-"""Speed beside the libraries people would otherwise use: `make bench`.
+"""Compares our speed with the libraries that users would otherwise run: `make bench`.
 
-Each row runs its contestants in turn, several times over, on the same input, and says with the
-median and the spread whether they also give the same result. Shapes on which we lose are rows like
-the others. Rows 3 to 11 run on two threads; those of a GPU are in gpu_rows.py.
+Each row runs its contestants in turn on the same input, several times. It reports the median and
+the spread of the times, and whether the results agree. Shapes on which we are slower are rows too.
+Rows 3 to 11 run on two threads. The rows that need a GPU are in gpu_rows.py.
 
     1      similarity of 4,096 pairs of steps as long as those of s1K
     2      similarity of looping text, and how its time grows
     3      one update on the rollouts of one prompt, beside TRL
     4      one update on nested prompts, beside TRL
     5      whole steps of SRL, beside TRL
-    10     how time and memory of an update grow
-    11     a whole step of SmolLM2-135M's shape, beside TRL: four minutes, one step of each
-    sweep  one update over lengths and numbers of prompts; draws results/sweep.svg
+    10     growth of the time and memory of an update
+    11     a whole step of SmolLM2-135M's shape, beside TRL: four minutes, one step each
+    sweep  one update for several lengths and numbers of prompts; draws results/sweep.svg
 
     python experiments/bench/bench.py [--rows 1 3] [--repeats 5] [--steps s1k.jsonl] [--out FILE]
 
-Without `--steps` (JSON lines with a list `steps`, as in s1K) the steps of row 1 are pieces of this
-project's own documents, as long as those of s1K. Rows that are not run keep their old results.
+`--steps` names a file of JSON lines with a list `steps`, as in s1K. Without it, the steps of row 1
+are pieces of this project's own documents, as long as those of s1K. Rows that are not run keep
+their old results.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is on the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is loaded from the hub
 
 from contest import Contest, machine
 from growth_rows import growth_row
@@ -70,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "4": lambda: nested_row(args.repeats),
         "5": lambda: step_row(args.repeats),
         "10": lambda: growth_row(args.repeats),
-        "11": lambda: model_row(),  # once: it takes minutes
+        "11": lambda: model_row(),  # only one repeat, because it takes minutes
         "sweep": lambda: sweep_rows(args.repeats),
     }
     inputs = {"repeats": args.repeats, "threads": THREADS, "input": source}
@@ -80,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
             contests = rows[name]()
         for contest in contests:
             print("\n".join(contest.lines()), flush=True)
-        # After every row, so that nothing is lost if a later one fails.
+        # Results are saved after every row, so that nothing is lost if a later row fails.
         merge(args.out, {**about, **inputs}, contests)
         if name == "sweep":
             draw(contests, args.out.parent / "sweep.svg")
@@ -90,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def table(contests: Sequence[Contest]) -> str:
-    """One line a contest: what we stand for beside the peer."""
+    """Returns a table with one line per contest: our time, the peer's time and our speed."""
     lines = [f"{'row':<6} {'ours':>12} {'peer':>12} {'speed':>8} {'ceiling':>8}  input; goal"]
     for contest in contests:
         ceiling = contest.figures.get("ceiling")

@@ -1,8 +1,8 @@
-"""Contestants in turn on the same input, and what a row of the benchmark says about them.
+"""Runs contestants in turn on the same input, and reports a row of the benchmark about them.
 
 Every repeat runs all contestants once, so that a machine that slows down slows all of them. A row
-gives each contestant's median and spread, its speed against the peer, and whether it computes the
-same thing.
+has each contestant's median and spread, its speed relative to the peer, and the agreement of its
+result.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 Agreement = str | dict[str, float]
-"""In words, or differences by name."""
+"""The agreement of two results: a text, or differences by name."""
 
 Contestant = Callable[[], Callable[[], object]]
-"""Makes ready, untimed; what it returns is timed."""
+"""Prepares the work, untimed, and returns a function whose call is timed."""
 
 PACKAGES = ("cydifflib", "rapidfuzz", "torch", "transformers", "trl")
 
 
 @dataclass
 class Contest:
-    """One row.
+    """One row of the benchmark.
 
     Attributes:
         row: its number in the list of rows, or its name.
         title: the input.
-        goal: in words.
-        seconds: of each contestant, repeat by repeat.
-        base: the contestant that speeds are against.
+        goal: the goal, in words.
+        seconds: contestant -> its seconds in each repeat.
+        base: the contestant that speeds are relative to.
         ours: the contestant that the goal is about.
-        agreement: of each contestant with the first.
-        figures: whatever else belongs to the row: sizes, ceilings, memory.
+        agreement: contestant -> the agreement of its result with the first contestant's.
+        figures: all other figures of the row: sizes, ceilings, memory.
     """
 
     row: int | str
@@ -54,11 +54,11 @@ class Contest:
         return statistics.median(self.seconds[name])
 
     def speed(self, name: str, base: str | None = None) -> float:
-        """How many times as fast as `base` (by default the peer)."""
+        """Returns how many times as fast as `base` (by default the peer) a contestant is."""
         return self.median(base or self.base) / self.median(name)
 
     def lines(self) -> list[str]:
-        """The row as text: its title, its contestants, its other figures."""
+        """Returns the row as text: its title, its contestants and its other figures."""
         lines = [f"row {self.row}: {self.title}" + (f"; goal: {self.goal}" if self.goal else "")]
         width = max(34, *map(len, self.seconds)) if self.seconds else 0
         for name, times in self.seconds.items():
@@ -103,18 +103,18 @@ def run(
     before: Callable[[], None] = lambda: None,
     wait: Callable[[], None] = lambda: None,
 ) -> Contest:
-    """Every contestant in turn, `repeats` times.
+    """Runs every contestant in turn, `repeats` times, and returns the row with the results.
 
     Args:
-        contest: the row, to be filled in; the last contestant is ours unless it says another.
-        contestants: the first one's result is what the others' are compared with.
-        repeats: timed ones.
-        compare: agreement of the first one's result with another's.
-        peers: what a user would otherwise run; speeds are against the fastest of them, by default
-            against the first contestant.
-        warm_up: one further round before the others, untimed.
-        before: called before each contestant makes ready, such as to empty caches.
-        wait: returns when the device has done all it was told.
+        contest: the row to fill in. The last contestant is ours unless the row names another.
+        contestants: name -> contestant. The other results are compared with the first one's.
+        repeats: the number of timed rounds.
+        compare: returns the agreement of the first contestant's result with another result.
+        peers: the contestants that a user would otherwise run. Speeds are relative to the fastest
+            of them, by default to the first contestant.
+        warm_up: runs one more round before the others, untimed.
+        before: called before each contestant prepares its work, for example to empty caches.
+        wait: returns when the device has finished all its work.
     """
     names = list(contestants)
     rounds = range(-1 if warm_up else 0, repeats)
@@ -133,14 +133,14 @@ def run(
                 expected = result
             elif number == rounds[0]:
                 contest.agreement[name] = compare(expected, result)
-        expected = None  # it may be large
+        expected = None  # frees a result that may be large
     contest.base = min(peers or names[:1], key=contest.median)
     contest.ours = contest.ours or names[-1]
     return contest
 
 
 def bit_equal(expected: object, actual: object) -> str:
-    """How many of two lists' numbers are equal to the last bit."""
+    """Returns how many numbers of two lists are equal to the last bit, as a text."""
     assert isinstance(expected, list)
     assert isinstance(actual, list)
     same = sum(a == b for a, b in zip(expected, actual, strict=True))
@@ -148,7 +148,7 @@ def bit_equal(expected: object, actual: object) -> str:
 
 
 def machine(names: Sequence[str] = PACKAGES) -> dict[str, object]:
-    """What the figures depend on; `names` are those of packages."""
+    """Returns what the figures depend on: date, machine, and versions of the packages `names`."""
     packages: dict[str, str | None] = {}
     for name in names:
         try:

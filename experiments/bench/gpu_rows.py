@@ -1,17 +1,18 @@
-"""The rows that need a GPU: `make bench-gpu`. Models from their configs, with random weights.
+"""Runs the rows of the benchmark that need a GPU: `make bench-gpu`.
 
-    6  one update of Qwen2.5's shapes beside TRL, bf16; and the share of the machine's own rate
-    7  peak memory of its activations
-    8  rollouts beside `generate` as TRL calls it
+    6  one update of Qwen2.5's shapes in bf16, beside TRL, and its share of the machine's rate
+    7  peak memory of the activations of an update
+    8  rollouts, beside `generate` as TRL calls it
     9  the share of a step in which the host works and the GPU waits
 
-Weights are float32 and the forward runs under bf16 autocast, as in both trainers.
+Models are built from their configs, with random weights. Weights are float32, and the forward pass
+runs under bf16 autocast, as in both trainers.
 
     python experiments/bench/gpu_rows.py [--rows 6 7] [--repeats 5] [--out FILE]
     python experiments/bench/gpu_rows.py --toy        every row with toy sizes, on a CPU: no figures
 
-Row 9 counts host work between the parts of a step (scoring, packing, records, the trees' plans),
-not the Trainer's own loop, nor the gaps between the kernels of one part.
+Row 9 counts the host work between the parts of a step (scoring, packing, records, the trees'
+plans). It does not count the Trainer's own loop or the gaps between the kernels of one part.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is on the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is loaded from the hub
 
 import torch
 from contest import Contest, Contestant, machine, run
@@ -53,20 +54,20 @@ NO_CUDA = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how large.
+    """The device, models and sizes of all rows.
 
     Attributes:
-        device: of the models.
-        configs: of row 6, by name; the last one is that of the other rows too.
-        updates: shapes of row 6, by name.
-        memory: shape of row 7.
-        rollouts: shape of row 8; one trajectory's prompts.
-        step: shape of row 9.
-        prompts: groups of a step in row 9.
-        tokens: of a micro-batch. An update of the 1.5B shape keeps 3.3 MB of activations a token
-            (bf16 autocast over float32, nothing computed again), beside 25 GB of weights, their
-            bf16 copies and two sets of gradients.
-        square: width of the matrices that the machine's own rate is read with.
+        device: the device of the models.
+        configs: name -> config of row 6. The other rows use the last one.
+        updates: name -> shape of row 6.
+        memory: the shape of row 7.
+        rollouts: the shape of row 8; the prompts of one trajectory.
+        step: the shape of row 9.
+        prompts: the number of groups of a step in row 9.
+        tokens: the tokens of a micro-batch. An update of the 1.5B shape keeps 3.3 MB of activations
+            for each token (bf16 autocast over float32, nothing recomputed). It also needs 25 GB
+            for weights, their bf16 copies and two sets of gradients.
+        square: the width of the matrices that measure the machine's rate.
     """
 
     device: str
@@ -81,7 +82,7 @@ class Plan:
 
 
 def measured() -> Plan:
-    """The sizes of the published figures: prompts of mid and long trajectories."""
+    """Returns the sizes of the published figures: prompts of mid and long trajectories."""
     return Plan(
         device="cuda",
         configs={f"Qwen2.5-{size}": qwen25_config(size) for size in ("0.5B", "1.5B")},
@@ -99,7 +100,7 @@ def measured() -> Plan:
 
 
 def toy() -> Plan:
-    """Seconds on a CPU; what comes out is no measurement."""
+    """Returns sizes that take seconds on a CPU; the results are no measurement."""
     small = Shape(K=3, Q=24, s=8, G=4, C=6)
     return Plan(
         device="cpu",
@@ -115,7 +116,7 @@ def toy() -> Plan:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was told; a CPU always has."""
+    """Waits until the GPU has finished all its work; without a GPU, returns at once."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -124,7 +125,7 @@ def wait() -> None:
 
 
 def machine_rates(plan: Plan, repeats: int = 10) -> dict[str, float]:
-    """Large bf16 products and copies: operations and bytes a second, the best of several."""
+    """Returns the best rates of large bf16 products and copies: operations and bytes a second."""
     a, b = (
         torch.randn(plan.square, plan.square, device=plan.device, dtype=torch.bfloat16)
         for _ in range(2)
@@ -133,13 +134,16 @@ def machine_rates(plan: Plan, repeats: int = 10) -> dict[str, float]:
     target = torch.empty_like(source)
     return {
         "matmul, operations/s": 2 * plan.square**3 / best_seconds(lambda: torch.mm(a, b), repeats),
-        # Read once and written once.
+        # Each byte is read once and written once.
         "copy, bytes/s": 2 * source.numel() / best_seconds(lambda: target.copy_(source), repeats),
     }
 
 
 def best_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Of one call, the device's work included; after one that is not counted."""
+    """Returns the least seconds of `repeats` calls, including the device's work.
+
+    One more call before them is not counted.
+    """
 
     def seconds() -> float:
         wait()
@@ -156,7 +160,7 @@ def best_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def update_rows(plan: Plan, repeats: int, rates: dict[str, float]) -> list[Contest]:
-    """Row 6."""
+    """Runs row 6: one contest for each model and shape."""
     contests = []
     for name, config in plan.configs.items():
         model = random_model(config, plan.device)
@@ -204,14 +208,17 @@ def _update(
 
 
 def rows_at_once(shape: Shape, tokens: int) -> int:
-    """How many of TRL's rows are about as many tokens; it pads all to the longest prompt."""
+    """Returns how many of TRL's rows have about `tokens` tokens.
+
+    TRL pads all prompts to the longest one. The result divides G.
+    """
     longest = shape.Q + shape.s * (shape.K - 1) + shape.C
     fits = [rows for rows in range(1, shape.G + 1) if shape.G % rows == 0]
     return max([rows for rows in fits if rows * longest <= 1.2 * tokens], default=1)
 
 
 def _parity(case: Case, cut: Cut, plan: Plan) -> dict[str, float]:
-    """Differences of an update from that of repeated rows."""
+    """Returns the differences of an update from the update of repeated rows."""
     updates = []
     for cutting in (padded(plan.tokens), cut):
         update = ours(case, cutting)()()
@@ -221,7 +228,7 @@ def _parity(case: Case, cut: Cut, plan: Plan) -> dict[str, float]:
 
 
 def memory_rows(plan: Plan) -> list[Contest]:
-    """Row 7: beyond weights and gradients, all rows in one micro-batch."""
+    """Runs row 7: peak memory beyond weights and gradients, with all rows in one micro-batch."""
     name, config = list(plan.configs.items())[-1]
     model = random_model(config, plan.device)
     case = Case.of(model, plan.memory, bf16=True)
@@ -249,7 +256,10 @@ def _one_batch(*, tree: bool) -> Cut:
 
 
 def _peak(model: PreTrainedModel, prepare: Contestant) -> float | str:
-    """GiB at the peak of an update, less what it began with; words where there is no figure."""
+    """Returns the peak memory of an update in GiB, less the memory in use before it.
+
+    Without a figure, returns a text that says why.
+    """
     try:
         return _measured_peak(model, prepare)
     except torch.OutOfMemoryError:
@@ -258,7 +268,7 @@ def _peak(model: PreTrainedModel, prepare: Contestant) -> float | str:
 
 
 def _measured_peak(model: PreTrainedModel, prepare: Contestant) -> float | str:
-    prepare()()  # the gradients now exist
+    prepare()()  # a first update, not measured
     if not torch.cuda.is_available():
         return "not measured"
     work = prepare()
@@ -274,7 +284,7 @@ def _measured_peak(model: PreTrainedModel, prepare: Contestant) -> float | str:
 
 
 def rollout_rows(plan: Plan, repeats: int) -> list[Contest]:
-    """Row 8: completions of full length, because no token ends them."""
+    """Runs row 8: completions of full length, because no token ends them."""
     name, config = list(plan.configs.items())[-1]
     shape = plan.rollouts
     model = random_model(config, plan.device)
@@ -300,7 +310,10 @@ def rollout_rows(plan: Plan, repeats: int) -> list[Contest]:
 
 @torch.no_grad()
 def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape) -> int:
-    """What TRL's trainer does: every prompt G times, padded on the left; tokens written."""
+    """Generates as TRL's trainer does, and returns the number of tokens written.
+
+    Every prompt occurs G times, padded on the left.
+    """
     longest = max(map(len, prompts))
     rows = [prompt for prompt in prompts for _ in range(shape.G)]
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
@@ -326,7 +339,7 @@ def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
 
 def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape) -> int:
     sampler = LocalSampler(model, pad_id=0, token_budget=2**30)
-    beyond = frozenset({model.config.vocab_size})  # an end that cannot be written
+    beyond = frozenset({model.config.vocab_size})  # an end token that the model cannot write
     with torch.autocast(model.device.type, torch.bfloat16):
         params = SamplingParams(shape.C, stop_ids=beyond)
         groups = complete(
@@ -336,8 +349,10 @@ def _rollouts(model: PreTrainedModel, prompts: Sequence[list[int]], shape: Shape
 
 
 def idle_rows(plan: Plan, repeats: int, steps: int = 3) -> list[Contest]:
-    """Row 9. The vocabulary is the small tokenizer's, so that rollouts are text to be scored; the
-    smaller head makes the GPU's part shorter and the share larger.
+    """Runs row 9: the share of host work in whole steps.
+
+    The vocabulary is that of the small tokenizer, so that rollouts are text that can be scored. Its
+    smaller head makes the GPU's part shorter and the share of host work larger.
     """
     name, config = list(plan.configs.items())[-1]
     config = config.__class__.from_dict({**config.to_dict(), "vocab_size": _vocabulary()})
@@ -369,16 +384,19 @@ def idle_rows(plan: Plan, repeats: int, steps: int = 3) -> list[Contest]:
 
 
 def by_difflib(step: StepContext) -> float:
-    """What one would write first."""
+    """Returns the similarity by plain difflib, the reward that a user would write first."""
     return difflib.SequenceMatcher(None, step.action, step.expert_step, autojunk=False).ratio()
 
 
 def _vocabulary() -> int:
-    return int(endless_tokenizer().eos_token_id)  # the first number that is no token of the model
+    return int(endless_tokenizer().eos_token_id)  # the first id that is no token of the model
 
 
 def plan_seconds(setting: Setting, plan: Plan) -> float:
-    """Making trees and their plans for one step, inside the update, on the host."""
+    """Returns the seconds to cut one step's rows and to make their trees and tree plans.
+
+    This is host work inside the update.
+    """
     shape = replace(setting.shape, trajectories=1, K=setting.prompts_per_step)
     rows = shape.rows(_vocabulary())
     started = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Row 10: how time and memory of an update grow with the tokens of its tree.
+"""Measures row 10: how time and memory of an update grow with the tokens of its tree.
 
-Two series, both as one tree whatever `micro_batch_tokens` would allow:
+There are two series. All rows of a point form one tree, even if `micro_batch_tokens` is smaller:
 
-    more of the same   ever more trajectories of one shape: linear is the goal
-    one ever longer    one trajectory of ever more steps: every token attends to all before it, so
-                       the operations themselves grow faster than the tokens; they stand beside it
+    more of the same   more and more trajectories of one shape; the goal is linear growth
+    one ever longer    one trajectory with more and more steps. Every token attends to all before
+                       it, so the operations grow faster than the tokens. They are listed too.
 
-Memory is the peak of a process of its own for every point, less what it had before the update
-(read from /proc: Linux only).
+Every point is measured in its own process. Its memory is the peak of that process, less the memory
+in use before the update (read from /proc: Linux only).
 
     python experiments/bench/growth_rows.py 8 256 64 8 48 2      (K Q s G C trajectories: one point)
 """
@@ -30,14 +30,14 @@ from update import Case, one_tree, ours
 from srl.models.prefix_tree import PrefixTree
 
 SIZES = (2048, 4096, 8192, 16384, 32768)
-SHAPE = Shape(K=4, Q=256, s=64, G=8, C=18)  # 1,024 nodes a trajectory
-STEP = Shape(K=1, Q=256, s=64, G=8, C=48)  # 448 nodes a step
+SHAPE = Shape(K=4, Q=256, s=64, G=8, C=18)  # 1,024 nodes per trajectory
+STEP = Shape(K=1, Q=256, s=64, G=8, C=48)  # 448 nodes per further step
 
 
 def growth_row(
     repeats: int, *, sizes: Sequence[int] = SIZES, shape: Shape = SHAPE, step: Shape = STEP
 ) -> list[Contest]:
-    """Row 10, both series, at about so many nodes."""
+    """Runs both series of row 10, with a point at about each of `sizes` nodes."""
     more = [replace(shape, trajectories=max(1, round(size / shape.nodes))) for size in sizes]
     per_step = step.s + step.G * step.C
     longer = [replace(step, K=max(1, round((size - step.Q + step.s) / per_step))) for size in sizes]
@@ -53,7 +53,7 @@ def _series(title: str, shapes: Sequence[Shape], repeats: int, goal: str) -> Con
     model = tiny_model()
     contest = Contest(10, title, goal=goal)
     cases = {_name(shape): Case.of(model, shape) for shape in shapes}
-    # Different inputs, so there is nothing to agree about.
+    # The inputs differ, so the results are not compared.
     run(
         contest,
         {name: ours(case, one_tree) for name, case in cases.items()},
@@ -83,7 +83,10 @@ def _name(shape: Shape) -> str:
 
 
 def peak_memory(shape: Shape) -> float:
-    """MiB that an update needs beyond the model and its libraries, in a process of its own."""
+    """Returns the MiB that an update needs beyond the model and its libraries.
+
+    The update runs in its own process.
+    """
     point = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), *map(str, astuple(shape))],
         check=True,
@@ -96,11 +99,11 @@ def peak_memory(shape: Shape) -> float:
 
 def _one_point(shape: Shape) -> float:
     model = tiny_model()
-    # What torch sets up at its first update is not the update's.
+    # A small update first: what torch sets up once does not belong to the update.
     ours(Case.of(model, Shape(K=1, Q=8, s=0, G=2, C=8)), one_tree)()()
     work = ours(Case.of(model, shape), one_tree)()
     before = _kib("VmRSS")
-    # Forget the peak so far. (getrusage cannot, and hands on that of the parent process.)
+    # Reset the peak. (getrusage cannot reset it, and it includes the peak of the parent process.)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     work()
     return (_kib("VmHWM") - before) / 2**10

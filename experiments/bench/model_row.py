@@ -1,9 +1,9 @@
-"""Row 11: a whole step of SRL with a model of SmolLM2-135M's shape, beside TRL's stock trainer.
+"""Measures row 11: a whole SRL step of SmolLM2-135M's shape, beside TRL's stock trainer.
 
-As row 5 (`step_row.py`), with a vocabulary of 49,152 words. A step takes a minute, so each trainer
-takes one, the first one, and it counts. Beside the parts stand floors: what a part's arithmetic
-would take at the rate of large matrix products, or, for a token of all rollouts, reading all
-weights once, whichever takes longer.
+It is like row 5 (`step_row.py`), with a vocabulary of 49,152 words. A step takes a minute, so each
+trainer takes only its first step, and that step counts. The row also lists floors. The floor of a
+part is the time of its arithmetic at the rate of large matrix products. One token of all rollouts
+takes at least the time to read all weights once, if that is longer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from srl.models.prefix_tree import PrefixTree
 # Prompts of 200 to 400 tokens, 300 on average.
 SHAPE = Shape(K=6, Q=200, s=40, G=4, C=100, trajectories=12)
 PROMPTS = 8
-# About what four of TRL's rows take, so that both hold as much; all rows at once take 30 GB.
+# About as many tokens as four of TRL's rows, so that both need as much memory. All rows at once
+# take 30 GB.
 MICRO_BATCH_TOKENS = 2048
 
 
@@ -35,7 +36,7 @@ def model_row(
     prompts: int = PROMPTS,
     make_model: Callable[[], PreTrainedModel] = lambda: random_model(smollm2_config()),
 ) -> list[Contest]:
-    """Row 11. Each repeat takes one step of each."""
+    """Runs row 11. Each repeat takes one step with each trainer."""
     model = make_model()
     setting = Setting.of(
         make_model,
@@ -71,17 +72,20 @@ def model_row(
 
 
 def floors(model: PreTrainedModel, shape: Shape, prompts: int) -> dict[str, float]:
-    """Seconds that no implementation of these sizes on this machine falls below."""
+    """Returns the least seconds that rollouts and update of these sizes need on this machine.
+
+    Also returns the two rates that they follow from.
+    """
     n = 2048
     a, b = torch.randn(n, n), torch.randn(n, n)
     rate = 2 * n**3 / _least(lambda: torch.mm(a, b))
     source = torch.ones(2**26)  # 256 MB, beyond any cache
     bandwidth = 4 * source.numel() / _least(lambda: source.sum())
-    # A prompt's rollouts share it; prompts in shuffled order share next to nothing.
+    # The rollouts of a prompt share it. Prompts in shuffled order share almost nothing.
     shuffled = replace(shape, K=1, Q=round(shape.mean_prompt), trajectories=prompts)
     rows = shuffled.rows(model.config.vocab_size)
     reading = forward_flops(model.config, PrefixTree.of([(p, p[:1]) for p, _ in rows])) / rate
-    # One more token: the second of a row of two, less what the first one takes.
+    # The cost of one more token: a row with one completion token, less a row with none.
     two, first = (PrefixTree.of([([0], [1] * more)]) for more in (1, 0))
     token = forward_flops(model.config, two) - forward_flops(model.config, first)
     token *= len(rows)

@@ -1,7 +1,7 @@
-"""A file of results: runs of the benchmark, each with its machine, its date and its rows.
+"""Writes the file of results: runs of the benchmark, each with its machine, date and rows.
 
-Measuring some rows again replaces those rows only. The others keep the machine and the date that
-they were measured on.
+Measuring some rows again replaces only those rows. The others keep the machine and the date of
+their own measurement.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contest import Contest
 
 
 def merge(path: Path, about: Mapping[str, object], contests: Sequence[Contest]) -> None:
-    """Write `contests` as a run of their own, and drop their rows from the runs before it.
+    """Writes `contests` as a new run, and drops their rows from the earlier runs.
 
     Args:
-        path: `{"runs": [{about..., "contests": [...]}]}`; made if it is not there.
+        path: the file, `{"runs": [{about..., "contests": [...]}]}`; created if it is absent.
         about: the machine, the date and the settings.
         contests: all contests of the rows that were measured.
     """

@@ -1,7 +1,8 @@
-"""What is measured on: rows of chosen lengths, and models with random weights.
+"""Makes the inputs of measurements: rows of chosen lengths, and models with random weights.
 
-Speed does not depend on what weights say, so a model is built from its config. The small one has
-the shape of `experiments/tiny/base`, which `make train` trains; the large ones are Qwen2.5's.
+Speed does not depend on the values of the weights, so a model is built from its config. The small
+model has the shape of `experiments/tiny/base`, which `make train` trains. The others have the
+shapes of SmolLM2-135M and Qwen2.5.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ _QWEN25 = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Trajectories whose prompts are nested, and G rollouts of every prompt.
+    """The sizes of trajectories with nested prompts and G rollouts of every prompt.
 
     Attributes:
-        K: prompts of a trajectory.
-        Q: tokens of its first prompt.
-        s: tokens that each further prompt has more.
-        G: rollouts of a prompt.
-        C: tokens of a rollout.
-        trajectories: how many such, which share nothing.
+        K: the prompts of a trajectory.
+        Q: the tokens of its first prompt.
+        s: the tokens that each further prompt adds.
+        G: the rollouts of a prompt.
+        C: the tokens of a rollout.
+        trajectories: the number of trajectories. They share nothing.
     """
 
     K: int
@@ -68,17 +69,17 @@ class Shape:
 
     @property
     def repeated(self) -> int:
-        """Tokens of the rows one by one, without padding."""
+        """The tokens of all rows, shared tokens counted for each row, without padding."""
         return round(self.trajectories * self.K * self.G * (self.mean_prompt + self.C))
 
     @property
     def nodes(self) -> int:
-        """Tokens of the prefix tree, but for what random rollouts share by chance."""
+        """The tokens of the prefix tree, if random rollouts share no tokens by chance."""
         return self.trajectories * (self.Q + self.s * (self.K - 1) + self.K * self.G * self.C)
 
     @property
     def ceiling(self) -> float:
-        """The speed that sharing could give if time were tokens."""
+        """The speed-up by sharing if time were proportional to tokens."""
         return self.repeated / self.nodes
 
     @property
@@ -88,7 +89,7 @@ class Shape:
         return f"{times}{prompts}, G {self.G}, C {self.C}"
 
     def rows(self, vocabulary: int) -> list[Row]:
-        """Random tokens, the same ones for the same shape; groups one after another."""
+        """Returns rows of random tokens, group after group; equal shapes give equal rows."""
         rng = random.Random(0)
 
         def tokens(count: int) -> list[int]:
@@ -104,14 +105,14 @@ class Shape:
 
 
 def base_config(positions: int, **changes: object) -> PreTrainedConfig:
-    """The small policy's config, with room for longer texts."""
+    """Returns the small policy's config with `positions` positions and other changes."""
     config = AutoConfig.from_pretrained(BASE, max_position_embeddings=positions)
     config.update(changes)
     return config
 
 
 def qwen25_config(size: str, vocabulary: int = 151936) -> PreTrainedConfig:
-    """Qwen2.5's, "0.5B" or "1.5B"."""
+    """Returns the config of Qwen2.5, of size "0.5B" or "1.5B"."""
     return Qwen2Config(
         **_QWEN25[size],
         num_key_value_heads=2,
@@ -127,7 +128,10 @@ def qwen25_config(size: str, vocabulary: int = 151936) -> PreTrainedConfig:
 
 
 def smollm2_config(vocabulary: int = 49152, **changes: object) -> PreTrainedConfig:
-    """SmolLM2-135M's: https://huggingface.co/HuggingFaceTB/SmolLM2-135M, config.json."""
+    """Returns the config of SmolLM2-135M.
+
+    Source: https://huggingface.co/HuggingFaceTB/SmolLM2-135M, config.json.
+    """
     shape: dict[str, object] = {
         "hidden_size": 576,
         "num_hidden_layers": 30,
@@ -149,17 +153,17 @@ def smollm2_config(vocabulary: int = 49152, **changes: object) -> PreTrainedConf
 
 
 def random_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
-    """In float32, the same weights every time."""
+    """Returns a model in float32 with random weights, the same ones every time."""
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device)
 
 
 def tiny_model(positions: int = 32768) -> PreTrainedModel:
-    """The small policy's shape."""
+    """Returns a model of the small policy's shape with random weights."""
     return random_model(base_config(positions))
 
 
 def base_tokenizer() -> PreTrainedTokenizerFast:
-    """The small policy's, for trainers that will not be built without one."""
+    """Returns the small policy's tokenizer, for trainers that require a tokenizer."""
     return PreTrainedTokenizerFast.from_pretrained(BASE)

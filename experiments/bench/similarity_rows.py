@@ -1,4 +1,4 @@
-"""Rows 1 and 2: similarity of steps beside difflib and cydifflib, autojunk off.
+"""Measures rows 1 and 2: similarity of steps beside difflib and cydifflib, autojunk off.
 
 1  4,096 pairs of steps as long as those of s1K
 2  looping text, and how its time grows
@@ -18,14 +18,14 @@ from contest import Contest, Contestant, bit_equal, run
 
 from rewards import RewardSum, StepContext, normalize, similarity
 
-SIMILARITY = importlib.import_module("rewards.similarity")  # the package's name is the function's
+SIMILARITY = importlib.import_module("rewards.similarity")  # `similarity` is also a function
 
 ROOT = Path(__file__).resolve().parents[2]
 Pair = tuple[str, str]
 
 PAIRS = 4096
 ONE_CORE = "ours, one core"
-# Characters of s1K-1.1's steps: every fifth percentile of 256 steps.
+# The lengths of s1K-1.1's steps in characters: every fifth percentile of 256 steps.
 S1K_LENGTHS = (
     *(80, 92, 109, 136, 160, 177, 202, 222, 239, 250),
     *(270, 290, 298, 319, 351, 384, 438, 514, 628, 1454),
@@ -35,10 +35,11 @@ S1K_LENGTHS = (
 def similarity_row(
     solutions: list[list[str]], cores: int, repeats: int, pairs: int = PAIRS
 ) -> list[Contest]:
-    """Row 1. As in training, 8 actions share an expert's step; a third of them each is an edit of
-    it, another step of the problem, and a step of another problem.
+    """Runs row 1: pairs of an action and an expert's step.
 
-    No pair comes twice: identical ones are scored once, which would flatter us.
+    As in training, 8 actions share an expert's step. One third of the actions are edits of it, one
+    third are other steps of the same problem, and one third are steps of another problem. No pair
+    occurs twice, because identical pairs are scored only once, which would favour us.
     """
     rng = random.Random(0)
     kinds: dict[str, list[Pair]] = {
@@ -69,7 +70,7 @@ def similarity_row(
 
 
 def looping_row(repeats: int) -> list[Contest]:
-    """Row 2. Beside difflib at 600 characters, and alone at growing lengths."""
+    """Runs row 2: beside difflib at 600 characters, and ours alone at growing lengths."""
     pair = ("abc" * 200, "acb" * 200)
     contests = [
         _run(Contest(2, "600 looping characters", goal="<= 10 ms"), in_process([pair]), repeats)
@@ -86,7 +87,7 @@ def looping_row(repeats: int) -> list[Contest]:
 
 
 def in_process(pairs: Sequence[Pair]) -> dict[str, Contestant]:
-    """The three ways to compare pairs on one core."""
+    """Returns the three ways to compare pairs on one core."""
 
     def ratio(matcher: type) -> Contestant:
         return lambda: lambda: [matcher(None, a, b, autojunk=False).ratio() for a, b in pairs]
@@ -117,17 +118,20 @@ def _run(contest: Contest, contestants: dict[str, Contestant], repeats: int) -> 
 
 
 def _forget() -> None:
-    """Nobody may live on what an earlier repeat has left in a cache."""
+    """Empties our caches, so that no repeat gains from an earlier one."""
     SIMILARITY._ratio.cache_clear()
     SIMILARITY._searched.cache_clear()
 
 
 def _pooled(workers: int, contexts: list[StepContext]) -> Contestant:
-    """Through worker processes; new ones each time, because they remember what they have seen."""
+    """Returns a contestant that scores through worker processes.
+
+    Every repeat starts new processes, because they cache what they have scored.
+    """
 
     def prepare() -> Callable[[], list[float]]:
         rewards = RewardSum({"similarity": 1.0}, workers=workers)
-        # As many chunks as workers, so that all of them are up.
+        # There are as many chunks as workers, so that all of them are started.
         rewards.score([StepContext("", (), str(n), "", "x", 0, 2) for n in range(16 * workers)])
 
         def score() -> list[float]:
@@ -141,7 +145,7 @@ def _pooled(workers: int, contexts: list[StepContext]) -> Contestant:
 
 
 def read_solutions(path: Path | None) -> tuple[list[list[str]], str]:
-    """Solutions as lists of steps, and in words where they are from."""
+    """Returns solutions as lists of steps, and a text that names their source."""
     if path is not None:
         with path.open(encoding="utf-8") as lines:
             solutions = [[normalize(s) for s in json.loads(line)["steps"]] for line in lines]

@@ -1,13 +1,13 @@
-"""Rows 5 and 11: whole steps of SRL, TRL's `GRPOTrainer.train()` beside our `SRLTrainer.train()`.
+"""Measures rows 5 and 11: whole steps of SRL, TRL's `GRPOTrainer` beside our `SRLTrainer`.
 
-Both sample with `transformers`, score the same steps with the same reward and train the same model
-from the same random weights: prompts of several trajectories, each prompt the beginning of the
-next. Dynamic sampling is off in ours, so that both train on the same number of rollouts.
+Both sample with `transformers`, score the same steps with the same reward, and train the same model
+from the same random weights. The prompts come from several trajectories, and each prompt is the
+beginning of the next. Our dynamic sampling is off, so both train on the same number of rollouts.
 
-Random weights know neither format nor end. So the end token is one that the model cannot write,
-which makes every rollout of full length; there is no monologue; and a rollout that the length limit
-ended is scored nonetheless, on both sides. TRL's default of computing activations again in the
-backward pass is off, as it is in ours.
+A model with random weights does not know the format and does not end its rollouts. So the end token
+is one that the model cannot write, and every rollout has full length. There is no monologue. Both
+sides score a rollout although the length limit ended it. TRL recomputes activations in the backward
+pass by default; this is off, as in ours.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ SIMILARITY = {"similarity": 1.0}
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, on what.
+    """The model, the data and the settings of a training.
 
     Attributes:
-        make_model: a new model, always with the same weights.
-        tokenizer: whose end token the model cannot write.
-        trajectories: to train on.
-        shape: of their rows.
-        prompts_per_step: groups of a step.
-        rewards: as for `SRLTrainer`.
-        bf16: forward under autocast.
-        wait: returns when the device has done all it was told.
-        vocabulary: the tokenizer is filled up to so many tokens; None leaves it as it is.
-        micro_batch_tokens: of ours.
-        uncounted: steps at the start that are not counted.
+        make_model: returns a new model, always with the same weights.
+        tokenizer: a tokenizer whose end token the model cannot write.
+        trajectories: the trajectories to train on.
+        shape: the shape of their rows.
+        prompts_per_step: the number of groups of a step.
+        rewards: the rewards, in the form that `SRLTrainer` takes.
+        bf16: whether the forward pass runs under bf16 autocast.
+        wait: returns when the device has finished all its work.
+        vocabulary: words are added to the tokenizer up to this many tokens; None adds none.
+        micro_batch_tokens: the tokens of a micro-batch of our trainer.
+        uncounted: the number of steps at the start that are not counted.
     """
 
     make_model: Callable[[], PreTrainedModel]
@@ -92,8 +92,9 @@ class Setting:
         return cls(make_model, tokenizer, rows, shape, prompts, vocabulary=vocabulary, **more)
 
     def model(self) -> PreTrainedModel:
-        """A new one, that no token it can write ends."""
-        gc.collect()  # the last one's weights and optimiser hang in a trainer that refers to itself
+        """Builds a model whose completions never end: its end token is outside its vocabulary."""
+        # The earlier trainer refers to itself, which keeps its weights and optimiser in memory.
+        gc.collect()
         model = self.make_model()
         for config in (model.config, model.generation_config):
             config.eos_token_id = self.tokenizer.eos_token_id
@@ -102,7 +103,7 @@ class Setting:
 
 @dataclass
 class Times:
-    """Seconds of every step that counts, and of its parts."""
+    """The seconds and the tokens of every step that counts, and the seconds of its parts."""
 
     step: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -121,7 +122,7 @@ def step_row(
     steps: int = STEPS,
     make_model: Callable[[], PreTrainedModel] = tiny_model,
 ) -> list[Contest]:
-    """Row 5. Every repeat trains each contestant from the start for `steps` steps."""
+    """Runs row 5. Every repeat trains each contestant from the start for `steps` steps."""
     setting = Setting.of(make_model, shape, prompts)
     trainings: dict[str, Callable[[], Times]] = {
         "TRL, one batch": lambda: train_trl(setting, steps, prompts * shape.G),
@@ -155,14 +156,17 @@ def mean(values: Sequence[float]) -> float:
 
 
 def endless_tokenizer(vocabulary: int | None = None) -> PreTrainedTokenizerFast:
-    """The small policy's, with an end token whose number is beyond the model's vocabulary."""
+    """Returns the small policy's tokenizer with an end token outside the model's vocabulary."""
     tokenizer = plain_tokenizer(vocabulary)
     tokenizer.add_special_tokens({"eos_token": "<|never|>"})
     return tokenizer
 
 
 def plain_tokenizer(vocabulary: int | None) -> PreTrainedTokenizerFast:
-    """The small policy's without its chat template, filled up to so many tokens with words."""
+    """Returns the small policy's tokenizer without its chat template.
+
+    If `vocabulary` is given, words are added up to that many tokens.
+    """
     tokenizer = base_tokenizer()
     tokenizer.chat_template = None
     if vocabulary is not None:
@@ -171,7 +175,10 @@ def plain_tokenizer(vocabulary: int | None) -> PreTrainedTokenizerFast:
 
 
 def trajectories(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> list[Trajectory]:
-    """Nonsense with K + 1 steps, whose problem and steps have about so many tokens."""
+    """Returns trajectories of random letters with K + 1 steps.
+
+    A problem has about Q tokens and a step about s tokens.
+    """
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
 
@@ -188,7 +195,7 @@ def trajectories(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> list[Traje
 
 
 class _Clock(TrainerCallback):
-    """When each step ended, the optimiser and the log included; counted from `uncounted` on."""
+    """Records when each step ends. Times include the optimiser and the log."""
 
     def __init__(self, setting: Setting) -> None:
         self.wait, self.uncounted = setting.wait, setting.uncounted
@@ -209,7 +216,7 @@ class _Clock(TrainerCallback):
 
 
 def train_trl(setting: Setting, steps: int, rows_at_once: int) -> Times:
-    """TRL's stock trainer, with micro-batches of so many rows."""
+    """Trains with TRL's stock trainer, in micro-batches of `rows_at_once` rows."""
     rows = setting.prompts_per_step * setting.shape.G
     rewards = RewardSum(setting.rewards)
     ours = adapt(setting.trajectories, rewards, setting.tokenizer, system_prompt=None, think=False)
@@ -269,7 +276,10 @@ def train_trl(setting: Setting, steps: int, rows_at_once: int) -> Times:
 
 
 def _as_ended(reward: RewardFunc, end: int) -> RewardFunc:
-    """The same reward for completions that the length limit ended."""
+    """Returns the reward with an end token added to every completion.
+
+    So completions that the length limit ended are scored too.
+    """
 
     def step_reward(completion_ids: list[list[int]], **columns: object) -> list[float | None]:
         return reward(completion_ids=[[*ids, end] for ids in completion_ids], **columns)
@@ -278,7 +288,7 @@ def _as_ended(reward: RewardFunc, end: int) -> RewardFunc:
 
 
 def _timed(trainer: Trainer, method: str, wait: Callable[[], None]) -> list[float]:
-    """The seconds of every call of a method, once it has been called."""
+    """Wraps a method of the trainer, and returns a list that gets the seconds of every call."""
     seconds: list[float] = []
     call = getattr(trainer, method)
 
@@ -297,12 +307,12 @@ def _timed(trainer: Trainer, method: str, wait: Callable[[], None]) -> list[floa
 
 
 class _Sampler:
-    """Our own sampler, timed; what the length limit ended counts as ended."""
+    """Our sampler with a timer. A completion that the length limit ended counts as ended."""
 
     def __init__(self, inner: Sampler, wait: Callable[[], None]) -> None:
         self.inner = inner
         self.wait = wait
-        self.seconds = 0.0  # without what is done with completions meanwhile
+        self.seconds = 0.0  # without the time that the caller spends on the completions
         self.tokens = 0
 
     def remembering(self) -> AbstractContextManager[None]:
@@ -329,7 +339,7 @@ class _Sampler:
 
 
 class _Trainer(SRLTrainer):
-    """Ours, whose rollouts are timed; `wait` and `samplers` are set once it is built."""
+    """Our trainer with timed rollouts. `wait` and `samplers` are set after it is built."""
 
     wait: Callable[[], None]
     samplers: list[_Sampler]
@@ -345,7 +355,7 @@ class _Trainer(SRLTrainer):
 
 
 def train_ours(setting: Setting, steps: int, order: str) -> Times:
-    """Our trainer, with one of its two orders of prompts."""
+    """Trains with our trainer, with the prompts in the given order."""
     clock = _Clock(setting)
     model = setting.model()
     with TemporaryDirectory() as folder:
@@ -356,7 +366,7 @@ def train_ours(setting: Setting, steps: int, order: str) -> Times:
                 prompts_per_step=setting.prompts_per_step,
                 num_generations=setting.shape.G,
                 micro_batch_tokens=setting.micro_batch_tokens,
-                # The experts' steps, too, would fit into it; how much is written is set below.
+                # Large enough for the experts' steps. The length of rollouts is set below.
                 max_completion_length=2 * (setting.shape.C + setting.shape.s) + 16,
                 prompt_order=order,
                 max_steps=steps,

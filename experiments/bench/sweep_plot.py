@@ -1,7 +1,7 @@
-"""The sweep as a picture: speed over P/C, one line for each number of nested prompts.
+"""Draws the sweep: speed over P/C, one line for each number of nested prompts.
 
-matplotlib is imported only here: `pip install -e '.[dev]'` has it, and nothing else needs it. The
-same figures give the same file, byte by byte.
+matplotlib is imported only here. `pip install -e '.[dev]'` installs it, and nothing else needs it.
+Equal figures give the same file, byte by byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = (
 
 
 def check_matplotlib() -> None:
-    """Before an hour of measuring, not after it.
+    """Checks that matplotlib is installed, before an hour of measuring and not after it.
 
     Raises:
         SystemExit: it is missing; the message says what to do.
@@ -31,7 +31,7 @@ def check_matplotlib() -> None:
 
 
 def draw(contests: Sequence[Contest], path: Path) -> None:
-    """An SVG of two panels, over TRL and over our own repeated rows."""
+    """Writes an SVG with two panels: speed over TRL, and over our own repeated rows."""
     check_matplotlib()
     import matplotlib as mpl
     from matplotlib.figure import Figure

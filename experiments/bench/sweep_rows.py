@@ -1,8 +1,9 @@
-"""The sweep: speed against how long prompts are beside completions, and how many are nested.
+"""Measures the sweep: the speed of an update by the length and the number of nested prompts.
 
-For every share P/C of prompt to completion tokens (P is the mean prompt) and every number K of
-nested prompts, our trainer's update beside our own repeated rows and beside TRL. The first prompt
-is half the mean and the last one and a half times it. `sweep_plot.py` draws it.
+P/C is the ratio of the mean prompt's tokens to the completion's tokens, and K is the number of
+nested prompts. For every P/C and every K, the update of our trainer is compared with our own
+repeated rows and with TRL. With several prompts, the first one has half the mean length and the
+last one has one and a half times the mean. `sweep_plot.py` draws the sweep.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def sweep_rows(
     G: int = 8,
     C: int = 48,
 ) -> list[Contest]:
-    """One contest for every share and every number of prompts."""
+    """Runs one contest for every share P/C and every number of prompts."""
     model = tiny_model()
     contests = []
     for K in prompts:
@@ -43,7 +44,10 @@ def sweep_rows(
 
 
 def nested(share: float, K: int, G: int, C: int) -> Shape:
-    """Prompts whose mean is `share` times C, from half of it to one and a half times it."""
+    """Returns a shape of K prompts whose mean length is `share` times C.
+
+    Their lengths rise from about half the mean to one and a half times the mean.
+    """
     mean = share * C
     if K == 1:
         return Shape(1, round(mean), 0, G, C)

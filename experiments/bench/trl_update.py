@@ -1,8 +1,8 @@
-"""One update by TRL's `GRPOTrainer`, on the rows of a case of ours.
+"""Runs one update of TRL's `GRPOTrainer` on the rows of a case.
 
-It gets its tensors ready made, as they are after its generation, and computes the loss that its
-training would. A micro-batch keeps the padding of the whole batch, as in its training. Activations
-are not computed again in the backward pass, which TRL's training would by default: nor are ours.
+The trainer receives its tensors as they are after its generation, and computes the loss of its
+training. A micro-batch keeps the padding of the whole batch, as in its training. TRL's training
+recomputes activations in the backward pass by default; this is off, as in ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from update import EPSILON, Case, Update, from_no_gradient, gradients_of
 
 @contextmanager
 def trl_trainer(case: Case) -> Iterator[GRPOTrainer]:
-    """TRL's own trainer around the case's model; it adds a method to the model, and no weight."""
+    """Yields TRL's trainer of the case's model. It adds a method to the model, but no weight."""
     with TemporaryDirectory() as folder:
         args = GRPOConfig(
             output_dir=str(Path(folder) / "trl"),
@@ -49,7 +49,7 @@ def trl_trainer(case: Case) -> Iterator[GRPOTrainer]:
 
 
 def trls(case: Case, trainer: GRPOTrainer, rows_at_once: int) -> Contestant:
-    """TRL's update, in micro-batches of so many rows."""
+    """Returns the contestant of TRL's update, in micro-batches of `rows_at_once` rows."""
     inputs = _trl_inputs(case)
     starts = range(0, len(case.rows), rows_at_once)
     seen: list[Tensor] = []
@@ -62,7 +62,7 @@ def trls(case: Case, trainer: GRPOTrainer, rows_at_once: int) -> Contestant:
 
     def work() -> Update:
         trainer._get_per_token_logps_and_entropies = overheard
-        # Only its training loop sets this.
+        # Otherwise only TRL's training loop sets this.
         trainer.current_gradient_accumulation_steps = len(starts)
         seen.clear()
         for start in starts:
@@ -78,7 +78,7 @@ def trls(case: Case, trainer: GRPOTrainer, rows_at_once: int) -> Contestant:
 
 
 def _trl_inputs(case: Case) -> dict[str, Tensor]:
-    """The rows as TRL has them after generation: prompts padded on the left."""
+    """Returns the rows as TRL has them after generation, with prompts padded on the left."""
     longest = max(len(prompt) for prompt, _ in case.rows)
     prompts = [([0] * (longest - len(p)), p) for p, _ in case.rows]
     completions = torch.tensor([completion for _, completion in case.rows])

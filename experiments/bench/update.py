@@ -1,7 +1,7 @@
-"""One update of ours, forward and backward, and how it compares with another on the same rows.
+"""Runs our update, forward and backward, and compares updates of the same rows.
 
-Whoever computes the GRPO loss of the same rows with the same advantages must come to the same
-gradients. Cutting rows into micro-batches and building trees is part of what is timed.
+All implementations of the GRPO loss must compute the same gradients for the same rows and
+advantages. The timed work includes cutting rows into micro-batches and building trees.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from srl.training.batch import MicroBatch, micro_batches
 from srl.training.loss import LossInputs, LossScale, load_loss, step_loss
 
 EPSILON = 0.2
-# `SRLConfig.micro_batch_tokens` unless told otherwise.
+# The default of `SRLConfig.micro_batch_tokens`.
 MICRO_BATCH_TOKENS = 8192
 
 Cut = Callable[[Sequence[Row]], list[MicroBatch]]
-"""How rows become micro-batches."""
+"""Cuts rows into micro-batches."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update has computed.
+    """The results of an update.
 
     Attributes:
-        log_probs: of the rows of each micro-batch, [B, C].
-        gradients: of all weights.
+        log_probs: for each micro-batch, the indices of its rows and their [B, C]
+            log-probabilities.
+        gradients: the gradients of all weights.
     """
 
     log_probs: list[tuple[Sequence[int], Tensor]]
@@ -47,7 +48,7 @@ class Update:
 
 
 def differences(expected: object, actual: object) -> dict[str, float]:
-    """Relative error of the gradient, and the largest difference of a token's log-probability."""
+    """Returns the gradient's relative error and the largest difference of a log-probability."""
     assert isinstance(expected, Update)
     assert isinstance(actual, Update)
     apart = [
@@ -70,13 +71,13 @@ def _by_row(update: Update) -> dict[int, Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the rows of an update, all completions of one length.
+    """A model and the rows of an update.
 
     Attributes:
-        model: in float32.
-        rows: groups one after another.
-        group_size: rows of a group.
-        bf16: forward under autocast, as both trainers do on a GPU.
+        model: the model, in float32.
+        rows: the rows, group after group.
+        group_size: the number of rows of a group.
+        bf16: whether the forward pass runs under bf16 autocast, as both trainers do on a GPU.
     """
 
     model: PreTrainedModel
@@ -93,7 +94,7 @@ class Case:
         return self.model.device
 
     def advantages(self) -> list[float]:
-        """Of random rewards, the same ones every time."""
+        """Returns the advantages of random rewards, the same ones every time."""
         rng = random.Random(1)
         groups = len(self.rows) // self.group_size
         return [
@@ -104,17 +105,17 @@ class Case:
 
 
 def padded(tokens: int = MICRO_BATCH_TOKENS) -> Cut:
-    """Rows one by one, as our trainer does with `prefix_tree: false`."""
+    """Returns a cut without trees, as our trainer does with `prefix_tree: false`."""
     return lambda rows: micro_batches(rows, tokens, trees=False)
 
 
 def as_trained(tokens: int = MICRO_BATCH_TOKENS) -> Cut:
-    """Trees where they pay, as our trainer does by default."""
+    """Returns a cut with trees where they pay off, as our trainer does by default."""
     return lambda rows: micro_batches(rows, tokens, trees=True)
 
 
 def per_group(group_size: int) -> Cut:
-    """A tree for each prompt's rollouts: nothing is shared between prompts."""
+    """Returns a cut with one tree per group, so that prompts share nothing."""
     return lambda rows: [
         MicroBatch(list(range(start, start + group_size)), tree=True)
         for start in range(0, len(rows), group_size)
@@ -122,12 +123,12 @@ def per_group(group_size: int) -> Cut:
 
 
 def one_tree(rows: Sequence[Row]) -> list[MicroBatch]:
-    """All rows as one tree, whether it pays or not."""
+    """Returns one tree with all rows, even if it does not pay off."""
     return [MicroBatch(list(range(len(rows))), tree=True)]
 
 
 def ours(case: Case, cut: Cut) -> Contestant:
-    """Our update, micro-batch by micro-batch."""
+    """Returns the contestant of our update, which goes through the micro-batches in turn."""
     grpo = load_loss(LossSettings(loss_type="grpo", epsilon=EPSILON))
     model, values = case.model, torch.tensor(case.advantages(), device=case.device)
 
@@ -156,7 +157,7 @@ def ours(case: Case, cut: Cut) -> Contestant:
 
 
 def from_no_gradient(model: PreTrainedModel, work: Callable[[], Update]) -> Contestant:
-    """The update of a model that has no gradients yet."""
+    """Returns a contestant that clears the model's gradients, untimed, before the update."""
 
     def prepare() -> Callable[[], Update]:
         model.train()
@@ -167,13 +168,16 @@ def from_no_gradient(model: PreTrainedModel, work: Callable[[], Update]) -> Cont
 
 
 def gradients_of(model: PreTrainedModel) -> list[Tensor]:
-    """Of every weight; they stay as they are when the next contestant begins from none."""
+    """Returns the gradient of every weight.
+
+    The tensors stay unchanged later, because the next contestant starts without gradients.
+    """
     return [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch on so many CPU threads."""
+    """Lets torch use `count` CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

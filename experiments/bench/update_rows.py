@@ -1,7 +1,7 @@
-"""Rows 3 and 4: one update beside TRL's, on prompts whose rollouts share them.
+"""Measures rows 3 and 4: one update beside TRL's, where rollouts share their prompts.
 
-    3  the rollouts of one prompt; and shapes on which there is little to share
-    4  prompts of one trajectory, each the beginning of the next
+    3  the rollouts of one prompt, and shapes with little to share
+    4  the prompts of one trajectory, each the beginning of the next
 
 All contestants train the same small model on the same rows with the same advantages.
 """
@@ -38,7 +38,7 @@ TREE = "ours, a tree all the same"
 def update_row(
     repeats: int, *, shape: Shape = ROW_3, losing: Sequence[Shape] = LOSING
 ) -> list[Contest]:
-    """Row 3."""
+    """Runs row 3: the rollouts of one prompt, and the shapes in `losing`."""
     model = tiny_model()
     contests = [update_contest(3, shape, model, repeats, goal=">= 3.8x TRL, gradient <= 1e-5")]
     for small in losing:
@@ -48,7 +48,7 @@ def update_row(
 
 
 def nested_row(repeats: int, *, shape: Shape = ROW_4) -> list[Contest]:
-    """Row 4."""
+    """Runs row 4: the nested prompts of one trajectory."""
     goal = ">= 6.0x TRL, >= 1.4x a tree per prompt, gradient <= 1e-5"
     return [update_contest(4, shape, tiny_model(), repeats, goal=goal)]
 
@@ -62,15 +62,15 @@ def update_contest(
     goal: str = "",
     forced: bool = False,
 ) -> Contest:
-    """One shape through all contestants.
+    """Runs all contestants on one shape.
 
     Args:
-        row: number or name.
-        shape: of the rows.
-        model: trained by all of them, from the same weights.
-        repeats: timed ones; one more goes before them.
-        goal: in words.
-        forced: also as a tree where our trainer would not make one.
+        row: the number or name of the row.
+        shape: the shape of the rows.
+        model: the model. All contestants compute gradients for the same weights.
+        repeats: the number of timed rounds; one untimed round goes before them.
+        goal: the goal, in words.
+        forced: adds a contestant with all rows in one tree, even if our trainer would not make it.
     """
     case = Case.of(model, shape)
     with trl_trainer(case) as trainer:
@@ -87,7 +87,8 @@ def update_contest(
             contestants[TREE] = ours(case, one_tree)
         contest = Contest(row, shape.title, goal=goal, ours=TRAINED)
         run(contest, contestants, repeats, compare=differences, peers=peers, warm_up=True)
-    # TRL pads on the left, which alone moves float32's last digits.
+    # TRL's padding on the left already changes the last digits of float32. So our tree is also
+    # compared with our own repeated rows.
     rows, tree = (ours(case, cut)()() for cut in (padded(), as_trained()))
     nodes = len(PrefixTree.of(case.rows))
     contest.figures = {

@@ -1,6 +1,7 @@
-"""Training curves of a comparison: one page with the rows that roll out, by difficulty.
+"""Writes a page with a comparison's training curves, by difficulty.
 
-A point is the mean of four updates and of all seeds that are there.
+Only rows that sample rollouts have curves. A point is the mean of four updates and of all seeds
+that are finished.
 
     python experiments/compare/curves.py [runs/compare]       # writes runs/compare/curves.html
 """
@@ -20,13 +21,13 @@ from cells import finished
 from srl.logs.report.charts import SERIES, Series, line_chart, plain_series
 from srl.runs.records import read_rows
 
-UPDATES = 4  # to a point
+UPDATES = 4  # updates per point
 
 Updates = list[Mapping[str, object]]
 
 
 def updates_of(output: Path) -> dict[str, dict[str, list[Updates]]]:
-    """Difficulty -> row -> for each seed the updates of its training, of rows that roll out."""
+    """Returns, for rows with rollouts: difficulty -> row -> the updates of each seed's training."""
     by_difficulty: dict[str, dict[str, list[Updates]]] = defaultdict(lambda: defaultdict(list))
     for difficulty, row, run in finished(output):
         if run.metrics.is_file():
@@ -37,7 +38,7 @@ def updates_of(output: Path) -> dict[str, dict[str, list[Updates]]]:
 
 
 def pictures(rows: Collection[str]) -> Iterator[list[str]]:
-    """The rows of each picture: at most so many as it can show, SRL in all of them."""
+    """Yields the rows of each picture: at most `SERIES`, with SRL in all of them."""
     others = [row for row in rows if row != "srl"]
     first = ["srl"] if "srl" in rows else []
     room = SERIES - len(first)
@@ -46,7 +47,7 @@ def pictures(rows: Collection[str]) -> Iterator[list[str]]:
 
 
 def curve(name: str, seeds: Iterable[Updates], figure: str, per: str | None = None) -> Series:
-    """A figure along training, as a share of another one if `per` names it."""
+    """Returns a figure along training, as a share of the figure `per` if it is given."""
     points: dict[int, list[float]] = defaultdict(list)
     for updates in seeds:
         for line in updates:
@@ -59,7 +60,7 @@ def curve(name: str, seeds: Iterable[Updates], figure: str, per: str | None = No
 
 
 def page(output: Path) -> str:
-    """The page.
+    """Returns the page as HTML.
 
     Raises:
         SystemExit: there is no finished training.

@@ -1,19 +1,20 @@
-"""Where do solutions of the embedded problems go wrong first? From the attempts in eval.jsonl.
+"""Counts the first errors in solutions of the embedded problems, from the attempts in eval.jsonl.
 
-Every greedy attempt of a comparison's cells is read step by step until one is not right:
+The script reads every greedy attempt of a comparison's cells up to its first wrong step:
 
-    goal      a true step about somebody whom the question does not need, or such a one's number as
-              the answer
-    copied    a step whose sum is true but whose numbers are not those of the person it is about, or
-              an answer that is nobody's number
+    goal      a true step about a person whom the question does not need, or the number of another
+              person as the answer
+    copied    a step whose sum is true but whose numbers are not those of its person, or an answer
+              that is no person's number
     sum       a false sum
-    stopped   no answer: cut off, a step in no known form, or one that was there before
+    stopped   no answer: a cut-off attempt, a step in no known form or about an unknown person, or a
+              repeated step
 
-and counted by difficulty, row and mode, all seeds together: the share of attempts without an
-error, the share by kind of first error, and errors for a hundred steps tried. A step is tried if
-all before it were right. An attempt with an error may still end in the right answer: "solved"
-counts those too. A second table has the share of errors among those that tried the first step, the
-second, and so on.
+The first table counts by difficulty, row and mode, with all seeds together. It has the share of
+attempts without an error, the share of each kind of first error, and errors per hundred steps
+tried. A step is tried if all steps before it were right. An attempt with an error may still end in
+the right answer, and "solved" counts it. The second table has the share of errors among the
+attempts that tried the first step, the second step, and so on.
 
     python experiments/compare/first_errors.py [runs/compare]
 """
@@ -39,7 +40,7 @@ _ANSWER = re.compile(r"The answer is (\d+)\.")
 
 
 def first_error(problem: WordProblem, steps: Sequence[str]) -> tuple[str | None, int]:
-    """The kind of the first error, None if there is none, and how many steps were tried."""
+    """Returns the kind of the first error, or None, and the number of steps tried."""
     needed = set(problem.needed(problem.target))
     done: set[str] = set()
     for tried, step in enumerate(steps, start=1):
@@ -69,10 +70,13 @@ def _error(problem: WordProblem, step: str, needed: set[str], done: set[str]) ->
 
 
 def problems_of(run: RunFolder) -> dict[str, WordProblem]:
-    """The problems of a run, by id; those of `environments.word_problems.load`, by its defaults.
+    """Returns the problems of a run: id -> problem.
+
+    They are drawn again with the run's options, and the defaults of
+    `environments.word_problems.load`.
 
     Raises:
-        SystemExit: it has others.
+        SystemExit: the run has problems of another source.
     """
     options = {"limit": 1000, "seed": 0, **run.read_config()["data"]}  # type: ignore[dict-item]
     if options.pop("source") != "word_problems":
@@ -122,11 +126,11 @@ def main() -> None:
 
 
 def wrong_by_step(ends: Mapping[tuple[int, bool], int], most: int) -> list[str]:
-    """Of those that tried a step, the share in % that was wrong there, and how many they were.
+    """Returns, for each step, the share of errors in % and the number of attempts that tried it.
 
     Args:
-        ends: (the last step that was tried, whether it was wrong) -> how many attempts.
-        most: steps of the longest.
+        ends: (the last step tried, whether it was wrong) -> the number of attempts.
+        most: the number of steps of the longest attempt.
     """
     cells = []
     for step in range(1, most + 1):
@@ -137,7 +141,7 @@ def wrong_by_step(ends: Mapping[tuple[int, bool], int], most: int) -> list[str]:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """As Markdown."""
+    """Prints a table as Markdown."""
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for row in rows:
         print("| " + " | ".join(row) + " |")

@@ -1,8 +1,10 @@
-"""How often do the comparison's intervals hold the truth? Simulated rows, where it is known.
+"""Simulates how often the comparison's intervals contain the true value.
 
-A problem is solved with the chance 1 / (1 + exp(-x)), where x is what the policy can, what the
-problem is, what this training became, and how the two met, each normal. Two rows face the same
-problems; every training of either is its own. One line for each kind of world:
+A problem is solved with the probability 1 / (1 + exp(-x)). x is the row's ability, plus the
+deviation of this training, minus the difficulty of the problem, minus a deviation of this training
+on this problem. All but the ability are drawn from normal distributions. Two rows have the same
+problems, and every training of a row is drawn separately. The script prints one line for each
+choice of ability and spreads:
 
     python experiments/compare/interval_coverage.py [--seeds 3] [--problems 200] [--repeats 2000]
 """
@@ -17,12 +19,12 @@ from statistics import NormalDist, fmean, stdev
 
 from srl.compare.figures import contrast, row_estimate
 
-MEETING = 1.0  # std of how a training and a problem meet, in logits
-BETTER = 0.5  # how much better the second row is, in logits
+MEETING = 1.0  # std of the deviation of a training on a problem, in logits
+BETTER = 0.5  # how much higher the second row's ability is, in logits
 
 
 def chance(ability: float, spread: float) -> float:
-    """The expected share solved: the mean over everything that is drawn."""
+    """Returns the expected share solved: the mean over all that is drawn, with std `spread`."""
     cuts = 400
     points = (NormalDist().inv_cdf((i + 0.5) / cuts) for i in range(cuts))
     return fmean(1 / (1 + math.exp(-ability - spread * z)) for z in points)
@@ -38,17 +40,19 @@ def coverage(
     repeats: int = 2000,
     random_seed: int = 0,
 ) -> dict[str, float]:
-    """The share of intervals that hold the truth, for a row and for a contrast of two; how wide
-    they are, and how far off the estimates (root of the mean square).
+    """Returns how often intervals contain the true value, for a row and for a contrast of two rows.
+
+    Also returns their mean half width, the root mean square error of the estimates, the mean
+    standard deviation of the seeds, and the true values.
 
     Args:
-        share: what a policy solves of problems of the middle kind.
-        problem_spread: std of the problems, in logits.
-        seed_spread: std of the trainings, in logits.
-        seeds: trainings of each row.
-        problems: problems that all solve.
-        repeats: how many comparisons.
-        random_seed: of the draws.
+        share: the probability that the first row solves a problem if all deviations are zero.
+        problem_spread: the standard deviation of the problems, in logits.
+        seed_spread: the standard deviation of the trainings, in logits.
+        seeds: the number of trainings of each row.
+        problems: the number of problems that all trainings try.
+        repeats: the number of simulated comparisons.
+        random_seed: the seed of the draws.
     """
     draw = random.Random(random_seed)
     first = math.log(share / (1 - share))

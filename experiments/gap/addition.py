@@ -1,8 +1,8 @@
-"""The gap in miniature: sums of three numbers, told long and short, and policies from nothing.
+"""Writes the data and policies of a small gap experiment: sums of three numbers.
 
-Writes what `addition.yaml` reads: two files of solutions to the same problems, one that writes the
-sum of the first two numbers down and one that does not, and policies of several sizes with random
-weights. `make gap CONFIG=experiments/gap/addition.yaml`, after this script.
+The script writes what `addition.yaml` reads. There are two files of solutions to the same problems:
+one writes down the sum of the first two numbers, and one does not. The policies have several sizes
+and random weights. Run `make gap CONFIG=experiments/gap/addition.yaml` after this script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-# Name -> width and layers.
+# Name of a policy -> its width and layers.
 SIZES = {"2k": (8, 2), "7k": (16, 2), "61k": (48, 2)}
 LARGEST = 20
 WORDS = ("The", " answer", " is", " ", ".", "+", "=", "\n", "?", *"0123456789")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def write_solutions(folder: Path, count: int, seed: int) -> None:
-    """`long.jsonl` and `short.jsonl`: the same problems, a line each."""
+    """Writes `long.jsonl` and `short.jsonl`, with the same problems and one problem per line."""
     rng = random.Random(seed)
     problems: dict[tuple[int, int, int], None] = {}
     while len(problems) < count:
@@ -64,7 +64,7 @@ def write_solutions(folder: Path, count: int, seed: int) -> None:
 
 
 def write_policy(folder: Path, width: int, layers: int, seed: int) -> int:
-    """A model folder with random weights; returns how many parameters it has."""
+    """Writes a model folder with random weights; returns the number of parameters."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"The| answer| is|[0-9]|[+=.?\n ]"), behavior="isolated"

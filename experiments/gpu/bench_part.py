@@ -1,4 +1,4 @@
-"""Part d: the GPU's rows of the benchmark in short: one model, few repeats, the worth in order."""
+"""Measures part d: a short run of the GPU's rows, one model and repeat each, most useful first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shapes import qwen25_config
 
 
 def measure(given: Given, note: Note) -> None:
-    """Notes the contests of each row; one that fails leaves the others."""
+    """Notes the contests of each row. If a row fails, the other rows still run."""
     plan = toy() if given.toy else measured()
     large = list(plan.configs.items())[-1:]
     plan = replace(plan, configs=dict(large))
@@ -44,7 +44,7 @@ def measure(given: Given, note: Note) -> None:
     for name, row in rows.items():
         try:
             contests = row()
-        except Exception as error:  # noqa: BLE001  the other rows go on
+        except Exception as error:  # noqa: BLE001  the other rows still run
             failed.append(name)
             note({f"row {name}": f"{type(error).__name__}: {error}"})
             if not isinstance(error, torch.OutOfMemoryError) and given.device.type == "cuda":
@@ -59,7 +59,7 @@ def measure(given: Given, note: Note) -> None:
 
 
 def compact(contest: Contest) -> dict[str, object]:
-    """Returns a contest's lines for the table; all of it is in `contests`."""
+    """Returns a contest's figures for the table; `contests` has all of the contest."""
     speeds = {
         who: f"{1000 * contest.median(who):,.1f} ms, {contest.speed(who):.2f}x"
         for who in contest.seconds

@@ -1,4 +1,4 @@
-"""Part c: FlexAttention beside plain matrix products, over sizes: from which tree on it pays."""
+"""Measures part c: the tree size from which FlexAttention is faster than plain matrix products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from srl.models import tree_attention
 from srl.models.prefix_tree import PrefixTree
 from srl.models.tree_attention import How, TreePlan
 
-# Query heads, key heads, width.
+# The numbers of query heads and key heads, and the width of a head.
 HEADS = {"SmolLM2-135M": (9, 3, 64), "Qwen2.5-1.5B": (12, 2, 128)}
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,14 +46,17 @@ def measure(given: Given, note: Note) -> None:
 
 
 def shape_of(size: int) -> Shape:
-    """A tree of about so many nodes: nested prompts with eight rollouts each."""
+    """Returns the shape of a tree of about `size` nodes: nested prompts, eight rollouts each."""
     K, C = max(1, size // 1024), 48 if size >= 512 else size // 16
     s = 64 if K > 1 else 0
     return Shape(K=K, Q=size - K * 8 * C - s * (K - 1), s=s, G=8, C=C)
 
 
 def _compared(given: Given, kind: tuple[int, int, int], size: int) -> dict[str, object]:
-    """Both on the same random tensors in bf16."""
+    """Returns the times of both on the same random tensors, and their differences.
+
+    The tensors are bf16, or float32 in toy sizes.
+    """
     H, H_kv, D = kind
     torch.manual_seed(0)
     plan = TreePlan.of(PrefixTree.of(shape_of(size).rows(10**6)), given.device)

@@ -1,4 +1,4 @@
-"""What the parts are given: the device, a model, problems, time; and the toys in their place."""
+"""Gives the parts their device, model, problems and time, or toy versions of these."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from srl.models.loading import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY_MODEL = ROOT / "experiments" / "tiny" / "base"
-# As many as GSM8K's test set: held out from the end of the training file where it is absent.
+# The size of GSM8K's test set. Without a test file, this many problems are held out from the end of
+# the training file.
 HELD_OUT = 1319
-# More would never be read in minutes, and tokenising all of them takes twenty seconds a stage.
+# A run of minutes never reads more, and tokenising all problems takes twenty seconds per stage.
 TRAIN = 1500
 
 Note = Callable[[Mapping[str, object]], None]
-"""Takes figures as soon as they are known, and saves them."""
+"""Saves figures as soon as they are known."""
 
 
 class SkippedError(Exception):
-    """A part that cannot run with what is given; the message says what is missing."""
+    """Raised by a part that cannot run with what it is given; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a part is given.
+    """The inputs of a part.
 
     Attributes:
-        toy: toy sizes on a CPU; no measurement.
+        toy: uses toy sizes on a CPU, which is no measurement.
         model: a model's folder; None takes random weights where weights do not matter.
         data: GSM8K's training rows as JSON lines.
-        test: its test rows; None holds rows of `data` out.
-        folder: for runs' files.
-        ends: `time.monotonic()` at which the part is stopped.
+        test: GSM8K's test rows; None holds out rows of `data`.
+        folder: the folder for the files of runs.
+        ends: the `time.monotonic()` at which the part is stopped.
     """
 
     toy: bool
@@ -56,14 +57,14 @@ class Given:
 
     @property
     def left(self) -> float:
-        """Seconds until the part is stopped."""
+        """The seconds until the part is stopped."""
         return self.ends - time.monotonic()
 
     def policy(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Loads the model, on the device.
+        """Loads the model onto the device, and its tokenizer.
 
         Raises:
-            SkippedError: there is none.
+            SkippedError: no model is given.
         """
         if self.model is None and not self.toy:
             raise SkippedError("it needs --model, a model's folder")
@@ -72,16 +73,16 @@ class Given:
 
     @property
     def source(self) -> dict[str, object]:
-        """`data` of an experiment."""
+        """The value of `data` in an experiment's settings."""
         if self.toy and self.data is None:
             return {"source": "word_problems", "limit": 12, "max_operations": 3}
         return {"source": "gsm8k", "path": str(self.data), "answer_step": True}
 
     def problems(self) -> tuple[list[Trajectory], list[Trajectory]]:
-        """Loads problems to train on, and others to test with.
+        """Loads the problems to train on, and other problems to test with.
 
         Raises:
-            SkippedError: there are none.
+            SkippedError: no problems are given.
         """
         if self.data is None and not self.toy:
             raise SkippedError("it needs --data, GSM8K's training rows as JSON lines")
@@ -99,5 +100,5 @@ class Given:
 
 
 def rounded(values: Mapping[str, object]) -> dict[str, object]:
-    """Plain numbers of four digits, for figures."""
+    """Returns figures as plain values, with floats rounded to four significant digits."""
     return json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.4g}"))

@@ -1,13 +1,14 @@
-"""Part e: a small instruct model on GSM8K: a cold start, then SRL and RLVR from it, in bf16.
+"""Measures part e: a small instruct model on GSM8K, in bf16: a cold start, then SRL and RLVR.
 
     stock       the model as it is
-    cold start  fine-tuning on single steps and whole solutions: both are written afterwards
-    SRL         steps, paid by their similarity to the expert's
-    RLVR        from the same cold start: whole solutions, paid by their answer
+    cold start  fine-tuning on single steps and whole solutions, because later stages write both
+    SRL         from the cold start: steps, rewarded for similarity to the expert's steps
+    RLVR        from the same cold start: whole solutions, rewarded for their answers
 
-Each is followed by the same evaluation, greedy, on all test problems: step by step and whole.
-Training takes the time that evaluations leave; a learning rate that is constant lets it end
-anywhere. Everything runs through the product's own trainers and its own `measure`.
+The same greedy evaluation follows each stage, on all test problems, step by step and whole.
+Training takes the time that the evaluations leave. The learning rate is constant after a warm-up,
+so that training can end at any step. Everything runs through the library's own trainers and its own
+`measure`.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ from srl.training.trainer import NothingToTrainOnError
 
 SIMILARITY = {"similarity": 1.0}
 ANSWER = {"answer": 1.0}
-# Of the time for training.
+# Stage -> its share of the training time.
 SHARES = {"cold start": 0.35, "SRL": 0.35, "RLVR": 0.3}
-# What is noted of a step's figures.
+# The figures of a step that are noted.
 LOGGED = (
     *("loss", "reward", "rewards/similarity", "exact", "format_failures", "groups_kept"),
     *("groups_tried", "completion_tokens", "tokens", "grad_norm", "sampler_gap"),
     *("seconds/collect", "seconds/update"),
 )
-# Seconds kept for saving and for what was estimated too low.
+# Seconds reserved for saving, and in case an estimate is too low.
 SPARE = 15.0
 
 
 def common(given: Given) -> dict[str, object]:
-    """Settings of every stage."""
+    """Returns the settings of every stage."""
     toy = given.toy
     return {
         "model": str(given.model or "toy"),
@@ -80,7 +81,7 @@ def common(given: Given) -> dict[str, object]:
 
 
 def sft_settings(given: Given) -> dict[str, object]:
-    """Fine-tuning."""
+    """Returns the settings of fine-tuning."""
     return {
         **common(given),
         "method": "sft",
@@ -91,7 +92,7 @@ def sft_settings(given: Given) -> dict[str, object]:
 
 
 def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
-    """SRL; with `profiled` what `SRLConfig` itself takes, in smaller steps."""
+    """Returns the settings of SRL; if `profiled`, smaller steps and only fields of `SRLConfig`."""
     settings = {
         **common(given),
         "prompts_per_step": 2 if given.toy else 16 if profiled else 64,
@@ -100,7 +101,7 @@ def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
         "dynamic_sampling_epsilon": 0.01,
         "max_sampling_rounds": 2,
         "max_empty_steps": 2,
-        # Every operation of a profile is an event to be read.
+        # A profile has one event per operation, and all events must be read.
         **({"max_completion_length": 48} if profiled and not given.toy else {}),
         "learning_rate": 1e-5,
         "log_completions": False,
@@ -110,17 +111,17 @@ def srl_settings(given: Given, *, profiled: bool = False) -> dict[str, object]:
 
 
 def rlvr_settings(given: Given) -> dict[str, object]:
-    """RLVR: whole solutions, and nothing for one that is wrong."""
+    """Returns the settings of RLVR: whole solutions, and reward 0 for a broken format."""
     return {**srl_settings(given), "targets": "whole", "format_failure_reward": 0.0}
 
 
 def rewards_of(weights: Mapping[str, object], settings: RewardSettings) -> RewardSum:
-    """As a run of the command line makes them."""
+    """Returns the rewards as a run of the command line makes them."""
     return sum_rewards(weights, settings, None)
 
 
 class _Until(TrainerCallback):
-    """Ends a training after the step in which its time is up."""
+    """Ends a training after the step in which its time runs out."""
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.monotonic() + seconds
@@ -133,7 +134,7 @@ class _Until(TrainerCallback):
 
 
 def measure(given: Given, note: Note) -> None:
-    """Notes every stage's figures when it ends."""
+    """Notes the figures of each stage when it ends."""
     model, tokenizer = given.policy()
     train, test = given.problems()
     note({"problems": {"train": len(train), "test": len(test)}})
@@ -151,7 +152,8 @@ def measure(given: Given, note: Note) -> None:
         return seconds
 
     longest = evaluate("stock")
-    # Of what is left three further evaluations are kept; a policy that ends its steps takes longer.
+    # Reserve time for three more evaluations. Each counts 1.5 times the first one, because a policy
+    # that ends its steps takes longer.
     time_to_train = max(4.0, given.left - SPARE - 3 * 1.5 * longest)
 
     def seconds_of(name: str) -> float:
@@ -176,7 +178,7 @@ def measure(given: Given, note: Note) -> None:
 
 
 class _Stages:
-    """Trains one model in stages, and notes what each logged."""
+    """Trains one model in stages, and notes what each stage logged."""
 
     def __init__(
         self,
@@ -197,7 +199,7 @@ class _Stages:
         weights: Mapping[str, object],
         seconds: float,
     ) -> None:
-        """Train for so many seconds, at least one step."""
+        """Trains for `seconds`, but at least one step."""
         args = parse_experiment(settings, where=f"part e, {name}").args
         args.output_dir = str(self.given.folder / name.replace(", ", "-").replace(" ", "-"))
         rewards = rewards_of(weights, args)
@@ -238,6 +240,6 @@ class _Stages:
 
 
 def _means(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Of each figure over the lines that have it."""
+    """Returns the mean of each figure over the lines that have it."""
     values = {name: [line[name] for line in lines if name in line] for name in LOGGED}
     return {name: sum(of) / len(of) for name, of in values.items() if of}

@@ -1,4 +1,4 @@
-"""Part a: what the machine can do at best; floors of all other figures follow from it."""
+"""Measures part a: the machine's best rates, from which the floors of all other figures follow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gpu_rows import best_seconds, machine_rates, measured, toy
 
 
 def measure(given: Given, note: Note) -> None:
-    """Notes rates of large matrix products and of copies, and what starting an operation costs."""
+    """Notes the rates of large matrix products and copies, and the time to start an operation."""
     plan = toy() if given.toy else measured()
     note(machine_rates(plan))
     if given.device.type == "cuda":
@@ -24,7 +24,7 @@ def measure(given: Given, note: Note) -> None:
             note({f"matmul {name}, operations/s": 2 * n**3 / seconds})
     finally:
         torch.set_float32_matmul_precision(before)
-    # A step of decoding is thousands of small operations, which the host starts one by one.
+    # A step of decoding has thousands of small operations, which the host starts one by one.
     small, count = torch.zeros(32, device=given.device), 100 if given.toy else 1000
 
     def many() -> torch.Tensor:

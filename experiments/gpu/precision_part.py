@@ -1,4 +1,4 @@
-"""Part b: what bf16 changes: log-probabilities, gradients, and the sampler's distance to them."""
+"""Measures part b: how bf16 changes log-probabilities, gradients and the sampler gap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORM = RowSettings(think=False, system_prompt="Give only the next step.", target
 
 
 def measure(given: Given, note: Note) -> None:
-    """Notes the differences of bf16, and of tf32, from float32 on the same rows."""
+    """Notes how bf16 and tf32 differ from float32 on the same rows."""
     length = 8 if given.toy else 96
     model, prompts, stop = _model_and_prompts(given, length)
     sampling = SamplingParams(length, stop_ids=stop)
@@ -61,7 +61,10 @@ def measure(given: Given, note: Note) -> None:
 def _model_and_prompts(
     given: Given, length: int
 ) -> tuple[PreTrainedModel, list[list[int]], frozenset[int]]:
-    """The given model with the first rows of the problems; else random weights and tokens."""
+    """Returns a model, prompts and stop tokens.
+
+    They are the given model and the first rows of the problems, or else random weights and tokens.
+    """
     if given.model is not None and (given.toy or given.data is not None):
         model, tokenizer = given.policy()
         form = prompt_format(model, tokenizer, FORM)
@@ -87,7 +90,7 @@ def _float32_as(precision: str) -> Iterator[None]:
 def _gap(
     model: PreTrainedModel, sampled: Sequence[tuple[Row, list[float]]], *, bf16: bool
 ) -> dict[str, float]:
-    """What training logs as `sampler_gap`, in nats."""
+    """Returns the sampler gap that training logs, in nats."""
     gap = SamplerGap()
     model.train()
     with (
@@ -114,10 +117,13 @@ def _update(model: PreTrainedModel, rows: list[Row], cut: Cut, *, bf16: bool) ->
 
 
 def _apart(exact: Update, inexact: Update, rows: Sequence[Row]) -> dict[str, float]:
-    """Gradients as one long vector; log-probabilities token by token, in nats."""
+    """Returns the differences of two updates.
+
+    Gradients are compared as one long vector, and log-probabilities token by token, in nats.
+    """
     products = torch.zeros(3, dtype=torch.float64)
     for a, b in zip(exact.gradients, inexact.gradients, strict=True):
-        # One tensor at a time: in float64 all of them might not fit.
+        # One tensor at a time, because in float64 all of them might not fit in memory.
         a, b = a.double().flatten(), b.double().flatten()
         products += torch.stack([a @ b, a @ a, b @ b]).cpu()
     both, ours, theirs = products.tolist()
@@ -133,7 +139,7 @@ def _apart(exact: Update, inexact: Update, rows: Sequence[Row]) -> dict[str, flo
 
 
 def _lines(update: Update, rows: Sequence[Row]) -> dict[int, torch.Tensor]:
-    """Each row's log-probabilities, without the padding."""
+    """Returns row -> its log-probabilities, without the padding."""
     return {
         row: line[: len(rows[row][1])]
         for numbers, lines in update.log_probs

@@ -1,4 +1,4 @@
-"""Part f: where the time of an SRL step goes on the device, and where the host waits for it."""
+"""Measures part f: how an SRL step spends its time on the device, and where the host waits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from srl import SRLTrainer
 from srl.config.settings import SRLConfig
 
 PROBLEMS = 300
-STEPS = 4  # two to warm up, one that is profiled, one whose waits are counted
+STEPS = 4  # two steps to warm up, one that is profiled, one whose waits are counted
 
 
 def measure(given: Given, note: Note) -> None:
-    """Notes seconds, the share of them without work on the device, and the longest operations."""
+    """Notes seconds, the device's idle share of them, the longest operations, and the waits."""
     model, tokenizer = given.policy()
     settings = srl_settings(given, profiled=True)
     config = SRLConfig(**settings, max_steps=STEPS, output_dir=str(given.folder / "profile"))
@@ -44,7 +44,10 @@ def measure(given: Given, note: Note) -> None:
 
 
 class _Profiled(SRLTrainer):
-    """Ours; its third step is profiled in its two halves, of its fourth the waits are counted."""
+    """Our trainer. It profiles both halves of its third step, and counts the waits of its fourth.
+
+    The halves are collecting rollouts and the update. Waits are counted only with a GPU.
+    """
 
     note: Note
 
@@ -89,7 +92,10 @@ class _Profiled(SRLTrainer):
 
 
 def _profile() -> profile:
-    """Of the device alone where there is one: the host's operations would be millions."""
+    """Returns a profiler of the GPU alone if there is one, else of the CPU.
+
+    With a GPU, the host's operations are left out because there would be millions.
+    """
     cuda = torch.cuda.is_available()
     return profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
 
@@ -122,7 +128,7 @@ def figures(profiled: profile, seconds: float, top: int = 15) -> dict[str, objec
 
 
 def busy(spans: Sequence[tuple[float, float]]) -> float:
-    """Returns how long at least one span lasts."""
+    """Returns the total time during which at least one span is active."""
     total, until = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, until))

@@ -1,4 +1,4 @@
-"""The file of results: what was measured so far is on the disk, whatever happens next."""
+"""Keeps the file of results, which is saved after every new figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Figures that the table leaves out: raw values of what others sum up.
+# Figures that the table leaves out, because other figures summarise them.
 RAW = ("contests",)
 
 RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "out of time"
@@ -16,12 +16,12 @@ RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "out of time"
 
 @dataclass
 class ResultFile:
-    """`{about..., "parts": {name: {title, state, seconds, figures}}}` at `path`.
+    """A file of results: `{about..., "parts": {name: {title, state, seconds, figures}}}`.
 
     Attributes:
-        path: where it is; its folder is made.
+        path: the path of the file; saving makes its folder.
         about: machine, versions, date, commit, settings.
-        parts: by name.
+        parts: name -> part.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class ResultFile:
 
     @classmethod
     def read(cls, path: Path) -> ResultFile:
-        """Loads a file; an empty one if it is not there."""
+        """Loads a file; returns empty results if it is absent."""
         if not path.is_file():
             return cls(path)
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ class ResultFile:
         return cls(path, values, parts)
 
     def save(self) -> None:
-        """Write it so that a power cut leaves the old file or the new one."""
+        """Writes the file so that a power cut leaves either the old file or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(f".{self.path.name}.new")
         with aside.open("w", encoding="utf-8") as file:
@@ -49,18 +49,18 @@ class ResultFile:
         aside.replace(self.path)
 
     def note(self, name: str, figures: Mapping[str, object]) -> None:
-        """Add figures to a part and save."""
+        """Adds figures to a part and saves the file."""
         stored = self.parts[name].setdefault("figures", {})
         assert isinstance(stored, dict)
         stored.update(figures)
         self.save()
 
     def state(self, name: str) -> object:
-        """Of a part; None if it has not begun."""
+        """Returns the state of a part, or None if it has not begun."""
         return self.parts.get(name, {}).get("state")
 
     def table(self) -> str:
-        """Returns all of it as Markdown, one table a part."""
+        """Returns the results as Markdown, with one table per part."""
         lines = [f"**{self.about.get('device', 'nothing measured')}**", ""]
         lines += [f"- {name}: {_words(value)}" for name, value in self.about.items()]
         for name, part in self.parts.items():
@@ -78,7 +78,7 @@ class ResultFile:
 
 
 def _rows(prefix: str, value: object) -> Iterator[tuple[str, str]]:
-    """Every figure with the names that lead to it."""
+    """Yields every figure as two cells: the names that lead to it, and its value."""
     if isinstance(value, Mapping) and set(value) == {"value", "low", "high", "n"}:
         value = "{value:.4g} [{low:.4g}, {high:.4g}] of {n}".format(**value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One line for one GPU: what this project wants to know of it, in at most eight minutes.
+"""Measures with one command what this project needs to know of a GPU, in at most eight minutes.
 
     a  rates of the machine                      d  rows 6 to 9 of the benchmark, short
     b  bf16 beside float32                       e  GSM8K: cold start, SRL, RLVR
@@ -9,8 +9,8 @@
     python experiments/gpu/run.py --toy                        toy sizes on a CPU: no measurement
     python experiments/gpu/run.py --table                      the results as Markdown
 
-Figures are on the disk as soon as they are known. Parts run in a process of their own, one after
-another; one that fails or outlives its time is reported, and the next begins in a new process.
+Figures are saved as soon as they are known. Parts run one after another in a separate process. If a
+part fails or exceeds its time, this is reported, and the next part begins in a new process.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROOT = HERE.parents[1]
 for folder in (ROOT, HERE, HERE.parent / "bench"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is on the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is loaded from the hub
 
 from result_file import DONE, FAILED, RUNNING, STOPPED, ResultFile  # noqa: E402
 
-# Name -> module, title, share of the time in seconds of the eight minutes.
+# Name -> module, title, share of the time (its seconds of the eight minutes).
 PARTS = {
     "a": ("machine_part", "rates of the machine", 10),
     "b": ("precision_part", "bf16 beside float32", 35),
@@ -48,7 +48,7 @@ PARTS = {
     "e": ("gsm8k_part", "GSM8K: cold start, SRL, RLVR", 200),
     "f": ("profile_part", "where the time of a step goes", 55),
 }
-# Seconds that are worth beginning a part.
+# A part does not begin with fewer seconds than this.
 LEAST = 2.0
 PACKAGES = ("torch", "transformers", "trl", "triton", "accelerate", "datasets", "math-verify")
 NO_CUDA = "no CUDA device: it needs one; a dry run: python experiments/gpu/run.py --toy"
@@ -95,11 +95,11 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _supervise(args: argparse.Namespace) -> None:
-    """Run the parts in a process that is started again without the part that ended it."""
+    """Runs the parts in a process; if a part ends it, starts it again without that part."""
     until = time.time() + 60 * args.minutes
     waiting = list(args.parts)
     results = ResultFile.read(args.out)
-    for name in waiting:  # an older run's
+    for name in waiting:  # remove the results of an older run
         results.parts.pop(name, None)
     results.save()
     while waiting:
@@ -111,7 +111,7 @@ def _supervise(args: argparse.Namespace) -> None:
         code = _run(command, until)
         results = ResultFile.read(args.out)
         if code == 2 and results.state(waiting[0]) is None:
-            raise SystemExit(2)  # it said why
+            raise SystemExit(2)  # the process has printed the reason
         ended = [name for name in waiting if results.state(name) in (DONE, FAILED, STOPPED)]
         for name in waiting:
             if results.state(name) == RUNNING:
@@ -129,7 +129,7 @@ def _supervise(args: argparse.Namespace) -> None:
 
 
 def _run(command: Sequence[str], until: float) -> int:
-    """The exit code; whatever it started is gone afterwards."""
+    """Runs a command and returns its exit code; ends all processes that it has started."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
         return process.wait(timeout=max(10.0, until - time.time() + 10))
@@ -145,7 +145,10 @@ def _run(command: Sequence[str], until: float) -> int:
 
 
 def _work(args: argparse.Namespace) -> None:
-    """Run the parts in turn; ends after one that failed on a GPU, which may have harmed it."""
+    """Runs the parts in turn; exits after a part that failed on a GPU.
+
+    Such a failure may have left the GPU unusable for this process.
+    """
     import torch
     from given import Given, SkippedError
     from transformers.utils import logging
@@ -168,7 +171,7 @@ def _work(args: argparse.Namespace) -> None:
             results.save()
             continue
         print(f"\n== {name}. {title}, at most {seconds:.0f} s", flush=True)
-        if not args.toy:  # a thread of C: it ends a part that hangs in the driver, too
+        if not args.toy:  # a thread in C, which also ends a part that hangs in the driver
             faulthandler.dump_traceback_later(seconds, exit=True)
         started = time.monotonic()
         part = results.parts[name]
@@ -183,7 +186,7 @@ def _work(args: argparse.Namespace) -> None:
                 part["state"] = DONE
             except SkippedError as error:
                 part["state"], part["error"] = DONE, f"skipped: {error}"
-            except Exception:  # noqa: BLE001  it is reported, and the next part begins
+            except Exception:  # noqa: BLE001  the error is reported, and the next part begins
                 part["state"], part["error"] = FAILED, traceback.format_exc()
                 print(part["error"], flush=True)
         faulthandler.cancel_dump_traceback_later()
@@ -202,7 +205,7 @@ def _note(results: ResultFile, name: str, figures: dict[str, object]) -> None:
 
 
 def _about(args: argparse.Namespace, device: str) -> dict[str, object]:
-    """What the figures depend on."""
+    """Returns what the figures depend on: machine, versions, settings and commit."""
     from contest import machine
 
     return {
@@ -216,7 +219,7 @@ def _about(args: argparse.Namespace, device: str) -> dict[str, object]:
 
 
 def _commit() -> str:
-    """The commit that is measured, with a + where files were changed; empty without git."""
+    """Returns the measured commit, with a + if files were changed; "" without git."""
     try:
         completed = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

@@ -1,13 +1,13 @@
-"""Demonstrations for the embedded base policy: how it came to think, and to be distracted.
+"""Makes the demonstrations that teach the embedded base policy to think, and to be distracted.
 
 A demonstration is a monologue and a step (`environments.word_problems.Demonstration`).
 
 On short texts the goal is what the question asks for. The longer the text, the more often the
-demonstrator is distracted: it takes the quantity it read of last, or any other, for the goal. It
-still works carefully towards that goal, and states the goal's value as the answer once it is
-known. The aim is a base policy that keeps the format and does its sums, solves short problems, and
-on long ones chooses the wrong next step more often than the right one: the situation step-wise SRL
-is for. README.md beside this file says how far the present one is from that.
+demonstrator is distracted: it takes the last computed quantity in the text, or another one, for the
+goal. It still works carefully towards that goal, and states the goal's value as the answer once it
+is known. The base policy should keep the format, do its sums and solve short problems, but on long
+problems it should choose the wrong next step more often than the right one. Step-wise SRL is made
+for this situation. README.md beside this file says how far the present policy is from that.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import random
 
 from environments.word_problems import Demonstration, WordProblem
 
-# Quantities in the problem -> how often the goal is what the question asks for. Between 5 and 8
-# the share falls gradually, because the number of facts is all that tells short from long.
+# Number of quantities in the problem -> the share of goals that are what the question asks for.
+# From 5 to 8 the share falls gradually, because only the number of facts tells short texts from
+# long ones.
 CAREFUL_SHARE = {6: 0.85, 7: 0.6, 8: 0.4}
 CAREFUL_SHARE_LONG = 0.3
-# Of the distracted choices: the quantity read of last. The rest is spread over all others.
+# The share of distracted choices that take the last computed quantity in the text. The rest are
+# drawn from all computed quantities.
 LAST_READ_SHARE = 0.8
 
 
 def choose_goal(problem: WordProblem, rng: random.Random) -> str:
-    """What the demonstrator takes the question to be: often wrong where the text is long."""
+    """Returns the person whose quantity the demonstrator seeks; in long texts often a wrong one."""
     facts = len(problem.quantities)
     careful = 1.0 if facts < min(CAREFUL_SHARE) else CAREFUL_SHARE.get(facts, CAREFUL_SHARE_LONG)
     if rng.random() < careful:
@@ -35,12 +37,12 @@ def choose_goal(problem: WordProblem, rng: random.Random) -> str:
 
 
 def write(demonstration: Demonstration) -> str:
-    """As the policy is to write it."""
+    """Returns a demonstration as the policy should write it."""
     return f"<think> {demonstration.thought}</think>\n{demonstration.step}"
 
 
 def solve_whole(problem: WordProblem, rng: random.Random) -> str:
-    """A whole solution in one piece, every step with its monologue; at most 12 steps."""
+    """Returns a whole solution as one text: at most 12 steps, each with its monologue."""
     known = problem.given
     lines: list[str] = []
     for _ in range(12):

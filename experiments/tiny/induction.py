@@ -1,12 +1,13 @@
-"""Initial weights under which a small decoder can look things up from its first update.
+"""Sets initial weights with which a small decoder can look up earlier text from its first update.
 
-Attention that finds an earlier place by what stands there ("after `. Leo` comes what came after
-`. Leo` before") needs two layers to agree: one that tells each token what stood before it, one that
-matches on that (Olsson et al. 2022, "In-context Learning and Induction Heads"). Models of usual
-size and data come to it by themselves; from random weights it did not form here within 8.7 M
-tokens, which is more than two cores read in half an hour. So the base policy starts with it, and
-training may keep or change it like any other weight (compare Trockman and Kolter 2023, "Mimetic
-Initialization of Self-Attention Layers"). README.md has what it made of the loss.
+An induction head finds an earlier place by its text: after `. Leo` it predicts what followed
+`. Leo` before. This needs two layers that fit together. The first writes the preceding tokens into
+each token, and the second compares them (Olsson et al. 2022, "In-context Learning and Induction
+Heads"). Models of usual size learn it from usual amounts of data. Here, from random weights, it did
+not form within 8.7 M tokens, which is more than two cores read in half an hour. So the base policy
+starts with such heads, and training may keep or change them like any other weights (compare
+Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers"). README.md shows the
+effect on the loss.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-# What all other branches write into the residual stream is scaled down by this: the embeddings have
-# norm 1, and a random MLP of this width would write nine times as much over them.
+# The outputs of all other branches to the residual stream are scaled by this factor. The embeddings
+# have norm 1, and a random MLP of this width would add nine times as much to them.
 QUIET = 0.05
-LOOK_BACK_LOGIT = 24.0  # of a look-back head at its offset, above that far away
-MATCH_GAIN = 3.2  # of queries and keys where tokens are compared
-WRITE_GAIN = 0.16  # look-back heads write the earlier token with norm 1, as the embeddings have
-COPY_GAIN = 0.6  # the token found is written louder than the one it is found from
+LOOK_BACK_LOGIT = 24.0  # of a look-back head at its offset, relative to places far away
+MATCH_GAIN = 3.2  # of the queries and keys that compare tokens
+WRITE_GAIN = 0.16  # look-back heads write the earlier token with norm 1, like the embeddings
+COPY_GAIN = 0.6  # the token found is written with a larger norm than the one it is found from
 
 
 @torch.no_grad()
 def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
-    """Change the first two attention layers of a fresh model in place, but for their last head.
+    """Changes the first two attention layers of a new model in place, except their last heads.
 
-    What that head, all other layers and all MLPs write is scaled down.
+    The outputs of those heads, of all other layers and of all MLPs are scaled down.
 
-    Layer 0: head k attends to the token k + 1 places back, by the query's and key's biases and the
-    fast rotary frequencies alone, and writes it into a subspace of its own.
-    Layer 1: head k compares the last k + 1 tokens with those before every earlier token, on slow
-    rotary frequencies, on which distance hardly counts, and copies the token found.
+    Layer 0: head k attends to the token k + 1 places back, and writes it into its own subspace. It
+    uses only the biases of query and key and the fast rotary frequencies.
+    Layer 1: head k compares the last k + 1 tokens with the tokens before every earlier token, and
+    copies the token that it finds. It uses slow rotary frequencies, so distance hardly matters.
 
     Args:
-        model: Qwen2 with biases on queries and keys, as many key-value heads as query heads, tied
-            embeddings, at least two layers and two heads.
+        model: a Qwen2 model with biases on queries and keys, as many key-value heads as query
+            heads, tied embeddings, and at least two layers and two heads.
         generator: draws the subspaces.
     """
     config = model.config
@@ -63,8 +64,8 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
     for head in range(lookers):
         rows = slice(head * size, (head + 1) * size)
         _keep_little(back, rows)
-        # Rotation turns a key by its place: a query turned back by `offset` agrees best with the
-        # key that many places before it.
+        # RoPE rotates a key by its place. A query that is rotated back by head + 1 places agrees
+        # best with the key that many places before it.
         phase = -(head + 1) * frequencies
         back.q_proj.bias[rows] = strength * torch.cat(
             [fast * torch.cos(phase), fast * torch.sin(phase)]
@@ -80,8 +81,8 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
         order = slow[torch.randperm(len(slow), generator=generator)]
         for back_by, places in enumerate(order.chunk(head + 1)):
             width = len(places)
-            # The token `back_by` places before the query, against the one a place further back
-            # from the key.
+            # Compares the token `back_by` places before the query with the token `back_by` + 1
+            # places before the key.
             queried = token_basis if back_by == 0 else written[back_by - 1]
             find.q_proj.weight[rows][places] += MATCH_GAIN * queried[:width]
             find.k_proj.weight[rows][places] += MATCH_GAIN * written[back_by][:width]
@@ -91,11 +92,11 @@ def wire_induction(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
 
 
 def _keep_little(attention: torch.nn.Module, rows: slice) -> None:
-    """Leave a tenth of a head's random queries and keys, so that it is not alike in all tokens."""
+    """Scales a head's random queries and keys to a tenth, so that they still differ by token."""
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight[rows] *= 0.1
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """[rows, columns], rows orthonormal."""
+    """Returns a random [rows, columns] matrix with orthonormal rows."""
     return torch.linalg.qr(torch.randn(columns, rows, generator=generator)).Q.T

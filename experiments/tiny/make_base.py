@@ -1,12 +1,12 @@
-"""`make base`: train the embedded base policy from nothing, with a fixed seed.
+"""Trains the embedded base policy from random weights, with a fixed seed: `make base`.
 
 Problems come from the ``base`` pool of `environments.word_problems`, which no other data can
-contain. For each problem, the prompts of all its steps are nested prefixes of each other, so one
-row holds them all: the trunk (problem and steps) once, and every monologue-and-step as a branch
-that attends to its own part of the trunk. That is several times cheaper than one row a step.
+contain. The prompts of all steps of a problem are nested prefixes of each other, so one row holds
+them all. The trunk (problem and steps) occurs once. Every monologue with its step is a branch that
+attends to its own part of the trunk. This is several times cheaper than one row per step.
 
-A share of the rows are whole solutions under the evaluation prompt. Loss is taken on what the
-policy writes, never on the prompt.
+A share of the rows are whole solutions under the evaluation prompt. The loss counts only what the
+policy writes, never the prompt.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Row:
     """A token tree as one row: a trunk, then branches.
 
     Attributes:
-        ids: [T] tokens.
+        ids: [T] the tokens.
         positions: [T] the place of each token in its own root-to-leaf text.
         branch: [T] 0 on the trunk, else the number of the branch.
         trunk_seen: [T] how many trunk tokens a token may attend to.
-        learn: [T] True where the token is one the policy writes.
+        learn: [T] True at tokens that the policy writes.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -77,7 +77,10 @@ class Row:
     learn: list[bool] = field(default_factory=list)
 
     def add(self, ids: list[int], *, start: int, branch: int, learn_from: int) -> None:
-        """Append tokens that continue the trunk's first `start` tokens."""
+        """Appends tokens that continue the trunk's first `start` tokens.
+
+        Tokens from index `learn_from` on are learnt.
+        """
         for offset, token in enumerate(ids):
             self.ids.append(token)
             self.positions.append(start + offset)
@@ -114,9 +117,9 @@ def main() -> None:
             num_attention_heads=args.heads,
             num_key_value_heads=args.heads,
             max_position_embeddings=2048,
-            # Qwen2.5's RoPE base, under which more of a head's frequencies are slow enough to
-            # compare names across a whole problem; and larger initial weights than the usual 0.02,
-            # which suit wider models.
+            # Qwen2.5's RoPE base makes more of a head's frequencies slow enough to compare names
+            # across a whole problem. The usual initial range, 0.02, suits wider models, so this one
+            # is larger.
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
             initializer_range=0.08,
             tie_word_embeddings=True,
@@ -140,11 +143,11 @@ def main() -> None:
 
 
 def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits, learnt on the domain's own words.
+    """Returns a byte-level BPE tokenizer with single digits, trained on texts of the domain.
 
-    Text is normalised and cut as Qwen2's own tokenizer does it, and its special tokens have Qwen2's
-    names: beside a Qwen2 model, `AutoTokenizer` builds that tokenizer whatever was saved, and would
-    silently read other tokens if ours cut text in another way.
+    Text is normalised and cut as in Qwen2's own tokenizer, and special tokens have Qwen2's names.
+    The reason: for a Qwen2 model, `AutoTokenizer` builds Qwen2's tokenizer whatever was saved. If
+    ours cut text in another way, it would silently read other tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -163,7 +166,7 @@ def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # The prompts often, so that they cost few tokens.
+    # The prompts are repeated, so that they take only a small number of tokens.
     tokenizer.train_from_iterator(corpus + list(system_prompts) * 500, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -179,10 +182,10 @@ def train_tokenizer(*system_prompts: str) -> PreTrainedTokenizerFast:
 
 
 class Curriculum:
-    """How long the problems are: short ones first.
+    """Chooses the greatest length of the problems: short ones come first.
 
-    One more operation is allowed whenever the loss says that the present ones are learnt, and in
-    any case from 30 % of the updates on, so that the last 30 % see all lengths.
+    One more operation is allowed whenever the loss shows that the present lengths are learnt. From
+    30 % of the updates on, the limit also rises with time, so that the last 30 % have all lengths.
     """
 
     LEARNT = 0.15
@@ -192,7 +195,7 @@ class Curriculum:
         self.longest = 2
 
     def after(self, update: int, loss: float) -> None:
-        """Take note of the mean loss of the last updates."""
+        """Raises the limit if the mean loss of the last updates is low or if it is due."""
         due = 2 + 6 * (update / self.updates - 0.3) / 0.4
         self.longest = min(8, max(self.longest + (loss < self.LEARNT), int(due)))
 
@@ -200,11 +203,11 @@ class Curriculum:
 def batches(
     form: PromptFormat, tokenizer: PreTrainedTokenizerFast, seed: int, curriculum: Curriculum
 ) -> Iterator[list[Row]]:
-    """One list of rows an update, about BATCH_TOKENS together."""
+    """Yields one list of rows per update, with about BATCH_TOKENS tokens together."""
     rng = random.Random(seed)
     for _ in range(curriculum.updates):
         rows: list[Row] = []
-        # Rows of a batch share a length, roughly: problems of one size, so that padding is small.
+        # All problems of a batch have the same number of operations, so that padding is small.
         operations = rng.randint(1, curriculum.longest)
         problems = iter(
             draw_problems(
@@ -229,7 +232,10 @@ def write_steps(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
 ) -> Row:
-    """All steps of one problem. The trunk follows the expert, or the demonstrator's own way."""
+    """Returns a row with all steps of one problem.
+
+    In half of the rows the trunk follows the expert, and in the others the demonstrator.
+    """
     follow_expert = rng.random() < 0.5
     known = problem.given
     trunk: list[str] = []
@@ -261,7 +267,7 @@ def write_whole(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
 ) -> Row:
-    """A whole solution under the evaluation prompt."""
+    """Returns a row with a whole solution under the evaluation prompt."""
     row = Row()
     _add_branch(
         row,
@@ -288,10 +294,11 @@ def _add_branch(
 
 
 def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Rows to tensors: ids, positions, labels [B, T]; mask [B, 1, T, T], True = may attend.
+    """Returns the rows as tensors: ids, positions, labels [B, T]; mask [B, 1, T, T].
 
-    The label of a token is the next token of its own branch. The first token of a branch is always
-    a prompt token, so no label ever crosses from the trunk to a branch.
+    The mask is True where a token may attend. The label of a token is the next token of its own
+    branch. The first token of a branch is always a prompt token, so no label crosses from the trunk
+    to a branch.
     """
     longest = max(len(row.ids) for row in rows)
 
@@ -317,7 +324,7 @@ def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
 
 
 def train(model: Qwen2ForCausalLM, data: Iterator[list[Row]], curriculum: Curriculum) -> None:
-    """AdamW with a cosine schedule; loss is the mean over the tokens to learn."""
+    """Trains with AdamW and a cosine schedule; the loss is the mean over the tokens to learn."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )

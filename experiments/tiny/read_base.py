@@ -1,9 +1,9 @@
-"""Which tokens does a base policy get wrong? Its next token, given the demonstrator's so far.
+"""Counts which kinds of tokens a base policy predicts right, given the demonstrator's text so far.
 
     python experiments/tiny/read_base.py [experiments/tiny/base]
 
-The goal a thought starts with is a matter of chance (demonstrations.py), so it is counted apart,
-and a branch is right if every other token is.
+The goal that a thought starts with is drawn at random (demonstrations.py), so it is counted
+separately. A branch is right if all its other tokens are right.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Which learning rate, group size and prompts per step? Runs the grid, one run after another.
+"""Runs a grid of settings such as learning rates and group sizes, one run after another.
 
     python experiments/tiny/sweep.py --name lr learning_rate=1e-4,3e-4 prompts_per_step=8,16
 
-Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/; one that
-is finished there is not run again. Results go to sweeps/<name>.json, and one line each to the
-screen: accuracy before and after on the test problems (all, short, long), the seconds of training.
+Every combination is a whole `srl train` with its own run folder under runs/sweep-<name>/. A
+combination that is finished there is not run again. Results are written to sweeps/<name>.json. The
+script prints one line per run: the accuracy on the test problems (all, short, long) before and
+after training, and the seconds of training.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _write(args: argparse.Namespace, runs: list[dict]) -> None:  # type: ignore[type-arg]
-    """After every run, so that nothing is lost if a later one fails."""
+    """Writes the results. It is called after every run, so that a later failure loses nothing."""
     out = HERE / "sweeps" / f"{args.name}.json"
     out.parent.mkdir(exist_ok=True)
     command = ["python", "experiments/tiny/sweep.py", *sys.argv[1:]]
