@@ -36,14 +36,14 @@ def brief(step: StepContext, *, characters: int = 60) -> float:
     return min(1.0, max(0.0, 2.0 - len(step.thought) / characters))
 
 
-def rank_in_batch(steps: list[StepContext]) -> list[float]:
+def relative_brevity(steps: list[StepContext]) -> list[float]:
     """Returns, for each step of the batch, 1 minus its length relative to the longest step."""
     longest = max((len(step.action) for step in steps), default=0) or 1
     return [1.0 - len(step.action) / longest for step in steps]
 
 
 class Mentions:
-    """A reward: the share of the given lower-case words that occur in the step.
+    """A reward: the share of the given words that occur in the step; case does not matter.
 
     In a config:  hedges: {name: "experiments/custom_reward.py:Mentions", weight: -0.1,
                            options: {words: [maybe, perhaps]}}
@@ -52,7 +52,7 @@ class Mentions:
     def __init__(self, words: list[str]) -> None:
         if not words:
             raise ValueError("words is empty; give at least one")
-        self.words = words
+        self.words = [word.lower() for word in words]
 
     def __call__(self, step: StepContext) -> float:
         text = step.action.lower()

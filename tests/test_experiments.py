@@ -90,7 +90,7 @@ def test_the_example_rewards_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -
         {
             f"{CUSTOM}:same_object": 1.0,
             f"{CUSTOM}:brief": 0.0,
-            f"{CUSTOM}:rank_in_batch": 0.0,
+            f"{CUSTOM}:relative_brevity": 0.0,
             "connectives": words,
         }
     )
@@ -103,7 +103,7 @@ def test_the_example_rewards_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -
     said = [score.rewards for score in rewards.score(steps)]
     assert [one["same_object"] for one in said] == [1.0, 0.0, None]
     assert [one["brief"] for one in said] == [0.5, 0.5, 0.5]
-    assert [one["rank_in_batch"] for one in said] == pytest.approx([0.0, 0.2, 0.95])
+    assert [one["relative_brevity"] for one in said] == pytest.approx([0.0, 0.2, 0.95])
     assert [one["connectives"] for one in said] == [0.5, 0.0, 0.0]
     rewards.close()
     with pytest.raises(ValueError, match="words is empty; give at least one"):
