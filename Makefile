@@ -31,7 +31,7 @@ OWN = $(if $(MODEL),--model $(call quoted,$(MODEL))) $(if $(DATA),$(OWN_DATA))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo model experts train resume eval inspect report thoughts learnability check-data play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
+.PHONY: help setup demo model experts train resume eval inspect report thoughts learnability check-data solve play compare compare-quick gap gap-quick experts-table real bench bench-gpu gpu base test lint types \
         clean need-name need-run need-run-or-model need-data
 
 help: ## this list
@@ -71,6 +71,10 @@ learnability: $(STAMP) ## what a policy could learn from each source, before tra
 
 check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, or DATA=file.jsonl
 	$(PY) -m srl check-data $(DATA) $(ARGS)
+
+solve: $(STAMP) ## a problem of yours, solved by a run's policy or a model: PROBLEM="..." [RUN=name] [MODEL=name]
+	@$(PY) -m srl solve $(if $(RUN),--run $(call quoted,$(RUN)),--config $(CONFIG) $(if $(MODEL),--model $(call quoted,$(MODEL)))) \
+	  $(if $(PROBLEM),--problem $(call quoted,$(PROBLEM))) $(ARGS)
 
 demo: $(STAMP) ## the method on one step, without training: attempts, scores, advantages [CONFIG=file.yaml]
 	@$(PY) -m srl demo --config $(CONFIG) $(OWN) $(ARGS)

@@ -52,6 +52,7 @@ def load(
     observations_column: str | None = None,
     tags_column: str | None = None,
     only: dict | None = None,
+    answer_step: bool = False,
     think_blocks: ThinkBlocks = "thought",
 ) -> list[Trajectory]:
     """Loads trajectories from a local file or a hub data set of any origin.
@@ -77,6 +78,8 @@ def load(
         tags_column: the column with tags, an object such as {"length": "long"}; rows may lack it.
         only: reads only the rows with these values, as column -> value, such as
             {"teacher": "gemini", "granularity": 4}.
+        answer_step: adds the step "The answer is 4." to complete solutions whose last step does not
+            state the answer, if the row has one.
         think_blocks: how to treat a `<think>` block at the beginning of a solution or of a step.
 
     Raises:
@@ -135,6 +138,9 @@ def load(
             answer = answer or answer_of(row, column)
         if answer is None and expert_row.complete:
             answer = stated_answer("\n".join(step.text for step in steps), expert_row.problem)
+        states = bool(steps) and stated_answer(steps[-1].text, expert_row.problem) is not None
+        if answer_step and answer is not None and expert_row.complete and not states:
+            steps.append(Step(f"The answer is {answer}."))
         metadata: dict[str, object] = {
             key: value
             for key, value in row.items()
@@ -151,9 +157,18 @@ def load(
         columns=[*needed, *([column] for column in optional)],
         report=report,
         limit=limit,
-        advice=" Say what yours are called, such as --problem_column task --steps_column "
-        "derivation for check-data, and --data.problem_column task for train; or give another "
-        "format of docs/environments.md.",
+        advice=_advice(first),
+    )
+
+
+def _advice(row: Row) -> str:
+    """Returns the end of a message about a missing column, with columns of the row as examples."""
+    texts = [name for name, value in row.items() if isinstance(value, str) and " " in value.strip()]
+    problem, solution = texts[:2] if len(texts) > 1 else ("task", "derivation")
+    return (
+        f" Say which is which, for example --problem_column {problem} --solution_column {solution} "
+        "(--steps_column for a list of steps) with check-data, and --data.problem_column "
+        f"{problem} --data.solution_column {solution} with train; docs/environments.md has all."
     )
 
 

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -97,12 +98,22 @@ def read_rows(
     if exists:
         rows = _READERS[suffix](path)
     elif suffix in SUFFIXES:
-        raise DataError(f"{path_or_hub}: no such file (looked from {Path.cwd()}).")
+        near = get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.8)
+        meant = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise DataError(f"{path_or_hub}: no such file (looked from {Path.cwd()}).{meant}")
     elif _HUB_NAME.fullmatch(path_or_hub):
         rows = _read_hub(path_or_hub, split=split, config=config)
     else:
         raise DataError(f"{path_or_hub!r} is neither an existing file nor a hub name. {_HINT}")
     return _not_empty(rows, path_or_hub)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Returns the names of the files in a folder; none if it cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
 
 
 def _not_empty(rows: Iterator[Row], name: str) -> Iterator[Row]:
@@ -111,7 +122,10 @@ def _not_empty(rows: Iterator[Row], name: str) -> Iterator[Row]:
         empty = False
         yield row
     if empty:
-        raise DataError(f"{name} holds no rows.")
+        raise DataError(
+            f"{name} holds no rows. A row is an object such as "
+            '{"problem": "...", "solution": "..."}.'
+        )
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

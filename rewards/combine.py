@@ -19,8 +19,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -377,8 +380,15 @@ class RewardSum:
         if spec is None:
             return f"{saved} in {file}"
         settings = json.dumps({"name": spec.target, "weight": 1, "options": dict(spec.options)})
-        words = ["python", "-m", "srl", "score", str(file), f"--rewards.{name}", settings]
+        words = [_python(), "-m", "srl", "score", str(file), f"--rewards.{name}", settings]
         return f"{saved}; to try again: {shlex.join(words)}"
+
+
+def _python() -> str:
+    """Returns how to call this interpreter: `python`, or its path where that is another one."""
+    if sys.executable and shutil.which("python") != sys.executable:
+        return os.path.relpath(sys.executable)
+    return "python"
 
 
 class _Asked(NamedTuple):

@@ -1,7 +1,37 @@
 """Runs the command line of `python -m srl`."""
 
 import sys
+from pathlib import Path
 
-from srl.commands.cli import main
+_PACKAGES = (
+    "torch", "numpy", "transformers", "trl", "accelerate", "datasets", "pyarrow", "sympy", "rich",
+    "cydifflib", "rapidfuzz", "math_verify", "yaml",
+)  # fmt: skip
 
-sys.exit(main())
+
+def run() -> int:
+    """Runs the command line; says so if this Python lacks a package that the program needs.
+
+    Commands import packages when they need them, so any moment may show that one is missing.
+
+    Returns:
+        The exit code; 2 if a package is missing.
+    """
+    try:
+        from srl.commands.cli import main
+
+        return main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        own = Path(__file__).resolve().parents[1] / ".venv/bin/python"
+        there = f"{own} -m srl …" if own.is_file() else "make setup, then .venv/bin/python -m srl …"
+        sys.stderr.write(
+            f"srl: {sys.executable} has no package {package}. Use the environment that make setup "
+            f"makes: {there}, or source .venv/bin/activate first\n"
+        )
+        return 2
+
+
+sys.exit(run())

@@ -306,6 +306,12 @@ def test_a_used_name_is_never_overwritten(home: Path, capsys: pytest.CaptureFixt
     assert "make resume RUN=one" in shown
     assert "RUN=one-2" in shown
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "summary.json").write_text("{}")
+    assert train() == 2
+    shown = capsys.readouterr().err
+    assert "runs/one is a complete run" in shown
+    assert "make inspect RUN=one" in shown
+    assert "resume" not in shown
 
 
 @pytest.mark.parametrize(
@@ -476,3 +482,13 @@ def test_wrong_use_of_a_process(home: Path) -> None:
     assert process.returncode == 2
     assert out == ""
     assert err == ("srl: there is no config file gone.yaml; name one with CONFIG=… or --config …\n")
+
+
+def test_another_python_without_the_packages_says_which_to_use() -> None:
+    words = ["-S", "-m", "srl", "score", "--action", "1", "--expert", "1"]  # -S: no site-packages
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert "has no package rich" in line
+    assert "make setup" in line
+    assert ".venv/bin/python -m srl" in line

@@ -247,6 +247,19 @@ def test_json_and_parquet_give_what_jsonl_gives(tmp_path: Path) -> None:
     assert load_trajectories("files", str(tmp_path / "rows.parquet")) == expected
 
 
+def test_an_answer_step_is_added_where_the_end_states_none(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "a", "solution": "2 + 2 = 4\n4 + 1 = 5", "answer": 5},
+        {"problem": "b", "solution": "2 + 2 = 4\nThe answer is 4.", "answer": "4"},
+        {"problem": "c", "solution": "2 + 2 = 4\nSo $\\boxed{4}$", "answer": "4"},
+        {"problem": "d", "solution": "One line.\nAnother."},
+    ]
+    path = jsonl(tmp_path, rows)
+    ends = [one.texts[-1] for one in load_trajectories("files", path, answer_step=True)]
+    assert ends == ["The answer is 5.", "The answer is 4.", "So $\\boxed{4}$", "Another."]
+    assert [len(one.steps) for one in load_trajectories("files", path)] == [2] * 4
+
+
 @pytest.mark.parametrize("written", [json.dumps, str], ids=["JSON", "Python"])
 def test_tables_give_what_jsonl_gives(tmp_path: Path, written: Callable[[object], str]) -> None:
     long = f'Line, one {"x" * 200_000}\n\nand "two".'  # longer than csv's own limit
@@ -417,6 +430,9 @@ def test_a_folder_a_missing_file_and_a_name_that_is_neither(tmp_path: Path) -> N
         load_trajectories("files", str(tmp_path / "absent.jsonl"))
     with pytest.raises(DataError, match="no such file"):
         load_trajectories("files", "data/absent.parquet")
+    (tmp_path / "exercises.jsonl").touch()
+    with pytest.raises(DataError, match=r"no such file .*Did you mean .*/exercises\.jsonl\?"):
+        load_trajectories("files", str(tmp_path / "exercise.jsonl"))
     for name in ("gsm", "a/b/c", "owner/", "/nowhere/at/all", "what is this?"):
         with pytest.raises(DataError, match="neither an existing file nor a hub name"):
             load_trajectories("files", name)

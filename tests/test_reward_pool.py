@@ -388,7 +388,7 @@ def test_a_function_that_fails_stops_with_the_row_saved(
         ask({mine + name: 0.0}, "good", "bad", failed_rows=tmp_path / "runs" / "one.failed")
     saved = tmp_path / "runs" / f"one.failed.{name}.jsonl"
     spec = f'{{"name": "{tmp_path}/mine.py:{name}", "weight": 1, "options": {{}}}}'
-    again = f"python -m srl score {saved} --rewards.{name} '{spec}'"
+    again = f"-m srl score {saved} --rewards.{name} '{spec}'"
     assert re.search(r"\. The rows? (is|are) saved; to try again: ", str(caught.value))
     assert str(caught.value).endswith(again)
     rows = [json.loads(line) for line in saved.read_text().splitlines()]

@@ -202,6 +202,18 @@ def parser_of(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     score.add_argument("--deadline", type=float, default=5.0, help="seconds a call may take (5)")
     score.add_argument("--json", action="store_true", help="one line of JSON for each step")
 
+    solve = add(
+        "solve",
+        help="a problem of yours, solved by a run's policy or a model; --key value as in train",
+        epilog="example: python -m srl solve --run first --problem 'Ann has 4 nuts. …'",
+    )
+    whom = solve.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--run", dest="of_run", metavar="RUN", help="a run folder, or its name")
+    whom.add_argument("--config", help="whose prompts, and whose model unless --model is given")
+    solve.add_argument("--problem", metavar="TEXT", help="the problem; default: standard input")
+    solve.add_argument("--whole", action="store_true", help="the whole solution at once")
+    solve.add_argument("--trust-code", action="store_true", help=trusts)
+
     play = add(
         "play", help="you are the policy: type a step, see every reward; --key value as in train"
     )

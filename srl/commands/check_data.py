@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from environments import ENVIRONMENTS
+from environments.answers import stated_answer
 from environments.asking import verdict_on
 from environments.types import LoadReport, Trajectory
 from rewards import RewardSum, StepContext
@@ -96,6 +98,7 @@ class DataCheck:
         self_score_min: the smallest score of an expert step against itself; must be 1.0.
         self_score_failures: steps that do not score exactly 1.0 against themselves.
         judged_right: expert solutions that their environment judges as right.
+        unstated: solutions in words that have an answer and do not end with a step that states one.
         unverified: final answers that do not verify against themselves.
         pairs: number of places at which the rewards were measured.
         rewards: name -> the reward's values there.
@@ -119,6 +122,7 @@ class DataCheck:
     self_score_min: float
     self_score_failures: int
     judged_right: int
+    unstated: int
     unverified: list[str]
     pairs: int
     rewards: dict[str, MeasuredReward]
@@ -200,6 +204,7 @@ def check_data(
         self_score_min=min(self_scores, default=1.0),
         self_score_failures=sum(score != 1.0 for score in self_scores),
         judged_right=len(trajectories) - len(others),
+        unstated=sum(map(_is_unstated, others)),
         unverified=_unverified(others),
         pairs=len(drawn),
         rewards=_measure(trajectories, drawn, rng, summed, tell),
@@ -251,6 +256,18 @@ def _measure(
         )
         for name in summed.names
     }
+
+
+def _is_unstated(trajectory: Trajectory) -> bool:
+    """Returns whether a solution of `gsm8k` or `files` has an answer that its end does not state.
+
+    These sources have the option `answer_step`.
+    """
+    return (
+        trajectory.environment in (ENVIRONMENTS["gsm8k"], ENVIRONMENTS["files"])
+        and trajectory.answer is not None
+        and stated_answer(trajectory.steps[-1].text, trajectory.problem) is None
+    )
 
 
 def _is_right(trajectory: Trajectory) -> bool:
@@ -343,7 +360,7 @@ def render(check: DataCheck) -> str:
         *((f"no training row: {why}", f"{n:,}") for why, n in check.uncopyable.most_common()),
         ("steps that repeat the one before", f"{check.repeated_steps:,}"),
         ("expert step against itself", _render_self_score(check)),
-        ("expert solutions judged right", f"{check.judged_right:,}"),
+        ("expert solutions judged right", _render_judged(check)),
         ("answers that verify", _render_unverified(check)),
     ]
     width = max(len(name) for name, _ in lines)
@@ -382,6 +399,15 @@ def _render_example(trajectory: Trajectory) -> list[str]:
 def _short(text: str) -> str:
     line = visible(" ".join(text.split()))
     return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 1]}…"
+
+
+def _render_judged(check: DataCheck) -> str:
+    if not check.unstated:
+        return f"{check.judged_right:,}"
+    return (
+        f"{check.judged_right:,}; {check.unstated:,} others do not end with a step that states the "
+        "answer (--answer_step true adds one)"
+    )
 
 
 def _render_unverified(check: DataCheck) -> str:

@@ -27,6 +27,7 @@ from srl.errors import RunError, UsageError
 from srl.redaction import scrubbed, without_secrets
 
 if TYPE_CHECKING:
+    from srl.config.experiment import Experiment
     from srl.runs.folder import RunFolder
 
 INTERRUPTED = 130
@@ -149,18 +150,10 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
-    from srl.runs.checkpoints import latest_checkpoint
     from srl.runs.folder import RunFolder, run_path
 
     run = None if args.of_run is None else RunFolder.open(run_path(args.of_run))
-    model = args.model
-    if run is not None:
-        best: Path | None = run.policy
-        if not run.policy.is_dir():
-            best = latest_checkpoint(run.path, lambda line: say(console, line))
-        if best is None:
-            raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
-        model = str(best)
+    model = args.model if run is None else _policy_of(run, console)
     if args.bench is not None:
         return _eval_bench(args, rest, argv, console, model, run)
     if run is None and not args.config:
@@ -180,24 +173,67 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
         )
     _quieten()
     from srl.commands.train import evaluate_into, evaluate_policy, evaluate_run
-    from srl.config.experiment import load_experiment, parse_experiment
-    from srl.config.strict_yaml import apply_overrides
-    from srl.config.trust import note, refuse_foreign
+    from srl.config.experiment import load_experiment
 
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
     else:
-        values = apply_overrides(run.read_config(), rest)
-        if not args.trust_code:
-            refuse_foreign(values, str(run.config), named=apply_overrides({}, rest))
-        note(values)
-        experiment = parse_experiment(values, where=str(run.config))
+        experiment = _experiment_of(run, rest, trust_code=args.trust_code)
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
     elif run is not None:
         evaluate_run(run, model, experiment, console)
     else:
         evaluate_policy(model, experiment, None, console)
+    return 0
+
+
+def _policy_of(run: RunFolder, console: Console) -> str:
+    """Returns the folder of a run's policy; of an unfinished run, its newest checkpoint."""
+    from srl.runs.checkpoints import latest_checkpoint
+
+    if run.policy.is_dir():
+        return str(run.policy)
+    newest = latest_checkpoint(run.path, lambda line: say(console, line))
+    if newest is None:
+        raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
+    return str(newest)
+
+
+def _experiment_of(run: RunFolder, rest: Sequence[str], *, trust_code: bool) -> Experiment:
+    """Returns a run's experiment with the options in `rest`; in float32 if bf16 needs a GPU."""
+    import torch
+
+    from srl.config.experiment import parse_experiment
+    from srl.config.strict_yaml import apply_overrides
+    from srl.config.trust import note, refuse_foreign
+
+    values = apply_overrides(run.read_config(), rest)
+    given = apply_overrides({}, rest)
+    if not trust_code:
+        refuse_foreign(values, str(run.config), named=given)
+    note(values)
+    on_cpu = bool(values.get("use_cpu"))  # then bf16 works without a GPU
+    if "bf16" not in given and not on_cpu and not torch.cuda.is_available():
+        values.pop("bf16", None)
+    return parse_experiment(values, where=str(run.config))
+
+
+def _solve(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    _quieten()
+    from srl.commands.solve import solve
+    from srl.config.experiment import load_experiment
+    from srl.runs.folder import RunFolder, run_path
+
+    if args.of_run is None:
+        experiment = load_experiment(args.config, rest)
+        model = experiment.model
+    else:
+        run = RunFolder.open(run_path(args.of_run))
+        experiment = _experiment_of(run, rest, trust_code=args.trust_code)
+        model = _policy_of(run, console)
+    problem = sys.stdin.read() if args.problem is None else args.problem
+    solve(experiment, model, problem, whole=args.whole, console=console)
     return 0
 
 
@@ -386,6 +422,11 @@ def _play(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     from srl.commands.play import play
     from srl.config.experiment import load_experiment
 
+    if any(word.partition("=")[0] == "--model" for word in rest):
+        raise UsageError(
+            "play has no model, because you are the policy; leave --model away. A model's attempts "
+            "at a step are shown by: make demo MODEL=…"
+        )
     play(load_experiment(args.config, rest), sys.stdin, console)
     return 0
 
@@ -460,6 +501,7 @@ _COMMANDS = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "solve": _solve,
     "thoughts": _thoughts,
     "learnability": _learnability,
     "inspect": _inspect,

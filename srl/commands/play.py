@@ -23,7 +23,10 @@ from srl.data.stream import PromptStream
 from srl.errors import UsageError
 from srl.rollout.rollouts import try_rewards
 
-HELP = "Type the next step and press Enter; :skip shows the expert's, :next another problem, :quit."
+HELP = (
+    "Type the next step and press Enter; :skip or an empty line shows the expert's, :next another "
+    "problem, :quit ends."
+)
 
 
 def play(experiment: Experiment, answers: TextIO, console: Console) -> None:

@@ -23,7 +23,14 @@ from srl.config.lora import LoraSettings
 from srl.config.mixture import Mixture
 from srl.config.parts import GroupSettings, RewardSettings, own_settings, setting_names
 from srl.config.settings import ExpertConfig, SRLConfig, TrainerConfig
-from srl.config.strict_yaml import apply_overrides, build, fit, read_settings, refuse_unknown
+from srl.config.strict_yaml import (
+    apply_overrides,
+    build,
+    fit,
+    nearest,
+    read_settings,
+    refuse_unknown,
+)
 from srl.config.trust import note
 from srl.errors import UsageError
 from srl.redaction import SECRETS, moved_to_environment
@@ -184,7 +191,10 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"there is no config file {path}; name one with CONFIG=… or --config …")
+        meant = nearest(path.stem, sorted(config.stem for config in path.parent.glob("*.yaml")))
+        raise UsageError(
+            f"there is no config file {path}{meant}; name one with CONFIG=… or --config …"
+        )
     values = apply_overrides(read_settings(path), overrides)
     note(values)
     try:

@@ -33,6 +33,13 @@ _USUAL = {
     "max_tokens": "max_completion_length",
     "max_new_tokens": "max_completion_length",
 }
+_EXAMPLES = {
+    bool: ": true or false",
+    int: ", such as 3",
+    float: ", such as 0.5",
+    list: ", such as [a, b]",
+    dict: ", such as {name: value}",
+}
 _FEW = 12  # a message lists at most this many words
 _MERGE = "tag:yaml.org,2002:merge"
 _TYPES_OF_1_1 = ("int", "float", "timestamp")
@@ -209,7 +216,10 @@ def fit(value: object, hint: object, where: str) -> object:
             return float(value) if base is float else value  # type: ignore[arg-type]
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     names = names.replace("NoneType", "null")
-    raise UsageError(f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}")
+    example = _EXAMPLES.get(typing.get_origin(plain[0]) or plain[0], "")
+    raise UsageError(
+        f"{where} is {value!r} ({type(value).__name__}); it must be of type {names}{example}"
+    )
 
 
 def apply_overrides(values: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:

@@ -95,7 +95,8 @@ def _remarks(held_out: Sequence[Trajectory], max_steps: int) -> Iterator[str]:
         yield (
             f"{endless:,} of {count:,} held-out solutions do not end with a step that states the "
             "answer, and a policy that writes like them is counted as not solving the problem: end "
-            'solutions with a step such as "The answer is 4." (data.answer_step: true for GSM8K)'
+            'solutions with a step such as "The answer is 4." (data.answer_step: true '
+            "adds it)"
         )
     longer = sum(len(trajectory.steps) > max_steps for trajectory in held_out)
     if longer > _MANY * count:

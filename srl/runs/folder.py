@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from srl.config.strict_yaml import nearest
 from srl.errors import UsageError
 from srl.redaction import SECRETS, without_secrets
 from srl.runs.lock import LOCK, writer_of
@@ -105,10 +106,15 @@ class RunFolder:
                 f"make inspect RUN={self.called}. For a new run take a free name: "
                 f"make train RUN={free_name(self.path.parent, self.name)}"
             )
+        free = f"make train RUN={free_name(self.path.parent, self.name)}"
+        if _is_file(self.summary):
+            raise UsageError(
+                f"{self.path} is a complete run and is never overwritten. Look at it with: "
+                f"make inspect RUN={self.called}. For a new run take a free name: {free}"
+            )
         raise UsageError(
             f"{self.path} is in use and is never overwritten. To go on with that run: "
-            f"make resume RUN={self.called}. For a new one take a free name: "
-            f"make train RUN={free_name(self.path.parent, self.name)}"
+            f"make resume RUN={self.called}. For a new one take a free name: {free}"
         )
 
     @classmethod
@@ -129,7 +135,9 @@ class RunFolder:
             reason = error.strerror or str(error)
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
-        raise UsageError(f"{path} is not a run folder: {reason}. {there}")
+        raise UsageError(
+            f"{path} is not a run folder: {reason}{nearest(path.name, names)}. {there}"
+        )
 
     @classmethod
     def with_log(cls, path: Path) -> RunFolder:

@@ -53,7 +53,9 @@ def _advice(cause: str, args: BenchmarkSettings) -> str:
         return f"--whole_max_completion_length {max(1, length // 2)}{fewer}"
     ways = []
     if cause == CUT_OFF:
-        ways.append(f"--whole_max_completion_length {2 * length}")
+        ways.append(
+            f"--whole_max_completion_length {2 * length} (if the policy's context has room)"
+        )
     if not args.num_fewshot and not args.as_is:
         ways += ["--num_fewshot 5 (examples show how a solution ends)", "--as-is"]
         ways.append("--whole_system_prompt with the prompt that the model was trained with")

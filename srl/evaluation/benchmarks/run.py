@@ -255,7 +255,9 @@ def _how(args: BenchmarkSettings, few_shot: Mapping[str, FewShot]) -> str:
         return f"{args.num_fewshot}-shot, worked examples: {drawn}"
     if args.whole_system_prompt == PAPER_EVALUATION_PROMPT:
         return "with the paper's evaluation prompt"
-    return "with a prompt of its own" if args.whole_system_prompt else "without a system prompt"
+    return (
+        "with your whole_system_prompt" if args.whole_system_prompt else "without a system prompt"
+    )
 
 
 def _run(

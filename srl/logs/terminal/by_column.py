@@ -183,7 +183,8 @@ def grouped_table(grouping: Grouped, wanted: Filter | None, pen: Pen) -> Group:
         how = "--limit" if wanted else f"--by {grouping.column}"
         notes.append(f"{len(keys):,} of {grouping.values:,} shown; {how} shows more")
     if left_out and wanted:
-        notes.append(f"no room for {', '.join(left_out)}: a wider terminal or --json has them")
+        missing = ", ".join(left_out)
+        notes.append(f"this terminal is too narrow to show {missing} too; --json has all columns")
     if wanted:
         notes.append(f"records: {pen.say(wanted.words)}")
     parts += [Text(". ".join(notes), style="dim")] if notes else []
