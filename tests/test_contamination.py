@@ -57,6 +57,8 @@ def test_stages_are_found_from_the_last_to_the_first(home: Path, toy_policy: Pat
     assert said == [
         "not checked: what runs/one/policy was trained on; its run's config.yaml is not there"
     ]
+    assert list(stages_of("runs/frist/policy", said.append)) == []  # the model itself is missing
+    assert len(said) == 1
     stage(home, "round", "runs/round/policy")
     assert [run.name for run in stages_of("runs/round/policy")] == ["round"]
 

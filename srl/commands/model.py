@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 import yaml
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -178,11 +179,11 @@ def _show(folder: Path, tell: Tell) -> None:
 
 
 def _train_line(folder: Path) -> str:
-    config = "experiments/gsm8k/qwen.yaml"
-    options = f"--model {shlex.quote(str(folder))} --learning_rate 1e-6"
-    train = f"python -m srl train --config {config} {options}"
+    size = "qwen" if torch.cuda.is_available() else "laptop"
+    config, model = f"experiments/gsm8k/{size}.yaml", shlex.quote(str(folder))
+    train = f"python -m srl train --config {config} --model {model}"
     if os.environ.get("SRL_STARTED_BY") == "make":
-        train = f'make train CONFIG={config} ARGS="{options}"'
+        train = f"make train CONFIG={config} MODEL={model}"
     return (
         f"train it: {train}\n"
         "a small model learns the form of a step first: experiments/real/README.md"

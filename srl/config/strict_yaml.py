@@ -30,6 +30,11 @@ _USUAL = {
     "epochs": "num_train_epochs",
     "steps": "max_steps",
     "group_size": "num_generations",
+    "rollouts": "num_generations",
+    "num_rollouts": "num_generations",
+    "generations": "num_generations",
+    "context_length": "max_completion_length",
+    "max_length": "max_completion_length",
     "max_tokens": "max_completion_length",
     "max_new_tokens": "max_completion_length",
 }
@@ -153,7 +158,9 @@ def refuse_unknown(keys: Iterable[object], known: Collection[str], where: str) -
     """Raises UsageError for an unknown key; it names the nearest known key, or all of a few."""
     for key in keys:
         if key not in known:
-            allowed = f"; allowed: {', '.join(known)}" if len(known) <= _FEW else ""
+            allowed = "; docs/commands.md says where all settings are described"
+            if len(known) <= _FEW:
+                allowed = f"; allowed: {', '.join(known)}"
             raise UsageError(f"{where}: unknown key {key!r}{nearest(key, known) or allowed}")
 
 

@@ -42,7 +42,7 @@ def stages_of(model: str, say: Callable[[str], None] = lambda _: None) -> Iterat
         elif is_adapter_folder(path):
             model = base_of(path)
         else:
-            if _POLICY.fullmatch(path.name):
+            if _POLICY.fullmatch(path.name) and (len(seen) > 1 or path.is_dir()):
                 say(f"not checked: what {model} was trained on; its run's config.yaml is not there")
             return
 

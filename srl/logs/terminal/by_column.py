@@ -185,6 +185,8 @@ def grouped_table(grouping: Grouped, wanted: Filter | None, pen: Pen) -> Group:
     if left_out and wanted:
         missing = ", ".join(left_out)
         notes.append(f"this terminal is too narrow to show {missing} too; --json has all columns")
+    if grouping.column == "step_index":
+        notes.append("step_index counts from 0")
     if wanted:
         notes.append(f"records: {pen.say(wanted.words)}")
     parts += [Text(". ".join(notes), style="dim")] if notes else []
