@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -136,3 +137,19 @@ def test_the_checks_find_what_is_wrong(tmp_path: Path) -> None:
     )
     assert broken_links(page) == ["gone.md", "there.md#gone"]
     assert unknown_targets(page.read_text(), "train: x\n") == {"code", "up"}
+
+
+def test_docstrings_begin_with_what_the_function_does() -> None:
+    """A function's docstring begins with a verb, as in "Returns the rows", a property's may not."""
+    wrong = []
+    for folder in ("srl", "rewards", "environments", "experiments"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.FunctionDef) or any(
+                    "property" in ast.unparse(decorator) for decorator in node.decorator_list
+                ):
+                    continue
+                first = (ast.get_docstring(node) or "Returns it.").split()[0]
+                if not re.fullmatch(r"[A-Z][a-z]+s,?|See", first):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {first}")
+    assert wrong == []

@@ -51,7 +51,7 @@ class ResumableTrainer(Trainer):
         """Returns a context around training that explains out-of-memory errors."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
-        """Trains; given a checkpoint's folder, or True for the newest one, resumes from it.
+        """Trains, from a checkpoint if one is given: its folder, or True for the newest one.
 
         Raises:
             UsageError: there is no checkpoint to resume from, or a new run finds another's log.
