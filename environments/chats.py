@@ -45,10 +45,18 @@ def turns_of(value: object, column: str) -> list[Turn]:
     return turns
 
 
-def thought_beside(row: Row) -> str:
-    """Returns the thought that a row holds beside its solution, or an empty text."""
-    thought = row.get("reasoning_content")
-    return thought if isinstance(thought, str) else ""
+def thought_beside(row: Row, solution: str) -> str:
+    """Returns the thought that a row holds beside its column `solution`, or an empty text.
+
+    Some data sets have a switch in `reasoning`, such as "on": one word is no thought.
+    """
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        thought = row.get(key)
+        if key == solution or not isinstance(thought, str):
+            continue
+        if key == "reasoning_content" or " " in thought.strip():
+            return thought
+    return ""
 
 
 def _thought(message: Mapping[str, object]) -> str:

@@ -8,28 +8,33 @@ Rows in the formats of other tools are read too (`environments/shapes.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from environments.answers import stated_answer
+from environments.pairs import final_answer, is_gsm8k
 from environments.reading import (
     NO_PROBLEM,
     NO_SOLUTION,
     ExpertRow,
     Row,
+    UnusableRowError,
     answer_of,
     collect,
     read_rows,
     tags_of,
     text_of,
     texts_beside,
-    with_steps,
 )
-from environments.shapes import Shape, is_gsm8k, shape_of
+from environments.shapes import Shape, shape_of
 from environments.splitting import SPLITTERS, merge_fragments
+from environments.step_lists import with_steps
 from environments.thought_blocks import ThinkBlocks, with_thoughts
 from environments.types import DataError, LoadReport, Step, Trajectory
+
+LABELLED_WRONG = "labelled as wrong"
 
 _SHOWN = 8  # the most values of a column that a message lists
 
@@ -125,6 +130,8 @@ def load(
         rows = _gathered(rows, shape, path_or_hub, report)
 
     def build(row: Row) -> Trajectory:
+        if _is_labelled_wrong(row):
+            raise UnusableRowError(LABELLED_WRONG)
         expert_row = own(row) if shape is None else shape.read(row)
         steps = list(with_thoughts(expert_row.steps, cut, think_blocks, whole=expert_row.whole))
         thoughts, observations = (texts_beside(row, column, len(steps)) for column in beside)
@@ -134,13 +141,12 @@ def load(
         ]
         answer = answer_of(row, answer_column) if asks_for_answer else None
         answer = answer or expert_row.answer
-        for column in shape.answers if shape is not None else ():
-            answer = answer or answer_of(row, column)
+        if answer is None and shape is not None:
+            answer = final_answer(row, shape.answers)
         if answer is None and expert_row.complete:
             answer = stated_answer("\n".join(step.text for step in steps), expert_row.problem)
-        states = bool(steps) and stated_answer(steps[-1].text, expert_row.problem) is not None
-        if answer_step and answer is not None and expert_row.complete and not states:
-            steps.append(Step(f"The answer is {answer}."))
+        if answer_step and expert_row.complete and answer is not None:
+            steps += _answer_step(steps, answer, expert_row.problem)
         metadata: dict[str, object] = {
             key: value
             for key, value in row.items()
@@ -161,10 +167,38 @@ def load(
     )
 
 
+def _is_labelled_wrong(row: Row) -> bool:
+    """Returns whether a row says of itself that its solution is wrong.
+
+    TRL's unpaired preference data have `label: false`, graded samples `correct: false`. Tables have
+    the word.
+    """
+    values = [row.get(column) for column in ("label", "correct", "is_correct")]
+    words = [str(value).strip().lower() for value in values if isinstance(value, bool | str)]
+    return "false" in words
+
+
+def _answer_step(steps: Sequence[Step], answer: str, problem: str) -> list[Step]:
+    """Returns a step that states the answer, if there are steps and the last one states none."""
+    if not steps or "\n" in answer or stated_answer(steps[-1].text, problem) is not None:
+        return []
+    return [Step(f"The answer is {answer.removesuffix('.')}.")]
+
+
 def _advice(row: Row) -> str:
-    """Returns the end of a message about a missing column, with columns of the row as examples."""
-    texts = [name for name, value in row.items() if isinstance(value, str) and " " in value.strip()]
-    problem, solution = texts[:2] if len(texts) > 1 else ("task", "derivation")
+    """Returns the end of a message about a missing column, with columns of the row as examples.
+
+    The examples are the two longest texts, in the order of the columns.
+    """
+    texts = {
+        name: len(value)
+        for name, value in row.items()
+        if isinstance(value, str) and " " in value.strip() and name not in ("chosen", "rejected")
+    }
+    longest = sorted(texts, key=lambda name: texts[name], reverse=True)[:2]
+    if len(longest) < 2:
+        return " SRL needs a problem and the expert's solution or steps; docs/environments.md."
+    problem, solution = (shlex.quote(name) for name in texts if name in longest)
     return (
         f" Say which is which, for example --problem_column {problem} --solution_column {solution} "
         "(--steps_column for a list of steps) with check-data, and --data.problem_column "
@@ -199,6 +233,11 @@ def _gathered(rows: Iterator[Row], shape: Shape, name: str, report: LoadReport) 
     return iter(solutions)
 
 
+def _equals(cell: object, value: object) -> bool:
+    """Returns whether a cell has a value; a table's cells are texts, so 4 equals "4"."""
+    return cell == value or (isinstance(cell, str) and cell == str(value))
+
+
 def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterator[Row]:
     """Yields the rows that have the values of `only`.
 
@@ -216,7 +255,7 @@ def _only(rows: Iterable[Row], only: Mapping[str, object], name: str) -> Iterato
         for column, seen in values.items():
             if column in row and len(seen) <= _SHOWN:
                 seen.add(repr(row[column]))
-        if all(column in row and row[column] == value for column, value in only.items()):
+        if all(column in row and _equals(row[column], value) for column, value in only.items()):
             matched = True
             yield row
     if not matched:

@@ -58,6 +58,11 @@ def load(
     )
 
 
+def without_marks(text: str) -> str:
+    """Returns the text without GSM8K's calculator marks, such as `<<2+2=4>>`."""
+    return _MARK.sub("", text)
+
+
 def cleaned(solution: str) -> str:
     """Returns a solution in GSM8K's form in plain words; any other one as it is.
 
@@ -67,7 +72,7 @@ def cleaned(solution: str) -> str:
     if stated is None or not stated[1].strip() or "\n" in stated[1].strip():
         return solution
     return (
-        f"{_MARK.sub('', solution[: stated.start()]).rstrip()}\nThe answer is {stated[1].strip()}."
+        f"{without_marks(solution[: stated.start()]).rstrip()}\nThe answer is {stated[1].strip()}."
     )
 
 
@@ -77,7 +82,7 @@ def _trajectory(row: Row, *, answer_step: bool) -> Trajectory:
     stated = _ANSWER.search(solution)
     if stated is None or not stated[1].strip():
         raise UnusableRowError(NO_ANSWER)
-    steps = split_lines(_MARK.sub("", solution[: stated.start()]))
+    steps = split_lines(without_marks(solution[: stated.start()]))
     answer = re.sub(r"(?<=\d),(?=\d)", "", stated[1].strip())
     if answer_step:
         steps = [*steps, f"The answer is {answer}."]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from environments.splitting import shows_something
@@ -23,13 +24,16 @@ from environments.types import DataError, LoadReport, Step, Trajectory
 Row = Mapping[str, object]
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+# A list of texts, objects or numbers, or an object, as JSON and Python write them.
+_STRUCTURE = re.compile(
+    r"""\s*(\[\s*((['"{\[\d-]|(true|false|null|True|False|None)\b).*)?\]|\{\s*['"].*\})\s*""",
+    re.DOTALL,
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HINT = (
     f"Give a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, "
     "or a hub name such as owner/name."
 )
-
-_STEP_TEXTS = ("action", "step", "text", "content")
 
 NO_PROBLEM = "no problem"
 NO_SOLUTION = "no solution"
@@ -38,6 +42,7 @@ NOT_TEXT = "not text"
 EMPTY_STEP = "empty step"
 ONE_STEP = "only one step"
 NOTHING_TO_COMPARE = "a step that shows nothing"
+_EXACT = 2**53  # floats hold every whole number up to this one
 MOST_STEPS = 1000
 MANY_STEPS = f"more than {MOST_STEPS:,} steps"
 NOT_UNICODE = "text that is not Unicode (a lone surrogate)"
@@ -178,28 +183,65 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield row
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell that looks like a list or an object and cannot be read as one; no text, so no step."""
+
+    text: str
+
+
 def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
-    """Reads comma- or tab-separated values; an empty cell is null."""
+    """Reads a table of text: .csv with commas or semicolons, or .tsv with tabs.
+
+    An empty cell is null. A cell with a list or an object, as JSON or Python writes it, becomes
+    that. All other cells stay text.
+    """
     csv.field_size_limit(2**31 - 1)  # the limit that Python sets is shorter than some solutions
+    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines, delimiter=delimiter, strict=True)
-            for row in table:
-                if None in row:
+            head = lines.readline()
+            if head.startswith("sep=") and len(head.rstrip("\r\n")) == 5:  # Excel's own hint
+                delimiter, number, head = head[4], 1, lines.readline()
+            elif delimiter == "," and "," not in head and ";" in head:
+                delimiter = ";"
+            table = csv.reader(chain([head], lines), delimiter=delimiter, strict=True)
+            names = next(table, [])
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise DataError(f"{path}: two columns are called {twice!r}; rename one.")
+            for cells in table:
+                if len(cells) > len(names):
                     raise DataError(
-                        f"{path}, line {table.line_num}: more values than the first line has "
-                        f"columns ({', '.join(table.fieldnames or [])}). Put a text with the "
-                        "separator into quotes."
+                        f"{path}, line {number + table.line_num}: more values than the first line "
+                        f"has columns ({', '.join(names)}). Put a text with the separator "
+                        f"{delimiter!r} into quotes."
                     )
-                yield {name: value or None for name, value in row.items()}
+                if cells:
+                    yield dict(zip(names, map(_cell, cells), strict=False))
     except csv.Error as error:
-        raise DataError(
-            f"{path}, after line {table.line_num}: malformed table ({error})."
-        ) from error
+        line = number + table.line_num
+        raise DataError(f"{path}, after line {line}: malformed table ({error}).") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}).") from error
+        raise DataError(
+            f"{path}: not UTF-8 text ({error.reason}). Save it as UTF-8 (in Excel: CSV UTF-8)."
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _cell(text: str) -> object:
+    """Returns the value of a table's cell."""
+    if not _STRUCTURE.fullmatch(text):
+        return text or None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | dict):
+            return value
+    return Unreadable(text)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -334,58 +376,6 @@ def text_of(row: Row, column: str, *, missing: str) -> str:
     return value
 
 
-def steps_of(row: Row, column: str) -> tuple[Step, ...]:
-    """Returns the list of steps in a column.
-
-    A step is a text, or an object with its text in `action`, `step`, `text` or `content`, and
-    possibly a `thought` and an `observation`. A cell of a table may hold the list as text.
-
-    Raises UnusableRowError if the column holds no such list.
-    """
-    value = _listed(row.get(column))
-    if value is None:
-        raise UnusableRowError(NO_STEPS)
-    if not isinstance(value, list | tuple):
-        raise UnusableRowError(f"{column} is not a list")
-    return tuple(map(_step_of, value))
-
-
-def with_steps(row: Row, problem: str, column: str) -> ExpertRow:
-    """Returns a row's solution from the steps in a column; steps that are one text are to be cut.
-
-    Raises UnusableRowError if the column holds neither.
-    """
-    if isinstance(_listed(row.get(column)), str):
-        text = text_of(row, column, missing=NO_STEPS)
-        return ExpertRow(problem, (Step(text),), whole=True)
-    return ExpertRow(problem, steps_of(row, column))
-
-
-def _step_of(value: object) -> Step:
-    if isinstance(value, Mapping):
-        texts = [value.get(key) for key in _STEP_TEXTS if value.get(key) is not None]
-        beside = [value.get(key) or "" for key in ("thought", "observation")]
-        if texts and all(isinstance(text, str) for text in [texts[0], *beside]):
-            return Step(str(texts[0]), *map(str, beside))
-    if not isinstance(value, str):
-        raise UnusableRowError(f"a step is {NOT_TEXT}")
-    return Step(value)
-
-
-def _listed(value: object) -> object:
-    """Returns the list that a text writes down, in JSON or as Python prints it; else the value."""
-    if not isinstance(value, str) or not value.strip().startswith("["):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            parsed = read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(parsed, list):
-            return parsed
-    return value
-
-
 def tags_of(row: Row, column: str) -> dict[str, str]:
     """Returns the tags in a column, names with texts; absent or null gives none.
 
@@ -430,4 +420,6 @@ def answer_of(row: Row, column: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UnusableRowError(f"{column} is {NOT_TEXT}")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        value = int(value)  # tables with a missing number have 4.0 for 4
     return str(value).strip() or None

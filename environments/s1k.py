@@ -15,10 +15,10 @@ from environments.reading import (
     UnusableRowError,
     collect,
     read_rows,
-    steps_of,
     text_of,
 )
 from environments.splitting import split_numbered
+from environments.step_lists import steps_of
 from environments.types import LoadReport, Step, Trajectory
 
 HUB_NAME = "simplescaling/s1K-1.1"

@@ -10,43 +10,28 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
-from environments.chats import Turn, chat, conversation, question_of, thought_beside, turns_of
+from environments.chats import chat, question_of
 from environments.gsm8k import cleaned
+from environments.pairs import ANSWERS, pair_of
 from environments.prompt_chains import chains, without_placeholders
 from environments.reading import (
     NO_PROBLEM,
-    NO_SOLUTION,
     ExpertRow,
     Row,
     UnusableRowError,
     text_of,
-    with_steps,
 )
 from environments.step_labels import SHEPHERD_MARK, prm800k, process_bench, shepherd, stepwise
 from environments.types import Step
 
 NO_EXPERT = "no solution, only a final answer"
 LONE_STEP = "a single step that continues no other row"
-LABELLED_WRONG = "labelled as wrong"
-GIVEN_AWAY = "the problem contains the solution"
-
-ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
-"""Columns that may hold the final answer beside a solution."""
 
 # Columns by what they hold; the first one that a row has wins.
 _PROBLEM = ("problem", "question", "query")
-_SOLUTION = (
-    "solution", "generated_solution", "response", "output", "completion", "rationale",
-    "explanation", "reasoning", "cot", "content",
-)  # fmt: skip
-_ASKED = (*_PROBLEM, "instruction", "prompt", "input")
-_STEPS = ("steps", "reasoning_steps", "solution_steps", "trajectory")
 _TARGET = ("target_step", "teacher_step", "expert_step", "expert_action", "next_step")
 # Columns of a row of one step that say which step it is.
 _PLACE = ("previous_steps", "prompt", "k", "step_idx", "step_index", "step_id", "num_steps")
-
-# A shorter solution may stand in its problem by chance.
-_SHORTEST_COPY = 40
 
 
 class Shape(NamedTuple):
@@ -90,84 +75,13 @@ def shape_of(row: Row) -> Shape | None:
     for needed, shape in _FIXED:
         if needed <= has:
             return shape
-    asked = next((column for column in _ASKED if column in has), None)
-    steps = next((column for column in _STEPS if column in has), None)
-    if steps is not None and (asked is not None or "task" in has):
-        return _with_steps(asked or "task", steps)
-    solution = next((column for column in _SOLUTION if column in has), None)
-    if solution is None and _explains(row.get("answer")) and not is_gsm8k(row):
-        solution = "answer"
-    return None if asked is None or solution is None else _pair(asked, solution)
+    if (pair := pair_of(row)) is None:
+        return None
+    name = f"{pair.problem} and {pair.solution}"
+    return Shape(name, pair.reading, pair.columns, pair.read)
 
 
-def _explains(answer: object) -> bool:
-    """Returns whether an answer is more than a final answer: of several lines or sentences."""
-    return isinstance(answer, str) and any(mark in answer.strip() for mark in ("\n", ". "))
-
-
-def is_gsm8k(row: Row) -> bool:
-    """Returns whether a row is one of GSM8K's own, whose solution ends in `#### 18`."""
-    answer = row.get("answer")
-    return "question" in row and isinstance(answer, str) and "\n#### " in answer
-
-
-# ---- prompts and completions ---------------------------------------------------------------------
-
-
-def _pair(asked: str, solution: str) -> Shape:
-    """Returns the shape of a problem in one column and its solution in another.
-
-    Either may be messages.
-    """
-    beside = ("input", "context") if asked == "instruction" else ()
-
-    def read(row: Row) -> ExpertRow:
-        if row.get("label") is False or row.get("correct") is False:
-            raise UnusableRowError(LABELLED_WRONG)
-        prompt, given = row.get(asked), row.get(solution)
-        if isinstance(prompt, list | tuple):
-            turns = turns_of(prompt, asked)
-        else:
-            problem = question_of(row, asked)
-            more = [str(row[column]) for column in beside if str(row.get(column) or "").strip()]
-            turns = [*_earlier(row.get("history")), Turn("user", "\n".join([problem, *more]))]
-        if isinstance(given, list | tuple):
-            return conversation([*turns, *turns_of(given, solution)])
-        text = text_of(row, solution, missing=NO_SOLUTION)
-        expert_row = conversation([*turns, Turn("assistant", text, thought_beside(row))])
-        if len(text.strip()) >= _SHORTEST_COPY and text.strip() in expert_row.problem:
-            raise UnusableRowError(GIVEN_AWAY)
-        return expert_row
-
-    added = " with ".join(["", *(f"`{column}`" for column in beside)][:2])
-    return Shape(
-        f"{asked} and {solution}",
-        f"the problem is `{asked}`{added}, the solution `{solution}`",
-        [asked, solution, *beside, "history"],
-        read,
-        answers=[column for column in ANSWERS if column != solution],
-    )
-
-
-def _with_steps(asked: str, steps: str) -> Shape:
-    """Returns the shape of a problem in one column and its steps in another."""
-    return Shape(
-        f"{asked} and {steps}",
-        f"the problem is `{asked}`, the steps are `{steps}`",
-        [asked, steps],
-        lambda row: with_steps(row, question_of(row, asked), steps),
-    )
-
-
-def _earlier(value: object) -> list[Turn]:
-    """Returns LLaMA-Factory's `history`: earlier questions with their answers."""
-    if not isinstance(value, list | tuple):
-        return []
-    turns = []
-    for pair in value:
-        if isinstance(pair, list | tuple) and len(pair) == 2:
-            turns += [Turn("user", str(pair[0])), Turn("assistant", str(pair[1]))]
-    return turns
+# ---- verl ------------------------------------------------------------------------------------
 
 
 def _verl(row: Row) -> ExpertRow:
@@ -196,7 +110,10 @@ _LABELLED: list[tuple[Callable[[Row], bool], Shape]] = [
         ),
     ),
     (
-        lambda row: {"problem", "steps", "label", "final_answer_correct"} <= row.keys(),
+        lambda row: (
+            {"problem", "steps", "label"} <= row.keys()
+            and bool(row.keys() & {"final_answer_correct", "generator"})
+        ),
         Shape(
             "ProcessBench",
             "the problem is `problem`, the steps are `steps` up to the first wrong one",

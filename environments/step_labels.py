@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from environments.chats import question_of
+from environments.gsm8k import without_marks
 from environments.reading import (
     NO_PROBLEM,
     ExpertRow,
     Row,
     UnusableRowError,
-    steps_of,
     text_of,
 )
+from environments.step_lists import right_steps, steps_of
 from environments.types import Step
+
+NO_INDEX = "label is not the index of a step and not -1"
+BAD_PROBLEM = "labelled as a bad problem"
 
 SHEPHERD_MARK = "ки"
 """Stands after each step of Math-Shepherd's `input`; `label` has `+` or `-` in its place."""
@@ -27,25 +31,26 @@ def stepwise(row: Row) -> ExpertRow:
         raise UnusableRowError("completions is not a list of texts")
     if not isinstance(labels, list | tuple) or len(labels) != len(steps):
         raise UnusableRowError("not as many labels as completions")
-    good = next((i for i, label in enumerate(labels) if not _is_right(label)), len(labels))
+    good = right_steps(labels)
     return ExpertRow(problem, tuple(map(Step, steps[:good])), complete=good == len(steps))
-
-
-def _is_right(label: object) -> bool:
-    """Returns whether a label, a boolean or a score from 0 to 1, calls a step right."""
-    if not isinstance(label, bool | int | float):
-        raise UnusableRowError("a label that is no boolean and no number")
-    return label >= 0.5
 
 
 def process_bench(row: Row) -> ExpertRow:
     """Reads ProcessBench's rows, whose `label` is the index of the first wrong step, or -1."""
     problem, steps = text_of(row, "problem", missing=NO_PROBLEM), steps_of(row, "steps")
     label = row.get("label")
-    if type(label) is not int or not -1 <= label < len(steps):
-        raise UnusableRowError("label is not the index of a step and not -1")
-    right = steps if label == -1 else steps[:label]
-    return ExpertRow(problem, right, complete=label == -1 and row["final_answer_correct"] is True)
+    if not isinstance(label, int | float | str) or isinstance(label, bool):
+        raise UnusableRowError(NO_INDEX)
+    try:
+        first_wrong = float(label)  # tables have 2.0 or "2" for 2
+    except ValueError:
+        raise UnusableRowError(NO_INDEX) from None
+    if first_wrong not in range(-1, len(steps)):
+        raise UnusableRowError(NO_INDEX)
+    if first_wrong >= 0:
+        return ExpertRow(problem, steps[: int(first_wrong)], complete=False)
+    ends_right = str(row.get("final_answer_correct")).lower() == "true"
+    return ExpertRow(problem, steps, complete=ends_right)
 
 
 def prm800k(row: Row) -> ExpertRow:
@@ -59,6 +64,8 @@ def prm800k(row: Row) -> ExpertRow:
     offered, answer = label.get("steps"), question.get("ground_truth_answer")
     if not isinstance(offered, list | tuple):
         raise UnusableRowError("label.steps is not a list")
+    if label.get("finish_reason") == "bad_problem":
+        raise UnusableRowError(BAD_PROBLEM)
     chosen = [_chosen(step) for step in offered]
     good = chosen.index(None) if None in chosen else len(chosen)
     return ExpertRow(
@@ -93,10 +100,10 @@ def shepherd(row: Row) -> ExpertRow:
     """Reads Math-Shepherd's rows: the problem and its steps in one text, the labels in another."""
     given = text_of(row, "input", missing=NO_PROBLEM)
     labelled = text_of(row, "label", missing="no labels")
-    begins = given.find("Step 1:")
+    *pieces, rest = given.split(SHEPHERD_MARK)
+    begins = pieces[0].rfind("Step 1:") if pieces else -1
     if begins < 0:
         raise UnusableRowError("input without `Step 1:`")
-    *pieces, _ = given.split(SHEPHERD_MARK)
     steps: list[Step] = []
     at = 0
     for number, piece in enumerate(pieces, start=1):
@@ -106,6 +113,8 @@ def shepherd(row: Row) -> ExpertRow:
         if sign == "-":
             break
         text = piece[begins:] if number == 1 else piece
-        steps.append(Step(text.strip().removeprefix(f"Step {number}:").strip()))
+        text = without_marks(text).strip().removeprefix(f"Step {number}:").strip()
+        steps.append(Step(text))
         at += len(piece) + 1
-    return ExpertRow(given[:begins].strip(), tuple(steps), complete=len(steps) == len(pieces))
+    complete = len(steps) == len(pieces) and not rest.strip()
+    return ExpertRow(given[:begins].strip(), tuple(steps), complete=complete)

@@ -120,9 +120,6 @@ WHOLE: dict[str, Rows] = {
     "a thought beside the solution": one_each(
         lambda i: {"input": problem(i), "reasoning_content": "Hm.", "content": solution(i)}
     ),
-    "options and a rationale": one_each(
-        lambda i: {"question": problem(i), "options": ["A) 1", "B) 2"], "rationale": solution(i)}
-    ),
     "question and steps": one_each(
         lambda i: {"question": problem(i), "steps": steps(i), "answer": 4 * i + 6}
     ),
@@ -337,7 +334,7 @@ def test_what_cannot_be_read_is_counted_or_refused_in_words(tmp_path: Path) -> N
     with pytest.raises(DataError, match="no solution: 1"):
         load(path, [{"messages": [{"role": "user", "content": "Hello?"}]}])
     with pytest.raises(
-        DataError, match=r"column 'problem' .* 'text'.*problem_column.*steps_column"
+        DataError, match=r"column 'problem' .* 'text'.*a problem and the expert's solution"
     ):
         load(path, [{"text": solution(1)}])
     gsm8k = {"question": problem(1), "answer": f"{solution(1)}\n#### 10"}

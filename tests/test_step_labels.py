@@ -42,7 +42,11 @@ def test_process_bench(tmp_path: Path) -> None:
     assert kept == [(3, "6"), (2, None), (3, None)]  # a wrong end states no answer to go by
     assert report.dropped == {"no steps": 1}
     assert "ProcessBench" in report.read_as[0]
-    for bad in (3, None, True):
+    del rows[1]["final_answer_correct"]
+    rows[1]["label"] = -1.0
+    [one] = load(tmp_path / "data.jsonl", rows[:1] + rows[1:2])[1:]
+    assert (len(one.steps), one.answer) == (3, None)
+    for bad in (3, None, True, "x"):
         with pytest.raises(DataError, match="label is not the index of a step and not -1: 1"):
             load(tmp_path / "data.jsonl", [rows[0] | {"label": bad}])
 
@@ -80,6 +84,12 @@ def test_prm800k(tmp_path: Path) -> None:
     ]
     assert [one.answer for one in found] == ["10", "14", "18"]
     assert report.dropped == {"only one step": 1}
+    given_up = labelled(5, offer(first), offer(second), reason="give_up")
+    bad = labelled(6, offer(first), offer(second), reason="bad_problem")
+    report = LoadReport()
+    found = load(tmp_path / "data.jsonl", [given_up, bad], report=report, answer_step=True)
+    assert [one.texts for one in found] == [(first, second)]
+    assert report.dropped == {"labelled as a bad problem": 1}
     broken = {"question": {"problem": "?"}, "label": {"steps": "none"}}
     with pytest.raises(DataError, match="label.steps is not a list: 1"):
         load(tmp_path / "data.jsonl", [broken])
@@ -103,6 +113,11 @@ def test_math_shepherd(tmp_path: Path) -> None:
     ]
     assert [one.answer for one in found] == ["10", None]
     assert report.dropped == {"no steps": 1, "only one step": 1}
+    given = "Is Step 1: a step? Step 1: 40*3=<<40*3=120>>120. {0}\nStep 2: B. {0} Not labelled."
+    marked = {"input": given.format("ки"), "label": given.format("+")}
+    [one] = load(tmp_path / "data.jsonl", [marked | {"answer": "7"}], answer_step=True)
+    assert one.problem == "Is Step 1: a step?"
+    assert one.texts == ("40*3=120.", "B.")  # its end is not known, so no answer is added
     with pytest.raises(DataError, match="label is not input with"):
         load(tmp_path / "data.jsonl", [row(1, "+++") | {"label": "Another text +"}])
 
