@@ -7,6 +7,7 @@ RUN2   =
 MODEL  =
 DATA   =
 BENCH  =
+PROBLEM =
 NAME   =
 ARGS   =
 # For set-up: which Python makes .venv, and which torch goes into it (`make clean` before a change).
@@ -22,6 +23,8 @@ quoted = '$(subst ','\'',$(1))'
 NAMED_CONFIG = $(if $(findstring command,$(origin CONFIG)),--config $(CONFIG))
 
 export HF_HUB_DISABLE_TELEMETRY = 1
+# A text, which may hold a dollar sign: never expanded, neither here nor for a command's environment.
+unexport PROBLEM
 # So that a message can say what to type again.
 export SRL_STARTED_BY = make
 
@@ -73,8 +76,8 @@ check-data: need-data $(STAMP) ## check a data set without a model: DATA=gsm8k, 
 	$(PY) -m srl check-data $(DATA) $(ARGS)
 
 solve: $(STAMP) ## a problem of yours, solved by a run's policy or a model: PROBLEM="..." [RUN=name] [MODEL=name]
-	@$(PY) -m srl solve $(if $(RUN),--run $(call quoted,$(RUN)),--config $(CONFIG) $(if $(MODEL),--model $(call quoted,$(MODEL)))) \
-	  $(if $(PROBLEM),--problem $(call quoted,$(PROBLEM))) $(ARGS)
+	@$(PY) -m srl solve $(if $(RUN),--run $(call quoted,$(RUN)),--config $(CONFIG)) $(if $(MODEL),--model $(call quoted,$(MODEL))) \
+	  $(if $(value PROBLEM),--problem $(call quoted,$(value PROBLEM))) $(ARGS)
 
 demo: $(STAMP) ## the method on one step, without training: attempts, scores, advantages [CONFIG=file.yaml]
 	@$(PY) -m srl demo --config $(CONFIG) $(OWN) $(ARGS)

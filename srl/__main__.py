@@ -22,15 +22,13 @@ def run() -> int:
 
         return main()
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _PACKAGES:
+        if error.name not in _PACKAGES:
             raise
         own = Path(__file__).resolve().parents[1] / ".venv/bin/python"
-        there = f"{own} -m srl …" if own.is_file() else "make setup, then .venv/bin/python -m srl …"
-        sys.stderr.write(
-            f"srl: {sys.executable} has no package {package}. Use the environment that make setup "
-            f"makes: {there}, or source .venv/bin/activate first\n"
-        )
+        use = f"Use the environment that make setup made: {own} -m srl …"
+        if not own.is_file() or Path(sys.executable) == own:
+            use = "Install what is missing with: make clean, then make setup"
+        sys.stderr.write(f"srl: {sys.executable} has no package {error.name}. {use}\n")
         return 2
 
 

@@ -378,7 +378,8 @@ def test_a_runs_own_policy_and_a_folder_for_held_out_problems(
     assert (run / "command.txt").is_file()
     assert (run / "environment.json").is_file()
     assert main(words) == 2
-    assert "is never overwritten" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "is complete and is never overwritten. For a new run take a free name" in shown
     assert main([*words[:-1], "none", "--test_problems", "0", "--validation_problems", "0"]) == 2
     assert not Path("runs/none").exists()
 

@@ -309,7 +309,11 @@ def test_a_used_name_is_never_overwritten(home: Path, capsys: pytest.CaptureFixt
     (folder / "summary.json").write_text("{}")
     assert train() == 2
     shown = capsys.readouterr().err
-    assert "runs/one is a complete run" in shown
+    assert "runs/one is complete" in shown
+    assert "inspect" not in shown  # it has no steps to look at
+    (folder / "steps.jsonl").touch()
+    assert train() == 2
+    shown = capsys.readouterr().err
     assert "make inspect RUN=one" in shown
     assert "resume" not in shown
 
@@ -491,4 +495,3 @@ def test_another_python_without_the_packages_says_which_to_use() -> None:
     [line] = done.stderr.splitlines()
     assert "has no package rich" in line
     assert "make setup" in line
-    assert ".venv/bin/python -m srl" in line

@@ -105,7 +105,7 @@ def test_a_choice_takes_along_what_it_starts_from(tmp_path: Path) -> None:
     assert chosen(rows=["srl"], difficulties=["easy"]) == {"easy.srl.0", "easy.srl.3"}
     assert chosen(seeds=[0], difficulties=["easy"]) == {"easy.base", "easy.srl.0", "easy.two.0"}
     for words, message in (
-        ({"rows": ["slr"]}, r"--rows slr: .*has rows base, two, srl; .*add slr"),
+        ({"rows": ["slr"]}, r"--rows slr: .*has rows base, two, srl; did you mean srl"),
         ({"seeds": [1]}, r"--seeds 1: .*has seeds 0, 3; .*add 1 to `seeds`"),
         ({"difficulties": ["x"]}, r"--difficulties x: .*has difficulties easy, hard"),
     ):

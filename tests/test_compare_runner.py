@@ -279,7 +279,7 @@ def test_cells_as_users_get_them(
     assert main([*words, "--table"]) == 0
     assert "Incomplete, 4 of 5 cells" in capsys.readouterr().out
     for more, message in (
-        (["--rows", "bse"], "--rows bse: .*base, srl, two"),
+        (["--rows", "bse"], "--rows bse: .* has rows base, srl, two; did you mean base"),
         (["--seeds", "x"], "--seeds is 'x'; give whole numbers"),
         (["--jobs", "0"], "--jobs is 0; it must be 1 or more"),
         (["--job-s", "2"], "unknown words: --job-s 2; did you mean --jobs"),

@@ -85,7 +85,7 @@ CUSTOM = "experiments/custom_reward.py"
 
 def test_the_example_rewards_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    words = {"name": f"{CUSTOM}:Mentions", "weight": -0.1, "options": {"words": ["so", "hence"]}}
+    words = {"name": f"{CUSTOM}:Mentions", "weight": -0.1, "options": {"words": ["So", "hence"]}}
     rewards = RewardSum(
         {
             f"{CUSTOM}:same_object": 1.0,

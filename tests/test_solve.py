@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,7 @@ def test_a_run_solves_with_its_policy(
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     config = yaml.safe_load((ROOT / "experiments/tiny/srl.yaml").read_text())
-    config |= {"model": str(ROOT / "experiments/tiny/base"), "bf16": True}  # of a GPU machine
+    config |= {"model": "gone/base", "bf16": True}  # of a GPU machine
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     problem, answer = short_problem()
     words = ["solve", "--run", str(run), "--problem", problem]
@@ -82,7 +84,38 @@ def test_a_run_solves_with_its_policy(
     assert "has neither a policy nor a checkpoint yet" in capsys.readouterr().err
     (run / "policy").symlink_to(ROOT / "experiments/tiny/base")
     assert main(words) == 0
-    assert f"answer: {answer}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"answer: {answer}" in shown
+    assert "in float32: one was trained in bf16, which needs a GPU" in shown
+    assert main([*words, "--model", "other"]) == 2
+    assert "--run" in capsys.readouterr().err
+
+
+def test_a_policy_with_worked_examples_and_too_little_room(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    problem, _ = short_problem()
+    few = ["--few_shot", "1", "--data.limit", "60"]
+    few += ["--test_problems", "4", "--validation_problems", "4"]
+    assert main([*BASE, "--problem", problem, *few]) == 0
+    assert "step 1: " in capsys.readouterr().out
+    assert main([*BASE, "--problem", problem, "--max_completion_length", "100000"]) == 0
+    assert "no room for max_completion_length = 100,000 more tokens" in capsys.readouterr().out
+
+
+def test_a_problem_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*BASE, "--problem", "\udcff abc"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_the_make_target_passes_any_text_on() -> None:
+    problem = "It costs $40. $(shell touch bad) Ann's\nfriend?"
+    done = subprocess.run(
+        ["make", "-n", "solve", "RUN=one", f"PROBLEM={problem}"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert shlex.split(done.stdout)[-2:] == ["--problem", problem]
+    assert not (ROOT / "bad").exists()
 
 
 def test_play_has_no_model(capsys: pytest.CaptureFixture[str]) -> None:

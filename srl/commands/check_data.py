@@ -406,7 +406,7 @@ def _render_judged(check: DataCheck) -> str:
         return f"{check.judged_right:,}"
     return (
         f"{check.judged_right:,}; {check.unstated:,} others do not end with a step that states the "
-        "answer (--answer_step true adds one)"
+        "answer (--answer_step true adds one to complete solutions)"
     )
 
 

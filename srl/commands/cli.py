@@ -178,7 +178,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
     else:
-        experiment = _experiment_of(run, rest, trust_code=args.trust_code)
+        experiment = _experiment_of(run, rest, console, trust_code=args.trust_code)
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
     elif run is not None:
@@ -200,10 +200,10 @@ def _policy_of(run: RunFolder, console: Console) -> str:
     return str(newest)
 
 
-def _experiment_of(run: RunFolder, rest: Sequence[str], *, trust_code: bool) -> Experiment:
+def _experiment_of(
+    run: RunFolder, rest: Sequence[str], console: Console, *, trust_code: bool
+) -> Experiment:
     """Returns a run's experiment with the options in `rest`; in float32 if bf16 needs a GPU."""
-    import torch
-
     from srl.config.experiment import parse_experiment
     from srl.config.strict_yaml import apply_overrides
     from srl.config.trust import note, refuse_foreign
@@ -213,9 +213,12 @@ def _experiment_of(run: RunFolder, rest: Sequence[str], *, trust_code: bool) -> 
     if not trust_code:
         refuse_foreign(values, str(run.config), named=given)
     note(values)
-    on_cpu = bool(values.get("use_cpu"))  # then bf16 works without a GPU
-    if "bf16" not in given and not on_cpu and not torch.cuda.is_available():
-        values.pop("bf16", None)
+    if values.get("bf16") and "bf16" not in given and not values.get("use_cpu"):
+        from transformers.utils import is_torch_bf16_gpu_available
+
+        if not is_torch_bf16_gpu_available():
+            say(console, f"in float32: {run.name} was trained in bf16, which needs a GPU")
+            values["bf16"] = False
     return parse_experiment(values, where=str(run.config))
 
 
@@ -229,12 +232,27 @@ def _solve(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
         experiment = load_experiment(args.config, rest)
         model = experiment.model
     else:
+        if any(word.partition("=")[0] == "--model" for word in rest):
+            raise UsageError(
+                f"--run {args.of_run} names the policy; leave --model away, or give --config for "
+                "the prompts of another model"
+            )
         run = RunFolder.open(run_path(args.of_run))
-        experiment = _experiment_of(run, rest, trust_code=args.trust_code)
+        experiment = _experiment_of(run, rest, console, trust_code=args.trust_code)
         model = _policy_of(run, console)
-    problem = sys.stdin.read() if args.problem is None else args.problem
+    problem = _typed() if args.problem is None else args.problem
     solve(experiment, model, problem, whole=args.whole, console=console)
     return 0
+
+
+def _typed() -> str:
+    """Returns the text on standard input; on a terminal it first says how to end it."""
+    if sys.stdin.isatty():
+        sys.stderr.write("Type the problem; end it with Ctrl-D on a line of its own.\n")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text: {error.reason}") from error
 
 
 def _eval_bench(

@@ -21,6 +21,8 @@ from srl.evaluation.solving import Attempt, solve_step_by_step, solve_whole
 from srl.models.loading import context_limit, load_policy, prompt_format
 from srl.rollout.samplers import SamplingParams, make_sampler
 
+_SHOWN = 300  # characters of a line that breaks the format
+
 
 def solve(
     experiment: Experiment, model_name: str, problem: str, *, whole: bool, console: Console
@@ -44,6 +46,8 @@ def solve(
     """
     if not problem.strip():
         raise UsageError('there is no problem; give its text: --problem "How much is 2 + 2?"')
+    if any("\ud800" <= sign <= "\udfff" for sign in problem):
+        raise UsageError("the problem is not UTF-8 text")
     for source in experiment.data_plan.sources:
         if source.environment not in ENVIRONMENTS:
             raise UsageError(
@@ -95,7 +99,8 @@ def _show(attempt: Attempt, experiment: Experiment, console: Console) -> None:
     _say(console, "no answer", _why(attempt, experiment.args))
     written = attempt.text.splitlines()
     if attempt.failure != "no_answer" and written:
-        _say(console, "its last line", written[-1])
+        line = written[-1]
+        _say(console, "its last line", line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …")
 
 
 def _why(attempt: Attempt, args: TrainerConfig) -> str:
@@ -105,7 +110,8 @@ def _why(attempt: Attempt, args: TrainerConfig) -> str:
     if attempt.failure == "no_answer":
         return "none is stated"
     if attempt.failure == "context_limit":
-        return "the policy's context has no room for more"
+        name = "whole_max_completion_length" if attempt.mode == "whole" else "max_completion_length"
+        return f"the policy's context has no room for {name} = {getattr(args, name):,} more tokens"
     if attempt.failure == "truncated":
         name = "whole_max_completion_length" if attempt.mode == "whole" else "max_completion_length"
         return f"the text was cut off at {name} = {getattr(args, name):,} tokens"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srl.config.experiment import Experiment
+from srl.config.strict_yaml import nearest
 from srl.errors import UsageError
 
 
@@ -88,10 +89,13 @@ class Plan:
         ):
             for choice in asked or ():
                 if choice not in there:
+                    names = [str(name) for name in there]
+                    add = f"; choose among them, or add {choice} to `{what[2:]}` in the file"
+                    if self.quick:
+                        add = "; choose among them, or leave --quick away"
                     raise UsageError(
-                        f"{what} {choice}: {self.source} has {what[2:]} "
-                        f"{', '.join(map(str, there))}; "
-                        f"choose among them, or add {choice} to `{what[2:]}` in the file"
+                        f"{what} {choice}: {self.source}{' with --quick' * self.quick} has "
+                        f"{what[2:]} {', '.join(names)}{nearest(choice, names) or add}"
                     )
         chosen: set[str | None] = set()
         for cell in reversed(self.cells):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,7 +28,6 @@ from srl.config.strict_yaml import (
     apply_overrides,
     build,
     fit,
-    nearest,
     read_settings,
     refuse_unknown,
 )
@@ -191,9 +191,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     path = Path(path)
     if not path.is_file():
-        meant = nearest(path.stem, sorted(config.stem for config in path.parent.glob("*.yaml")))
+        beside = {config.stem: config for config in sorted(path.parent.glob("*.yaml"))}
+        near = get_close_matches(path.stem, beside, n=1)
+        meant = f", such as {beside[near[0]]}" if near else ""
         raise UsageError(
-            f"there is no config file {path}{meant}; name one with CONFIG=… or --config …"
+            f"there is no config file {path}; name one with CONFIG=… or --config …{meant}"
         )
     values = apply_overrides(read_settings(path), overrides)
     note(values)

@@ -33,8 +33,6 @@ _USUAL = {
     "rollouts": "num_generations",
     "num_rollouts": "num_generations",
     "generations": "num_generations",
-    "context_length": "max_completion_length",
-    "max_length": "max_completion_length",
     "max_tokens": "max_completion_length",
     "max_new_tokens": "max_completion_length",
 }

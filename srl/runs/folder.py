@@ -108,9 +108,10 @@ class RunFolder:
             )
         free = f"make train RUN={free_name(self.path.parent, self.name)}"
         if _is_file(self.summary):
+            look = f" Look at it with: make inspect RUN={self.called}." * _is_file(self.steps)
             raise UsageError(
-                f"{self.path} is a complete run and is never overwritten. Look at it with: "
-                f"make inspect RUN={self.called}. For a new run take a free name: {free}"
+                f"{self.path} is complete and is never overwritten.{look} For a new run take a "
+                f"free name: {free}"
             )
         raise UsageError(
             f"{self.path} is in use and is never overwritten. To go on with that run: "
@@ -136,7 +137,7 @@ class RunFolder:
         names = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         there = f"Runs in {path.parent}: {', '.join(names)}" if names else "Start one: make train"
         raise UsageError(
-            f"{path} is not a run folder: {reason}{nearest(path.name, names)}. {there}"
+            f"{path} is not a run folder: {reason}. {there}{nearest(path.name, names)}"
         )
 
     @classmethod
