@@ -99,8 +99,8 @@ def test_a_policy_with_worked_examples_and_too_little_room(
     few += ["--test_problems", "4", "--validation_problems", "4"]
     assert main([*BASE, "--problem", problem, *few]) == 0
     assert "step 1: " in capsys.readouterr().out
-    assert main([*BASE, "--problem", problem, "--max_completion_length", "100000"]) == 0
-    assert "no room for max_completion_length = 100,000 more tokens" in capsys.readouterr().out
+    assert main([*BASE, "--problem", problem, "--max_completion_length", "5000"]) == 0
+    assert "no room for max_completion_length = 5,000 more tokens" in capsys.readouterr().out
 
 
 def test_a_problem_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
