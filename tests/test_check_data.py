@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
@@ -37,6 +38,24 @@ def test_counts_by_hand() -> None:
     assert (check.self_score_min, check.self_score_failures) == (1.0, 0)
     assert check.notes == {"cut": 1}
     assert check.pairs == 4
+
+
+def test_solutions_that_state_no_answer_are_counted_where_that_can_be_mended(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"problem": "a", "solution": "2 + 2 = 4\n4 + 1 = 5", "answer": "5"},
+        {"problem": "b", "solution": "2 + 2 = 4\nThe answer is 4.", "answer": "4"},
+        {"problem": "c", "solution": "2 + 2 = 4\nThe answer is 4.", "answer": "7"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check = check_data(load_trajectories("files", str(path)), REPORT)
+    assert (check.judged_right, check.unstated) == (1, 1)
+    assert "1; 1 others do not end with a step that states the answer" in render(check)
+    mended = check_data(load_trajectories("files", str(path), answer_step=True), REPORT)
+    assert (mended.judged_right, mended.unstated) == (2, 0)
+    assert "answer_step" not in render(mended)
 
 
 def test_floors_by_hand() -> None:

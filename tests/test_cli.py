@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -222,6 +223,27 @@ def test_eval_of_a_policy_without_format_shows_no_nan(
     shown = capsys.readouterr()
     assert "nan" not in shown.out.lower()
     assert re.search(r"format failures\s+│\s+24 │\s+100\.0 ", shown.out)
+
+
+def test_the_nearest_config_and_run_are_named(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "laptop.yaml").touch()
+    refused(capsys, main(["train", "--config", "labtop.yaml"]), r", such as laptop\.yaml$")
+    (home / "runs/first").mkdir(parents=True)
+    (home / "runs/first/config.yaml").touch()
+    assert main(["resume", "frist"]) == 2
+    assert "Runs in runs: first; did you mean first?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_small_config_trains_any_model_on_any_file(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, model = (ROOT / "experiments" / name for name in ("gsm8k/laptop.yaml", "tiny/base"))
+    words = ["--config", str(config), "--model", str(model), "--save_strategy", "no"]
+    words += ["--data", "{source: files, path: data.jsonl}", "--run-name", "one"]
+    assert main(["train", *words, "--max_steps", "1", "--test_problems", "2"]) == 0
+    assert json.loads((home / "runs/one/summary.json").read_text())["after"]
 
 
 def test_check_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,11 +101,14 @@ def test_an_unknown_key_like_nothing_known() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_steps": "5"}, r"my.yaml: max_steps is '5' \(str\); it must be of type int"),
+        (
+            {"max_steps": "5"},
+            r"my.yaml: max_steps is '5' \(str\); it must be of type int, such as 3$",
+        ),
         ({"max_steps": 5.0}, r"max_steps is 5.0 \(float\); it must be of type int"),
         ({"max_steps": None}, r"max_steps is None \(NoneType\)"),
         ({"num_generations": True}, r"num_generations is True \(bool\); it must be of type int"),
-        ({"think": 1}, r"think is 1 \(int\); it must be of type bool"),
+        ({"think": 1}, r"think is 1 \(int\); it must be of type bool: true or false$"),
         ({"learning_rate": "fast"}, r"learning_rate is 'fast' \(str\); it must be of type float"),
         ({"learning_rate": True}, r"learning_rate is True \(bool\)"),
         ({"min_p": []}, r"min_p is \[\] \(list\); it must be of type float or null"),
