@@ -27,7 +27,6 @@ from srl.errors import RunError, UsageError
 from srl.redaction import scrubbed, without_secrets
 
 if TYPE_CHECKING:
-    from srl.config.experiment import Experiment
     from srl.runs.folder import RunFolder
 
 INTERRUPTED = 130
@@ -150,10 +149,11 @@ def _resume(args: argparse.Namespace, rest: list[str], argv: list[str], console:
 
 
 def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
+    from srl.commands.of_run import experiment_of, policy_of
     from srl.runs.folder import RunFolder, run_path
 
     run = None if args.of_run is None else RunFolder.open(run_path(args.of_run))
-    model = args.model if run is None else _policy_of(run, console)
+    model = args.model if run is None else policy_of(run, console)
     if args.bench is not None:
         return _eval_bench(args, rest, argv, console, model, run)
     if run is None and not args.config:
@@ -178,7 +178,7 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     if args.config or run is None:
         experiment = load_experiment(args.config, rest)
     else:
-        experiment = _experiment_of(run, rest, console, trust_code=args.trust_code)
+        experiment = experiment_of(run, rest, console, trust_code=args.trust_code)
     if args.run_name:
         evaluate_into(args.run_name, model, experiment, argv, console)
     elif run is not None:
@@ -188,42 +188,9 @@ def _eval(args: argparse.Namespace, rest: list[str], argv: list[str], console: C
     return 0
 
 
-def _policy_of(run: RunFolder, console: Console) -> str:
-    """Returns the folder of a run's policy; of an unfinished run, its newest checkpoint."""
-    from srl.runs.checkpoints import latest_checkpoint
-
-    if run.policy.is_dir():
-        return str(run.policy)
-    newest = latest_checkpoint(run.path, lambda line: say(console, line))
-    if newest is None:
-        raise UsageError(f"{run.path} has neither a policy nor a checkpoint yet")
-    return str(newest)
-
-
-def _experiment_of(
-    run: RunFolder, rest: Sequence[str], console: Console, *, trust_code: bool
-) -> Experiment:
-    """Returns a run's experiment with the options in `rest`; in float32 if bf16 needs a GPU."""
-    from srl.config.experiment import parse_experiment
-    from srl.config.strict_yaml import apply_overrides
-    from srl.config.trust import note, refuse_foreign
-
-    values = apply_overrides(run.read_config(), rest)
-    given = apply_overrides({}, rest)
-    if not trust_code:
-        refuse_foreign(values, str(run.config), named=given)
-    note(values)
-    if values.get("bf16") and "bf16" not in given and not values.get("use_cpu"):
-        from transformers.utils import is_torch_bf16_gpu_available
-
-        if not is_torch_bf16_gpu_available():
-            say(console, f"in float32: {run.name} was trained in bf16, which needs a GPU")
-            values["bf16"] = False
-    return parse_experiment(values, where=str(run.config))
-
-
 def _solve(args: argparse.Namespace, rest: list[str], argv: list[str], console: Console) -> int:
     _quieten()
+    from srl.commands.of_run import experiment_of, policy_of
     from srl.commands.solve import solve
     from srl.config.experiment import load_experiment
     from srl.runs.folder import RunFolder, run_path
@@ -238,8 +205,8 @@ def _solve(args: argparse.Namespace, rest: list[str], argv: list[str], console: 
                 "the prompts of another model"
             )
         run = RunFolder.open(run_path(args.of_run))
-        experiment = _experiment_of(run, rest, console, trust_code=args.trust_code)
-        model = _policy_of(run, console)
+        experiment = experiment_of(run, rest, console, trust_code=args.trust_code)
+        model = policy_of(run, console)
     problem = _typed() if args.problem is None else args.problem
     solve(experiment, model, problem, whole=args.whole, console=console)
     return 0
