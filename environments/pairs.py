@@ -45,14 +45,14 @@ class Pair(NamedTuple):
 
     @property
     def reading(self) -> str:
-        """How these columns are read, in a few words."""
+        """Returns how these columns are read, in a few words."""
         what = "steps are" if self.solution in _STEPS else "solution"
         added = "".join(f" with `{column}`" for column in self.beside[:1])
         return f"the problem is `{self.problem}`{added}, the {what} `{self.solution}`"
 
     @property
     def columns(self) -> list[str]:
-        """All columns that a row of the file may use."""
+        """Returns all columns that a row of the file may use."""
         return [self.problem, *self.beside, *_STEPS, *_SOLUTION, self.solution, "history"]
 
     def read(self, row: Row) -> ExpertRow:
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
     def _problem(self, row: Row) -> str:
         """Returns the problem's text, with its input or context, and its options."""
         problem = question_of(row, self.problem)
-        more = [str(row[column]) for column in self.beside if str(row.get(column) or "").strip()]
+        more = [str(row[column]) for column in self.beside if _is_text(row.get(column))]
         options = [option for option in _options(row) if option not in problem]
         return "\n".join([problem, *more, *options])
 
@@ -111,11 +111,7 @@ def is_gsm8k(row: Row) -> bool:
 
 def _held_by(row: Row) -> str | None:
     """Returns the column of a row that holds steps or a solution; None if none does."""
-    for column in _STEPS:
-        value = row.get(column)
-        if (isinstance(value, list | tuple) and value) or _is_text(value):
-            return column
-    for column in _SOLUTION:
+    for column in (*_STEPS, *_SOLUTION):
         value = row.get(column)
         if (isinstance(value, list | tuple) and value) or _is_text(value):
             return column
