@@ -386,9 +386,10 @@ class RewardSum:
 
 def _python() -> str:
     """Returns how to call this interpreter: `python`, or its path where that is another one."""
-    if sys.executable and shutil.which("python") != sys.executable:
-        return os.path.relpath(sys.executable)
-    return "python"
+    if not sys.executable or shutil.which("python") == sys.executable:
+        return "python"
+    inside = os.path.relpath(sys.executable)
+    return sys.executable if inside.startswith(os.pardir) else inside
 
 
 class _Asked(NamedTuple):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_a_reward_that_fails_stops_the_run(
     assert re.search(f"^srl: step reward {message}", shown.err)
     assert "Traceback" not in shown.err
     again = shlex.split(shown.err.strip().partition("to try again: ")[2])
-    assert again[:5] == ["python", "-m", "srl", "score", f"runs/one.failed.{name}.jsonl"]
+    assert shutil.which(again[0]) == sys.executable
+    assert again[1:5] == ["-m", "srl", "score", f"runs/one.failed.{name}.jsonl"]
     # What the message says to type reproduces it.
     assert main(again[3:]) == 1
     again_shown = capsys.readouterr()
