@@ -242,7 +242,8 @@ def test_a_small_config_trains_any_model_on_any_file(
     config, model = (ROOT / "experiments" / name for name in ("gsm8k/laptop.yaml", "tiny/base"))
     words = ["--config", str(config), "--model", str(model), "--save_strategy", "no"]
     words += ["--data", "{source: files, path: data.jsonl}", "--run-name", "one"]
-    assert main(["train", *words, "--max_steps", "1", "--test_problems", "2"]) == 0
+    short = ["--whole_max_completion_length", "50", "--solve_max_steps", "2"]
+    assert main(["train", *words, "--max_steps", "1", "--test_problems", "2", *short]) == 0
     assert json.loads((home / "runs/one/summary.json").read_text())["after"]
 
 
