@@ -29,6 +29,7 @@ _STRUCTURE = re.compile(
     r"""\s*(\[\s*((['"{\[\d-]|(true|false|null|True|False|None)\b).*)?\]|\{\s*['"].*\})\s*""",
     re.DOTALL,
 )
+_OF_TEXTS = re.compile(r"""\s*(\[\s*['"{]|\{\s*['"])""")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HINT = (
     f"Give a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, "
@@ -241,7 +242,7 @@ def _cell(text: str) -> object:
             continue
         if isinstance(value, list | dict):
             return value
-    return Unreadable(text)
+    return Unreadable(text) if _OF_TEXTS.match(text) else text  # [1/2, 3] is an answer
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -418,8 +419,17 @@ def answer_of(row: Row, column: str) -> str | None:
     value = row.get(column)
     if value is None or value != value:  # NaN: a missing number in a table
         return None
+    if isinstance(value, list) and value and _is_numbers(value):
+        return json.dumps(value)  # a point or an interval, such as [0, 1]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise UnusableRowError(f"{column} is {NOT_TEXT}")
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         value = int(value)  # tables with a missing number have 4.0 for 4
     return str(value).strip() or None
+
+
+def _is_numbers(value: object) -> bool:
+    """Returns whether a value is a number, or a list of numbers and of such lists."""
+    if isinstance(value, list):
+        return all(map(_is_numbers, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)

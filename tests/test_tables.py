@@ -53,6 +53,18 @@ def test_tables_as_programs_write_them(tmp_path: Path) -> None:
         load_trajectories("files", str(path))
 
 
+def test_brackets_in_tables_may_be_mathematics(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    answers = ["[0, 1]", "[1/2, 3]", "(0, 1]", "{1, 2}", "[[1, 2], [3, 4]]", "[-1, 1)"]
+    problems = ["[5 + ? * 19] / [13 * 13 - 156]", "[Hard] How many?", "[x]", "[1]/[2]", "a", "b"]
+    with path.open("w", newline="") as file:
+        rows = zip(problems, ["A is 1. B is 2."] * len(answers), answers, strict=True)
+        csv.writer(file).writerows([["problem", "solution", "answer"], *rows])
+    found = load_trajectories("files", str(path))
+    assert [one.problem for one in found] == problems
+    assert [one.answer for one in found] == answers
+
+
 def test_cells_of_tables_hold_lists_messages_labels_and_words(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
 
