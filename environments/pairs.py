@@ -60,9 +60,9 @@ class Pair(NamedTuple):
         solution = _held_by(row)
         if solution is None:
             raise UnusableRowError(NO_SOLUTION)
-        if solution in _STEPS:
-            return with_steps(row, self._problem(row), solution)
         prompt, given = row.get(self.problem), row.get(solution)
+        if solution in _STEPS or _is_texts(given):
+            return with_steps(row, self._problem(row), solution)
         if isinstance(prompt, list | tuple):
             turns = turns_of(prompt, self.problem)
         else:
@@ -117,10 +117,18 @@ def _held_by(row: Row) -> str | None:
             return column
     if _explains(row.get("answer")):
         return None if is_gsm8k(row) else "answer"
-    remark = next((column for column in _REMARKS if _explains(row.get(column))), None)
+    remarks = (
+        column for column in _REMARKS if _explains(row.get(column)) or _is_texts(row.get(column))
+    )
+    remark = next(remarks, None)
     if remark is None and thought_beside(row, "content") and _is_text(row.get("content")):
         return "content"
     return remark
+
+
+def _is_texts(value: object) -> bool:
+    """Returns whether a value is a list of texts; in a solution's place it holds the steps."""
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
 
 
 def _is_text(value: object) -> bool:

@@ -26,6 +26,11 @@ def texts_of(tmp_path: Path, row: dict[str, object], **options: object) -> tuple
         ({"solution": TWO, "steps": None}, ["A is 1.", "B is 2."]),
         ({"response": TWO, "trajectory": None}, ["A is 1.", "B is 2."]),
         ({"solution": TWO, "steps": ["C.", "D."]}, ["C.", "D."]),
+        ({"solution": ["C.", "D."]}, ["C.", "D."]),
+        (
+            {"context": "Cats are mice.", "explanation": ["C.", "D."], "answer": "True"},
+            ["C.", "D."],
+        ),
         ({"explanation": TWO, "answer": "2"}, ["A is 1.", "B is 2."]),
         ({"explanation": "See the book. Page 4.", "answer": TWO}, ["A is 1.", "B is 2."]),
         ({"reasoning": "Hmm, let me think. Wait, no.", "answer": TWO}, ["A is 1.", "B is 2."]),
