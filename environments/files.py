@@ -175,7 +175,8 @@ def _is_labelled_wrong(row: Row) -> bool:
     """
     values = [row.get(column) for column in ("label", "correct", "is_correct")]
     words = [str(value).strip().lower() for value in values if isinstance(value, bool | str)]
-    return "false" in words
+    graded = [row.get(column) for column in ("correct", "is_correct")]  # a label may be a class
+    return "false" in words or any(type(value) in (int, float) and value == 0 for value in graded)
 
 
 def _answer_step(steps: Sequence[Step], answer: str, problem: str) -> list[Step]:

@@ -119,3 +119,11 @@ class _Spellings(dict[int, str]):
 @lru_cache(maxsize=16)
 def _spellings(encoding: str, *, one_line: bool) -> _Spellings:
     return _Spellings(encoding, one_line=one_line)
+
+
+def say_titled(console: Console, head: str, text: str) -> None:
+    """Prints a text after its bold title; control characters in the text are written as codes."""
+    from rich.text import Text
+
+    lines = "\n".join(visible(line) for line in text.splitlines())
+    console.print(Text(f"{head}: ", "bold").append(lines, "not bold"), soft_wrap=True)

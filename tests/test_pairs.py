@@ -124,6 +124,13 @@ def test_a_row_that_is_labelled_wrong_is_dropped(
     assert report.dropped == {"labelled as wrong": 1}
 
 
+def test_a_grade_of_zero_is_wrong_and_a_class_of_zero_is_not(tmp_path: Path) -> None:
+    rows = [ASKED | {"solution": TWO, column: 0} for column in ("correct", "is_correct", "label")]
+    report = LoadReport()
+    assert len(load(tmp_path / "data.jsonl", rows, report=report)) == 1
+    assert report.dropped == {"labelled as wrong": 2}
+
+
 @pytest.mark.parametrize(
     ("labels", "right"),
     [

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from rich.console import Console
-from rich.text import Text
 
 from environments.types import LoadReport
 from srl.commands.score import show
 from srl.config.experiment import Experiment
-from srl.console import visible
+from srl.console import say_titled
 from srl.data.steps import StepExample, build_examples
 from srl.data.stream import PromptStream
 from srl.errors import UsageError
@@ -61,7 +60,7 @@ def play(experiment: Experiment, answers: TextIO, console: Console) -> None:
         if typed == ":next":
             skip_problem = True
         elif typed in (":skip", ""):
-            _say(console, "expert", example.expert_step)
+            say_titled(console, "expert", example.expert_step)
         else:
             step = example.context(typed, thought="")
             score = rewards.score([step])[0]
@@ -86,20 +85,15 @@ def _rows(examples: list[StepExample], seed: int) -> Iterator[tuple[StepExample,
 def _show_context(example: StepExample, is_new: bool, console: Console) -> None:
     if is_new:
         console.rule(style="dim")
-        _say(console, "problem", example.problem)
+        say_titled(console, "problem", example.problem)
     # Within a problem, only the step that was added to the context is shown.
     before = example.previous if is_new else example.previous[-1:]
     for number, step in enumerate(before, start=example.step_index - len(before) + 1):
-        _say(console, f"step {number}", step.text)
+        say_titled(console, f"step {number}", step.text)
         if step.observation:
-            _say(console, "observed", step.observation)
+            say_titled(console, "observed", step.observation)
     if example.title is not None:
-        _say(console, "title", example.title)
-
-
-def _say(console: Console, head: str, text: str) -> None:
-    lines = "\n".join(visible(line) for line in text.splitlines())
-    console.print(Text(f"{head}: ", "bold").append(lines, "not bold"), soft_wrap=True)
+        say_titled(console, "title", example.title)
 
 
 def _typed(answers: TextIO, console: Console) -> Iterator[str]:

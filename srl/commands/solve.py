@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from transformers import set_seed
 
 from environments import ENVIRONMENTS
 from environments.types import Trajectory
 from srl.config.experiment import Experiment
 from srl.config.settings import TrainerConfig
-from srl.console import visible
+from srl.console import say_titled
 from srl.data.shots import draw_shots
 from srl.data.splits import load_splits
 from srl.errors import UsageError
@@ -91,16 +90,16 @@ def solve(
 def _show(attempt: Attempt, experiment: Experiment, console: Console) -> None:
     for number, step in enumerate(attempt.steps, start=1):
         if step.thought:
-            _say(console, "thought", step.thought)
-        _say(console, "solution" if attempt.mode == "whole" else f"step {number}", step.text)
+            say_titled(console, "thought", step.thought)
+        say_titled(console, "solution" if attempt.mode == "whole" else f"step {number}", step.text)
     if attempt.failure is None:
-        _say(console, "answer", attempt.answer or "none")
+        say_titled(console, "answer", attempt.answer or "none")
         return
-    _say(console, "no answer", _why(attempt, experiment.args))
+    say_titled(console, "no answer", _why(attempt, experiment.args))
     written = attempt.text.splitlines()
     if attempt.failure != "no_answer" and written:
         line = written[-1]
-        _say(console, "its last line", line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …")
+        say_titled(console, "its last line", line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …")
 
 
 def _why(attempt: Attempt, args: TrainerConfig) -> str:
@@ -109,15 +108,9 @@ def _why(attempt: Attempt, args: TrainerConfig) -> str:
         return f"none is stated in solve_max_steps = {args.solve_max_steps} steps"
     if attempt.failure == "no_answer":
         return "none is stated"
+    name = "whole_max_completion_length" if attempt.mode == "whole" else "max_completion_length"
     if attempt.failure == "context_limit":
-        name = "whole_max_completion_length" if attempt.mode == "whole" else "max_completion_length"
         return f"the policy's context has no room for {name} = {getattr(args, name):,} more tokens"
     if attempt.failure == "truncated":
-        name = "whole_max_completion_length" if attempt.mode == "whole" else "max_completion_length"
         return f"the text was cut off at {name} = {getattr(args, name):,} tokens"
     return f"the text breaks the format: {attempt.failure}"
-
-
-def _say(console: Console, head: str, text: str) -> None:
-    lines = "\n".join(visible(line) for line in text.splitlines())
-    console.print(Text(f"{head}: ", "bold").append(lines, "not bold"), soft_wrap=True)
